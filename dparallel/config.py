@@ -1,0 +1,406 @@
+"""Every setting of every stage, as frozen models; YAML files with dotted overrides on top.
+
+An unknown key, a wrong type or a combination that makes no sense is a `ConfigError` that names
+the key, the value and what would be valid, before any work starts.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+Rule = Literal["steps", "confidence", "entropy"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key, why and what to write."""
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DecodingConfig(Config):
+    """How a canvas is filled: semi-autoregressive blocks and a commit rule.
+
+    Args:
+        gen_length: response positions, a multiple of `block_length`.
+        rule: `steps` commits the most confident tokens on a fixed schedule of `steps` forwards;
+            `confidence` all tokens of probability >= `threshold`; `entropy` all tokens of
+            entropy <= `threshold` nats (0.5 unless told). The best token is always committed.
+        stop_at_eos: end a row once an end-of-text token and everything before it are committed.
+        temperature, top_p, seed: draw tokens instead of taking the likeliest. The same seed and
+            prompt give the same tokens, whatever else is in the batch.
+    """
+
+    gen_length: PositiveInt = 256
+    block_length: PositiveInt = 32
+    rule: Rule = "entropy"
+    threshold: NonNegativeFloat | None = None
+    steps: PositiveInt | None = None
+    stop_at_eos: bool = True
+    temperature: NonNegativeFloat = 0.0
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_threshold(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("rule", "entropy") == "entropy":
+            return {**data, "threshold": 0.5 if data.get("threshold") is None else data["threshold"]}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DecodingConfig":
+        if self.gen_length % self.block_length:
+            raise ValueError(
+                f"gen_length={self.gen_length} is not divisible by block_length={self.block_length}; "
+                f"the nearest valid gen_length is "
+                f"{max(1, round(self.gen_length / self.block_length)) * self.block_length}"
+            )
+        blocks = self.gen_length // self.block_length
+        if self.rule == "steps":
+            if self.steps is None or self.threshold is not None:
+                raise ValueError(
+                    f"rule='steps' with steps={self.steps}, threshold={self.threshold}: "
+                    f"give steps (at most gen_length={self.gen_length}) and no threshold"
+                )
+            if self.steps > self.gen_length or self.steps % blocks:
+                raise ValueError(
+                    f"steps={self.steps} must be a multiple of the {blocks} blocks "
+                    f"(gen_length / block_length) and at most gen_length={self.gen_length}"
+                )
+        else:
+            if self.threshold is None or self.steps is not None:
+                raise ValueError(
+                    f"rule={self.rule!r} with threshold={self.threshold}, steps={self.steps}: "
+                    f"give threshold and no steps"
+                )
+            if self.rule == "confidence" and self.threshold > 1:
+                raise ValueError(
+                    f"threshold={self.threshold} for rule='confidence' is a probability: give 0 to 1"
+                )
+        if self.top_p is not None and self.temperature == 0:
+            raise ValueError(
+                f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
+            )
+        return self
+
+
+class ProblemsConfig(Config):
+    """Which problems: `coins` is generated; `jsonl` reads `path`, one object a line."""
+
+    benchmark: Literal["coins", "jsonl"]
+    split: Literal["train", "validation", "test"] = "train"
+    count: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    path: str | None = None
+    prompt_field: str = "prompt"
+    reference_field: str = "reference"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ProblemsConfig":
+        if self.benchmark == "jsonl" and self.path is None:
+            raise ValueError("benchmark='jsonl' needs path: the file to read, one JSON object a line")
+        if self.benchmark == "coins" and (self.path is not None or self.count is None):
+            raise ValueError(
+                f"benchmark='coins' with count={self.count}, path={self.path}: "
+                "it is generated, so give count and no path"
+            )
+        return self
+
+
+class TrajectoriesConfig(Config):
+    """Record how the teacher decodes. Every decoded row is kept, right or wrong."""
+
+    problems: ProblemsConfig
+    decoding: DecodingConfig
+    shard_size: PositiveInt = 500
+    batch_size: PositiveInt = 64
+
+
+class RecipeConfig(Config):
+    """What one distillation sample looks like and what its loss is.
+
+    Args:
+        region: mask inside one `block` (earlier clean, later all masks) or the whole `response`.
+        masking: `random` masks each position with probability `mask_ratio`; `trajectory` masks
+            what the teacher committed at or after a uniformly drawn point of its own order.
+        complement: a second view that masks the rest of the region (`random` only).
+        certainty_weight, certainty_temperature: lambda and T of the entropy term, over masked
+            positions whose argmax already is the teacher's token.
+        eos_region_ratio: how often a region that holds nothing but padding after the first EOS
+            is sampled, against a region with content.
+    """
+
+    region: Literal["block", "response"] = "block"
+    block_length: PositiveInt | None = None
+    masking: Literal["random", "trajectory"]
+    mask_ratio: float = Field(0.5, gt=0, le=1)
+    complement: bool = False
+    certainty_weight: NonNegativeFloat = 0.0
+    certainty_temperature: PositiveFloat = 0.5
+    eos_region_ratio: float = Field(0.1, ge=0, le=1)
+
+    @property
+    def views(self) -> int:
+        return 2 if self.complement else 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RecipeConfig":
+        if (self.region == "block") != (self.block_length is not None):
+            raise ValueError(
+                f"region={self.region!r} with block_length={self.block_length}: "
+                "give block_length for region='block', and only there"
+            )
+        if self.masking == "trajectory" and self.complement:
+            raise ValueError(
+                "masking='trajectory' with complement=true: the complement of a trajectory's "
+                "future is a canvas that decoding never meets; set complement: false"
+            )
+        return self
+
+
+class LoraSettings(Config):
+    """`targets` must each match in every layer."""
+
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
+
+
+class OptimizerConfig(Config):
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class TrainingConfig(Config):
+    """Distil by LoRA. One train step reads `views_per_step` canvases over all processes.
+
+    Args:
+        views_per_step: rows that go through the model in one train step; a recipe with a
+            complement view draws half as many samples, so recipes compare at equal compute.
+        micro_batch_size: views per forward and process; the rest is gradient accumulation.
+        max_length: prompt + response tokens; longer trajectories are left out and counted.
+        only_correct: train on trajectories that were scored as correct.
+        precision: `auto` is bf16 on GPUs that have it, else fp32.
+        deepspeed: ZeRO settings; batch sizes, clipping and precision are filled in.
+    """
+
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerConfig
+    train_steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    views_per_step: PositiveInt = 64
+    micro_batch_size: PositiveInt = 64
+    max_length: PositiveInt | None = None
+    only_correct: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    deepspeed: dict[str, Any] = {}
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 100
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingConfig":
+        if (self.train_steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"train_steps={self.train_steps}, epochs={self.epochs}: give exactly one of them"
+            )
+        return self
+
+
+class MergingConfig(Config):
+    """Merge the adapter; the merged logits must equal base + adapter on real prompts."""
+
+    check_prompts: PositiveInt = 8
+    tolerance: PositiveFloat = 1e-4
+
+
+class Sweep(Config):
+    """One decoding at several thresholds."""
+
+    decoding: DecodingConfig
+    thresholds: tuple[NonNegativeFloat, ...] = Field(min_length=1)
+
+    def decodings(self) -> list[DecodingConfig]:
+        settings = self.decoding.model_dump()
+        return [DecodingConfig(**{**settings, "threshold": each}) for each in self.thresholds]
+
+
+class BenchmarkConfig(Config):
+    """Measure teacher and students; thresholds are chosen on validation, reported on test.
+
+    Args:
+        reference: the decoding every loss of accuracy is counted from: one token per step.
+        fixed: further decodings of the teacher by name, such as few-step.
+        sweeps: thresholds by name; each sweep's operating point is the one of highest TPF among
+            those that lose at most `max_loss` of the reference's accuracy on the validation problems.
+        teacher_sweeps, student_sweeps: which of them each kind of model is measured with.
+        sweep_test: also decode the whole sweep on the test problems (for AUP and the picture);
+            otherwise these come from the validation problems, and say so.
+    """
+
+    test: ProblemsConfig
+    validation: ProblemsConfig
+    reference: DecodingConfig
+    fixed: dict[str, DecodingConfig] = {}
+    sweeps: dict[str, Sweep]
+    teacher_sweeps: tuple[str, ...]
+    student_sweeps: tuple[str, ...]
+    max_loss: NonNegativeFloat = 0.01
+    sweep_test: bool = False
+    batch_size: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BenchmarkConfig":
+        unknown = {*self.teacher_sweeps, *self.student_sweeps} - set(self.sweeps)
+        if unknown:
+            raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+        return self
+
+
+class LaunchConfig(Config):
+    """How training is started; changes where it runs, not what it computes."""
+
+    launcher: Literal["torchrun", "deepspeed"] = "torchrun"
+    processes: PositiveInt = 1
+
+
+class DistillConfig(Config):
+    """One experiment: a teacher, one student per recipe, and how they are compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    teacher: str
+    runs: str = "runs"
+    trajectories: TrajectoriesConfig
+    training: TrainingConfig
+    students: dict[str, RecipeConfig] = Field(min_length=1)
+    merging: MergingConfig = MergingConfig()
+    benchmark: BenchmarkConfig
+    launch: LaunchConfig = LaunchConfig()
+
+
+class TeacherConfig(Config):
+    """The tiny teacher, trained from scratch."""
+
+    out: str
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 320
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    max_position_embeddings: PositiveInt = 64
+    train_steps: PositiveInt
+    batch_size: PositiveInt = 64
+    block_length: PositiveInt = 12
+    seed: NonNegativeInt = 0
+    check_problems: PositiveInt = 200
+    min_accuracy: float = Field(0.97, ge=0, le=1)
+
+
+Loaded = TypeVar("Loaded", bound=Config)
+
+
+def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | None = None) -> Loaded:
+    """Read a YAML file, lay `key.sub=value` overrides over it, and validate.
+
+    A value that is a string ending in `.yaml`, `.yml` or `.json` is replaced by that file's
+    content (a path relative to the file that names it), so a recipe is written once and shared.
+
+    Raises:
+        ConfigError: naming the file, the key, the value and the remedy.
+    """
+    data = _read(Path(path))
+    for override in overrides or []:
+        data = _override(data, override, Path(path).parent)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: " + "; ".join(_explain(model, each) for each in error.errors())
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); see configs/")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__}, expected keys and values")
+    return _inline(data, path.parent)
+
+
+def _inline(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _inline(each, folder) for key, each in value.items()}
+    if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
+        return _read(folder / value)
+    return value
+
+
+def _override(data: dict, override: str, folder: Path) -> dict:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+    try:
+        value = _inline(yaml.safe_load(text), folder)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    return _replace(data, key.split("."), value, override)
+
+
+def _replace(data: Any, keys: list[str], value: Any, override: str) -> dict:
+    if not isinstance(data, dict):
+        raise ConfigError(f"override {override!r}: {keys[0]!r} lies below a plain value, not a section")
+    rest = _replace(data.get(keys[0], {}), keys[1:], value, override) if keys[1:] else value
+    return {**data, keys[0]: rest}
+
+
+def _explain(model: type[Config], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{key}: unknown key; {hint}known: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key}: required key is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def _fields_at(model: type[Config], location: tuple) -> list[str]:
+    """The known keys of the section at `location`."""
+    annotation: Any = model
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            annotation = annotation.model_fields[part].annotation
+        else:
+            annotation = annotation.__args__[-1]  # dict[str, Section]: its values' section
+    return sorted(annotation.model_fields)

@@ -1,0 +1,31 @@
+"""Random numbers that are a pure function of where they are used.
+
+A generator's state would tie a row's draws to its place in the batch and to the device; a hash of
+(row seed, forward, position, token) does not.
+"""
+
+import torch
+from torch import Tensor
+
+_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of SplitMix64
+
+
+def uniform(row_seed: Tensor, step: Tensor, position: Tensor, vocabulary: int) -> Tensor:
+    """Numbers in (0, 1), (B, l, vocabulary) float32, from `row_seed`, `step` (B,) and `position` (B, l)."""
+    token = torch.arange(vocabulary, device=position.device)
+    state = _mix(row_seed + _ODD[0] * (step + 1))[:, None]
+    state = _mix(state + _ODD[0] * (position + 1))[..., None]
+    state = _mix(state + _ODD[0] * (token + 1))
+    return ((_shift(state, 41) + 0.5) / 2**23).float()  # 23 bits: exact in float32, never 0 or 1
+
+
+def _mix(value: Tensor) -> Tensor:
+    """SplitMix64's finalizer, on int64 that wraps around."""
+    value = (value ^ _shift(value, 30)) * _ODD[1]
+    value = (value ^ _shift(value, 27)) * _ODD[2]
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64, which torch shifts arithmetically."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,182 @@
+"""The embedded default's task: short word problems with a checkable worked solution.
+
+    prompt    Tom 7 coins buys 2 loses 1 finds 1 . . ?
+    response  first Tom has 7 coins then Tom buys 2 making 9 then 8 once he gives 1 ... answer #### 9
+
+Every sentence has 3 styles x 2 directions x 3 connectors. The words of a style must agree, and
+any two of the three styles share one word position, so that filling positions independently, each
+with its likeliest word, writes sentences that are in no style at all. How often a phrasing is used
+is a habit of the name and the item: a model can learn to foresee it from the prompt.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Lea", "Ben", "Ida")
+ITEMS = ("coins", "pens", "cups", "hats", "nuts", "keys")
+GAINS = ("buys", "finds", "wins")
+LOSSES = ("loses", "sells", "drops")
+CONNECTORS = ("then", "next", "later")
+DIGITS = tuple(str(digit) for digit in range(10))
+FILLER = "."
+PAD, MASK, EOS, UNKNOWN = "<pad>", "<mask>", "<eos>", "<unk>"
+WORDS = (
+    *(PAD, MASK, EOS, UNKNOWN),
+    *DIGITS,
+    *NAMES,
+    *ITEMS,
+    *GAINS,
+    *LOSSES,
+    *CONNECTORS,
+    *("he", "gets", "gives", "making", "reaching", "once", "when"),
+    *("first", "has", "answer", "####", "?", FILLER),
+)
+
+MAX_OPERATIONS = 4
+RESPONSE_LENGTH = 36
+# Any two of the three styles together outweigh the third at one word, so the likeliest words
+# (0.73, 0.67 and 0.60) contradict each other; committing them one by one does not.
+STYLE_ODDS = (0.40, 0.33, 0.27)
+STYLE_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
+DIRECTION_ODDS = (0.62, 0.38)
+CONNECTOR_ODDS = (0.88, 0.07, 0.05)
+INTRO_ODDS = (0.70, 0.30)
+SPLITS = {"test": range(0, 10), "validation": range(10, 20), "train": range(20, 100)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`operations` holds (verb, operand) pairs; every intermediate total stays within 0..9."""
+
+    name: str
+    item: str
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def totals(self) -> list[int]:
+        """The running total before the first and after every operation."""
+        totals = [self.start]
+        for verb, operand in self.operations:
+            totals.append(totals[-1] + (operand if verb in GAINS else -operand))
+        return totals
+
+    @property
+    def prompt(self) -> str:
+        words = [self.name, str(self.start), self.item]
+        for verb, operand in self.operations:
+            words += [verb, str(operand)]
+        words += [FILLER] * (2 * (MAX_OPERATIONS - len(self.operations)))
+        return " ".join([*words, "?"])
+
+    @property
+    def answer(self) -> str:
+        return str(self.totals[-1])
+
+
+def split_of(problem: Problem) -> str:
+    """The one split a problem belongs to, decided by its text alone: splits cannot overlap."""
+    bucket = int.from_bytes(hashlib.blake2b(problem.prompt.encode(), digest_size=8).digest()) % 100
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def draw_problem(rng: random.Random) -> Problem:
+    totals = [rng.randrange(10)]
+    operations = []
+    for _ in range(rng.choice((3, MAX_OPERATIONS))):
+        operand = rng.randint(1, 3)
+        gains = [gain for gain in (True, False) if 0 <= totals[-1] + (operand if gain else -operand) <= 9]
+        gain = rng.choice(gains)
+        operations.append((rng.choice(GAINS if gain else LOSSES), operand))
+        totals.append(totals[-1] + (operand if gain else -operand))
+    return Problem(rng.choice(NAMES), rng.choice(ITEMS), totals[0], tuple(operations))
+
+
+def problems(split: str, seed: int) -> Iterator[Problem]:
+    """Endless distinct problems of one split, the same ones for the same seed."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    rng = random.Random(f"{split}/{seed}")
+    seen = set()
+    while True:
+        problem = draw_problem(rng)
+        if problem not in seen and split_of(problem) == split:
+            seen.add(problem)
+            yield problem
+
+
+def parse_prompt(prompt: str) -> Problem:
+    """The problem a prompt states; ValueError where it states none."""
+    words = prompt.split()
+    try:
+        name, start, item, *rest, end = words
+        rest = [word for word in rest if word != FILLER]
+        operations = tuple(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        problem = Problem(name, item, int(start), operations)
+    except ValueError as error:
+        raise ValueError(f"{prompt!r} is not a coins problem such as 'Tom 7 coins buys 2 ... ?'") from error
+    if problem.prompt != " ".join(words) or end != "?":
+        raise ValueError(f"{prompt!r} is not a coins problem; it would read {problem.prompt!r}")
+    return problem
+
+
+def intros(problem: Problem) -> list[list[str]]:
+    has = [problem.name, "has", str(problem.start), problem.item]
+    return [["first", *has], [*has, "first"]]
+
+
+def sentence(problem: Problem, step: int, style: int, direction: int, connector: str) -> list[str]:
+    """Sentence `step` (0-based) in six words."""
+    verb, operand = problem.operations[step]
+    plain = "gets" if verb in GAINS else "gives"
+    subject = (problem.name, problem.name, "he")[style]
+    action = (verb, plain, plain)[style]
+    total = str(problem.totals[step + 1])
+    if direction == 0:
+        return [connector, subject, action, str(operand), ("making", "reaching", "making")[style], total]
+    return [connector, total, ("once", "when", "once")[style], subject, action, str(operand)]
+
+
+def draw_solution(problem: Problem, rng: random.Random) -> str:
+    """A worked solution in phrasings drawn by the habits of the name and the item."""
+    style_order = STYLE_ORDERS[NAMES.index(problem.name) % len(STYLE_ORDERS)]
+    item = ITEMS.index(problem.item)
+    likely_connector = item // 2
+    words = list(rng.choices(intros(problem), _ordered(INTRO_ODDS, item % 2))[0])
+    for step in range(len(problem.operations)):
+        style = style_order[rng.choices(range(3), STYLE_ODDS)[0]]
+        direction = rng.choices(range(2), _ordered(DIRECTION_ODDS, item % 2))[0]
+        offset = rng.choices(range(3), CONNECTOR_ODDS)[0]
+        words += sentence(problem, step, style, direction, CONNECTORS[(likely_connector + offset) % 3])
+    return " ".join([*words, "answer", "####", problem.answer])
+
+
+def _ordered(odds: tuple[float, float], swap: int) -> tuple[float, float]:
+    return (odds[1], odds[0]) if swap else odds
+
+
+def solution_is_valid(problem: Problem, response: str) -> bool:
+    """Whether the whole worked solution holds: every sentence in a style, every number right."""
+    words = response.split()
+    if words[:5] not in intros(problem):
+        return False
+    words = words[5:]
+    for step in range(len(problem.operations)):
+        phrasings = (
+            sentence(problem, step, style, direction, connector)
+            for style in range(3)
+            for direction in range(2)
+            for connector in CONNECTORS
+        )
+        if words[:6] not in phrasings:
+            return False
+        words = words[6:]
+    return words == ["answer", "####", problem.answer]
+
+
+def answer_is_right(problem: Problem, response: str) -> bool:
+    """Whether the word after the first `####` is the final total."""
+    words = response.split()
+    return "####" in words and words[words.index("####") + 1 :][:1] == [problem.answer]
