@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -113,7 +113,7 @@ def verify(folder: str | Path, stage: str | None = None) -> Manifest:
 class Stage:
     """One stage's work in its folder: `done` if finished before, else `finish` writes the manifest."""
 
-    def __init__(self, name: str, config: BaseModel, inputs: dict[str, str | Path], out_dir: str | Path):
+    def __init__(self, name: str, config: BaseModel, inputs: Mapping[str, str | Path], out_dir: str | Path):
         """Claim `out_dir`; `StageError` if it belongs to another configuration or to other inputs."""
         self.name = name
         self.config = config.model_dump(mode="json")

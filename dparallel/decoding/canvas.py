@@ -87,13 +87,17 @@ class Canvas:
         """Commit end-of-text, as part of the last forward, wherever `rows` (b,) are masked."""
         open_row, open_offset = (self.commit_step[rows] < 0).nonzero(as_tuple=True)
         where = rows[open_row], open_offset
-        self.tokens[where[0], self.response[where]] = self.eos_token_id
+        self.tokens[where[0], self.response[where]] = self.eos_token_id  # type: ignore[assignment]
         self.commit_step[where] = self.nfe[where[0]] - 1
 
     def generations(self) -> list[Generation]:
         tokens = self.tokens.gather(1, self.response)  # (B, G)
         rows = zip(
-            tokens.tolist(), self.commit_step.tolist(), self.confidence.tolist(), self.nfe.tolist(), strict=True
+            tokens.tolist(),
+            self.commit_step.tolist(),
+            self.confidence.tolist(),
+            self.nfe.tolist(),
+            strict=True,
         )
         return [
             Generation(response, steps, confidence, nfe, self._count(response))

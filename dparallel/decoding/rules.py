@@ -77,11 +77,13 @@ def commit_steps(prediction: Prediction, masked: Tensor, at: BlockStep) -> Tenso
 
 def commit_confidence(prediction: Prediction, masked: Tensor, at: BlockStep) -> Tensor:
     """Probability >= threshold, and always the most confident position (Fast-dLLM)."""
+    assert at.threshold is not None
     return _at_least_the_best(prediction.probability, masked, prediction.probability >= at.threshold)
 
 
 def commit_entropy(prediction: Prediction, masked: Tensor, at: BlockStep) -> Tensor:
     """Entropy <= threshold, and always the lowest-entropy position (dParallel)."""
+    assert at.threshold is not None
     return _at_least_the_best(-prediction.entropy, masked, prediction.entropy <= at.threshold)
 
 

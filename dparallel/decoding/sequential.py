@@ -9,8 +9,8 @@ import torch
 
 from dparallel.config import DecodingConfig
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.sampling import uniform
 from dparallel.decoding.rules import RULES, BlockStep, predict
+from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
 
 

@@ -36,7 +36,7 @@ class DiffusionConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5,
         qkv_bias: bool = False,
         tie_word_embeddings: bool = False,
-        mask_token_id: int | None = None,
+        mask_token_id: int = None,  # type: ignore[assignment]  # load_model and generate insist on one
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
@@ -58,10 +58,10 @@ class DiffusionConfig(PretrainedConfig):
         self.family = family
         self.initializer_range = initializer_range
         super().__init__(
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
+            eos_token_id=eos_token_id,  # type: ignore[call-arg]
+            pad_token_id=pad_token_id,  # type: ignore[call-arg]
+            bos_token_id=bos_token_id,  # type: ignore[call-arg]
+            tie_word_embeddings=tie_word_embeddings,  # type: ignore[call-arg]
             **kwargs,
         )
 
@@ -165,7 +165,7 @@ class DiffusionTransformer(PreTrainedModel):
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding = value
+        self.embedding = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

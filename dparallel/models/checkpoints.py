@@ -4,8 +4,10 @@ All that is particular to a family stops here; the rest of the project sees one 
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +15,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
-# A saved model carries backbone.py, so plain transformers loads it with trust_remote_code=True.
+# Where this package is imported, transformers' auto classes know our format. A saved model also
+# carries backbone.py, so that without this package trust_remote_code=True loads it.
+AutoConfig.register("dparallel", DiffusionConfig)
+AutoModel.register(DiffusionConfig, DiffusionTransformer)
 DiffusionConfig.register_for_auto_class()
 DiffusionTransformer.register_for_auto_class("AutoModel")
 
@@ -48,18 +54,7 @@ def load_model(
             misshapen tensors.
     """
     folder = _folder(path)
-    raw = _read_config(folder)
-    known = FORMATS.get(raw.get("model_type", ""))
-    if known is None:
-        raise CheckpointError(
-            f"{folder}/config.json has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}"
-        )
-    config = known.config(raw)
-    if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
-        raise CheckpointError(
-            f"{folder}/config.json has mask_token_id={config.mask_token_id}, outside the vocabulary "
-            f"(0 to {config.vocab_size - 1})"
-        )
+    known, config = _read_config(folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = {}
@@ -80,6 +75,11 @@ def load_model(
     return model.eval()
 
 
+def read_config(path: str | Path) -> DiffusionConfig:
+    """The model's shape and special tokens, without its weights; raises as `load_model` does."""
+    return _read_config(_folder(path))[1]
+
+
 def save_model(
     model: DiffusionTransformer, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[str]:
@@ -90,15 +90,16 @@ def save_model(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    return sorted(
-        file.name
-        for file in folder.iterdir()
-        if file.is_file() and before.get(file.name) != file.stat().st_mtime_ns
-    )
+    with TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
+        transformers_logging.disable_progress_bar()
+        model.save_pretrained(partial)
+        transformers_logging.enable_progress_bar()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        names = sorted(os.listdir(partial))
+        for name in names:
+            os.replace(Path(partial, name), folder / name)
+    return names
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -114,7 +115,9 @@ def _folder(path: str | Path) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+        return Path(
+            snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -122,12 +125,27 @@ def _folder(path: str | Path) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
+    raw = _read_json(folder / "config.json")
+    known = FORMATS.get(raw.get("model_type", ""))
+    if known is None:
+        raise CheckpointError(
+            f"{folder}/config.json has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}"
+        )
+    config = known.config(raw)
+    if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
+        raise CheckpointError(
+            f"{folder}/config.json has mask_token_id={config.mask_token_id}, outside the vocabulary "
+            f"(0 to {config.vocab_size - 1})"
+        )
+    return known, config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no config.json: not a model's folder") from error
+        raise CheckpointError(f"{file.parent} holds no config.json: not a model's folder") from error
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
 
@@ -155,7 +173,7 @@ def _check_tensors(folder: Path, model: DiffusionTransformer, tensors: dict[str,
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
-                f"{folder}: tensor {name} has shape {tuple(tensors[name].shape)}, config.json asks for {shape}"
+                f"{folder}: tensor {name} has shape {tuple(tensors[name].shape)}, config.json says {shape}"
             )
 
 
@@ -176,7 +194,9 @@ _LLADA_FIXED = {
 def _llada_config(raw: dict[str, Any]) -> DiffusionConfig:
     for field, value in _LLADA_FIXED.items():
         if raw.get(field, value) != value:
-            raise CheckpointError(f"config.json has {field}={raw[field]!r}; only {value!r} is known for LLaDA")
+            raise CheckpointError(
+                f"config.json has {field}={raw[field]!r}; only {value!r} is known for LLaDA"
+            )
     return DiffusionConfig(
         vocab_size=raw.get("embedding_size") or raw["vocab_size"],
         hidden_size=raw["d_model"],

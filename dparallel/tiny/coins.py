@@ -40,9 +40,9 @@ RESPONSE_LENGTH = 36
 # (0.73, 0.67 and 0.60) contradict each other; committing them one by one does not.
 STYLE_ODDS = (0.40, 0.33, 0.27)
 STYLE_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
-DIRECTION_ODDS = (0.62, 0.38)
+DIRECTION_ODDS = (0.85, 0.15)
 CONNECTOR_ODDS = (0.88, 0.07, 0.05)
-INTRO_ODDS = (0.70, 0.30)
+INTRO_ODDS = (0.85, 0.15)
 SPLITS = {"test": range(0, 10), "validation": range(10, 20), "train": range(20, 100)}
 
 

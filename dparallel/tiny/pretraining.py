@@ -7,33 +7,43 @@ by 1/t only adds noise at this size.
 """
 
 import json
+import logging
+import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dparallel.models.backbone import DiffusionTransformer
+from dparallel.config import DecodingConfig, TeacherConfig
+from dparallel.decoding import generate
+from dparallel.manifest import Manifest, Stage
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.checkpoints import save_model
 from dparallel.tiny import coins
+from dparallel.tiny.tokenizer import build_tokenizer
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY, CHECKPOINT_EVERY = 50, 500
 
 
-def solution_batches(batch_size: int, seed: int, token_id: dict[str, int]) -> Iterator[tuple[Tensor, int]]:
-    """Endless batches of (input_ids (B, P + G), prompt length P), freshly drawn solutions."""
-    rng = random.Random(f"solutions/{seed}")
-    while True:
-        rows = []
-        while len(rows) < batch_size:
-            problem = coins.draw_problem(rng)
-            if coins.split_of(problem) != "train":
-                continue
-            prompt = problem.prompt.split()
-            response = coins.draw_solution(problem, rng).split()
-            response += [coins.EOS] * (coins.RESPONSE_LENGTH - len(response))
-            rows.append([token_id[word] for word in prompt + response])
-        yield torch.tensor(rows), len(prompt)
+def batch(rows: int, step: int, seed: int) -> tuple[Tensor, int]:
+    """Freshly drawn solutions: input_ids (B, P + G) and the prompt length P, fixed by `seed` and `step`."""
+    rng = random.Random(f"solutions/{seed}/{step}")
+    token_id = {word: index for index, word in enumerate(coins.WORDS)}
+    input_ids: list[list[int]] = []
+    while len(input_ids) < rows:
+        problem = coins.draw_problem(rng)
+        if coins.split_of(problem) != "train":
+            continue
+        prompt = problem.prompt.split()
+        response = coins.draw_solution(problem, rng).split()
+        response += [coins.EOS] * (coins.RESPONSE_LENGTH - len(response))
+        input_ids.append([token_id[word] for word in prompt + response])
+    return torch.tensor(input_ids), len(prompt)
 
 
 def noise(rows: int, gen_length: int, block_length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,49 +78,120 @@ def optimizers(model: DiffusionTransformer) -> list[torch.optim.Optimizer]:
     ]
 
 
-def pretrain(
-    model: DiffusionTransformer,
-    token_id: dict[str, int],
-    steps: int,
-    batch_size: int,
-    block_length: int,
-    seed: int,
-    log: Path,
-    log_every: int = 50,
-    on_log=None,
-) -> None:
-    """Train `model` in place; appends a line to `log` every `log_every` steps."""
-    generator = torch.Generator().manual_seed(seed)
+def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+    """Train the teacher, check it on validation problems, and save it with its tokenizer.
+
+    A run that was stopped goes on from its last checkpoint.
+
+    Raises:
+        RuntimeError: the loss is not finite, or the finished teacher is below `min_accuracy`.
+    """
+    stage = Stage("teacher", config, inputs, out_dir)
+    if done := stage.done:
+        return done
+    tokenizer = build_tokenizer()
+    torch.manual_seed(config.seed)
+    model = DiffusionTransformer(
+        DiffusionConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            mask_token_id=tokenizer.mask_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    train(model, config, stage.folder)
+    accuracy = whole_solution_accuracy(model.eval(), tokenizer, config)
+    if accuracy < config.min_accuracy:
+        raise RuntimeError(
+            f"the teacher solves {accuracy:.1%} of {config.check_problems} validation problems, less than "
+            f"min_accuracy={config.min_accuracy:.1%}; raise train_steps={config.train_steps}"
+        )
+    files = save_model(model, stage.folder, tokenizer)
+    (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return stage.finish(
+        files, counts={"parameters": parameters}, metrics={"validation_solution_accuracy": accuracy}
+    )
+
+
+def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> None:
+    """Train `model` in place, from the checkpoint in `folder` where there is one."""
     optimizer = optimizers(model)
     schedule = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda step: learning_rate_factor(step, steps))
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: learning_rate_factor(step, config.train_steps))
         for each in optimizer
     ]
-    start = time.perf_counter()
-    losses = []
-    batches = solution_batches(batch_size, seed, token_id)
+    first = _resume(folder / "checkpoint.pt", model, [*optimizer, *schedule])
+    if first:
+        logger.info("resuming after train step %d", first)
+    start, losses = time.perf_counter(), []
     model.train()
-    for step in range(1, steps + 1):
-        input_ids, prompt_length = next(batches)
-        gen_length = input_ids.shape[1] - prompt_length
-        masked, read = noise(batch_size, gen_length, block_length, generator)
-        masked = F.pad(masked, (prompt_length, 0))
-        read = F.pad(read, (prompt_length, 0))
-        canvas = input_ids.masked_fill(masked, model.config.mask_token_id)
-        loss = F.cross_entropy(model(canvas, logits_at=read), input_ids[read])
+    for step in range(first, config.train_steps):
+        loss = training_loss(model, *batch(config.batch_size, step, config.seed), config, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimizer:
             each.step()
             each.zero_grad()
-        for each in schedule:
-            each.step()
+        for scheduler in schedule:
+            scheduler.step()
         losses.append(loss.item())
-        if step % log_every == 0:
-            seconds = time.perf_counter() - start
-            record = {"train_step": step, "loss": sum(losses) / len(losses), "seconds": seconds}
+        done = step + 1
+        if done % LOG_EVERY == 0 or done == config.train_steps:
+            mean, seconds = sum(losses) / len(losses), time.perf_counter() - start
+            if not mean < float("inf"):
+                raise RuntimeError(f"the loss is {mean} at train step {done}; nothing was saved since")
+            left = seconds / (done - first) * (config.train_steps - done)
+            logger.info("train step %d/%d loss %.4f, %.0f s left", done, config.train_steps, mean, left)
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"train_step": done, "loss": mean}) + "\n")
             losses.clear()
-            with log.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            if on_log:
-                on_log(step, model)
+        if done % CHECKPOINT_EVERY == 0:
+            _checkpoint(folder / "checkpoint.pt", done, model, [*optimizer, *schedule])
+
+
+def training_loss(
+    model: DiffusionTransformer, input_ids: Tensor, prompt_length: int, config: TeacherConfig, step: int
+) -> Tensor:
+    """Mean cross-entropy of one noised batch (B, P + G)."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    rows, length = input_ids.shape
+    masked, read = noise(rows, length - prompt_length, config.block_length, generator)
+    masked, read = F.pad(masked, (prompt_length, 0)), F.pad(read, (prompt_length, 0))  # (B, P + G)
+    canvas = input_ids.masked_fill(masked, model.config.mask_token_id)
+    return F.cross_entropy(model(canvas, logits_at=read), input_ids[read])
+
+
+def whole_solution_accuracy(model: DiffusionTransformer, tokenizer, config: TeacherConfig) -> float:
+    """Share of validation problems whose whole solution holds, at one token per step."""
+    draw = coins.problems("validation", config.seed)
+    problems = [next(draw) for _ in range(config.check_problems)]
+    length = coins.RESPONSE_LENGTH
+    decoding = DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
+    prompts = tokenizer([problem.prompt for problem in problems]).input_ids
+    responses = [
+        tokenizer.decode(generation.tokens[: generation.num_tokens], skip_special_tokens=True)
+        for generation in generate(model, prompts, decoding)
+    ]
+    return sum(map(coins.solution_is_valid, problems, responses)) / len(problems)
+
+
+def _checkpoint(path: Path, step: int, model: DiffusionTransformer, others: list) -> None:
+    state = {"step": step, "model": model.state_dict(), "others": [each.state_dict() for each in others]}
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def _resume(path: Path, model: DiffusionTransformer, others: list) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for each, saved in zip(others, state["others"], strict=True):
+        each.load_state_dict(saved)
+    return state["step"]

@@ -1,0 +1,137 @@
+import pytest
+from pydantic import ValidationError
+
+from dparallel.config import (
+    BenchmarkConfig,
+    ConfigError,
+    DecodingConfig,
+    DistillConfig,
+    ProblemsConfig,
+    RecipeConfig,
+    TrainingConfig,
+    TrajectoriesConfig,
+    load_config,
+)
+
+TRAJECTORIES = """
+problems: {benchmark: coins, count: 10}
+decoding: decoding.yaml
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "decoding.yaml").write_text("{gen_length: 36, block_length: 12, rule: steps, steps: 36}")
+    path = tmp_path / "trajectories.yaml"
+    path.write_text(TRAJECTORIES)
+    return path
+
+
+def test_files_are_inlined_and_overrides_laid_on_top(config_file):
+    config = load_config(
+        TrajectoriesConfig, config_file, ["decoding.steps=18", "problems.split=validation", "batch_size=2"]
+    )
+    assert config.decoding == DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=18)
+    assert (config.problems.split, config.batch_size) == ("validation", 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoding.stepz=18"], r"decoding\.stepz: unknown key; did you mean 'steps'\? known: block_length"),
+        (["batchsize=1"], r"batchsize: unknown key; did you mean 'batch_size'"),
+        (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
+        (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
+        (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
+        (["decoding.rule=fastest"], r"decoding\.rule: .*'steps', 'confidence' or 'entropy'.*'fastest'"),
+        (["problems.benchmark=gsm9k"], r"problems\.benchmark: .*'coins'.*'gsm9k'"),
+        (["problems="], r"problems: .*got None"),
+        (["batch_size"], r"override 'batch_size' is not of the form"),
+        (["decoding.steps.more=1"], r"lies below a plain value"),
+        (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
+        (["batch_size=[1"], r"not a YAML value"),
+    ],
+)
+def test_mistakes_are_named(config_file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrajectoriesConfig, config_file, overrides)
+
+
+def test_missing_broken_and_empty_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such config file"):
+        load_config(TrajectoriesConfig, tmp_path / "none.yaml")
+    for text, message in (
+        ("a: [1", "not valid YAML"),
+        ("", "holds NoneType"),
+        ("{}", "problems: required key"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(TrajectoriesConfig, tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "steps"}, "give steps"),
+        ({"rule": "steps", "steps": 256, "threshold": 0.5}, "no threshold"),
+        ({"rule": "steps", "steps": 300}, "multiple of the 8 blocks"),
+        ({"rule": "steps", "steps": 264}, "at most gen_length=256"),
+        ({"rule": "confidence"}, "give threshold"),
+        ({"rule": "confidence", "threshold": 1.5}, "is a probability"),
+        ({"rule": "entropy", "steps": 8}, "no steps"),
+        ({"threshold": -0.1}, "greater than or equal to 0"),
+        ({"top_p": 0.9}, "no effect at temperature=0.0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "greater than 0"),
+        ({"cache": "prefix"}, "Extra inputs"),
+    ],
+)
+def test_decoding_combinations_without_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DecodingConfig(**settings)
+
+
+def test_decoding_defaults():
+    assert DecodingConfig().threshold == 0.5
+    assert DecodingConfig(threshold=0.0).threshold == 0.0
+    assert DecodingConfig(rule="steps", steps=8).threshold is None
+    with pytest.raises(ValidationError, match="frozen"):
+        DecodingConfig().steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (RecipeConfig, {"masking": "random"}, "give block_length for region='block'"),
+        (RecipeConfig, {"masking": "random", "region": "response", "block_length": 8}, "and only there"),
+        (
+            RecipeConfig,
+            {"masking": "trajectory", "block_length": 8, "complement": True},
+            "set complement: false",
+        ),
+        (TrainingConfig, {"optimizer": {"learning_rate": 1e-3}}, "give exactly one"),
+        (
+            TrainingConfig,
+            {"optimizer": {"learning_rate": 1e-3, "schedule": "step"}, "epochs": 1},
+            "'constant', 'linear' or 'cosine'",
+        ),
+        (ProblemsConfig, {"benchmark": "coins"}, "give count"),
+        (ProblemsConfig, {"benchmark": "jsonl"}, "needs path"),
+        (
+            BenchmarkConfig,
+            {
+                "test": {"benchmark": "coins", "count": 1},
+                "validation": {"benchmark": "coins", "count": 1},
+                "reference": {"rule": "steps", "steps": 8},
+                "sweeps": {"entropy": {"decoding": {}, "thresholds": [0.1]}},
+                "teacher_sweeps": ["entrpy"],
+                "student_sweeps": ["entropy"],
+            },
+            r"unknown sweep \['entrpy'\]; sweeps defines \['entropy'\]",
+        ),
+        (DistillConfig, {"name": "a/b"}, "should match pattern"),
+    ],
+)
+def test_other_settings_without_sense(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model(**settings)
