@@ -6,8 +6,8 @@ later blocks all masks and out of the loss. Plain cross-entropy over the masked 
 by 1/t only adds noise at this size.
 """
 
-import json
 import logging
+import math
 import os
 import random
 import time
@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dparallel import metrics_log
 from dparallel.config import DecodingConfig, TeacherConfig
 from dparallel.decoding import generate
 from dparallel.manifest import Manifest, Stage
+from dparallel.metrics_log import METRICS
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
 from dparallel.tiny import coins
@@ -127,12 +129,14 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
         for each in optimizer
     ]
     first = _resume(folder / "checkpoint.pt", model, [*optimizer, *schedule])
-    if first:
-        logger.info("resuming after train step %d", first)
+    metrics_log.cut_back(folder / METRICS, first)
     start, losses = time.perf_counter(), []
     model.train()
     for step in range(first, config.train_steps):
         loss = training_loss(model, *batch(config.batch_size, step, config.seed), config, step)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RuntimeError(f"the loss is {losses[-1]} at train step {step + 1}; lower the learning rates")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimizer:
@@ -140,16 +144,12 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
             each.zero_grad()
         for scheduler in schedule:
             scheduler.step()
-        losses.append(loss.item())
         done = step + 1
         if done % LOG_EVERY == 0 or done == config.train_steps:
             mean, seconds = sum(losses) / len(losses), time.perf_counter() - start
-            if not mean < float("inf"):
-                raise RuntimeError(f"the loss is {mean} at train step {done}; nothing was saved since")
             left = seconds / (done - first) * (config.train_steps - done)
             logger.info("train step %d/%d loss %.4f, %.0f s left", done, config.train_steps, mean, left)
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"train_step": done, "loss": mean}) + "\n")
+            metrics_log.append(folder / METRICS, {"train_step": done, "loss": mean})
             losses.clear()
         if done % CHECKPOINT_EVERY == 0:
             _checkpoint(folder / "checkpoint.pt", done, model, [*optimizer, *schedule])

@@ -1,0 +1,30 @@
+"""`metrics.jsonl`: what a training run measured, one JSON object a line with its `train_step`."""
+
+import json
+from pathlib import Path
+
+from dparallel.manifest import write_atomically
+
+METRICS = "metrics.jsonl"
+
+
+def append(file: Path, record: dict[str, float]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def read(file: Path) -> list[dict[str, float]]:
+    """The records in order; a last line that a kill cut short is left out."""
+    records = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def cut_back(file: Path, train_step: int) -> None:
+    """Drop the records after `train_step`: a killed run was ahead of its checkpoint."""
+    kept = [record for record in read(file) if record["train_step"] <= train_step]
+    write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
