@@ -1,0 +1,164 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dparallel import DecodingConfig, generate
+from tests.conftest import GOLDEN, random_model
+from tests.dparallel.decoding.oracle import decode_one
+
+CASES = [case for case in json.loads((GOLDEN / "llada_decode.json").read_text()) if not case.get("cache")]
+# Seeds whose models commit an end-of-text token early in many rows, so that stopping is exercised.
+MODELS = [random_model(seed) for seed in range(3)]
+
+
+def settings_of(case: dict, **extra) -> DecodingConfig:
+    keys = ("rule", "threshold", "steps", "gen_length", "block_length")
+    return DecodingConfig(**{key: case[key] for key in keys if key in case}, **extra)
+
+
+@pytest.mark.parametrize("rule", ["steps", "confidence", "entropy"])
+def test_golden_tokens_and_nfe(llada_tiny, rule):
+    cases = [case for case in CASES if case["rule"] == rule]
+    assert len(cases) >= 12
+    for case in cases:
+        [generation] = generate(llada_tiny, [case["prompt"]], settings_of(case, stop_at_eos=False))
+        assert generation.tokens == case["tokens"]
+        assert generation.nfe == case["nfe"]
+
+
+def test_golden_cases_in_one_batch(llada_tiny):
+    groups: dict[str, list[dict]] = {}
+    for case in CASES:
+        key = settings_of(case, stop_at_eos=False).model_dump_json()
+        groups.setdefault(key, []).append(case)
+    assert any(len(group) > 2 for group in groups.values())
+    for key, group in groups.items():
+        decoding = DecodingConfig.model_validate_json(key)
+        for case, generation in zip(
+            group, generate(llada_tiny, [case["prompt"] for case in group], decoding), strict=True
+        ):
+            assert (generation.tokens, generation.nfe) == (case["tokens"], case["nfe"])
+
+
+prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_size=1, max_size=6)
+decodings = st.one_of(
+    st.builds(dict, rule=st.just("steps"), steps=st.sampled_from([3, 6, 9, 12, 24])),
+    st.builds(dict, rule=st.just("confidence"), threshold=st.floats(0.05, 0.9)),
+    st.builds(dict, rule=st.just("entropy"), threshold=st.floats(0.0, 3.0)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(prompts, decodings, st.sampled_from(MODELS), st.integers(1, 6), st.booleans())
+def test_every_row_equals_the_oracle(prompts, rule, model, batch_size, stop_at_eos):
+    shape = {"gen_length": 24, "block_length": 8, "stop_at_eos": stop_at_eos}
+    generations = generate(model, prompts, DecodingConfig(**shape, **rule), batch_size)
+    for prompt, generation in zip(prompts, generations, strict=True):
+        tokens, commit_step, nfe = decode_one(model, prompt, **shape, **rule)
+        assert (generation.tokens, generation.commit_step, generation.nfe) == (tokens, commit_step, nfe)
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts, st.sampled_from(MODELS), st.sampled_from([None, 0.5, 0.9]), st.integers(0, 5))
+def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, seed):
+    decoding = DecodingConfig(
+        gen_length=16,
+        block_length=8,
+        rule="confidence",
+        threshold=0.6,
+        temperature=1.0,
+        top_p=top_p,
+        seed=seed,
+    )
+    together = generate(model, prompts, decoding)
+    alone = [generate(model, [prompt], decoding)[0] for prompt in prompts]
+    assert [(each.tokens, each.nfe) for each in together] == [(each.tokens, each.nfe) for each in alone]
+
+
+def test_seeds_matter_and_low_temperature_is_greedy():
+    def tokens(**sampling):
+        decoding = DecodingConfig(gen_length=16, block_length=8, rule="steps", steps=16, **sampling)
+        return generate(MODELS[0], [[5, 6, 7]], decoding)[0].tokens
+
+    assert tokens(temperature=1.0, seed=1) == tokens(temperature=1.0, seed=1)
+    assert tokens(temperature=1.0, seed=1) != tokens(temperature=1.0, seed=2)
+    assert tokens(temperature=1e-4, seed=1) == tokens()
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts, st.sampled_from(MODELS))
+def test_commit_steps_rebuild_every_canvas(prompts, model):
+    """Feeding the canvas of each recorded step to the model commits what was recorded."""
+    decoding = DecodingConfig(gen_length=16, block_length=8, rule="entropy", threshold=1.0, stop_at_eos=False)
+    for prompt, generation in zip(prompts, generate(model, prompts, decoding), strict=True):
+        tokens, steps = torch.tensor(generation.tokens), torch.tensor(generation.commit_step)
+        assert set(generation.commit_step) == set(range(generation.nfe))
+        for step in range(generation.nfe):
+            canvas = torch.where(steps < step, tokens, model.config.mask_token_id)
+            with torch.no_grad():
+                logits = model(torch.cat([torch.tensor(prompt), canvas])[None])[0, len(prompt) :]
+            fixed = steps == step
+            probability = logits.softmax(-1)[fixed, tokens[fixed]]
+            assert torch.allclose(probability, torch.tensor(generation.confidence)[fixed], atol=1e-5)
+
+
+def test_stop_at_eos_counts_and_fills():
+    """An early stop saves forwards, fills with end-of-text and counts tokens up to the first one."""
+    stopped = full = 0
+    for model in MODELS:
+        for start in range(3, 40):
+            decoding = {"gen_length": 24, "block_length": 8, "rule": "steps", "steps": 24}
+            [early] = generate(model, [[start]], DecodingConfig(**decoding))
+            [late] = generate(model, [[start]], DecodingConfig(**decoding, stop_at_eos=False))
+            if 2 in late.tokens[:16]:
+                end = late.tokens.index(2) + 1
+                assert early.tokens[:end] == late.tokens[:end]
+                assert early.num_tokens == end
+                assert early.nfe < late.nfe
+                assert max(early.commit_step) == early.nfe - 1
+                stopped += 1
+            elif 2 not in late.tokens:
+                assert early == late
+                assert early.num_tokens == 24
+                full += 1
+    assert stopped > 3
+    assert full > 3
+
+
+def test_mask_token_is_never_chosen(tiny_model):
+    model = random_model(4)
+    with torch.no_grad():
+        model.lm_head.weight[1] = 10 * model.lm_head.weight.abs().max()
+        model.lm_head.weight[1] *= model.lm_head.weight[7].sign()
+    decoding = DecodingConfig(gen_length=16, block_length=8, rule="entropy", threshold=2.0)
+    with torch.no_grad():
+        assert (model(torch.tensor([[5, 6] + [1] * 16])).argmax(-1) == 1).any(), "the mask must tempt"
+    assert 1 not in generate(model, [[5, 6]], decoding)[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([5] * 60, r"prompt 1 has 60 tokens; with gen_length=24 .* takes at most 40"),
+        ([5, 50], r"prompt 1 holds token id 50; valid ids are 0 to 49"),
+        ([5, -1], r"prompt 1 holds token id -1"),
+        ([5, 1], r"prompt 1 holds token id 1; .* without the mask 1"),
+    ],
+)
+def test_bad_prompts_are_named(tiny_model, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_model, [[5], prompt], DecodingConfig(gen_length=24, block_length=8))
+
+
+def test_bad_model_ids_and_batch_size(tiny_model):
+    decoding = DecodingConfig(gen_length=8, block_length=8)
+    with pytest.raises(ValueError, match="mask_token_id=99 is not in its vocabulary"):
+        generate(random_model(mask_token_id=99), [[5]], decoding)
+    with pytest.raises(ValueError, match="eos_token_id=None"):
+        generate(random_model(eos_token_id=None), [[5]], decoding)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        generate(tiny_model, [[5]], decoding, batch_size=0)
+    assert generate(tiny_model, [], decoding) == []
