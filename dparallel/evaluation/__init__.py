@@ -1,0 +1,1 @@
+"""Benchmarks, metrics, measurements, and the comparison of a teacher with its students."""

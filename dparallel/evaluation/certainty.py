@@ -1,0 +1,45 @@
+"""How sure a model is of every position while it decodes, read off one recorded generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dparallel.decoding import Generation
+from dparallel.models.backbone import DiffusionTransformer
+
+FORWARD_ROWS = 16
+
+
+@dataclass(frozen=True)
+class CertaintyMap:
+    """`probability` (steps, G): of the likeliest token; `commit_step` and `tokens` (as words): G each."""
+
+    label: str
+    probability: Tensor
+    commit_step: list[int]
+    tokens: list[str]
+
+
+@torch.inference_mode()
+def replay(model: DiffusionTransformer, prompt: Sequence[int], generation: Generation) -> Tensor:
+    """Probability of the likeliest token at each step and response position, (nfe, G) float32.
+
+    The canvases are rebuilt from `commit_step`, so every step's forward sees what decoding saw.
+    """
+    config, device = model.config, model.device
+    tokens = torch.tensor(generation.tokens, device=device)
+    committed = torch.tensor(generation.commit_step, device=device)
+    step = torch.arange(generation.nfe, device=device)[:, None]
+    response = torch.where(committed < step, tokens, config.mask_token_id)  # (nfe, G)
+    before = torch.tensor(prompt, device=device).expand(generation.nfe, -1)
+    canvases = torch.cat([before, response], dim=1)  # (nfe, P + G)
+    where = torch.arange(len(prompt), canvases.shape[1], device=device)
+    certainty = []
+    for canvas in canvases.split(FORWARD_ROWS):
+        logits = model(canvas, logits_at=where.expand(len(canvas), -1)).float()  # (rows, G, V)
+        probability = logits.softmax(-1)
+        probability[..., config.mask_token_id] = 0  # never chosen
+        certainty.append(probability.amax(-1))
+    return torch.cat(certainty).cpu()

@@ -1,0 +1,39 @@
+"""The numbers we report, as pure functions."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+
+def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
+    """The share of true flags and its binomial standard error, both 0..1."""
+    if not flags:
+        raise ValueError("accuracy of no samples is undefined")
+    share = sum(flags) / len(flags)
+    return share, math.sqrt(share * (1 - share) / len(flags))
+
+
+def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
+    """TPF: generated tokens up to and with EOS over forwards, both summed over sequences first."""
+    return sum(num_tokens) / sum(nfe)
+
+
+def accuracy_under_parallelism(points: Iterable[tuple[float, float]], best_accuracy: float) -> float:
+    """AUP (d3LLM) of one method's (TPF, accuracy in %) points.
+
+    The area under accuracy over TPF. Points over 5 points worse than the slowest one are left
+    out; the others weigh exp(-3 (1 - accuracy / best_accuracy)), at most 1.
+
+    Args:
+        best_accuracy: the best accuracy, in %, of any method on the same problems.
+    """
+    ordered = sorted(points)
+    if not ordered or best_accuracy == 0:
+        return 0.0
+    slowest_tpf, slowest_accuracy = ordered[0]
+    kept = [(tpf, percent) for tpf, percent in ordered if percent >= slowest_accuracy - 5]
+    weighted = [percent * min(math.exp(-3 * (1 - percent / best_accuracy)), 1) for _, percent in kept]
+    area = slowest_tpf * slowest_accuracy
+    for index in range(1, len(kept)):
+        width = kept[index][0] - kept[index - 1][0]
+        area += width * (weighted[index] + weighted[index - 1]) / 2
+    return area

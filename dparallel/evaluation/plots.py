@@ -1,0 +1,173 @@
+"""The pictures: accuracy against TPF, certainty while decoding, loss curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dparallel import metrics_log
+from dparallel.evaluation.certainty import CertaintyMap
+from dparallel.evaluation.selection import TEACHER, Row
+
+DPI = 200
+BLACK, GREY = "#000000", "#888888"
+# Okabe and Ito: told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":", "-.")
+PANELS = {
+    "loss": "loss",
+    "cross_entropy": "cross-entropy with the\nteacher's tokens (nats)",
+    "certainty": "certainty term (nats)",
+    "student_entropy": "student's entropy (nats)",
+}
+
+
+def plain(name: str) -> str:
+    """A model's or method's name for readers: `student/few_step` -> `few step`."""
+    return name.rpartition("/")[2].replace("_", " ")
+
+
+def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_loss: float, out: Path) -> None:
+    """Accuracy against TPF: a line for each swept (model, method), a mark for each other row.
+
+    Args:
+        rows: all rows of one split, the reference among them.
+        sweeps: the methods that were swept, in the order of their line styles.
+        max_loss: the accuracy (0..1) an operating point may lose; drawn as a line.
+    """
+    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    models = list(dict.fromkeys(row.model for row in rows))
+    colour = {
+        model: BLACK if model == TEACHER else COLOURS[i % len(COLOURS)] for i, model in enumerate(models, -1)
+    }
+    for model, method in dict.fromkeys((row.model, row.method) for row in rows):
+        points = sorted(
+            (row for row in rows if (row.model, row.method) == (model, method)),
+            key=lambda row: row.measurement.tpf,
+        )
+        label = f"{plain(model)}, {plain(method)}"
+        if method in sweeps:
+            style = sweeps.index(method)
+            _draw(
+                axes, points, label, colour[model], MARKERS[style % len(MARKERS)], DASHES[style % len(DASHES)]
+            )
+        else:
+            mark = "*" if points[0].method == reference.method else "X"
+            _draw(axes, points, label, colour[model], mark, "none")
+    chosen = [row for row in rows if row.operating_point]
+    axes.scatter(
+        [row.measurement.tpf for row in chosen],
+        [row.measurement.accuracy * 100 for row in chosen],
+        *(150, "none"),
+        edgecolors=[colour[row.model] for row in chosen],
+        linewidths=1.4,
+        label="operating point",
+    )
+    limit = (reference.measurement.accuracy - max_loss) * 100
+    axes.axhline(
+        limit, color=GREY, linewidth=0.8, linestyle=":", zorder=0, label=f"lowest allowed, {limit:.1f} %"
+    )
+    measured = reference.measurement
+    axes.set_xlabel("tokens per forward (TPF)")
+    axes.set_ylabel("solution accuracy (%)")
+    axes.set_title(f"{reference.split} problems, n = {measured.samples}; bars: standard error", fontsize=10)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: not isinstance(handles[i], ErrorbarContainer))  # stable
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside right upper",
+        fontsize=8,
+        frameon=False,
+        handlelength=3.4,
+    )
+    figure.savefig(out, dpi=DPI)
+
+
+def _draw(axes: Axes, points: Sequence[Row], label: str, colour: str, marker: str, line: str) -> None:
+    axes.errorbar(
+        [row.measurement.tpf for row in points],
+        [row.measurement.accuracy * 100 for row in points],
+        yerr=[row.measurement.accuracy_stderr * 100 for row in points],
+        label=label,
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markersize=10 if marker == "*" else 5.5,
+        linewidth=1.4,
+        elinewidth=0.8,
+    )
+
+
+def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: Path) -> None:
+    """Token x step heat maps side by side, on one scale of steps; committed positions are grey."""
+    steps = max(len(each.probability) for each in maps)
+    length = len(maps[0].tokens)
+    width, height = max(2.6, min(0.24 * steps, 5)), min(0.17 * length, 9)  # of a panel, inches
+    figure = Figure(figsize=((width + 0.8) * len(maps) + 1.2, height + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(maps), sharex=True, squeeze=False)[0]
+    colours = colormaps["viridis"].with_extremes(bad="#E8E8E8")
+    image = None
+    for axes, each in zip(panels, maps, strict=True):
+        step = np.arange(len(each.probability))
+        masked = np.array(each.commit_step)[:, None] >= step  # (G, steps)
+        shown = np.ma.masked_array(each.probability.numpy().T, ~masked)
+        image = axes.imshow(
+            shown,
+            cmap=colours,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(-0.5, len(step) - 0.5, length, 0),
+        )
+        for edge in range(block_length, length, block_length):
+            axes.axhline(edge, color="white", linewidth=1.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{each.label}: {len(step)} steps", fontsize=10)
+        axes.set_xlabel("denoise step")
+        axes.set_xlim(-0.5, steps - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if length <= 64:
+            axes.set_yticks(np.arange(length) + 0.5, each.tokens, fontsize=6.5)
+            axes.tick_params(axis="y", length=0)
+    panels[0].set_ylabel("response position")
+    assert image is not None
+    figure.colorbar(image, ax=list(panels), label="probability of the likeliest token", pad=0.01)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(out, dpi=DPI)
+
+
+def loss_curves(metrics_paths: dict[str, str | Path], out: str | Path) -> None:
+    """Training curves of all students, one panel for each quantity.
+
+    Args:
+        metrics_paths: student -> its training's `metrics.jsonl`; ValueError where one has no line.
+    """
+    curves = {student: metrics_log.read(Path(path)) for student, path in metrics_paths.items()}
+    for student, lines in curves.items():
+        if not lines:
+            raise ValueError(f"student {student}: {metrics_paths[student]} is missing or has no line yet")
+    quantities = [name for name in PANELS if any(name in line for lines in curves.values() for line in lines)]
+    figure = Figure(figsize=(3.1 * len(quantities) + 0.4, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axes, name in zip(panels, quantities, strict=True):
+        for (student, lines), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
+            points = [(line["train_step"], line[name]) for line in lines if name in line]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=plain(student))
+        axes.set_title(PANELS[name], fontsize=10)
+        axes.set_xlabel("train step")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.savefig(out, dpi=DPI)

@@ -1,0 +1,1 @@
+"""How the teacher decodes, recorded: the Parquet contract, its shards and the stage that writes them."""

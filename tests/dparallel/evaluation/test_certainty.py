@@ -1,0 +1,33 @@
+import torch
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding import generate
+from dparallel.evaluation.certainty import replay
+
+PROMPT = [10, 20, 30]
+
+
+def test_replay_sees_the_very_probabilities_at_which_tokens_were_committed(tiny_model) -> None:
+    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.0, stop_at_eos=False)
+    (generation,) = generate(tiny_model, [PROMPT], decoding)
+    certainty = replay(tiny_model, PROMPT, generation)
+    assert certainty.shape == (generation.nfe, 24)
+    assert generation.nfe > 3
+    at_commit = certainty[generation.commit_step, torch.arange(24)]
+    torch.testing.assert_close(at_commit, torch.tensor(generation.confidence), atol=1e-5, rtol=0)
+
+
+def test_replay_of_many_steps_equals_one_forward_at_a_time(tiny_model) -> None:
+    decoding = DecodingConfig(gen_length=24, block_length=24, rule="steps", steps=24)
+    (generation,) = generate(tiny_model, [PROMPT], decoding)
+    certainty = replay(tiny_model, PROMPT, generation)
+    mask = tiny_model.config.mask_token_id
+    for step in range(generation.nfe):
+        response = [
+            token if committed < step else mask
+            for token, committed in zip(generation.tokens, generation.commit_step, strict=True)
+        ]
+        with torch.inference_mode():
+            probability = tiny_model(torch.tensor([PROMPT + response]))[0, len(PROMPT) :].softmax(-1)
+            probability[:, mask] = 0
+        torch.testing.assert_close(certainty[step], probability.amax(-1), atol=1e-5, rtol=0)

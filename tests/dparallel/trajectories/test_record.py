@@ -1,0 +1,156 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.config import DecodingConfig, ProblemsConfig, TrajectoriesConfig
+from dparallel.decoding import generate
+from dparallel.evaluation.benchmarks import load_problems, score
+from dparallel.evaluation.text import encode_problems
+from dparallel.manifest import StageError
+from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.trajectories import store
+from dparallel.trajectories.record import run_stage, summarize
+
+DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
+
+
+def config(count: int = 7, shard_size: int = 3, **changes) -> TrajectoriesConfig:
+    problems = ProblemsConfig(benchmark="coins", count=count)
+    return TrajectoriesConfig(
+        **{"problems": problems, "decoding": DECODING, "shard_size": shard_size, "batch_size": 4, **changes}
+    )
+
+
+def inputs(checkpoint: Path) -> dict[str, str]:
+    return {"teacher": str(checkpoint)}
+
+
+def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out")
+    assert sorted(manifest.files) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    table = store.load(tmp_path / "out").to_pylist()
+
+    problems = load_problems(config().problems)
+    model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
+    prompts = encode_problems(problems, tokenizer, model, DECODING)
+    for row, problem, prompt in zip(table, problems, prompts, strict=True):
+        (expected,) = generate(model, [prompt], DECODING)
+        assert (row["problem_id"], row["reference"]) == (problem.problem_id, problem.reference)
+        assert row["prompt_ids"] == prompt
+        assert row["response_ids"] == expected.tokens
+        assert row["commit_step"] == expected.commit_step
+        assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
+        assert (row["nfe"], row["num_tokens"]) == (expected.nfe, expected.num_tokens)
+        assert row["correct"] == score(config().problems, problem, row["response"]).solution
+        assert row["seed"] is None
+
+
+def test_counts_and_metrics_by_hand() -> None:
+    shard = [
+        {"correct": True, "nfe": 5, "num_tokens": 30},
+        {"correct": False, "nfe": 10, "num_tokens": 10},
+        {"correct": None, "nfe": 9, "num_tokens": 20},
+    ]
+    counts, metrics = summarize(store.pa.Table.from_pylist(shard))
+    assert counts == {"rows": 3, "correct": 1, "incorrect": 1, "unknown": 1}
+    assert metrics == {"nfe": 8.0, "tpf": 60 / 24, "accuracy": 0.5}
+
+
+def test_unknown_correctness_is_counted_and_has_no_accuracy(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom 7"}\n{"prompt": "Ann 3 pens"}\n')
+    problems = ProblemsConfig(benchmark="jsonl", path=str(tmp_path / "p.jsonl"))
+    manifest = run_stage(config(problems=problems), inputs(tiny_checkpoint), tmp_path / "out")
+    assert manifest.counts == {"rows": 2, "correct": 0, "incorrect": 0, "unknown": 2}
+    assert "accuracy" not in manifest.metrics
+    assert manifest.metrics["rows_per_second"] > 0
+    assert store.load(tmp_path / "out")["correct"].to_pylist() == [None, None]
+
+
+def test_a_problems_file_that_changed_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    settings = config(problems=ProblemsConfig(benchmark="jsonl", path=str(path)))
+    path.write_text('{"prompt": "Tom 7"}\n')
+    run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
+    run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
+    path.write_text('{"prompt": "Ann 7"}\n')
+    with pytest.raises(StageError, match="made from other problems"):
+        run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()  # the same, had the run not finished
+    with pytest.raises(StageError, match=r"part-00000\.parquet holds other problems"):
+        run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
+
+
+def test_a_finished_stage_is_not_redone_and_a_missing_shard_alone_is(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run_stage(config(), inputs(tiny_checkpoint), out)
+    assert run_stage(config(), inputs(tiny_checkpoint), out) == first
+
+    shards = sorted(out.glob("part-*.parquet"))
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].unlink()
+    (out / "manifest.json").unlink()
+    (out / ".part-00002.parquet.1.partial").write_text("half a shard")
+    again = run_stage(config(), inputs(tiny_checkpoint), out)
+    after = [shard.stat().st_mtime_ns for shard in shards]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+    assert again.fingerprint == first.fingerprint
+    assert not list(out.glob(".part-*"))
+
+
+def test_a_resumed_shard_of_another_teacher_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_stage(config(), inputs(tiny_checkpoint), out)
+    (out / "manifest.json").unlink()
+    shard = out / "part-00000.parquet"
+    table, metadata = store.read_shard(shard)
+    store.write_shard(shard, table.to_pylist(), metadata.model_copy(update={"teacher": "another"}))
+    with pytest.raises(StageError, match=r"part-00000\.parquet was made by .*another"):
+        run_stage(config(), inputs(tiny_checkpoint), out)
+
+
+def test_what_does_not_fit_is_refused_before_decoding(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    long = config(decoding=DecodingConfig(gen_length=60, block_length=6))
+    with pytest.raises(ValueError, match=r"problem coins-train-0-00000 .*12 tokens.*gen_length=60"):
+        run_stage(long, inputs(tiny_checkpoint), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_a_run_killed_in_the_middle_leaves_whole_shards_and_its_rerun_only_adds(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings, out = config(count=150, shard_size=1), tmp_path / "out"
+    program = (
+        "import sys; from dparallel.config import TrajectoriesConfig as Config; "
+        "from dparallel.trajectories.record import run_stage; "
+        "run_stage(Config.model_validate_json(sys.argv[1]), {'teacher': sys.argv[2]}, sys.argv[3])"
+    )
+    arguments = [settings.model_dump_json(), str(tiny_checkpoint), str(out)]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments])
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("part-*.parquet"))) < 3:
+        assert process.poll() is None, "the recording ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    assert not (out / "manifest.json").exists()
+    survivors = {shard: shard.stat().st_mtime_ns for shard in out.glob("part-*.parquet")}
+    assert 3 <= len(survivors) < 150
+    assert all(pq.read_table(shard).num_rows == 1 for shard in survivors)
+
+    resumed = run_stage(settings, inputs(tiny_checkpoint), out)
+    assert {shard: shard.stat().st_mtime_ns for shard in survivors} == survivors
+    whole = run_stage(settings, inputs(tiny_checkpoint), tmp_path / "whole")
+    assert store.load(out).equals(store.load(tmp_path / "whole"))
+    assert resumed.counts == whole.counts
+    assert json.loads((out / "manifest.json").read_text())["counts"]["rows"] == 150
