@@ -1,0 +1,164 @@
+"""Trajectories as training samples: filtered, checked against the model, and drawn without state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dparallel.config import ConfigError, RecipeConfig, TrainingConfig
+from dparallel.models.backbone import DiffusionConfig
+from dparallel.trajectories import store
+
+ORDER, ROW, DROPOUT = range(3)  # one family of random streams each
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The trajectories trained on: G is the same for all, prompts may differ in length."""
+
+    prompts: Sequence[np.ndarray]
+    responses: np.ndarray  # int32 (samples, G)
+    commit_step: np.ndarray  # int16 (samples, G)
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    @property
+    def gen_length(self) -> int:
+        return self.responses.shape[1]
+
+
+class StepShape(NamedTuple):
+    """How one train step is split: samples over all processes, samples per forward, forwards."""
+
+    samples: int
+    micro_samples: int
+    accumulation: int
+
+
+def load_samples(
+    folder: str | Path, only_correct: bool, max_length: int | None
+) -> tuple[Samples, dict[str, int]]:
+    """Read trajectories and keep those to train on.
+
+    Returns:
+        The samples, and counts: `rows_read` = `left_out_incorrect` + `left_out_too_long` + `rows_used`.
+
+    Raises:
+        ConfigError: nothing is left, or the responses differ in length.
+    """
+    table = store.load(folder)
+    counts = {"rows_read": table.num_rows}
+    if only_correct:  # where correctness is unknown (null), the row does not count as correct
+        table = table.filter(pc.fill_null(table["correct"], False))
+    counts["left_out_incorrect"] = counts["rows_read"] - table.num_rows
+    lengths = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["response_ids"]))
+    kept = table if max_length is None else table.filter(pc.less_equal(lengths, max_length))
+    counts["left_out_too_long"] = table.num_rows - kept.num_rows
+    counts["rows_used"] = kept.num_rows
+    if not kept.num_rows:
+        raise ConfigError(
+            f"{folder}: of {counts['rows_read']} trajectories none is left to train on: "
+            f"{counts['left_out_incorrect']} not known to be correct (only_correct={only_correct}), "
+            f"{counts['left_out_too_long']} longer than max_length={max_length}"
+        )
+    gen_lengths = pc.unique(pc.list_value_length(kept["response_ids"])).to_pylist()
+    if len(gen_lengths) > 1:
+        raise ConfigError(
+            f"{folder}: responses of different lengths {sorted(gen_lengths)}; record them again"
+        )
+    samples = Samples(
+        prompts=_lists(kept["prompt_ids"]),
+        responses=np.stack(_lists(kept["response_ids"])),
+        commit_step=np.stack(_lists(kept["commit_step"])),
+    )
+    return samples, counts
+
+
+def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig) -> None:
+    """Refuse what cannot be trained on before any work starts, as a `ConfigError`."""
+    gen_length = samples.gen_length
+    if recipe.block_length is not None and gen_length % recipe.block_length:
+        raise ConfigError(
+            f"recipe.block_length={recipe.block_length} does not divide the trajectories' response length "
+            f"{gen_length}: choose a divisor of {gen_length}"
+        )
+    for name in ("mask_token_id", "eos_token_id"):
+        token = getattr(model, name)
+        if token is None or not 0 <= token < model.vocab_size:
+            raise ConfigError(
+                f"the teacher's {name} is {token}, outside its vocabulary (0 to {model.vocab_size - 1}): "
+                "correct its config.json"
+            )
+    tokens = np.concatenate([*samples.prompts, samples.responses.ravel()])
+    if tokens.min() < 0 or tokens.max() >= model.vocab_size:
+        raise ConfigError(
+            f"the trajectories hold token ids {tokens.min()} to {tokens.max()}, the teacher knows 0 to "
+            f"{model.vocab_size - 1}: they were recorded with another tokenizer"
+        )
+    if (samples.responses == model.mask_token_id).any():
+        raise ConfigError(
+            f"the trajectories hold mask_token_id={model.mask_token_id} in a response: "
+            "a decoding that never finished; record them again"
+        )
+    longest = max(map(len, samples.prompts)) + gen_length
+    if longest > model.max_position_embeddings:
+        raise ConfigError(
+            f"the longest prompt + response has {longest} tokens, the teacher's max_position_embeddings "
+            f"is {model.max_position_embeddings}: set training.max_length to leave longer ones out"
+        )
+
+
+def step_shape(config: TrainingConfig, views: int, processes: int) -> StepShape:
+    """Divide a train step over processes and forwards; `ConfigError` where it does not divide."""
+    wanted = config.views_per_step
+    if wanted % (views * processes):
+        raise ConfigError(
+            f"views_per_step={wanted} is not divisible by {processes} processes x {views} views of a "
+            f"sample: choose a multiple of {views * processes}"
+        )
+    per_process = wanted // processes
+    micro = min(config.micro_batch_size, per_process)
+    if micro % views or per_process % micro:
+        raise ConfigError(
+            f"micro_batch_size={config.micro_batch_size} does not divide a process's {per_process} views "
+            f"(views_per_step={wanted} over {processes} processes) into whole samples of {views} views: "
+            f"choose a divisor of {per_process} that is a multiple of {views}"
+        )
+    return StepShape(wanted // views, micro // views, per_process // micro)
+
+
+def sample_order(seed: int, train_step: int, per_step: int, samples: int) -> np.ndarray:
+    """Which samples a train step (1-based) draws, (per_step,): every epoch is its own permutation."""
+    position = np.arange((train_step - 1) * per_step, train_step * per_step)
+    epoch, offset = np.divmod(position, samples)
+    return np.array([_permutation(seed, int(e), samples)[o] for e, o in zip(epoch, offset, strict=True)])
+
+
+def row_generator(seed: int, train_step: int, row: int) -> np.random.Generator:
+    """The randomness of one row of a train step's global batch."""
+    return np.random.default_rng((ROW, seed, train_step, row))
+
+
+def dropout_seed(seed: int, train_step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((DROPOUT, seed, train_step, rank)).generate_state(1)[0])
+
+
+@lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step
+def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(samples)
+
+
+def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """A column of lists as one array for each row, without a copy through Python numbers."""
+    rows = []
+    for chunk in column.chunks:
+        offsets = chunk.offsets.to_numpy()
+        values = chunk.flatten().to_numpy()
+        rows += np.split(values, offsets[1:-1] - offsets[0])
+    return rows

@@ -1,0 +1,47 @@
+"""The distillation loss, in float32, over the positions a view reads.
+
+Legend: N positions read over all views of a batch, V vocabulary, R views.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, view: Tensor, views: int) -> Tensor:
+    """Mean cross-entropy against the teacher's tokens, for each view.
+
+    Args:
+        logits: (N, V) at the positions read.
+        targets: int64 (N,) the teacher's token there.
+        view: int64 (N,) which view each position belongs to.
+        views: R.
+
+    Returns:
+        Float32 (R,); 0 for a view that reads nothing.
+    """
+    return _mean_by_view(F.cross_entropy(logits.float(), targets, reduction="none"), view, views)
+
+
+def certainty(logits: Tensor, targets: Tensor, view: Tensor, views: int, temperature: float) -> Tensor:
+    """Mean entropy of softmax(logits / temperature) where the student already is right, for each view.
+
+    Minimising it makes the student sure of what it knows. Arguments as for `cross_entropy`.
+
+    Returns:
+        Float32 (R,), in nats; 0 for a view whose every argmax differs from the teacher's token.
+    """
+    right = logits.argmax(dim=-1) == targets  # (N,)
+    return _mean_by_view(entropy(logits[right].float() / temperature), view[right], views)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats over the whole vocabulary, float32: (N, V) -> (N,)."""
+    log_probability = F.log_softmax(logits.float(), dim=-1)
+    return -(log_probability.exp() * log_probability).sum(dim=-1)
+
+
+def _mean_by_view(values: Tensor, view: Tensor, views: int) -> Tensor:
+    sums = values.new_zeros(views).index_add(0, view, values)
+    counts = torch.bincount(view, minlength=views).clamp(min=1)
+    return sums / counts

@@ -1,0 +1,255 @@
+"""The training stage: distil a student from its teacher's trajectories.
+
+Runs in every process of a launch. All that is random is a function of the seed, the train step
+and the row in the step's global batch, so the number of processes, the split into forwards and a
+resume change nothing.
+"""
+
+import json
+import logging
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dparallel.distillation import engine as ds
+from dparallel.distillation.data import (
+    Samples,
+    StepShape,
+    check_samples,
+    dropout_seed,
+    load_samples,
+    row_generator,
+    sample_order,
+    step_shape,
+)
+from dparallel.distillation.losses import entropy
+from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
+from dparallel.experiment import StudentConfig
+from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest, write_atomically
+from dparallel.models.checkpoints import load_model
+from dparallel.models.lora import attach
+
+logger = logging.getLogger(__name__)
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient that is not finite; the message names the train step."""
+
+
+def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+    """Train `inputs["teacher"]`'s adapter on `inputs["trajectories"]`, in a launched process group.
+
+    A killed run continues from its last checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
+
+    Raises:
+        LaunchError: not started by a launcher.
+        ConfigError: settings, trajectories and teacher do not fit together.
+        StageError: a folder that is missing, foreign or damaged.
+        DivergedError: a loss or gradient that is not finite.
+    """
+    process = ds.launched_process()
+    folder = Path(out_dir)
+    if process.first or (folder / MANIFEST).is_file():
+        stage = Stage("training", config, inputs, folder)
+        if finished := stage.done:
+            return finished
+
+    # 1. Everything is checked before anything is computed
+    training, recipe = config.training, config.recipe
+    shape = step_shape(training, recipe.views, process.count)
+    dtype = ds.precision(training.precision)
+    settings = ds.deepspeed_config(
+        training, process.count, shape.micro_samples * recipe.views, shape.accumulation, dtype
+    )
+    found = ds.last_checkpoint(folder / CHECKPOINTS, process)
+    samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
+    teacher = load_model(inputs["teacher"], device="cpu", dtype=dtype)
+    check_samples(samples, recipe, teacher.config)
+
+    # 2. Student and engine
+    torch.manual_seed(training.seed)
+    student = attach(teacher, training.lora)
+    if training.gradient_checkpointing:
+        teacher.gradient_checkpointing_enable({"use_reentrant": False})
+    train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
+    ds.join(process)
+    engine = ds.start_engine(student, training.optimizer, train_steps, settings)
+    done = ds.resume(engine, folder / CHECKPOINTS, found, process)
+
+    # 3. Train, and hand over the adapter
+    Trainer(config, samples, shape, engine, process, folder, train_steps).train(done)
+    files = ds.save_adapter(engine, folder / "adapter", process)
+    if process.first:
+        stage.finish(
+            files=[f"adapter/{name}" for name in files],
+            counts={**counts, "train_steps": train_steps},
+            metrics=last_metrics(folder / METRICS),
+            details={"processes": process.count, "precision": str(dtype).removeprefix("torch.")},
+        )
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return read_manifest(folder)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The loop and what it reads; its only state is the engine's and the files in `folder`."""
+
+    config: StudentConfig
+    samples: Samples
+    shape: StepShape
+    engine: ds.DeepSpeedEngine
+    process: ds.Process
+    folder: Path
+    train_steps: int
+
+    def train(self, done: int) -> None:
+        """Take the train steps after `done`."""
+        training = self.config.training
+        if self.process.first:
+            cut_back(self.folder / METRICS, done)
+            logger.info(
+                "training %d steps of %d samples (%d views) from step %d, %d samples to draw from",
+                self.train_steps,
+                self.shape.samples,
+                training.views_per_step,
+                done + 1,
+                len(self.samples),
+            )
+        self.engine.train()
+        began = logged_at = time.perf_counter()
+        tokens = 0.0
+        for train_step in range(done + 1, self.train_steps + 1):
+            logging_step = train_step % training.log_every == 0 or train_step in (1, self.train_steps)
+            metrics = self.step(train_step, logging_step)
+            tokens += metrics.pop("tokens")
+            if logging_step and self.process.first:
+                now = time.perf_counter()
+                metrics["tokens_per_second"] = tokens / (now - logged_at)
+                metrics["peak_memory_bytes"] = peak_memory_bytes()
+                append(self.folder / METRICS, {"train_step": train_step, **metrics})
+                seconds_left = (now - began) / (train_step - done) * (self.train_steps - train_step)
+                report(train_step, self.train_steps, metrics, seconds_left)
+                tokens, logged_at = 0.0, now
+            if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
+                ds.save_checkpoint(self.engine, self.folder / CHECKPOINTS, train_step, self.process)
+
+    def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
+        """One optimizer step; returns its metrics, averaged over all processes."""
+        recipe = self.config.recipe
+        torch.manual_seed(dropout_seed(self.config.training.seed, train_step, self.process.rank))
+        learning_rate = self.engine.get_lr()[0]
+        device = self.engine.device
+        losses = torch.zeros(3, dtype=torch.float64, device=device)
+        entropies = torch.zeros(3, dtype=torch.float64, device=device)  # student, teacher, positions
+        tokens = 0
+        for batch in self.batches(train_step):
+            tokens += batch.tokens
+            batch = batch.to(device)
+            logits = self.engine(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read)
+            terms = loss(logits, batch, recipe)
+            self.engine.backward(terms.loss)
+            losses += torch.stack([each.detach() for each in terms]) / self.shape.accumulation
+            if with_entropies:
+                entropies += self.entropies(logits.detach(), batch)
+            self.engine.step()
+        losses /= self.process.count
+        reduced = ds.all_reduce(torch.cat([losses, entropies, losses.new_tensor([tokens])])).tolist()
+        total, cross_entropy, certainty, student_entropy, teacher_entropy, positions, tokens = reduced
+        norm = ds.gradient_norm(self.engine)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise DivergedError(
+                f"train_step {train_step}: loss {total}, gradient norm {norm}; nothing of it was saved. "
+                f"Lower training.optimizer.learning_rate ({learning_rate:.3g} here) and start anew"
+            )
+        metrics = {"loss": total, "cross_entropy": cross_entropy, "certainty": certainty}
+        if with_entropies:
+            metrics["teacher_entropy"] = teacher_entropy / max(positions, 1)
+            metrics["student_entropy"] = student_entropy / max(positions, 1)
+        return {**metrics, "grad_norm": norm, "learning_rate": learning_rate, "tokens": tokens}
+
+    @torch.no_grad()
+    def entropies(self, student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Sums over the positions read: student's entropy, teacher's (adapter off), their number."""
+        with self.engine.module.disable_adapter():
+            teacher_logits = self.engine.module(
+                batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read
+            )
+        sums = [entropy(student_logits).sum(), entropy(teacher_logits).sum()]
+        return torch.stack([*sums, sums[0].new_tensor(len(batch.targets))])
+
+    def batches(self, train_step: int) -> Iterator[Batch]:
+        """This process's share of the step's global batch, one forward at a time."""
+        config, recipe, samples = self.engine.module.config, self.config.recipe, self.samples
+        seed = self.config.training.seed
+        drawn = sample_order(seed, train_step, self.shape.samples, len(samples))
+        for forward in range(self.shape.accumulation):
+            start = (self.process.rank * self.shape.accumulation + forward) * self.shape.micro_samples
+            rows = range(start, start + self.shape.micro_samples)
+            views = [
+                make_views(
+                    recipe,
+                    samples.responses[drawn[row]],
+                    samples.commit_step[drawn[row]],
+                    config.eos_token_id,
+                    row_generator(seed, train_step, row),
+                )
+                for row in rows
+            ]
+            prompts = [samples.prompts[drawn[row]] for row in rows]
+            responses = samples.responses[drawn[rows.start : rows.stop]]
+            yield make_batch(prompts, responses, views, config.mask_token_id)
+
+
+def cut_back(file: Path, train_step: int) -> None:
+    """Drop the metrics after `train_step` (a killed run was ahead of its checkpoint)."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the kill came while it was written
+            break
+        if record["train_step"] > train_step:
+            break
+        kept.append(line + "\n")
+    write_atomically(file, "".join(kept))
+
+
+def append(file: Path, record: dict[str, float]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def last_metrics(file: Path) -> dict[str, float]:
+    record = json.loads(file.read_text().splitlines()[-1])
+    return {name: value for name, value in record.items() if name != "train_step"}
+
+
+def peak_memory_bytes() -> int:
+    """The device's peak, or on a CPU the process's (`ru_maxrss` is in KiB on Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(train_step: int, train_steps: int, metrics: dict[str, float], seconds_left: float) -> None:
+    minutes, seconds = divmod(round(seconds_left), 60)
+    logger.info(
+        "step %d of %d: loss %.4f, entropy %.3f (teacher %.3f), %.0f tokens/s, %d:%02d left",
+        train_step,
+        train_steps,
+        metrics["loss"],
+        metrics["student_entropy"],
+        metrics["teacher_entropy"],
+        metrics["tokens_per_second"],
+        minutes,
+        seconds,
+    )

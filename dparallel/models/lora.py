@@ -1,0 +1,99 @@
+"""LoRA adapters through PEFT: attach, load, merge. A target that does not match everywhere is an error."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import nn
+
+from dparallel.config import LoraSettings
+from dparallel.models.backbone import DiffusionTransformer
+
+
+class AdapterError(ValueError):
+    """An adapter that does not fit its model; the message names the module and what would fit."""
+
+
+def attach(model: DiffusionTransformer, settings: LoraSettings) -> PeftModel:
+    """Wrap `model` (in place) with a fresh adapter, the only trainable weights; it starts as the identity.
+
+    Raises:
+        AdapterError: a target does not match a linear module in every layer.
+    """
+    check_targets(model, settings.targets)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+    )
+    return get_peft_model(model, config)
+
+
+def check_targets(model: DiffusionTransformer, targets: Iterable[str]) -> None:
+    """PEFT stays silent when only some names match; here that is an `AdapterError`."""
+    layers_of: dict[str, set[int]] = {}  # module name within a layer -> layers that have it
+    for name, module in model.named_modules():
+        found = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+        if found and isinstance(module, nn.Linear):
+            layers_of.setdefault(found[2], set()).add(int(found[1]))
+    count = model.config.num_hidden_layers
+    for target in targets:
+        matched: set[int] = set()
+        for name, layers in layers_of.items():
+            if name == target or name.endswith("." + target):
+                matched |= layers
+        if len(matched) != count:
+            known = ", ".join(sorted(name.rpartition(".")[2] for name in layers_of))
+            raise AdapterError(
+                f"LoRA target {target!r} matches in {len(matched)} of {count} layers; known modules: {known}"
+            )
+
+
+def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
+    """Wrap `model` (in place) with a saved adapter.
+
+    Raises:
+        AdapterError: the folder holds none, or one for another architecture or shape.
+    """
+    weights = Path(folder) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise AdapterError(f"{weights}: no such file; training writes it")
+    modules = dict(model.named_modules())
+    with safe_open(weights, framework="pt") as file:
+        for name in sorted(file.keys()):
+            _check_tensor(name, tuple(file.get_slice(name).get_shape()), modules, weights)
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def _check_tensor(name: str, shape: tuple[int, ...], modules: dict[str, nn.Module], weights: Path) -> None:
+    """A LoRA pair on a linear (out, in) is A (rank, in) and B (out, rank)."""
+    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+    if found is None:
+        raise AdapterError(f"{weights}: {name} is no LoRA matrix")
+    module = modules.get(found[1])
+    if not isinstance(module, nn.Linear):
+        raise AdapterError(
+            f"{weights} adapts {found[1]}, which this model does not have: trained on another architecture"
+        )
+    expected, actual = (module.in_features, shape[1]) if found[2] == "A" else (module.out_features, shape[0])
+    if actual != expected:
+        raise AdapterError(
+            f"{weights}: {name} has shape {shape}, but {found[1]} maps {module.in_features} to "
+            f"{module.out_features} features: trained on a model of another shape"
+        )
+
+
+def merge(student: PeftModel) -> DiffusionTransformer:
+    """Fold the adapter into its base's weights (in place) and return the plain model.
+
+    Raises:
+        AdapterError: the adapter holds numbers that are not finite.
+    """
+    for name, weight in student.named_parameters():
+        if "lora_" in name and not weight.isfinite().all():
+            raise AdapterError(f"{name} is not finite: its training diverged")
+    return student.merge_and_unload()

@@ -1,0 +1,98 @@
+"""The merging stage: a student that stands alone, proven equal to base + adapter at every merge.
+
+Legend: G response positions, L canvas length, N masked positions, V vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dparallel.config import MergingConfig
+from dparallel.manifest import Manifest, Stage, StageError, fingerprint, verify
+from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.lora import load_adapter, merge
+from dparallel.trajectories import store
+
+logger = logging.getLogger(__name__)
+
+
+class MergeError(RuntimeError):
+    """The merged model does not compute what base + adapter computed; nothing was saved."""
+
+
+def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+    """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save natively.
+
+    The check compares float32 logits on partly masked canvases of `config.check_prompts`
+    trajectories of `inputs["trajectories"]`; their largest difference goes into the manifest.
+
+    Raises:
+        StageError: the adapter was trained on another teacher, or an input is damaged.
+        AdapterError: the adapter does not fit the teacher.
+        MergeError: the difference is above `config.tolerance`.
+    """
+    stage = Stage("merging", config, inputs, out_dir)
+    if done := stage.done:
+        return done
+
+    # 1. Only fitting inputs
+    training = verify(inputs["training"], "training")
+    if training.inputs["teacher"] != fingerprint(inputs["teacher"]):
+        raise StageError(
+            f"the adapter in {inputs['training']} was trained on another teacher than {inputs['teacher']}: "
+            "merge it into the one it was trained on"
+        )
+    base = load_model(inputs["teacher"])
+    dtype = base.dtype
+    student = load_adapter(base.float(), Path(inputs["training"]) / "adapter").eval()
+
+    # 2. Merge, and compare with what base + adapter said
+    rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
+    canvases = check_canvases(rows, base.config.mask_token_id)
+    expected = [masked_logits(student, canvas, base.config.mask_token_id) for canvas in canvases]
+    merged = merge(student)
+    actual = [masked_logits(merged, canvas, base.config.mask_token_id) for canvas in canvases]
+    difference = max_difference(expected, actual)
+    if not difference <= config.tolerance:  # also catches NaN
+        raise MergeError(
+            f"merged logits differ from base + adapter by {difference:.3g} on {len(canvases)} prompts, "
+            f"more than tolerance={config.tolerance}; the adapter may be too large for float32"
+        )
+    logger.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
+
+    # 3. Save as the teacher was saved
+    merged.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    files = save_model(merged, stage.folder, load_tokenizer(inputs["teacher"]))
+    return stage.finish(
+        files=files,
+        counts={"check_prompts": len(canvases)},
+        metrics={"max_logit_difference": difference},
+        details={"dtype": str(dtype).removeprefix("torch.")},
+    )
+
+
+def check_canvases(rows: Sequence[dict], mask_token_id: int) -> list[Tensor]:
+    """One canvas (1, L) for each trajectory, masked from lightly (at least one position) to wholly."""
+    rng = np.random.default_rng(0)
+    canvases = []
+    for index, row in enumerate(rows):
+        response = np.array(row["response_ids"])
+        count = -(-len(response) * (index + 1) // len(rows))
+        response[rng.permutation(len(response))[:count]] = mask_token_id
+        canvases.append(torch.from_numpy(np.concatenate([row["prompt_ids"], response]))[None])
+    return canvases
+
+
+@torch.no_grad()
+def masked_logits(model: nn.Module, canvas: Tensor, mask_token_id: int) -> Tensor:
+    """Logits (N, V) where decoding would read them."""
+    canvas = canvas.to(next(model.parameters()).device)
+    return model(canvas, logits_at=canvas == mask_token_id)
+
+
+def max_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(expected, actual, strict=True))

@@ -1,0 +1,117 @@
+"""A small recording to train on, and real launches of the training stage."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dparallel.config import (
+    DecodingConfig,
+    LoraSettings,
+    OptimizerConfig,
+    ProblemsConfig,
+    RecipeConfig,
+    TrainingConfig,
+    TrajectoriesConfig,
+)
+from dparallel.experiment import StagePlan, StudentConfig
+from dparallel.manifest import Stage
+from dparallel.tiny import coins
+from dparallel.tiny.tokenizer import build_tokenizer
+from dparallel.trajectories.schema import ShardMetadata
+from dparallel.trajectories.store import shard_name, write_shard
+
+DECODING = DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=36)
+
+
+def trajectory_rows(count: int) -> list[dict]:
+    """True solutions in a made-up order; every second prompt is shorter, every fifth row is wrong."""
+    rng, tokenizer, rows = random.Random(0), build_tokenizer(), []
+    for index, problem in zip(range(count), coins.problems("train", seed=0), strict=False):
+        words = coins.draw_solution(problem, rng).split()
+        response = [*words, *[coins.EOS] * (36 - len(words))]
+        prompt = problem.prompt.split()[index % 2 :]
+        blocks = [rng.sample(range(start, start + 12), 12) for start in (0, 12, 24)]
+        rows.append(
+            {
+                "problem_id": str(index),
+                "source": "coins",
+                "prompt": " ".join(prompt),
+                "prompt_ids": tokenizer.convert_tokens_to_ids(prompt),
+                "response_ids": tokenizer.convert_tokens_to_ids(response),
+                "commit_step": [step for block in blocks for step in block],
+                "confidence": [0.5] * 36,
+                "response": " ".join(words),
+                "reference": problem.answer,
+                "correct": (True, True, True, True, False)[index % 5],
+                "nfe": 36,
+                "num_tokens": len(words) + 1,
+                "seed": None,
+            }
+        )
+    return rows
+
+
+def record(folder: Path, teacher: Path, rows: list[dict]) -> Path:
+    """A finished trajectories stage that holds `rows`."""
+    problems = ProblemsConfig(benchmark="coins", count=len(rows))
+    config = TrajectoriesConfig(problems=problems, decoding=DECODING)
+    stage = Stage("trajectories", config, {"teacher": teacher}, folder)
+    write_shard(
+        folder / shard_name(0), rows, ShardMetadata(teacher="teacher", tokenizer="words", decoding=DECODING)
+    )
+    stage.finish([shard_name(0)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trajectories(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("trajectories"), tiny_checkpoint, trajectory_rows(30))
+
+
+RECIPE = RecipeConfig(block_length=12, masking="random", complement=True, certainty_weight=2.0)
+
+
+def training_config(**changes) -> TrainingConfig:
+    settings = {
+        "lora": LoraSettings(rank=4, alpha=16),
+        "optimizer": OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup_ratio=1 / 6),
+        "train_steps": 24,
+        "views_per_step": 16,
+        "log_every": 1,
+        "checkpoint_every": 5,
+    }
+    return TrainingConfig(**{**settings, **changes})
+
+
+def write_plan(
+    folder: Path, teacher: Path, trajectories: Path, recipe: RecipeConfig = RECIPE, **changes
+) -> tuple[Path, Path]:
+    """The plan of a training and its output folder, both inside `folder`."""
+    config = StudentConfig(training=training_config(**changes), recipe=recipe)
+    plan = StagePlan(
+        stage="training",
+        config=config.model_dump(mode="json"),
+        inputs={"teacher": str(teacher), "trajectories": str(trajectories)},
+        out_dir=str(folder / "student"),
+    )
+    (folder / "plan.json").write_text(plan.model_dump_json())
+    return folder / "plan.json", folder / "student"
+
+
+def torchrun(plan: Path, processes: int = 1) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc_per_node", str(processes), "-m", "dparallel.distillation", str(plan)]
+
+
+def run(command: list[str]) -> tuple[int, str]:
+    """Exit code and all output."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    return done.returncode, done.stdout
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,141 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dparallel.config import RecipeConfig
+from dparallel.distillation import losses
+from dparallel.distillation.corruption import View
+from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
+from dparallel.models.backbone import DiffusionTransformer
+from tests.conftest import GOLDEN
+
+PUBLISHED = RecipeConfig(
+    block_length=8, masking="random", complement=True, certainty_weight=2.0, certainty_temperature=0.5
+)
+# Odds 3 : 1 : 1 and 1 : 3 : 4, one row each
+LOGITS = torch.log(torch.tensor([[3.0, 1, 1], [1, 3, 4], [3, 1, 1]]))
+
+
+def entropy_of(*odds: float) -> float:
+    return -sum(odd / sum(odds) * math.log(odd / sum(odds)) for odd in odds)
+
+
+def test_terms_by_hand() -> None:
+    targets, view = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2])
+    # view 0 reads two positions, view 1 none, view 2 one
+    expected = [(-math.log(3 / 5) - math.log(3 / 8)) / 2, 0.0, -math.log(1 / 5)]
+    assert losses.cross_entropy(LOGITS, targets, view, 3).tolist() == pytest.approx(expected)
+    # T = 0.5 squares the odds; only position 0 is right, so view 0 averages over it alone
+    expected = [entropy_of(9, 1, 1), 0.0, 0.0]
+    assert losses.certainty(LOGITS, targets, view, 3, temperature=0.5).tolist() == pytest.approx(expected)
+    assert losses.entropy(LOGITS)[1].item() == pytest.approx(entropy_of(1, 3, 4))
+
+
+def test_nothing_read_is_zero_and_has_a_gradient() -> None:
+    logits = torch.zeros(0, 3, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.long)
+    total = losses.cross_entropy(logits, nothing, nothing, 2).sum()
+    total = total + losses.certainty(logits, nothing, nothing, 2, 0.5).sum()
+    total.backward()
+    assert total.item() == 0
+
+
+def test_bf16_logits_are_read_in_float32() -> None:
+    targets, view = torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.long)
+    made = losses.cross_entropy(LOGITS.bfloat16(), targets, view, 1)
+    assert made.dtype == torch.float32
+    assert made.item() == losses.cross_entropy(LOGITS.bfloat16().float(), targets, view, 1).item()
+
+
+def test_recipe_sums_views_and_averages_samples() -> None:
+    def batch_of(view: list[int]) -> Batch:
+        canvas = torch.zeros(2, 4, dtype=torch.long)
+        return Batch(canvas, None, canvas.bool(), torch.tensor([0, 1, 1]), torch.tensor(view))
+
+    cross_entropies = (-math.log(3 / 5) - math.log(3 / 8)) / 2, -math.log(1 / 5)
+    made = loss(LOGITS, batch_of([0, 0, 1]), PUBLISHED)  # one sample, two views
+    assert made.cross_entropy.item() == pytest.approx(sum(cross_entropies))
+    assert made.certainty.item() == pytest.approx(entropy_of(9, 1, 1))
+    assert made.loss.item() == pytest.approx(sum(cross_entropies) + 2 * entropy_of(9, 1, 1))
+    single = RecipeConfig(block_length=2, masking="trajectory", certainty_weight=0)  # two samples
+    assert loss(LOGITS, batch_of([0, 0, 1]), single).loss.item() == pytest.approx(sum(cross_entropies) / 2)
+
+
+@pytest.mark.parametrize("sample", [0, 1, 2])
+def test_golden(sample: int, llada_tiny: DiffusionTransformer) -> None:
+    golden = load_file(GOLDEN / "certainty_loss.safetensors")
+    tokens, noisy, complement, read, read_complement = (
+        golden[f"{sample}.{name}"]
+        for name in ("input_ids", "noisy", "noisy_complement", "masked", "masked_complement")
+    )
+    reads = torch.cat([read, read_complement]).bool()
+    batch = Batch(
+        canvas=torch.cat([noisy, complement]),
+        attention_mask=None,
+        read=reads,
+        targets=tokens.expand(2, -1)[reads],
+        view=reads.nonzero()[:, 0],
+    )
+    assert run_loss(llada_tiny, batch).item() == pytest.approx(golden[f"{sample}.loss"].item(), abs=1e-4)
+
+
+def test_golden_views_are_views_of_ours() -> None:
+    """The published canvases equal ours, given the published masks."""
+    golden = load_file(GOLDEN / "certainty_loss.safetensors")
+    for sample in range(3):
+        tokens, prompt_length = (
+            golden[f"{sample}.input_ids"][0].numpy(),
+            int(golden[f"{sample}.prompt_length"]),
+        )
+        views = []
+        for name in ("masked", "masked_complement"):
+            read = golden[f"{sample}.{name}"][0, prompt_length:].bool().numpy()
+            region_end = union_end(golden, sample, prompt_length)
+            masked = read.copy()
+            masked[region_end:] = True
+            views.append(View(masked, read))
+        batch = make_batch([tokens[:prompt_length]], tokens[None, prompt_length:], [views], mask_token_id=255)
+        assert batch.attention_mask is None
+        assert torch.equal(batch.canvas[:1], golden[f"{sample}.noisy"])
+        assert torch.equal(batch.canvas[1:], golden[f"{sample}.noisy_complement"])
+
+
+def union_end(golden: dict[str, Tensor], sample: int, prompt_length: int) -> int:
+    union = golden[f"{sample}.masked"] + golden[f"{sample}.masked_complement"]
+    return int(union[0, prompt_length:].nonzero().max()) + 1
+
+
+def run_loss(model: DiffusionTransformer, batch: Batch, recipe: RecipeConfig = PUBLISHED) -> Tensor:
+    with torch.no_grad():
+        logits = model(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read)
+    return loss(logits, batch, recipe).loss
+
+
+recipes = st.sampled_from(
+    [PUBLISHED, RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0)]
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(recipes, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**31))
+def test_a_batch_equals_its_rows_alone(
+    tiny_model: DiffusionTransformer, recipe: RecipeConfig, prompt_lengths: list[int], seed: int
+) -> None:
+    """Prompts of different lengths, so padding must not be seen either."""
+    rng = np.random.default_rng(seed)
+    mask, eos = tiny_model.config.mask_token_id, tiny_model.config.eos_token_id
+    prompts = [rng.integers(3, 50, length) for length in prompt_lengths]
+    responses = rng.integers(2, 50, (len(prompts), 16))
+    views = [make_views(recipe, response, np.arange(16), eos, rng) for response in responses]
+    together = run_loss(tiny_model, make_batch(prompts, responses, views, mask), recipe)
+    alone = [
+        run_loss(tiny_model, make_batch([prompts[i]], responses[i : i + 1], [views[i]], mask), recipe)
+        for i in range(len(prompts))
+    ]
+    assert together.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-4)

@@ -1,0 +1,270 @@
+"""Real launches: DeepSpeed in one and two processes, killed and resumed, and stopped by bad numbers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from dparallel.config import ConfigError, OptimizerConfig, RecipeConfig
+from dparallel.distillation import engine
+from dparallel.distillation.__main__ import main
+from dparallel.distillation.trainer import append, cut_back, run_stage
+from dparallel.experiment import StagePlan
+from dparallel.manifest import MANIFEST, Manifest, StageError, verify
+from dparallel.models.checkpoints import load_model
+from tests.dparallel.distillation.conftest import read_metrics, run, torchrun, training_config, write_plan
+
+CURVE = (
+    "loss",
+    "cross_entropy",
+    "certainty",
+    "teacher_entropy",
+    "student_entropy",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+def curve(folder: Path) -> list[list[float]]:
+    return [[record["train_step"], *(record[name] for name in CURVE)] for record in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_checkpoint: Path, trajectories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted training in one process."""
+    plan, out = write_plan(tmp_path_factory.mktemp("trained"), tiny_checkpoint, trajectories)
+    code, output = run(torchrun(plan))
+    assert code == 0, output
+    assert "step 24 of 24: loss" in output
+    return out
+
+
+def test_it_learns_and_reports(trained: Path) -> None:
+    manifest = verify(trained, "training")
+    assert sorted(manifest.files) == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    assert sorted(each.name for each in (trained / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    counts = {"rows_read": 30, "left_out_incorrect": 6, "left_out_too_long": 0, "rows_used": 24}
+    assert manifest.counts == {**counts, "train_steps": 24}
+    metrics = read_metrics(trained)
+    assert [record["train_step"] for record in metrics] == list(range(1, 25))
+    for record in metrics:
+        assert record["loss"] == pytest.approx(record["cross_entropy"] + 2 * record["certainty"], rel=1e-5)
+        assert record["tokens_per_second"] > 0
+        assert record["peak_memory_bytes"] > 1e8
+    first, last = metrics[0], metrics[-1]
+    assert first["teacher_entropy"] == pytest.approx(first["student_entropy"], rel=1e-5)  # adapter is 0
+    assert last["teacher_entropy"] != pytest.approx(last["student_entropy"], rel=1e-2)
+    assert sum(each["loss"] for each in metrics[-6:]) < 0.9 * sum(each["loss"] for each in metrics[:6])
+    # 4 of the 24 steps warm up to 1e-2, then half a cosine over 20
+    rates = [record["learning_rate"] for record in metrics]
+    assert rates[:5] == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2])
+    assert rates[14] == pytest.approx(5e-3)
+    checkpoints = sorted(each.name for each in (trained / "checkpoints").glob("step-*"))
+    assert checkpoints == ["step-00000020", "step-00000024"]
+
+
+def test_adapter_loads_with_peft_and_changes_the_model(trained: Path, tiny_checkpoint: Path) -> None:
+    canvas = torch.tensor([[10, 11, 1, 1]])
+    base = load_model(tiny_checkpoint, device="cpu")
+    with torch.no_grad():
+        before = base(canvas)
+        after = PeftModel.from_pretrained(base, str(trained / "adapter"))(canvas)
+    assert (before - after).abs().max() > 1e-2
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's environment, for what happens before the processes meet."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def run_plan(file: Path) -> Manifest:
+    plan = StagePlan.model_validate_json(file.read_text())
+    return run_stage(plan.settings(), plan.inputs, plan.out_dir)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_finished_training_is_not_repeated(trained: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
+    assert run_plan(trained.parent / "plan.json") == verify(trained)
+    assert {file: file.stat().st_mtime_ns for file in trained.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("one_process")
+def test_two_processes_killed_and_resumed_give_the_same_curve(
+    trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories)
+    kill_at_first_checkpoint(torchrun(plan, processes=2), out)
+    assert not (out / MANIFEST).exists()
+    # What a kill can leave behind: half a line, half a checkpoint.
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"train_step": 3')
+    (out / "checkpoints" / "step-00000999").mkdir()
+
+    with pytest.raises(StageError, match="was written by 2 processes, this launch has 1"):
+        run_plan(plan)
+
+    code, output = run(torchrun(plan, processes=2))
+    assert code == 0, output
+    assert "from step 1," not in output
+    assert [row[0] for row in curve(out)] == list(range(1, 25))
+    for mine, theirs in zip(curve(out), curve(trained), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    assert not (out / "checkpoints" / "step-00000999").exists()
+    assert verify(out).counts == verify(trained).counts
+
+
+def kill_at_first_checkpoint(command: list[str], out: Path) -> None:
+    """Start a training and SIGKILL one of its workers once a checkpoint is complete."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / engine.LATEST).is_file():
+            assert launcher.poll() is None, "training ended before its first checkpoint"
+            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            time.sleep(0.01)
+        worker = psutil.Process(launcher.pid).children()[0]
+        os.kill(worker.pid, signal.SIGKILL)
+        assert launcher.wait(timeout=60) != 0
+
+
+def test_accumulation_zero3_and_checkpointing_change_nothing(
+    trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    plan, out = write_plan(
+        tmp_path,
+        tiny_checkpoint,
+        trajectories,
+        micro_batch_size=4,
+        gradient_checkpointing=True,
+        deepspeed={"zero_optimization": {"stage": 3}},
+        log_every=4,
+    )
+    code, output = run(torchrun(plan))
+    assert code == 0, output
+    expected = [row for row in curve(trained) if row[0] == 1 or row[0] % 4 == 0]
+    for mine, theirs in zip(curve(out), expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    verify(out, "training")
+    weights, expected_weights = (
+        load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (out, trained)
+    )
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, atol=2e-3, rtol=2e-2)
+
+
+def test_a_diverged_step_is_named_and_nothing_of_it_is_kept(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    plan, out = write_plan(
+        tmp_path,
+        tiny_checkpoint,
+        trajectories,
+        optimizer=OptimizerConfig(learning_rate=1e30),
+        checkpoint_every=1,
+    )
+    code, output = run(torchrun(plan))
+    assert code != 0
+    assert "train_step 2: loss" in output
+    assert not (out / MANIFEST).exists()
+    assert (
+        engine.Checkpoint.model_validate_json((out / "checkpoints" / engine.LATEST).read_text()).train_step
+        == 1
+    )
+    assert [record["train_step"] for record in read_metrics(out)] == [1]
+
+
+def test_deepspeed_launcher_bf16_and_whole_response(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    recipe = RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0)
+    plan, out = write_plan(
+        tmp_path, tiny_checkpoint, trajectories, recipe=recipe, precision="bf16", train_steps=None, epochs=1
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", port]
+    code, output = run([*launcher, "--module", "dparallel.distillation", str(plan)])
+    assert code == 0, output
+    assert verify(out, "training").counts["train_steps"] == 2  # 24 samples, 16 a step
+    assert verify(out).details["precision"] == "bfloat16"
+
+
+def test_without_a_launcher_it_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["dparallel.distillation", str(tmp_path / "plan.json")])
+    assert main() != 0
+    message = capsys.readouterr().err
+    assert "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json" in message
+
+
+def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    for train_step in (1, 5, 10):
+        append(file, {"train_step": train_step, "loss": 0.5})
+    with file.open("a") as half:
+        half.write('{"train_st')
+    cut_back(file, 9)
+    assert [record["train_step"] for record in read_metrics(tmp_path)] == [1, 5]
+    cut_back(file, 0)
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.5]), ("cosine", [0.5, 1, 1, 0.5])],
+)
+def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    optimizer = OptimizerConfig(learning_rate=1, schedule=schedule, warmup_ratio=0.2)
+    # 10 steps, 2 of warm-up, 8 of schedule: its middle is after 6
+    assert [engine.learning_rate_factor(optimizer, done, 10) for done in (0, 1, 2, 6)] == pytest.approx(
+        expected
+    )
+
+
+def test_deepspeed_settings_are_filled_in() -> None:
+    made = engine.deepspeed_config(
+        training_config(), processes=2, micro_views=2, accumulation=3, dtype=torch.bfloat16
+    )
+    assert made["zero_optimization"] == {"stage": 2}
+    assert (made["train_batch_size"], made["train_micro_batch_size_per_gpu"]) == (12, 2)
+    assert (made["gradient_accumulation_steps"], made["gradient_clipping"]) == (3, 1.0)
+    assert made["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer is filled in: set training.optimizer"),
+        ({"train_batch_size": 8}, "train_batch_size is filled in: set training.views_per_step"),
+        ({"zero_optimization": {"stage": 0}}, "stage=0: give 1, 2 or 3"),
+    ],
+)
+def test_deepspeed_settings_that_clash(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine.deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
+
+
+def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
+    made = engine.Checkpoint(train_step=5, processes=2)
+    (tmp_path / engine.LATEST).write_text(made.model_dump_json())
+    assert engine.last_checkpoint(tmp_path, engine.Process(0, 0, 2)) == made
+    with pytest.raises(StageError, match="written by 2 processes, this launch has 1"):
+        engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1))

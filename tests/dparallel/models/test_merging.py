@@ -1,0 +1,141 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dparallel.config import MergingConfig
+from dparallel.experiment import StudentConfig
+from dparallel.manifest import Stage, StageError, file_digest, verify
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.lora import AdapterError
+from dparallel.models.merging import MergeError, check_canvases, run_stage
+from tests.conftest import random_model
+from tests.dparallel.distillation.conftest import (
+    RECIPE,
+    record,
+    training_config,
+    trajectory_rows,
+)
+from tests.dparallel.models.test_lora import trained_adapter
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("merging")
+    training = write_training(folder / "training", tiny_checkpoint, random_model())
+    trajectories = record(folder / "trajectories", tiny_checkpoint, trajectory_rows(10))
+    return {"teacher": str(tiny_checkpoint), "trajectories": str(trajectories), "training": str(training)}
+
+
+def write_training(folder: Path, teacher: Path, model: DiffusionTransformer) -> Path:
+    """A finished training stage whose adapter was made for `model`."""
+    config = StudentConfig(training=training_config(), recipe=RECIPE)
+    stage = Stage("training", config, {"teacher": teacher}, folder)
+    trained_adapter(model).save_pretrained(str(folder / "adapter"))
+    stage.finish(["adapter/adapter_model.safetensors", "adapter/adapter_config.json"])
+    return folder
+
+
+def test_merged_model_stands_alone(inputs: dict[str, str], tmp_path: Path) -> None:
+    manifest = run_stage(MergingConfig(), inputs, tmp_path / "merged")
+    assert 0 < manifest.metrics["max_logit_difference"] < 1e-4
+    assert manifest.counts == {"check_prompts": 8}
+    expected = save_model(random_model(), tmp_path / "plain", load_tokenizer(inputs["teacher"]))
+    assert sorted(manifest.files) == expected
+    there = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert there == {*expected, "stage.json", "manifest.json"}
+
+    canvas = torch.tensor([[5, 6, 1, 1, 1]])
+    with torch.no_grad():
+        merged = load_model(tmp_path / "merged", device="cpu")(canvas)
+        student = trained_adapter(random_model())(canvas)
+    torch.testing.assert_close(merged, student, atol=1e-4, rtol=0)
+    assert load_tokenizer(tmp_path / "merged").mask_token_id == 1
+    torch.testing.assert_close(plain_transformers_logits(tmp_path / "merged", canvas, tmp_path), merged)
+
+
+def plain_transformers_logits(folder: Path, canvas: torch.Tensor, scratch: Path) -> torch.Tensor:
+    """Logits from a process that knows transformers and the folder, and nothing of this package."""
+    code = f"""
+import json, sys, torch
+from transformers import AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True).mask_token == "<mask>"
+assert "dparallel" not in sys.modules
+with torch.no_grad():
+    print(json.dumps(model(torch.tensor({canvas.tolist()})).tolist()))
+"""
+    env = {**os.environ, "HF_MODULES_CACHE": str(scratch / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=scratch, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_merging_twice_gives_the_same_files(inputs: dict[str, str], tmp_path: Path) -> None:
+    first = run_stage(MergingConfig(), inputs, tmp_path / "first")
+    second = run_stage(MergingConfig(), inputs, tmp_path / "second")
+    assert first.files == second.files
+    assert first.fingerprint == second.fingerprint
+    before = (tmp_path / "first" / "model.safetensors").stat().st_mtime_ns
+    assert run_stage(MergingConfig(), inputs, tmp_path / "first") == first  # done: nothing is redone
+    assert (tmp_path / "first" / "model.safetensors").stat().st_mtime_ns == before
+    (tmp_path / "second" / "manifest.json").unlink()  # as a kill before the manifest would leave it
+    assert run_stage(MergingConfig(), inputs, tmp_path / "second").files == first.files
+    verify(tmp_path / "second", "merging")
+
+
+def test_a_bf16_teacher_gives_a_bf16_student(inputs: dict[str, str], tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    save_model(random_model().bfloat16(), teacher, load_tokenizer(inputs["teacher"]))
+    training = write_training(tmp_path / "training", teacher, random_model())
+    manifest = run_stage(
+        MergingConfig(), {**inputs, "teacher": str(teacher), "training": str(training)}, tmp_path / "out"
+    )
+    assert manifest.details == {"dtype": "bfloat16"}
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+def test_a_difference_above_the_tolerance_saves_nothing(inputs: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match=r"differ from base \+ adapter by .* more than tolerance=1e-12"):
+        run_stage(MergingConfig(tolerance=1e-12), inputs, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["stage.json"]
+
+
+def test_another_teacher_or_shape_is_refused(inputs: dict[str, str], tmp_path: Path) -> None:
+    save_model(random_model(seed=1), tmp_path / "other", load_tokenizer(inputs["teacher"]))
+    with pytest.raises(StageError, match="was trained on another teacher"):
+        run_stage(MergingConfig(), {**inputs, "teacher": str(tmp_path / "other")}, tmp_path / "out")
+    training = write_training(
+        tmp_path / "training", Path(inputs["teacher"]), random_model(intermediate_size=96)
+    )
+    with pytest.raises(AdapterError, match="another shape"):
+        run_stage(MergingConfig(), {**inputs, "training": str(training)}, tmp_path / "out2")
+
+
+def test_a_damaged_adapter_is_named(inputs: dict[str, str], tmp_path: Path) -> None:
+    training = write_training(tmp_path / "training", Path(inputs["teacher"]), random_model())
+    weights = training / "adapter" / "adapter_model.safetensors"
+    digest = file_digest(weights)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert file_digest(weights) != digest
+    with pytest.raises(StageError, match=r"adapter_model\.safetensors does not match"):
+        run_stage(MergingConfig(), {**inputs, "training": str(training)}, tmp_path / "out")
+
+
+def test_check_canvases_go_from_light_to_all_masks() -> None:
+    rows = [{"prompt_ids": [7, 8], "response_ids": list(range(10, 20))} for _ in range(4)]
+    canvases = check_canvases(rows, mask_token_id=1)
+    assert [int((canvas == 1).sum()) for canvas in canvases] == [3, 5, 8, 10]
+    for canvas in canvases:
+        assert canvas[0, :2].tolist() == [7, 8]
+        kept = [(i, t) for i, t in enumerate(canvas[0, 2:].tolist()) if t != 1]
+        assert all(token == 10 + index for index, token in kept)
