@@ -1,0 +1,16 @@
+"""Flows: where and when each stage runs."""
+
+import logging
+
+from prefect.logging.handlers import APILogHandler
+
+
+def _show_progress() -> None:
+    """Send the library's progress to the flow run's log and to the terminal."""
+    logger = logging.getLogger("dparallel")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+        logger.addHandler(APILogHandler())
+
+
+_show_progress()

@@ -1,0 +1,25 @@
+from prefect import flow
+
+from dparallel.config import TeacherConfig
+from flows.command import main
+from tasks.checks import checked_teacher
+from tasks.teacher import train_teacher
+
+
+def plan(config: str, overrides: list[str] | None = None) -> TeacherConfig:
+    return checked_teacher(config, overrides)
+
+
+@flow(name="teacher")
+def teacher(config: str, overrides: list[str] | None = None) -> str:
+    """Train the tiny teacher from scratch.
+
+    Args:
+        config: a YAML file, see configs/tiny_teacher.yaml.
+        overrides: settings that replace the file's, `key.sub=value` each.
+    """
+    return train_teacher(plan(config, overrides))
+
+
+if __name__ == "__main__":
+    main(teacher, plan)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from dparallel.evaluation import benchmark
+from dparallel.experiment import StagePlan
+from dparallel.manifest import read_manifest
+from tasks.stages import publish, run_tracked
+from tasks.tracking import Run, how_to_open
+
+
+@task(name="run-benchmark")
+def run_benchmark(plan: StagePlan, parent: str | None = None) -> str:
+    """Measure the teacher and every student; returns the stage's folder."""
+    return run_tracked(
+        plan, parent, lambda run: benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir)
+    )
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
+    """What a user reads at the end: the table, the pictures, and how to open the MLflow UI."""
+    folder = Path(plan.out_dir)
+    table = folder / "table.md"
+    pictures = [folder / name for name in read_manifest(folder).files if name.endswith(".png")]
+    pictures.append(Path(loss_curves))
+    run.update(files=[str(path.resolve()) for path in (table, *pictures)])
+    text = table.read_text().strip()
+    publish("distill", text, run.link)
+    lines = [text, "", "pictures:", *(f"  {each}" for each in pictures), "MLflow:", f"  {how_to_open()}"]
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Everything that can be wrong with an experiment and seen beforehand, found before any work starts."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from dparallel.config import ConfigError, DistillConfig, TeacherConfig, load_config
+from dparallel.distillation.data import step_shape
+from dparallel.evaluation.benchmarks import load_problems
+from dparallel.evaluation.text import encode_problems
+from dparallel.experiment import Experiment
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import load_tokenizer, read_config
+
+
+def checked_experiment(config: str, overrides: list[str] | None = None) -> Experiment:
+    """The experiment of a config file whose inputs are there and fit each other.
+
+    Raises:
+        ValueError: (`ConfigError`, `CheckpointError`, `ProblemsError`) naming what is wrong and the remedy.
+    """
+    settings = load_config(DistillConfig, config, overrides)
+    _check_launch(settings)
+    _check_recipes(settings)
+    _check_decoding(settings)
+    return Experiment(settings)
+
+
+def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
+    settings = load_config(TeacherConfig, config, overrides)
+    if Path(settings.out).is_file():
+        raise ConfigError(f"out={settings.out} is a file; give a folder for the teacher")
+    return settings
+
+
+def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
+    """The one student named, or all of the config."""
+    known = experiment.config.students
+    if student is not None and student not in known:
+        raise ConfigError(f"unknown student {student!r}; this config trains {', '.join(known)}")
+    return list(known) if student is None else [student]
+
+
+def _check_launch(settings: DistillConfig) -> None:
+    processes, launcher = settings.launch.processes, settings.launch.launcher
+    module = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed"}[launcher]
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"launch.launcher={launcher} is not installed (no module {module})")
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"launch.processes={processes}, but this machine has {torch.cuda.device_count()} GPUs: "
+            "give one process for each GPU at most"
+        )
+    for recipe in settings.students.values():
+        step_shape(settings.training, recipe.views, processes)
+
+
+def _check_recipes(settings: DistillConfig) -> None:
+    gen_length = settings.trajectories.decoding.gen_length
+    for name, recipe in settings.students.items():
+        if recipe.block_length is not None and gen_length % recipe.block_length:
+            raise ConfigError(
+                f"students.{name}.block_length={recipe.block_length} does not divide "
+                f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
+            )
+
+
+def _check_decoding(settings: DistillConfig) -> None:
+    """Every problem's prompt can be decoded by the teacher at the lengths asked for."""
+    with torch.device("meta"):  # its shape and special tokens; no weights are read
+        teacher = DiffusionTransformer(read_config(settings.teacher))
+    tokenizer = load_tokenizer(settings.teacher)
+    benchmark = settings.benchmark
+    sweeps = [
+        benchmark.sweeps[name].decoding for name in {*benchmark.teacher_sweeps, *benchmark.student_sweeps}
+    ]
+    longest = max([benchmark.reference, *benchmark.fixed.values(), *sweeps], key=lambda each: each.gen_length)
+    for problems, decoding in (
+        (settings.trajectories.problems, settings.trajectories.decoding),
+        (benchmark.test, longest),
+        (benchmark.validation, longest),
+    ):
+        encode_problems(load_problems(problems), tokenizer, teacher, decoding)

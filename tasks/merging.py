@@ -1,0 +1,13 @@
+from prefect import task
+
+from dparallel.experiment import StagePlan
+from dparallel.models import merging
+from tasks.stages import run_tracked
+
+
+@task(name="merge-student")
+def merge_student(plan: StagePlan, parent: str | None = None) -> str:
+    """Merge a student's adapter into the teacher; returns the stage's folder."""
+    return run_tracked(
+        plan, parent, lambda run: merging.run_stage(plan.settings(), plan.inputs, plan.out_dir)
+    )

@@ -1,0 +1,56 @@
+"""What every stage's task does around the library's call: an MLflow run and a Prefect artifact."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from dparallel.experiment import StagePlan
+from dparallel.manifest import MANIFEST, Manifest
+from tasks import tracking
+
+
+def run_tracked(
+    plan: StagePlan, parent: str | None, work: Callable[[tracking.Run], Manifest], home: Path | None = None
+) -> str:
+    """Do a stage's work as a run of the tracking server; returns the stage's folder.
+
+    Args:
+        parent: id of the `distill` run's record, None for a stage run alone.
+        work: the library's call, which returns at once for a stage that is done.
+        home: the experiment's folder, which holds the stage's unless told otherwise.
+    """
+    name = " ".join(filter(None, (plan.stage, plan.student)))
+    with tracking.run(
+        home or Path(plan.out_dir).parent,
+        plan.stage,
+        name,
+        plan.config,
+        parent,
+        plan.out_dir,
+        reused=(Path(plan.out_dir) / MANIFEST).is_file(),
+    ) as run:
+        manifest = work(run)
+    publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
+    return plan.out_dir
+
+
+def publish(name: str, markdown: str, link: str | None) -> None:
+    """Show a text, and where its MLflow run is, in Prefect."""
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    create_markdown_artifact(markdown, key=key, description=name)
+    if link is not None:
+        create_link_artifact(link, link_text=f"MLflow: {name}", key=f"{key}-mlflow")
+    else:
+        how = f"Run `{name}` of this experiment, in a browser after:\n\n    {tracking.how_to_open()}\n"
+        create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {name}")
+
+
+def summary(name: str, folder: str, manifest: Manifest, reused: bool) -> str:
+    """A stage's counts and metrics as a Markdown table."""
+    rows = [(key, f"{count:,}") for key, count in manifest.counts.items()]
+    rows += [(key, f"{value:.4g}") for key, value in manifest.metrics.items()]
+    took = "already done, reused" if reused else f"{manifest.seconds:.1f} s"
+    lines = [f"## {name}", "", f"`{folder}` ({took})", "", "| | |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows)])

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from prefect import task
+
+from dparallel.config import TeacherConfig
+from dparallel.experiment import StagePlan
+from dparallel.tiny import pretraining
+from tasks.stages import run_tracked
+
+
+@task(name="train-teacher")
+def train_teacher(config: TeacherConfig) -> str:
+    """Train the tiny teacher from scratch; returns its folder."""
+    plan = StagePlan(stage="teacher", config=config.model_dump(mode="json"), inputs={}, out_dir=config.out)
+    return run_tracked(
+        plan, None, lambda run: pretraining.run_stage(config, {}, config.out), home=Path("runs/teacher")
+    )

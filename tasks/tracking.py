@@ -1,0 +1,365 @@
+"""MLflow, by store and forward: every run is a small record on disk first, then uploaded.
+
+A record (`runs/<experiment>/tracking/<id>.json`) names what belongs to a run; its numbers and
+files stay in the stage's folder. Uploading brings the run up to date with its record and may be
+repeated: a run is found again by its record's id, a metric by name, step and time. So if the
+server is away nothing is lost, and `python -m tasks.tracking upload [FOLDER]` catches up.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+# A server that is away must not hold up a stage: give up after seconds, not MLflow's minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict
+
+from dparallel.manifest import Manifest, read_manifest, write_atomically
+
+logger = logging.getLogger("dparallel.tracking")
+
+RECORD_TAG = "record"
+ALIAS = "candidate"
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class Record(BaseModel):
+    """All that a run of the tracking server is made from. Times are milliseconds since 1970.
+
+    Args:
+        parent: id of the record (in the same folder) whose run this one is a child of.
+        folder: the stage's folder: its manifest, `metrics.jsonl` and files belong to the run.
+        host, process: who works on it; dead while the run is RUNNING, the run was killed.
+        reused: the stage was done before; its numbers are logged, its files are not again.
+        files: further files, by path.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    parent: str | None
+    experiment: str
+    stage: str
+    name: str
+    config: dict[str, Any]
+    folder: str | None = None
+    reused: bool = False
+    files: list[str] = []
+    host: str = ""
+    process: int = 0
+    started: int
+    ended: int | None = None
+    status: Status = "RUNNING"
+    error: str | None = None
+    uploaded: bool = False
+
+
+class Run:
+    """A run that is going on; `link` is its page, where a tracking server has it."""
+
+    def __init__(self, path: Path, record: Record):
+        self.path = path
+        self.record = record
+        self.id = record.id
+        self.link: str | None = None
+        self._live = True
+        self._forwarded: int | None = None
+
+    def update(self, **changes: Any) -> None:
+        """Write the changed record, then try to upload it; a server that is away is only a warning."""
+        self.record = self.record.model_copy(update=changes)
+        _write(self.path, self.record)
+        try:
+            self.link = _page(upload_record(self.path))
+        except Exception as error:  # whatever ails the server, the stage's work must not be lost
+            logger.warning(
+                "MLflow at %s did not take the run (%s). It is recorded in %s; "
+                "upload it later with: python -m tasks.tracking upload %s",
+                tracking_uri(),
+                _one_line(error),
+                self.path,
+                self.path.parent.parent,
+            )
+            self.link, self._live = None, False
+
+    def forward(self, metrics: Path) -> None:
+        """Send lines that `metrics` has gained since the last call; the upload at the end sends all."""
+        if not self._live:
+            return
+        lines = _read_lines(metrics)
+        if self._forwarded is None or self._forwarded > len(lines):
+            self._forwarded = len(lines)  # of an earlier attempt, which a resumed training may rewrite
+        try:
+            client = _client()
+            _log_metrics(client, _run_id(client, self.path), self.record, lines[self._forwarded :])
+        except Exception as error:
+            logger.warning("live metrics stopped (%s); they are uploaded at the end", _one_line(error))
+            self._live = False
+        self._forwarded = len(lines)
+
+
+@contextmanager
+def run(
+    home: str | Path,
+    stage: str,
+    name: str,
+    config: dict[str, Any],
+    parent: str | None = None,
+    folder: str | None = None,
+    reused: bool = False,
+) -> Iterator[Run]:
+    """Track what happens inside as one run of the experiment whose folder is `home`."""
+    record = Record(
+        id=f"{datetime.now():%Y%m%d-%H%M%S}-{stage}-{uuid.uuid4().hex[:6]}",
+        parent=parent,
+        experiment=Path(home).name,
+        stage=stage,
+        name=name,
+        config=config,
+        folder=None if folder is None else str(Path(folder).resolve()),
+        reused=reused,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        started=_now(),
+    )
+    current = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)
+    current.update()
+    try:
+        yield current
+    except BaseException as error:  # a cancelled run raises no Exception
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        current.update(status=status, error=_one_line(error), ended=_now())
+        raise
+    current.update(status="FINISHED", ended=_now())
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db").rstrip("/")
+
+
+def how_to_open() -> str:
+    """The one line that shows the runs in a browser."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return uri
+    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+
+
+def upload_record(path: Path) -> str:
+    """Bring one record's run up to date, mark the record once it is complete there; returns the run's id."""
+    client = _client()
+    record = _read(path)
+    run_id = _run_id(client, path)
+    _log_params(client, run_id, record.config)
+    if record.status == "RUNNING":
+        return run_id
+    client.log_dict(run_id, record.config, "config.yaml")
+    if record.folder is not None:
+        _log_stage(client, run_id, record, Path(record.folder))
+    for file in record.files:
+        client.log_artifact(run_id, file)
+    if record.error is not None:
+        client.set_tag(run_id, "error", record.error)
+    client.set_terminated(run_id, record.status, record.ended)
+    _write(path, record.model_copy(update={"uploaded": True}))
+    return run_id
+
+
+def upload(folder: str | Path) -> list[str]:
+    """Upload every pending record below `folder`; returns a line for each that did not go through."""
+    failures = []
+    for path in sorted(Path(folder).glob("**/tracking/*.json")):
+        record = _read(path)
+        if record.uploaded or _alive(record):
+            continue
+        if record.status == "RUNNING":
+            record = record.model_copy(update={"status": "KILLED", "ended": int(path.stat().st_mtime * 1000)})
+            _write(path, record)
+        try:
+            upload_record(path)
+            logger.info("uploaded %s (%s)", record.id, record.status.lower())
+        except Exception as error:  # one damaged folder must not keep the others back
+            failures.append(f"{path}: {_one_line(error)}")
+    return failures
+
+
+def _page(run_id: str) -> str | None:
+    """A run's page on a tracking server; a local store has none until its UI is opened."""
+    if not tracking_uri().startswith("http"):
+        return None
+    run = _client().get_run(run_id)
+    return f"{tracking_uri()}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+
+
+def _alive(record: Record) -> bool:
+    """Whether someone still works on it; of another machine's processes we cannot tell, so yes."""
+    here = record.host == socket.gethostname()
+    return record.status == "RUNNING" and (not here or psutil.pid_exists(record.process))
+
+
+def _client() -> MlflowClient:
+    return MlflowClient(tracking_uri=tracking_uri())
+
+
+def _run_id(client: MlflowClient, path: Path) -> str:
+    """The run of a record, created (after its parent's) if the server does not have it yet."""
+    record = _read(path)
+    experiment = client.get_experiment_by_name(record.experiment)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(record.experiment)
+    found = client.search_runs([experiment_id], f"tags.{RECORD_TAG} = '{record.id}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    tags = {RECORD_TAG: record.id, "stage": record.stage, "reused": str(record.reused).lower()}
+    if record.parent is not None:
+        tags["mlflow.parentRunId"] = _run_id(client, path.with_name(f"{record.parent}.json"))
+    return client.create_run(experiment_id, record.started, tags, record.name).info.run_id
+
+
+def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) -> None:
+    lines = _read_lines(folder / "metrics.jsonl")
+    _log_metrics(client, run_id, record, lines)
+    if record.status != "FINISHED":
+        return
+    manifest = read_manifest(folder, record.stage)
+    numbers = {**{f"count/{name}": count for name, count in manifest.counts.items()}, **manifest.metrics}
+    curves = {key for line in lines for key in line}  # a curve's last value needs no second mention
+    ended = record.ended or record.started
+    metrics = [Metric(_metric_name(key), numbers[key], ended, 0) for key in numbers if key not in curves]
+    _log_batches(client, run_id, metrics)
+    client.log_artifact(run_id, str(folder / "manifest.json"))
+    if record.stage == "trajectories":
+        client.log_inputs(run_id, [_dataset(manifest, folder)])
+    if record.reused:
+        return
+    for file in manifest.files:
+        if not file.endswith(".parquet"):  # trajectories are data, not a result to look at
+            client.log_artifact(run_id, str(folder / file), _artifact_folder(record.stage, file))
+    if record.stage == "merging":
+        _register(client, run_id, f"{record.experiment}-{record.name.split()[-1]}")
+
+
+def _artifact_folder(stage: str, file: str) -> str | None:
+    parents = [*(["model"] if stage == "merging" else []), *Path(file).parent.parts]
+    return "/".join(parents) or None
+
+
+def _register(client: MlflowClient, run_id: str, model: str) -> None:
+    """A new version of the registered `model`, once per run; the newest carries the alias."""
+    if client.search_model_versions(f"run_id = '{run_id}'"):
+        return
+    try:
+        client.get_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(model)
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    version = client.create_model_version(model, source, run_id)
+    client.set_registered_model_alias(model, ALIAS, version.version)
+
+
+def _dataset(manifest: Manifest, folder: Path) -> DatasetInput:
+    problems = manifest.config["problems"]
+    dataset = Dataset(
+        name=f"{problems['benchmark']}-{problems['split']}",
+        digest=manifest.fingerprint[:36],
+        source_type="local",
+        source=json.dumps({"uri": str(folder)}),
+        profile=json.dumps(manifest.counts),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "distillation")])
+
+
+def _log_params(client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
+    params = [Param(key, str(value)) for key, value in _flat(config)]
+    for start in range(0, len(params), 100):  # the server's limit for one request
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_metrics(client: MlflowClient, run_id: str, record: Record, lines: list[dict[str, Any]]) -> None:
+    """Metrics over train steps; a line's time depends on the line alone, so that repeats coincide."""
+    metrics = []
+    for line in lines:
+        step = line["train_step"]
+        time_stamp = record.started + step
+        metrics += [
+            Metric(_metric_name(key), float(value), time_stamp, step)
+            for key, value in line.items()
+            if key != "train_step" and isinstance(value, int | float)
+        ]
+    _log_batches(client, run_id, metrics)
+
+
+def _log_batches(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    for start in range(0, len(metrics), 1000):  # the server's limit for one request
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file that may be growing."""
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict) and (value or not prefix):
+        for key, each in value.items():
+            yield from _flat(each, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), value
+
+
+def _read(path: Path) -> Record:
+    return Record.model_validate_json(path.read_text())
+
+
+def _write(path: Path, record: Record) -> None:
+    write_atomically(path, record.model_dump_json(indent=1))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=["upload"])
+    parser.add_argument("folder", nargs="?", default="runs", help="where to look for records (runs)")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    failures = upload(arguments.folder)
+    if failures:
+        sys.exit("still pending:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Bad input from the command line: one clear line, exit code 2, and no server was started."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import flows.benchmark
+import flows.distill
+import flows.merging
+import flows.teacher
+import flows.training
+import flows.trajectories
+from flows.command import main
+
+Refused = pytest.CaptureFixture[str]
+
+
+def refusal(
+    module: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch, captured: Refused
+) -> str:
+    """What `python -m <module> <arguments>` says as it refuses to start."""
+    name = module.__name__.removeprefix("flows.")
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main(getattr(module, name), module.plan)
+    assert stop.value.code == 2
+    said = captured.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("nme=3", "did you mean 'name'"),
+        ("training.train_steps=many", "training.train_steps"),
+        ("teacher=nowhere/teacher", "nowhere/teacher"),
+        ("trajectories.decoding.rule=guess", "'steps', 'confidence' or 'entropy'"),
+        ("trajectories.decoding.gen_length=35", "gen_length=35 is not divisible by block_length=12"),
+        ("trajectories.decoding={gen_length: 60, block_length: 12}", "takes at most 4"),
+        ("benchmark.reference.gen_length=72", "problem coins-test-0-00000"),
+        ("benchmark.test={benchmark: jsonl, path: nowhere.jsonl}", "nowhere.jsonl: no such problems file"),
+        ("students.published.block_length=10", "does not divide trajectories.decoding.gen_length=36"),
+        ("launch.processes=3", "views_per_step=4 is not divisible by 3 processes"),
+    ],
+)
+def test_a_bad_experiment_is_refused(
+    override: str, said: str, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    arguments = ["--config", str(config_file), "--set", override]
+    assert said in refusal(flows.distill, arguments, monkeypatch, capsys)
+
+
+def test_no_server_is_started_for_a_bad_experiment(config_file: Path, tmp_path: Path) -> None:
+    home = tmp_path / "prefect"
+    command = [sys.executable, "-m", "flows.distill", "--config", str(config_file), "--set", "nme=3"]
+    environment = {**os.environ, "PREFECT_HOME": str(home)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert not list(home.glob("*.db"))
+
+
+def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Refused) -> None:
+    for module in (flows.distill, flows.trajectories, flows.teacher):
+        assert "nowhere.yaml" in refusal(module, ["--config", "nowhere.yaml"], monkeypatch, capsys)
+
+
+def test_a_mask_id_outside_the_vocabulary_is_refused(
+    config_file: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    broken = tmp_path / "teacher"
+    broken.mkdir()
+    for file in tiny_checkpoint.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "mask_token_id": 999}))
+    arguments = ["--config", str(config_file), "--set", f"teacher={broken}"]
+    assert "mask_token_id=999" in refusal(flows.distill, arguments, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("module", [flows.training, flows.merging, flows.benchmark])
+def test_a_stage_before_its_inputs_is_refused(
+    module: ModuleType, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    said = refusal(module, ["--config", str(config_file)], monkeypatch, capsys)
+    assert "cannot start" in said
+    assert "trajectories" in said
+
+
+@pytest.mark.parametrize("module", [flows.training, flows.merging])
+def test_an_unknown_student_is_refused(
+    module: ModuleType, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    arguments = ["--config", str(config_file), "--student", "nobody"]
+    assert "no_certainty, published" in refusal(module, arguments, monkeypatch, capsys)

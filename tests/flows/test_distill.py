@@ -1,0 +1,109 @@
+import os
+from pathlib import Path
+
+import mlflow.entities
+import pytest
+from mlflow import MlflowClient
+
+from dparallel.manifest import MANIFEST, read_manifest
+from flows.distill import distill
+from tasks.launch import LaunchError
+from tasks.tracking import ALIAS
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+
+STAGES = [
+    "benchmark",
+    "merging no_certainty",
+    "merging published",
+    "training no_certainty",
+    "training published",
+    "trajectories",
+]
+
+
+def family(client: MlflowClient, newest_first: int = 0) -> tuple[mlflow.entities.Run, dict]:
+    """A distill run and its children by name."""
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    every = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    parents = [run for run in every if run.data.tags["stage"] == "distill"]
+    parent = parents[newest_first]
+    children = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return parent, {run.info.run_name: run for run in children}
+
+
+def artifacts(client: MlflowClient, run: mlflow.entities.Run, folder: str | None = None) -> set[str]:
+    return {each.path for each in client.list_artifacts(run.info.run_id, folder)}
+
+
+def files_below(folder: Path) -> dict[Path, int]:
+    return {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_whole_pipeline_and_again(config_file: Path, local_store: str, tmp_path: Path) -> None:
+    text = distill(str(config_file))
+    client = MlflowClient(tracking_uri=local_store)
+
+    # 1. What the user reads: the table, pictures that exist, the way into MLflow
+    assert text.startswith("| model")
+    pictures = [line.strip() for line in text.splitlines() if line.endswith(".png")]
+    assert {Path(each).name.split("-")[0] for each in pictures} == {
+        "certainty.png",
+        "tradeoff.png",
+        "loss_curves",
+    }
+    assert all(Path(each).is_file() for each in pictures)
+    assert text.endswith(f"mlflow ui --backend-store-uri {local_store}")
+
+    # 2. What MLflow shows
+    parent, children = family(client)
+    assert sorted(children) == STAGES
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert parent.data.params["students.published.certainty_weight"] == "2.0"
+    assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml"} <= artifacts(client, parent)
+    trained = children["training published"]
+    assert [each.step for each in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
+    assert "adapter/adapter_model.safetensors" in artifacts(client, trained, "adapter")
+    (recorded,) = children["trajectories"].inputs.dataset_inputs
+    assert recorded.dataset.name == "coins-train"
+    assert children["trajectories"].data.metrics["count/rows"] == 24
+    version = client.get_model_version_by_alias("small-published", ALIAS)
+    assert version.run_id == children["merging published"].info.run_id
+    assert "model/model.safetensors" in artifacts(client, children["merging published"], "model")
+    assert "tradeoff.png" in artifacts(client, children["benchmark"])
+
+    # 3. Once more: nothing is done again, and MLflow says so
+    runs = tmp_path / "runs" / "small"
+    stages = {path: changed for path, changed in files_below(runs).items() if path.parent.name != "tracking"}
+    assert len([path for path in stages if path.name == MANIFEST]) == len(STAGES)
+    assert distill(str(config_file)) == text
+    again = files_below(runs)
+    curves = runs / Path(pictures[-1]).name  # drawn again: it belongs to no stage
+    assert {path: again[path] for path in stages if path != curves} == {
+        path: changed for path, changed in stages.items() if path != curves
+    }
+    second, repeated = family(client)
+    assert second.info.run_id != parent.info.run_id
+    assert sorted(repeated) == STAGES
+    assert {run.data.tags["reused"] for run in repeated.values()} == {"true"}
+    assert artifacts(client, repeated["merging published"]) == {"config.yaml", "manifest.json"}
+    assert len(client.search_model_versions("name = 'small-published'")) == 1
+
+    # 4. A student with another recipe: only what depends on it is made anew
+    distill(str(config_file), ["students.published.certainty_weight=1.0"])
+    _, changed = family(client)
+    anew = {name for name, run in changed.items() if run.data.tags["reused"] == "false"}
+    assert anew == {"training published", "merging published", "benchmark"}
+
+
+def test_training_that_fails_fails_the_flow(config_file: Path, local_store: str, tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="exit code 1") as error:
+        distill(str(config_file), ["training.max_length=2"])
+    assert "none is left to train on" in str(error.value)
+    parent, children = family(MlflowClient(tracking_uri=local_store))
+    statuses = {name: run.info.status for name, run in children.items()}
+    assert statuses == {"trajectories": "FINISHED", "training no_certainty": "FAILED"}
+    assert parent.info.status == "FAILED"
+    (folder,) = (tmp_path / "runs" / "small").glob("trajectories-*/")
+    assert read_manifest(folder).counts["rows"] == 24, "what was done stays done"

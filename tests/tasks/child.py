@@ -1,0 +1,25 @@
+"""What the launch tests start in place of training: python -m tests.tasks.child PLAN."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    rank, folder = os.environ["RANK"], Path(plan["out_dir"])
+    folder.mkdir(exist_ok=True)
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    print(
+        f"rank {rank} of {os.environ['WORLD_SIZE']}, {os.environ.get('OMP_NUM_THREADS')} threads", flush=True
+    )
+    if plan["config"]["ends"] == "badly":
+        raise ValueError("the loss is not a number at train_step 7")
+    if plan["config"]["ends"] == "never":
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()

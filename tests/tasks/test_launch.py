@@ -1,0 +1,108 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from dparallel.config import LaunchConfig
+from dparallel.experiment import StagePlan
+from tasks.launch import LaunchError, command, environment, launch
+
+CHILD = "tests.tasks.child"
+
+
+def plan_in(folder: Path, ends: str) -> StagePlan:
+    return StagePlan(stage="training", config={"ends": ends}, inputs={}, out_dir=str(folder / "training"))
+
+
+def children_in(folder: Path, count: int) -> list[int]:
+    """The process ids of `count` children, as soon as all of them have started."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        written = [path.read_text() for path in folder.glob("training/pid-*")]
+        if len(written) == count and all(written):
+            return [int(text) for text in written]
+        time.sleep(0.05)
+    raise AssertionError(f"{count} children did not start")
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 15
+    while any(map(psutil.pid_exists, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_every_process_gets_the_plan_and_its_lines_come_back(tmp_path: Path, launcher: str) -> None:
+    lines: list[str] = []
+    ticks: list[int] = []
+    config = LaunchConfig(launcher=launcher, processes=2)
+    launch(plan_in(tmp_path, "well"), config, lines.append, lambda: ticks.append(len(lines)), CHILD)
+    text = "\n".join(lines)
+    assert "rank 0 of 2" in text
+    assert "rank 1 of 2" in text
+    assert ticks[-1] == len(lines), "a last tick comes after the last line"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_failure_carries_exit_code_and_last_lines(tmp_path: Path, launcher: str) -> None:
+    config = LaunchConfig(launcher=launcher)
+    with pytest.raises(LaunchError, match="exit code 1") as error:
+        launch(plan_in(tmp_path, "badly"), config, lambda line: None, lambda: None, CHILD)
+    assert str(error.value).endswith("ValueError: the loss is not a number at train_step 7")
+
+
+def test_an_exception_stops_every_process(tmp_path: Path) -> None:
+    def stop_once_started() -> None:
+        children_in(tmp_path, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(
+            plan_in(tmp_path, "never"),
+            LaunchConfig(processes=2),
+            lambda line: None,
+            stop_once_started,
+            CHILD,
+            tick_seconds=0.1,
+        )
+    assert gone(children_in(tmp_path, 2))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number: int) -> None:
+    code = (
+        "import signal, sys, pathlib\n"
+        "from tests.tasks.test_launch import *\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        "launch(plan_in(pathlib.Path(sys.argv[1]), 'never'), LaunchConfig(), print, lambda: None, CHILD)\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.DEVNULL)
+    children = children_in(tmp_path, 1)
+    os.kill(caller.pid, signal_number)
+    caller.wait(30)
+    assert gone(children)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
+def test_cores_are_shared_out_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    shared = environment(LaunchConfig(processes=4))
+    assert (shared["DS_ACCELERATOR"], shared["OMP_NUM_THREADS"]) == ("cpu", "2")
+    assert environment(LaunchConfig(processes=16))["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(LaunchConfig(processes=4))["OMP_NUM_THREADS"] == "3", "what the user set stays"
+
+
+def test_the_launcher_is_this_pythons_own() -> None:
+    for launcher in ("torchrun", "deepspeed"):
+        assert command(LaunchConfig(launcher=launcher))[0] == sys.executable

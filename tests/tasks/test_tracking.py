@@ -1,0 +1,239 @@
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow.entities
+import pytest
+from mlflow import MlflowClient
+
+from dparallel.manifest import StageError
+from tasks import tracking
+from tests.tasks.conftest import METRICS, finish_stage
+
+
+@contextmanager
+def mlflow_server(port: int, folder: Path) -> Iterator[None]:
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        f"{folder}/art",
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def runs_of(client: MlflowClient, experiment: str) -> list[mlflow.entities.Run]:
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return client.search_runs([found.experiment_id], order_by=["start_time ASC"])
+
+
+def track_everything(home: Path) -> None:
+    """A distill run of three stages: one with a model to register, one reused, one that fails."""
+    with tracking.run(home, "distill", "wise-otter", {"name": "coins", "seeds": [1, 2]}) as parent:
+        merged = home / "merging-random-0"
+        config = {"check_prompts": 3}
+        with tracking.run(home, "merging", "merging random", config, parent.id, str(merged)):
+            finish_stage(merged, "merging")
+        with tracking.run(home, "merging", "merging random", config, parent.id, str(merged), reused=True):
+            pass
+        with (
+            pytest.raises(RuntimeError),
+            tracking.run(home, "training", "training random", config, parent.id, str(home / "gone")),
+        ):
+            raise RuntimeError("out of memory\nsecond line")
+
+
+def assert_everything_arrived(client: MlflowClient, experiment: str) -> None:
+    parent, merged, reused, failed = runs_of(client, experiment)
+    assert parent.data.params == {"name": "coins", "seeds": "[1, 2]"}
+    assert {each.info.status for each in (parent, merged, reused)} == {"FINISHED"}
+    for child in (merged, reused, failed):
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params == {"check_prompts": "3"}
+
+    assert merged.data.metrics["count/rows"] == 24
+    assert merged.data.metrics["max_difference"] == 1e-6
+    history = client.get_metric_history(merged.info.run_id, "loss")
+    assert [(each.step, each.value) for each in history] == [(n["train_step"], n["loss"]) for n in METRICS]
+    assert {each.path for each in client.list_artifacts(merged.info.run_id)} == {
+        "config.yaml",
+        "manifest.json",
+        "model",
+    }
+    assert {each.path for each in client.list_artifacts(merged.info.run_id, "model")} == {
+        "model/adapter",
+        "model/curve.png",
+        "model/metrics.jsonl",
+    }
+    (version,) = client.search_model_versions(f"name = '{experiment}-random'")
+    assert version.run_id == merged.info.run_id
+    assert (
+        client.get_model_version_by_alias(f"{experiment}-random", tracking.ALIAS).version == version.version
+    )
+
+    assert reused.data.tags["reused"] == "true"
+    assert reused.data.metrics["max_difference"] == 1e-6
+    assert {each.path for each in client.list_artifacts(reused.info.run_id)} == {
+        "config.yaml",
+        "manifest.json",
+    }
+
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["error"] == "RuntimeError: out of memory second line"
+
+
+def pending(folder: Path) -> list[tracking.Record]:
+    records = [tracking.Record.model_validate_json(path.read_text()) for path in folder.glob("**/tracking/*")]
+    return [record for record in records if not record.uploaded]
+
+
+def test_a_local_store_gets_everything_at_once(store: MlflowClient, tmp_path: Path) -> None:
+    track_everything(tmp_path / "runs" / "coins")
+    assert_everything_arrived(store, "coins")
+    assert pending(tmp_path) == []
+
+
+def test_uploading_twice_makes_no_duplicates(store: MlflowClient, tmp_path: Path) -> None:
+    track_everything(tmp_path / "runs" / "coins")
+    for path in (tmp_path / "runs").glob("**/tracking/*.json"):
+        tracking.upload_record(path)
+    assert_everything_arrived(store, "coins")
+    assert len(store.search_model_versions("name = 'coins-random'")) == 1
+
+
+def test_a_server_that_is_away_gets_everything_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"http://127.0.0.1:{free_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    runs = tmp_path / "runs"
+    began = time.monotonic()
+    track_everything(runs / "coins")
+    assert time.monotonic() - began < 60, "a dead server must not hold up a stage"
+    assert f"python -m tasks.tracking upload {runs / 'coins'}" in caplog.text
+    assert len(pending(runs)) == 4
+
+    assert len(tracking.upload(runs)) == 4, "still away, so still pending"
+    assert len(pending(runs)) == 4
+
+    with mlflow_server(free_port, tmp_path):
+        command = [sys.executable, "-m", "tasks.tracking", "upload", str(runs)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert pending(runs) == []
+        client = MlflowClient(tracking_uri=uri)
+        assert_everything_arrived(client, "coins")
+        assert tracking.upload(runs) == []
+        assert_everything_arrived(client, "coins")
+
+        with tracking.run(runs / "linked", "distill", "wise-otter", {}) as run:
+            (shown,) = runs_of(client, "linked")
+            assert run.link == f"{uri}/#/experiments/{shown.info.experiment_id}/runs/{shown.info.run_id}"
+    run.update(files=[])
+    assert run.link is None, "the server went away"
+
+
+def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowClient, tmp_path: Path) -> None:
+    home = tmp_path / "runs" / "coins"
+    folder = home / "training-0"
+    with tracking.run(home, "training", "training random", {}, folder=str(folder)) as run:
+        run.forward(folder / "metrics.jsonl")  # not there yet
+        folder.mkdir(parents=True)
+        log = folder / "metrics.jsonl"
+        first, second = (json.dumps(line) + "\n" for line in METRICS[:2])
+        log.write_text(first + second[:5])  # the second line is being written
+        run.forward(log)
+        (going_on,) = runs_of(store, "coins")
+        assert going_on.info.status == "RUNNING"
+        history = store.get_metric_history(going_on.info.run_id, "loss")
+        assert [each.step for each in history] == [1]
+        log.unlink()
+        folder.rmdir()
+        finish_stage(folder, "training")
+    (ended,) = runs_of(store, "coins")
+    history = store.get_metric_history(ended.info.run_id, "loss")
+    assert [each.step for each in history] == [1, 2, 3, 4, 5]
+
+
+def test_a_parent_that_is_still_running_is_created_for_its_child(
+    tmp_path: Path, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server comes back between the start of the parent and that of a child."""
+    home = tmp_path / "runs" / "coins"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with tracking.run(home, "distill", "wise-otter", {"name": "coins"}) as parent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        with tracking.run(home, "benchmark", "benchmark", {}, parent.id):
+            pass
+        above, below = runs_of(store, "coins")
+        assert (above.info.status, below.info.status) == ("RUNNING", "FINISHED")
+        assert below.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert [each.info.status for each in runs_of(store, "coins")] == ["FINISHED", "FINISHED"]
+
+
+def test_a_cancelled_run_is_killed(store: MlflowClient, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), tracking.run(tmp_path / "coins", "training", "training", {}):
+        raise KeyboardInterrupt
+    assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
+
+
+def test_a_run_whose_process_was_killed_is_closed_by_the_upload(store: MlflowClient, tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys\n"
+        "from tasks import tracking\n"
+        "run = tracking.run(pathlib.Path(sys.argv[1]), 'distill', 'killed', {})\n"
+        "run.__enter__()\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "coins")])
+    with tracking.run(tmp_path / "coins", "distill", "going on", {}):
+        assert [each.info.status for each in runs_of(store, "coins")] == ["RUNNING", "RUNNING"]
+        assert tracking.upload(tmp_path) == []
+        assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED", "RUNNING"]
+
+
+def test_a_folder_that_is_gone_stays_pending_and_holds_nothing_else_up(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "runs" / "coins"
+    with tracking.run(home, "merging", "merging a", {}, folder=str(home / "gone")):
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with tracking.run(home, "distill", "b", {}):
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (failure,) = tracking.upload(tmp_path)
+    assert StageError.__name__ in failure
+    assert [record.name for record in pending(tmp_path)] == ["merging a"]
+
+
+def test_the_ui_is_one_line(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking.how_to_open().endswith(f"mlflow ui --backend-store-uri {tracking.tracking_uri()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000/")
+    assert tracking.how_to_open() == "http://localhost:5000"

@@ -1,0 +1,78 @@
+"""The house: prefect.yaml -> flows -> tasks -> dparallel, one direction, read from the imports."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect import Flow
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "dparallel": {"flows", "tasks", "prefect", "mlflow"},
+    "tasks": {"flows"},
+    "flows": {"mlflow"},
+}
+SOURCES = [path for storey in FORBIDDEN for path in sorted((ROOT / storey).rglob("*.py"))]
+LIBRARIES = {
+    *("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "evaluate", "pyarrow"),
+    *("prefect", "mlflow", "pydantic", "yaml", "matplotlib", "numpy", "huggingface_hub", "safetensors"),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports break where Prefect loads a flow by its path"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def storey(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    assert not imported(path) & FORBIDDEN[storey(path)]
+
+
+def test_only_tracking_knows_mlflow() -> None:
+    assert [path for path in SOURCES if "mlflow" in imported(path)] == [ROOT / "tasks" / "tracking.py"]
+
+
+def test_flows_reach_the_library_for_types_only() -> None:
+    """What a flow needs done is a task."""
+    allowed = {"dparallel.experiment", "dparallel.config"}
+    for path in (ROOT / "flows").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dparallel"):
+                assert node.module in allowed, f"{path} imports {node.module}"
+
+
+def test_no_module_shadows_a_library() -> None:
+    """Prefect puts a flow file's folder first on sys.path."""
+    for path in [*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")]:
+        assert path.stem not in LIBRARIES | set(sys.stdlib_module_names), path
+
+
+def test_every_deployment_names_a_flow_and_its_parameters() -> None:
+    settings = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    names = []
+    for deployment in settings["deployments"]:
+        file, function = deployment["entrypoint"].split(":")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        flow = getattr(module, function)
+        assert isinstance(flow, Flow)
+        flow.validate_parameters(deployment["parameters"])
+        assert deployment["work_pool"]["name"] in ("cpu", "gpu")
+        assert (ROOT / deployment["parameters"]["config"]).is_file()
+        names.append(f"{flow.name}/{deployment['name']}")
+    stages = ["trajectories", "training", "merging", "benchmark", "teacher"]
+    assert names == ["distill/full", *(f"{stage}/stage" for stage in stages)]
