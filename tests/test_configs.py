@@ -29,4 +29,7 @@ def test_config_loads(path):
 
 
 def test_zero_settings_are_json():
-    assert load_config(DistillConfig, CONFIGS / "tiny.yaml").training.deepspeed["zero_optimization"]["stage"] == 2
+    assert (
+        load_config(DistillConfig, CONFIGS / "tiny.yaml").training.deepspeed["zero_optimization"]["stage"]
+        == 2
+    )

@@ -36,7 +36,7 @@ class DiffusionConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5,
         qkv_bias: bool = False,
         tie_word_embeddings: bool = False,
-        mask_token_id: int = None,  # type: ignore[assignment]  # load_model and generate insist on one
+        mask_token_id: int = -1,  # no default makes sense: load_model and generate refuse this one
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,

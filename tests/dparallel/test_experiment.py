@@ -23,7 +23,9 @@ def finish(plan: StagePlan) -> None:
 
 def test_each_stage_waits_for_the_ones_before_it(config):
     experiment = Experiment(config)
-    with pytest.raises(StageError, match=r"stage 'training' cannot start: .*trajectories-\w+: no such folder"):
+    with pytest.raises(
+        StageError, match=r"stage 'training' cannot start: .*trajectories-\w+: no such folder"
+    ):
         experiment.training("consistency")
     finish(experiment.trajectories())
     with pytest.raises(StageError, match="stage 'merging' cannot start"):
