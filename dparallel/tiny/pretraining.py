@@ -116,8 +116,9 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
     files = save_model(model, stage.folder, tokenizer)
     (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
     parameters = sum(weight.numel() for weight in model.parameters())
+    weights = [name for name in files if not name.endswith(".py")]  # the model code is the package's own
     return stage.finish(
-        files, counts={"parameters": parameters}, metrics={"validation_solution_accuracy": accuracy}
+        weights, counts={"parameters": parameters}, metrics={"validation_solution_accuracy": accuracy}
     )
 
 
