@@ -32,7 +32,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
+from dparallel import metrics_log
 from dparallel.manifest import Manifest, read_manifest, write_atomically
+from dparallel.metrics_log import METRICS
 
 logger = logging.getLogger("dparallel.tracking")
 
@@ -104,7 +106,7 @@ class Run:
         """Send lines that `metrics` has gained since the last call; the upload at the end sends all."""
         if not self._live:
             return
-        lines = _read_lines(metrics)
+        lines = metrics_log.read(metrics)
         if self._forwarded is None or self._forwarded > len(lines):
             self._forwarded = len(lines)  # of an earlier attempt, which a resumed training may rewrite
         try:
@@ -234,7 +236,7 @@ def _run_id(client: MlflowClient, path: Path) -> str:
 
 
 def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) -> None:
-    lines = _read_lines(folder / "metrics.jsonl")
+    lines = metrics_log.read(folder / METRICS)
     _log_metrics(client, run_id, record, lines)
     if record.status != "FINISHED":
         return
@@ -311,14 +313,6 @@ def _log_metrics(client: MlflowClient, run_id: str, record: Record, lines: list[
 def _log_batches(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
     for start in range(0, len(metrics), 1000):  # the server's limit for one request
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file that may be growing."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _metric_name(name: str) -> str:

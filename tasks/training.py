@@ -6,11 +6,10 @@ from dparallel.config import LaunchConfig
 from dparallel.evaluation import plots
 from dparallel.experiment import StagePlan
 from dparallel.manifest import MANIFEST, Manifest, verify
+from dparallel.metrics_log import METRICS
 from tasks.launch import launch
 from tasks.stages import run_tracked
 from tasks.tracking import Run
-
-METRICS = "metrics.jsonl"
 
 
 @task(name="train-student")

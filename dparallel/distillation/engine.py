@@ -9,19 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from peft import PeftModel
 from pydantic import BaseModel
 from torch import Tensor
 
 from dparallel.config import ConfigError, OptimizerConfig, TrainingConfig
 from dparallel.manifest import StageError, write_atomically
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed  # reads DS_ACCELERATOR
-from deepspeed.runtime.engine import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
 

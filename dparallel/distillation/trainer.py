@@ -5,7 +5,6 @@ and the row in the step's global batch, so the number of processes, the split in
 resume change nothing.
 """
 
-import json
 import logging
 import math
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dparallel import metrics_log
 from dparallel.distillation import engine as ds
 from dparallel.distillation.data import (
     Samples,
@@ -30,13 +30,14 @@ from dparallel.distillation.data import (
 from dparallel.distillation.losses import entropy
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
 from dparallel.experiment import StudentConfig
-from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest, write_atomically
+from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest
+from dparallel.metrics_log import METRICS
 from dparallel.models.checkpoints import load_model
 from dparallel.models.lora import attach
 
 logger = logging.getLogger(__name__)
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 class DivergedError(RuntimeError):
@@ -90,7 +91,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
         stage.finish(
             files=[f"adapter/{name}" for name in files],
             counts={**counts, "train_steps": train_steps},
-            metrics=last_metrics(folder / METRICS),
+            metrics=last_metrics(folder),
             details={"processes": process.count, "precision": str(dtype).removeprefix("torch.")},
         )
     torch.distributed.barrier()
@@ -114,7 +115,7 @@ class Trainer:
         """Take the train steps after `done`."""
         training = self.config.training
         if self.process.first:
-            cut_back(self.folder / METRICS, done)
+            metrics_log.cut_back(self.folder / METRICS, done)
             logger.info(
                 "training %d steps of %d samples (%d views) from step %d, %d samples to draw from",
                 self.train_steps,
@@ -134,7 +135,7 @@ class Trainer:
                 now = time.perf_counter()
                 metrics["tokens_per_second"] = tokens / (now - logged_at)
                 metrics["peak_memory_bytes"] = peak_memory_bytes()
-                append(self.folder / METRICS, {"train_step": train_step, **metrics})
+                metrics_log.append(self.folder / METRICS, {"train_step": train_step, **metrics})
                 seconds_left = (now - began) / (train_step - done) * (self.train_steps - train_step)
                 report(train_step, self.train_steps, metrics, seconds_left)
                 tokens, logged_at = 0.0, now
@@ -208,29 +209,9 @@ class Trainer:
             yield make_batch(prompts, responses, views, config.mask_token_id)
 
 
-def cut_back(file: Path, train_step: int) -> None:
-    """Drop the metrics after `train_step` (a killed run was ahead of its checkpoint)."""
-    lines = file.read_text().splitlines() if file.is_file() else []
-    kept = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the kill came while it was written
-            break
-        if record["train_step"] > train_step:
-            break
-        kept.append(line + "\n")
-    write_atomically(file, "".join(kept))
-
-
-def append(file: Path, record: dict[str, float]) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
-def last_metrics(file: Path) -> dict[str, float]:
-    record = json.loads(file.read_text().splitlines()[-1])
-    return {name: value for name, value in record.items() if name != "train_step"}
+def last_metrics(folder: Path) -> dict[str, float]:
+    last = metrics_log.read(folder / METRICS)[-1]
+    return {name: value for name, value in last.items() if name != "train_step"}
 
 
 def peak_memory_bytes() -> int:

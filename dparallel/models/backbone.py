@@ -66,6 +66,10 @@ class DiffusionConfig(PretrainedConfig):
         )
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -73,7 +77,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
+        wide = at_least_float32(hidden)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(hidden.dtype)
 
@@ -87,8 +91,8 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tens
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to (B, H, L, head_size), in float32 as the references do."""
-    wide = heads.float()
+    """Apply rotary positions to (B, H, L, head_size), in float32 or better as the references do."""
+    wide = at_least_float32(heads)
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
 

@@ -1,7 +1,9 @@
 """LoRA adapters through PEFT: attach, load, merge. A target that does not match everywhere is an error."""
 
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -30,7 +32,8 @@ def attach(model: DiffusionTransformer, settings: LoraSettings) -> PeftModel:
         target_modules=list(settings.targets),
         bias="none",
     )
-    return get_peft_model(model, config)
+    with _without_future_warnings():
+        return get_peft_model(model, config)
 
 
 def check_targets(model: DiffusionTransformer, targets: Iterable[str]) -> None:
@@ -66,7 +69,16 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
     with safe_open(weights, framework="pt") as file:
         for name in sorted(file.keys()):
             _check_tensor(name, tuple(file.get_slice(name).get_shape()), modules, weights)
-    return PeftModel.from_pretrained(model, str(folder))
+    with _without_future_warnings():
+        return PeftModel.from_pretrained(model, str(folder))
+
+
+@contextmanager
+def _without_future_warnings() -> Iterator[None]:
+    """PEFT reads an attribute that transformers is about to rename; users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _check_tensor(name: str, shape: tuple[int, ...], modules: dict[str, nn.Module], weights: Path) -> None:

@@ -27,7 +27,7 @@ class MergeError(RuntimeError):
 def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
     """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save natively.
 
-    The check compares float32 logits on partly masked canvases of `config.check_prompts`
+    The check compares the float32 models' logits on partly masked canvases of `config.check_prompts`
     trajectories of `inputs["trajectories"]`; their largest difference goes into the manifest.
 
     Raises:
@@ -53,9 +53,9 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
     # 2. Merge, and compare with what base + adapter said
     rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
     canvases = check_canvases(rows, base.config.mask_token_id)
-    expected = [masked_logits(student, canvas, base.config.mask_token_id) for canvas in canvases]
+    expected = masked_logits(student, canvases, base.config.mask_token_id)
     merged = merge(student)
-    actual = [masked_logits(merged, canvas, base.config.mask_token_id) for canvas in canvases]
+    actual = masked_logits(merged, canvases, base.config.mask_token_id)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN
         raise MergeError(
@@ -88,10 +88,17 @@ def check_canvases(rows: Sequence[dict], mask_token_id: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def masked_logits(model: nn.Module, canvas: Tensor, mask_token_id: int) -> Tensor:
-    """Logits (N, V) where decoding would read them."""
-    canvas = canvas.to(next(model.parameters()).device)
-    return model(canvas, logits_at=canvas == mask_token_id)
+def masked_logits(model: nn.Module, canvases: Sequence[Tensor], mask_token_id: int) -> list[Tensor]:
+    """Logits (N, V) where decoding would read them.
+
+    The float32 weights are multiplied in float64, so that what is compared is the weights and not
+    the order in which float32 sums were rounded.
+    """
+    device = next(model.parameters()).device
+    model.double()
+    logits = [model(canvas.to(device), logits_at=canvas.to(device) == mask_token_id) for canvas in canvases]
+    model.float()
+    return logits
 
 
 def max_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

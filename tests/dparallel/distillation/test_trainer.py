@@ -14,10 +14,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from dparallel import metrics_log
 from dparallel.config import ConfigError, OptimizerConfig, RecipeConfig
 from dparallel.distillation import engine
 from dparallel.distillation.__main__ import main
-from dparallel.distillation.trainer import append, cut_back, run_stage
+from dparallel.distillation.trainer import run_stage
 from dparallel.experiment import StagePlan
 from dparallel.manifest import MANIFEST, Manifest, StageError, verify
 from dparallel.models.checkpoints import load_model
@@ -218,12 +219,12 @@ def test_without_a_launcher_it_says_how(
 def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     for train_step in (1, 5, 10):
-        append(file, {"train_step": train_step, "loss": 0.5})
+        metrics_log.append(file, {"train_step": train_step, "loss": 0.5})
     with file.open("a") as half:
         half.write('{"train_st')
-    cut_back(file, 9)
+    metrics_log.cut_back(file, 9)
     assert [record["train_step"] for record in read_metrics(tmp_path)] == [1, 5]
-    cut_back(file, 0)
+    metrics_log.cut_back(file, 0)
     assert read_metrics(tmp_path) == []
 
 
