@@ -78,7 +78,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     torch.manual_seed(training.seed)
     student = attach(teacher, training.lora)
     if training.gradient_checkpointing:
-        teacher.gradient_checkpointing_enable({"use_reentrant": False})
+        teacher.activation_checkpointing_enable({"use_reentrant": False})
     train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
     ds.join(process)
     engine = ds.start_engine(student, training.optimizer, train_steps, settings)

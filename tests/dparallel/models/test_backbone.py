@@ -54,7 +54,7 @@ def test_gradient_checkpointing_changes_nothing():
     model(ids).square().mean().backward()
     plain = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model(ids).square().mean().backward()
     for name, weight in model.named_parameters():
         assert torch.allclose(weight.grad, plain[name], atol=1e-6), name
