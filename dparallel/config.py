@@ -5,8 +5,9 @@ the key, the value and what would be valid, before any work starts.
 """
 
 import difflib
+import textwrap
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,12 +25,16 @@ from pydantic import (
 Rule = Literal["steps", "confidence", "entropy"]
 
 
+# Becomes part of folder names, metric names and registered models.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which key, why and what to write."""
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DecodingConfig(Config):
@@ -53,7 +58,7 @@ class DecodingConfig(Config):
     stop_at_eos: bool = True
     temperature: NonNegativeFloat = 0.0
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +108,7 @@ class ProblemsConfig(Config):
     """Which problems: `coins` is generated; `jsonl` reads `path`, one object a line."""
 
     benchmark: Literal["coins", "jsonl"]
-    split: Literal["train", "validation", "test"] = "train"
+    split: Literal["train", "distillation", "validation", "test"] = "train"
     count: PositiveInt | None = None
     seed: NonNegativeInt = 0
     path: str | None = None
@@ -129,6 +134,15 @@ class TrajectoriesConfig(Config):
     decoding: DecodingConfig
     shard_size: PositiveInt = 500
     batch_size: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _repeatable(self) -> "TrajectoriesConfig":
+        if self.decoding.temperature > 0 and self.decoding.seed is None:
+            raise ValueError(
+                f"decoding.temperature={self.decoding.temperature} without decoding.seed: "
+                "give a seed, else a resumed recording would differ"
+            )
+        return self
 
 
 class RecipeConfig(Config):
@@ -179,17 +193,19 @@ class LoraSettings(Config):
     rank: PositiveInt = 32
     alpha: PositiveInt = 32
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = (
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("gate_proj", "up_proj", "down_proj"),
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
     learning_rate: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
 
@@ -244,6 +260,14 @@ class Sweep(Config):
     decoding: DecodingConfig
     thresholds: tuple[NonNegativeFloat, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _every_threshold_makes_sense(self) -> "Sweep":
+        try:
+            self.decodings()
+        except ValidationError as error:
+            raise ValueError(_plain_message(error.errors()[0])) from error
+        return self
+
     def decodings(self) -> list[DecodingConfig]:
         settings = self.decoding.model_dump()
         return [DecodingConfig(**{**settings, "threshold": each}) for each in self.thresholds]
@@ -265,10 +289,10 @@ class BenchmarkConfig(Config):
     test: ProblemsConfig
     validation: ProblemsConfig
     reference: DecodingConfig
-    fixed: dict[str, DecodingConfig] = {}
-    sweeps: dict[str, Sweep]
-    teacher_sweeps: tuple[str, ...]
-    student_sweeps: tuple[str, ...]
+    fixed: dict[Name, DecodingConfig] = {}
+    sweeps: dict[Name, Sweep]
+    teacher_sweeps: tuple[str, ...] = Field(min_length=1)
+    student_sweeps: tuple[str, ...] = Field(min_length=1)
     max_loss: NonNegativeFloat = 0.01
     sweep_test: bool = False
     batch_size: PositiveInt = 64
@@ -278,6 +302,9 @@ class BenchmarkConfig(Config):
         unknown = {*self.teacher_sweeps, *self.student_sweeps} - set(self.sweeps)
         if unknown:
             raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+        twice = sorted(set(self.fixed) & set(self.sweeps))
+        if twice:
+            raise ValueError(f"{twice[0]!r} names a fixed decoding and a sweep; rename one of them")
         return self
 
 
@@ -291,12 +318,12 @@ class LaunchConfig(Config):
 class DistillConfig(Config):
     """One experiment: a teacher, one student per recipe, and how they are compared."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name
     teacher: str
     runs: str = "runs"
     trajectories: TrajectoriesConfig
     training: TrainingConfig
-    students: dict[str, RecipeConfig] = Field(min_length=1)
+    students: dict[Name, RecipeConfig] = Field(min_length=1)
     merging: MergingConfig = MergingConfig()
     benchmark: BenchmarkConfig
     launch: LaunchConfig = LaunchConfig()
@@ -342,23 +369,36 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
         ) from error
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, including: tuple[Path, ...] = ()) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); see configs/")
+    if path.resolve() in including:
+        raise ConfigError(f"{path} includes itself")
     try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        data = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, expected keys and values")
-    return _inline(data, path.parent)
+    return _inline(data, path.parent, (*including, path.resolve()))
 
 
-def _inline(value: Any, folder: Path) -> Any:
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _inline(value: Any, folder: Path, including: tuple[Path, ...] = ()) -> Any:
     if isinstance(value, dict):
-        return {key: _inline(each, folder) for key, each in value.items()}
+        return {key: _inline(each, folder, including) for key, each in value.items()}
     if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return _read(folder / value)
+        return _read(folder / value, including)
     return value
 
 
@@ -389,16 +429,21 @@ def _explain(model: type[Config], error: Any) -> str:
         return f"{key}: unknown key; {hint}known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: required key is missing"
-    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message}, got {error['input']!r}"
+        return f"{key}: {_plain_message(error)}"
+    return f"{key}: {_plain_message(error)}, got {textwrap.shorten(repr(error['input']), 80)}"
+
+
+def _plain_message(error: Any) -> str:
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _fields_at(model: type[Config], location: tuple) -> list[str]:
     """The known keys of the section at `location`."""
     annotation: Any = model
     for part in location:
+        if part == "[key]":  # the name itself was refused
+            break
         if isinstance(annotation, type) and issubclass(annotation, Config):
             annotation = annotation.model_fields[part].annotation
         else:

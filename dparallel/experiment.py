@@ -18,7 +18,7 @@ from dparallel.config import (
     TrainingConfig,
     TrajectoriesConfig,
 )
-from dparallel.manifest import StageError, digest, fingerprint
+from dparallel.manifest import StageError, digest, file_digest, fingerprint
 
 
 class StudentConfig(Config):
@@ -93,7 +93,9 @@ class Experiment:
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         settings = config.model_dump(mode="json")
-        key = digest({"config": settings, "inputs": made_from})[:10]
+        sections = [each for each in settings.values() if isinstance(each, dict)]
+        data = [file_digest(Path(each["path"])) for each in sections if each.get("path")]
+        key = digest({"config": settings, "inputs": made_from, "data": data})[:10]
         label = f"{stage}-{student}-{key}" if student else f"{stage}-{key}"
         return StagePlan(
             stage=stage, student=student, config=settings, inputs=inputs, out_dir=str(self.folder / label)

@@ -71,10 +71,10 @@ def _file_digest(path: Path, size: int, changed: int) -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """Fingerprint of an input: a stage's folder by its manifest, a model's folder by its files."""
+    """Fingerprint of an input: a stage's folder by its (verified) manifest, a model's by its files."""
     folder = Path(path)
     if (folder / MANIFEST).is_file():
-        return read_manifest(folder).fingerprint
+        return verify(folder).fingerprint
     if (folder / CLAIM).is_file():
         raise StageError(f"{folder} is unfinished (no {MANIFEST}): run its stage again to complete it")
     if not folder.is_dir():

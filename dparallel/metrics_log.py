@@ -15,13 +15,8 @@ def append(file: Path, record: dict[str, float]) -> None:
 
 def read(file: Path) -> list[dict[str, float]]:
     """The records in order; a last line that a kill cut short is left out."""
-    records = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    text = file.read_text() if file.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def cut_back(file: Path, train_step: int) -> None:

@@ -91,6 +91,9 @@ class Canvas:
         self.commit_step[where] = self.nfe[where[0]] - 1
 
     def generations(self) -> list[Generation]:
+        """The finished rows; a ValueError where the model's predictions were not numbers."""
+        if not self.confidence.isfinite().all():
+            raise ValueError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         tokens = self.tokens.gather(1, self.response)  # (B, G)
         rows = zip(
             tokens.tolist(),

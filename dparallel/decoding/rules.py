@@ -20,11 +20,11 @@ class Prediction(NamedTuple):
 
 
 class BlockStep(NamedTuple):
-    """Where decoding stands: the rule's setting and how many forwards the block has had."""
+    """The rule's setting, and where the block stands."""
 
     threshold: float | None
     steps_per_block: int | None
-    step: Tensor  # (B,)
+    denoise_step: Tensor  # (B,) forwards the block has had
 
 
 CommitRule = Callable[[Prediction, Tensor, BlockStep], Tensor]
@@ -44,7 +44,7 @@ def predict(
     """
     logits = logits.float()
     log_probability = logits.log_softmax(-1)
-    entropy = -(log_probability.exp() * log_probability).nan_to_num(0.0).sum(-1)
+    entropy = torch.special.entr(log_probability.exp()).sum(-1)  # 0 ln 0 is 0; NaN stays NaN
     allowed = logits.clone()
     allowed[..., mask_token_id] = -torch.inf
     if temperature > 0:
@@ -69,7 +69,7 @@ def commit_steps(prediction: Prediction, masked: Tensor, at: BlockStep) -> Tenso
     """The n most confident positions, so that a block takes exactly `steps_per_block` forwards."""
     assert at.steps_per_block is not None
     quota, extra = divmod(masked.shape[1], at.steps_per_block)
-    count = quota + (at.step < extra).long()  # (B,)
+    count = quota + (at.denoise_step < extra).long()  # (B,)
     score = prediction.probability.masked_fill(~masked, -torch.inf)
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return masked & (rank < count[:, None])

@@ -10,10 +10,10 @@ from torch import Tensor
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of SplitMix64
 
 
-def uniform(row_seed: Tensor, step: Tensor, position: Tensor, vocabulary: int) -> Tensor:
-    """Numbers in (0, 1), (B, l, vocabulary) float32, from `row_seed`, `step` (B,) and `position` (B, l)."""
+def uniform(row_seed: Tensor, denoise_step: Tensor, position: Tensor, vocabulary: int) -> Tensor:
+    """Numbers in (0, 1), float32 (B, l, vocabulary), for `position` (B, l) at `denoise_step` (B,)."""
     token = torch.arange(vocabulary, device=position.device)
-    state = _mix(row_seed + _ODD[0] * (step + 1))[:, None]
+    state = _mix(row_seed + _ODD[0] * (denoise_step + 1))[:, None]
     state = _mix(state + _ODD[0] * (position + 1))[..., None]
     state = _mix(state + _ODD[0] * (token + 1))
     return ((_shift(state, 41) + 0.5) / 2**23).float()  # 23 bits: exact in float32, never 0 or 1

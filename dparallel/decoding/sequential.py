@@ -25,7 +25,7 @@ def decode(
     within_block = torch.arange(length, device=device)
     seeds = torch.tensor(row_seeds, device=device)
     block = torch.zeros(len(row_seeds), dtype=torch.long, device=device)
-    step = torch.zeros_like(block)  # forwards the row's block has had
+    denoise_step = torch.zeros_like(block)  # forwards the row's block has had
     rows = torch.arange(len(row_seeds), device=device)  # still decoding
 
     while len(rows):
@@ -43,15 +43,15 @@ def decode(
         )
         prediction = predict(logits, canvas.mask_token_id, decoding.temperature, decoding.top_p, numbers)
         masked = canvas.commit_step[rows[:, None], offsets] < 0
-        commit = rule(prediction, masked, BlockStep(decoding.threshold, steps_per_block, step[rows]))
+        commit = rule(prediction, masked, BlockStep(decoding.threshold, steps_per_block, denoise_step[rows]))
         canvas.commit(rows, offsets, commit, prediction.token, prediction.probability)
         canvas.nfe[rows] += 1
-        step[rows] += 1
+        denoise_step[rows] += 1
 
         # 3. Move on: full blocks, ended rows.
         full = ~(masked & ~commit).any(dim=1)
         block[rows[full]] += 1
-        step[rows[full]] = 0
+        denoise_step[rows[full]] = 0
         done = block[rows] == blocks
         if decoding.stop_at_eos:
             ended = canvas.ended(rows)

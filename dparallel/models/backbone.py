@@ -207,6 +207,8 @@ def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor 
     if attention_mask is None:
         return None
     rows, length = input_ids.shape
+    if attention_mask.is_floating_point():
+        raise ValueError(f"attention_mask is {attention_mask.dtype}; give bool, True where it may be seen")
     if attention_mask.shape == (rows, length):
         return attention_mask.bool()[:, None, None, :]
     if attention_mask.shape == (rows, length, length):

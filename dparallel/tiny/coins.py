@@ -43,7 +43,12 @@ STYLE_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2)
 DIRECTION_ODDS = (0.85, 0.15)
 CONNECTOR_ODDS = (0.88, 0.07, 0.05)
 INTRO_ODDS = (0.85, 0.15)
-SPLITS = {"test": range(0, 10), "validation": range(10, 20), "train": range(20, 100)}
+SPLITS = {  # the teacher is trained on `train`, students on `distillation`
+    "test": range(0, 10),
+    "validation": range(10, 20),
+    "distillation": range(20, 40),
+    "train": range(40, 100),
+}
 
 
 @dataclass(frozen=True)

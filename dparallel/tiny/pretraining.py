@@ -20,6 +20,7 @@ from torch import Tensor
 from dparallel import metrics_log
 from dparallel.config import DecodingConfig, TeacherConfig
 from dparallel.decoding import generate
+from dparallel.evaluation.text import decode_response
 from dparallel.manifest import Manifest, Stage
 from dparallel.metrics_log import METRICS
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
@@ -176,7 +177,7 @@ def whole_solution_accuracy(model: DiffusionTransformer, tokenizer, config: Teac
     decoding = DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
     responses = [
-        tokenizer.decode(generation.tokens[: generation.num_tokens], skip_special_tokens=True)
+        decode_response(tokenizer, generation.tokens, tokenizer.eos_token_id)
         for generation in generate(model, prompts, decoding)
     ]
     return sum(map(coins.solution_is_valid, problems, responses)) / len(problems)

@@ -6,13 +6,24 @@ from dparallel.config import (
     ConfigError,
     DecodingConfig,
     DistillConfig,
+    LoraSettings,
+    OptimizerConfig,
     ProblemsConfig,
     RecipeConfig,
+    Sweep,
     TrainingConfig,
     TrajectoriesConfig,
     load_config,
 )
 
+BENCHMARK = {
+    "test": {"benchmark": "coins", "count": 1, "split": "test"},
+    "validation": {"benchmark": "coins", "count": 1, "split": "validation"},
+    "reference": {"rule": "steps", "steps": 8},
+    "sweeps": {"entropy": {"decoding": {}, "thresholds": [0.1]}},
+    "teacher_sweeps": ["entropy"],
+    "student_sweeps": ["entropy"],
+}
 TRAJECTORIES = """
 problems: {benchmark: coins, count: 10}
 decoding: decoding.yaml
@@ -70,6 +81,15 @@ def test_missing_broken_and_empty_files(tmp_path):
             load_config(TrajectoriesConfig, tmp_path / "bad.yaml")
 
 
+def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
+    (tmp_path / "twice.yaml").write_text("batch_size: 1\nbatch_size: 2\n")
+    with pytest.raises(ConfigError, match="key 'batch_size' twice"):
+        load_config(TrajectoriesConfig, tmp_path / "twice.yaml")
+    (tmp_path / "loop.yaml").write_text("problems: loop.yaml")
+    with pytest.raises(ConfigError, match=r"loop\.yaml includes itself"):
+        load_config(TrajectoriesConfig, tmp_path / "loop.yaml")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -119,17 +139,37 @@ def test_decoding_defaults():
         (ProblemsConfig, {"benchmark": "jsonl"}, "needs path"),
         (
             BenchmarkConfig,
-            {
-                "test": {"benchmark": "coins", "count": 1},
-                "validation": {"benchmark": "coins", "count": 1},
-                "reference": {"rule": "steps", "steps": 8},
-                "sweeps": {"entropy": {"decoding": {}, "thresholds": [0.1]}},
-                "teacher_sweeps": ["entrpy"],
-                "student_sweeps": ["entropy"],
-            },
+            {**BENCHMARK, "fixed": {"entropy": {}}},
+            "'entropy' names a fixed decoding and a sweep",
+        ),
+        (BenchmarkConfig, {**BENCHMARK, "student_sweeps": []}, "at least 1 item"),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "teacher_sweeps": ["entrpy"]},
             r"unknown sweep \['entrpy'\]; sweeps defines \['entropy'\]",
         ),
         (DistillConfig, {"name": "a/b"}, "should match pattern"),
+        (DistillConfig, {"name": ".."}, "should match pattern"),
+        (
+            DistillConfig,
+            {"students": {"a b": {"masking": "trajectory", "region": "response"}}},
+            "match pattern",
+        ),
+        (
+            Sweep,
+            {"decoding": {"rule": "confidence", "threshold": 0.5}, "thresholds": [1.5]},
+            "is a probability",
+        ),
+        (Sweep, {"decoding": {"rule": "steps", "steps": 8}, "thresholds": [0.5]}, "no threshold"),
+        (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
+        (LoraSettings, {"targets": []}, "at least 1 item"),
+        (OptimizerConfig, {"learning_rate": 1e-3, "betas": [2, 3]}, "less than 1"),
+        (DecodingConfig, {"seed": 10**20}, "less than"),
+        (
+            TrajectoriesConfig,
+            {"problems": {"benchmark": "coins", "count": 1}, "decoding": {"temperature": 1.0}},
+            "give a seed",
+        ),
     ],
 )
 def test_other_settings_without_sense(model, settings, message):

@@ -52,6 +52,17 @@ def test_a_folder_follows_its_settings_and_inputs_only(config):
     assert len(folders) == 2
 
 
+def test_a_changed_problems_file_makes_another_folder(config, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    settings = {"benchmark": "jsonl", "path": str(problems)}
+    section = TrajectoriesConfig.model_validate({**config.trajectories.model_dump(), "problems": settings})
+    folders = set()
+    for text in ("1", "2"):
+        problems.write_text(text)
+        folders.add(Experiment(config.model_copy(update={"trajectories": section})).trajectories().out_dir)
+    assert len(folders) == 2
+
+
 def test_a_plan_crosses_processes_as_json(config):
     plan = Experiment(config).trajectories()
     again = StagePlan.model_validate_json(plan.model_dump_json())

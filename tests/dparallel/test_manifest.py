@@ -64,6 +64,8 @@ def test_damage_is_found_and_named(tmp_path, model_folder):
     (tmp_path / "out" / "result.txt").write_text("resulT")
     with pytest.raises(StageError, match=r"result\.txt does not match manifest\.json"):
         verify(tmp_path / "out")
+    with pytest.raises(StageError, match=r"result\.txt does not match"):  # also as the next stage's input
+        fingerprint(tmp_path / "out")
     (tmp_path / "out" / "result.txt").unlink()
     with pytest.raises(StageError, match=r"result\.txt is missing"):
         verify(tmp_path / "out")

@@ -162,3 +162,11 @@ def test_bad_model_ids_and_batch_size(tiny_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         generate(tiny_model, [[5]], decoding, batch_size=0)
     assert generate(tiny_model, [], decoding) == []
+
+
+def test_damaged_weights_are_not_taken_for_certainty():
+    model = random_model(5)
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ValueError, match="logits are NaN or infinite: its weights are damaged"):
+        generate(model, [[5, 6]], DecodingConfig(gen_length=8, block_length=8))

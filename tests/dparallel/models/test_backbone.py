@@ -46,6 +46,8 @@ def test_square_masks_decide_who_sees_whom():
 def test_masks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 11\).*\(B, L\) = \(2, 12\)"):
         MODEL(torch.zeros(2, 12).long(), torch.ones(2, 11).bool())
+    with pytest.raises(ValueError, match="float32; give bool"):
+        MODEL(torch.zeros(2, 12).long(), torch.zeros(2, 12))
 
 
 def test_gradient_checkpointing_changes_nothing():
