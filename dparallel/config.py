@@ -283,7 +283,8 @@ class BenchmarkConfig(Config):
             those that lose at most `max_loss` of the reference's accuracy on the validation problems.
         teacher_sweeps, student_sweeps: which of them each kind of model is measured with.
         sweep_test: also decode the whole sweep on the test problems (for AUP and the picture);
-            otherwise these come from the validation problems, and say so.
+            otherwise these come from the validation problems, and say so, and a sweep of the
+            teacher is decoded there only from its operating point to one that keeps the accuracy.
     """
 
     test: ProblemsConfig

@@ -45,7 +45,7 @@ def tiny_model() -> DiffusionTransformer:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer model of the coins vocabulary with its tokenizer, in our own format."""
     folder = tmp_path_factory.mktemp("tiny_checkpoint")
-    save_model(random_model(), folder, build_tokenizer())
+    save_model(random_model(), folder, tokenizer=build_tokenizer())
     return folder
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dparallel.config import BenchmarkConfig, DistillConfig, RecipeConfig, TeacherConfig, load_config
+from dparallel.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -26,6 +27,13 @@ def test_config_loads(path):
     if kind(path) in (DistillConfig, TeacherConfig):
         for entry in ("command", "hardware", "time", "expect"):
             assert f"#   {entry}" in path.read_text(), f"{path} does not state its {entry}"
+
+
+def test_the_embedded_teacher_was_made_by_its_config():
+    teacher = load_config(TeacherConfig, CONFIGS / "tiny_teacher.yaml")
+    manifest = verify(CONFIGS.parent / teacher.out, "teacher")
+    assert manifest.config == teacher.model_dump(mode="json")
+    assert sum(record.bytes for record in manifest.files.values()) < 6_000_000
 
 
 def test_zero_settings_are_json():

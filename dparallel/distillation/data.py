@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dparallel.config import ConfigError, RecipeConfig, TrainingConfig
+from dparallel.manifest import StageError, fingerprint, read_manifest
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.trajectories import store
 
@@ -78,6 +79,16 @@ def load_samples(
         commit_step=np.stack(_lists(kept["commit_step"])),
     )
     return samples, counts
+
+
+def check_teacher(trajectories: str | Path, teacher: str | Path) -> None:
+    """Refuse to distil one model from what another one recorded, as a `StageError`."""
+    recorded, given = read_manifest(trajectories, "trajectories").inputs["teacher"], fingerprint(teacher)
+    if recorded != given:
+        raise StageError(
+            f"the trajectories in {trajectories} were recorded by another teacher (fingerprint "
+            f"{recorded[:12]}) than {teacher} ({given[:12]}): record them again with this one"
+        )
 
 
 def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig) -> None:

@@ -16,7 +16,8 @@ from peft import PeftModel
 from pydantic import BaseModel
 from torch import Tensor
 
-from dparallel.config import ConfigError, OptimizerConfig, TrainingConfig
+from dparallel.config import OptimizerConfig, TrainingConfig
+from dparallel.distillation.settings import check_deepspeed
 from dparallel.manifest import StageError, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -24,16 +25,6 @@ logger = logging.getLogger(__name__)
 LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json"
 LATEST = "latest.json"
 KEPT_CHECKPOINTS = 2
-FILLED_IN = {
-    "train_batch_size": "training.views_per_step",
-    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
-    "gradient_accumulation_steps": "training.micro_batch_size",
-    "gradient_clipping": "training.optimizer.max_grad_norm",
-    "optimizer": "training.optimizer",
-    "scheduler": "training.optimizer.schedule",
-    "bf16": "training.precision",
-    "fp16": "training.precision",
-}
 
 
 class LaunchError(RuntimeError):
@@ -105,17 +96,12 @@ def deepspeed_config(
     """The ZeRO settings of `config.deepspeed` with everything else filled in.
 
     Raises:
-        ConfigError: a key that is filled in, or a ZeRO stage that is not 1, 2 or 3.
+        ConfigError: as `check_deepspeed`.
     """
-    clash = sorted(FILLED_IN.keys() & config.deepspeed)
-    if clash:
-        raise ConfigError(f"training.deepspeed.{clash[0]} is filled in: set {FILLED_IN[clash[0]]} instead")
-    settings: dict[str, Any] = {"zero_optimization": {"stage": 2}, **config.deepspeed}
-    stage = settings["zero_optimization"].get("stage")
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"training.deepspeed.zero_optimization.stage={stage}: give 1, 2 or 3")
+    check_deepspeed(config.deepspeed)
     return {
-        **settings,
+        "zero_optimization": {"stage": 2},
+        **config.deepspeed,
         "train_batch_size": micro_views * accumulation * processes,
         "train_micro_batch_size_per_gpu": micro_views,
         "gradient_accumulation_steps": accumulation,

@@ -1,8 +1,9 @@
 """The training stage: distil a student from its teacher's trajectories.
 
 Runs in every process of a launch. All that is random is a function of the seed, the train step
-and the row in the step's global batch, so the number of processes, the split into forwards and a
-resume change nothing.
+and the row in the step's global batch, so a resume changes nothing. Without LoRA dropout the number
+of processes and the split into forwards change nothing either; dropout is drawn by each process,
+forward after forward, so with it they change the numbers drawn.
 """
 
 import logging
@@ -21,6 +22,7 @@ from dparallel.distillation.data import (
     Samples,
     StepShape,
     check_samples,
+    check_teacher,
     dropout_seed,
     load_samples,
     row_generator,
@@ -52,25 +54,27 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     Raises:
         LaunchError: not started by a launcher.
         ConfigError: settings, trajectories and teacher do not fit together.
-        StageError: a folder that is missing, foreign or damaged.
+        StageError: a folder that is missing, foreign or damaged, or another teacher's trajectories.
+        ForeignShardError: a Parquet file there is not a trajectory shard.
         DivergedError: a loss or gradient that is not finite.
     """
     process = ds.launched_process()
     folder = Path(out_dir)
+    training, recipe = config.training, config.recipe
+
+    # 1. Everything is checked before anything is computed; the trajectories before a folder is claimed
+    samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
+    check_teacher(inputs["trajectories"], inputs["teacher"])
     if process.first or (folder / MANIFEST).is_file():
         stage = Stage("training", config, inputs, folder)
         if finished := stage.done:
             return finished
-
-    # 1. Everything is checked before anything is computed
-    training, recipe = config.training, config.recipe
     shape = step_shape(training, recipe.views, process.count)
     dtype = ds.precision(training.precision)
     settings = ds.deepspeed_config(
         training, process.count, shape.micro_samples * recipe.views, shape.accumulation, dtype
     )
     found = ds.last_checkpoint(folder / CHECKPOINTS, process)
-    samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     teacher = load_model(inputs["teacher"], device="cpu", dtype=dtype)
     check_samples(samples, recipe, teacher.config)
 

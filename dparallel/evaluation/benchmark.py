@@ -12,7 +12,13 @@ from typing import Any
 from dparallel.config import BenchmarkConfig, DecodingConfig, ProblemsConfig
 from dparallel.decoding import generate
 from dparallel.evaluation import plots
-from dparallel.evaluation.benchmarks import Problem, check_unchanged, load_problems, problems_digest
+from dparallel.evaluation.benchmarks import (
+    Problem,
+    check_disjoint,
+    check_unchanged,
+    load_problems,
+    problems_digest,
+)
 from dparallel.evaluation.certainty import CertaintyMap, replay
 from dparallel.evaluation.measure import measure_once
 from dparallel.evaluation.report import Results, table
@@ -22,7 +28,9 @@ from dparallel.evaluation.selection import (
     aup_by_sweep,
     default_student,
     headline,
+    keeps_accuracy,
     operating_point,
+    slower,
 )
 from dparallel.evaluation.text import encode_prompt
 from dparallel.manifest import Manifest, Stage
@@ -57,7 +65,7 @@ def run_stage(config: BenchmarkConfig, inputs: dict[str, str], out_dir: str | Pa
     reference_name = _reference_name(config.reference)
     _check_inputs(config, inputs, reference_name)
     validation_problems, test_problems = load_problems(config.validation), load_problems(config.test)
-    _check_disjoint(validation_problems, test_problems)
+    check_disjoint({"benchmark.validation": validation_problems, "benchmark.test": test_problems})
     content = problems_digest([*validation_problems, *test_problems])
     stage = Stage("benchmark", config, inputs, out_dir)
     if done := stage.done:
@@ -92,6 +100,8 @@ def run_stage(config: BenchmarkConfig, inputs: dict[str, str], out_dir: str | Pa
     points = [Case(row.model, row.method, row.measurement.decoding) for row in chosen]
     cases = [reference_case, *fixed, *(sweeps if config.sweep_test else points)]
     test = _mark(_measure_all(cases, "test", config.test, config, stage, load), chosen)
+    if not config.sweep_test:
+        test += _slower_teachers(validation, test, config, stage, load)
     reported = [row for row in test if row.operating_point or row.method not in config.sweeps]
     best = next(
         row
@@ -161,6 +171,25 @@ def _measure_all(
     return rows
 
 
+def _slower_teachers(
+    validation: Sequence[Row], test: Sequence[Row], config: BenchmarkConfig, stage: Stage, load: Load
+) -> list[Row]:
+    """More test rows of the teacher: one whose chosen threshold just misses must not flatter the students.
+
+    Where a sweep's operating point does not keep the accuracy on the test problems, its slower
+    thresholds are measured there until one does, or none is left.
+    """
+    added = []
+    for row in (row for row in test if row.model == TEACHER and row.operating_point):
+        sweep = [each for each in validation if (each.model, each.method) == (TEACHER, row.method)]
+        left = slower(next(each for each in sweep if each.operating_point), sweep)
+        while left and not keeps_accuracy(row, test[0], config.max_loss):
+            case = Case(TEACHER, row.method, left.pop(0).measurement.decoding)
+            [row] = _measure_all([case], "test", config.test, config, stage, load)
+            added.append(row)
+    return added
+
+
 def _mark(rows: Sequence[Row], chosen: Sequence[Row]) -> list[Row]:
     """`rows` with the chosen thresholds marked, on whichever split."""
     marks = {(row.model, row.method, row.threshold): row.qualifies for row in chosen}
@@ -215,12 +244,3 @@ def _check_inputs(config: BenchmarkConfig, inputs: dict[str, str], reference_nam
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"fixed and sweeps share the name {', '.join(twice)}: every method needs its own")
-
-
-def _check_disjoint(validation: Sequence[Problem], test: Sequence[Problem]) -> None:
-    shared = {problem.prompt for problem in validation} & {problem.prompt for problem in test}
-    if shared:
-        raise ValueError(
-            f"{len(shared)} validation problems are also test problems, such as {min(shared)!r}: "
-            "thresholds would be chosen on the problems they are reported on"
-        )

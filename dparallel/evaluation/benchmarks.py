@@ -2,9 +2,9 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 from dparallel.config import ProblemsConfig
@@ -53,6 +53,17 @@ def score(config: ProblemsConfig, problem: Problem, response: str) -> Score:
     return BENCHMARKS[config.benchmark].score(problem, response)
 
 
+def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
+    """Raise a ProblemsError that names the first two of the named `sets` to share a prompt."""
+    prompts = {name: {problem.prompt for problem in problems} for name, problems in sets.items()}
+    for one, other in combinations(prompts, 2):
+        if shared := prompts[one] & prompts[other]:
+            raise ProblemsError(
+                f"{one} and {other} share {len(shared)} prompts, such as {min(shared)!r}: "
+                "nothing may be learned or chosen on the problems it is measured on; give disjoint sets"
+            )
+
+
 def problems_digest(problems: Sequence[Problem]) -> str:
     """The same for the same problems in the same order, whatever file they came from."""
     return digest([vars(problem) for problem in problems])
@@ -88,7 +99,11 @@ def jsonl_problems(config: ProblemsConfig) -> list[Problem]:
     path = Path(str(config.path))
     if not path.is_file():
         raise ProblemsError(f"{path}: no such problems file (looked in {Path.cwd()})")
-    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ProblemsError(f"{path}: not a text file (UTF-8): {error}") from error
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     wanted = len(lines) if config.count is None else config.count
     if not lines or wanted > len(lines):
         raise ProblemsError(f"{path} holds {len(lines)} problems, wanted {max(1, wanted)}: lower count")

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
 
 from dparallel.config import DecodingConfig, ProblemsConfig
-from dparallel.decoding import generate
+from dparallel.decoding import Generation, generate
 from dparallel.evaluation.benchmarks import Problem, load_problems, problems_digest, score
 from dparallel.evaluation.metrics import accuracy, tokens_per_forward
 from dparallel.evaluation.text import decode_response, encode_problems
@@ -24,6 +24,7 @@ from dparallel.models.backbone import DiffusionTransformer
 log = logging.getLogger(__name__)
 
 Loader = Callable[[], tuple[DiffusionTransformer, Any]]
+LATENCY_SAMPLES = 8
 SAMPLES = pa.schema(
     [
         ("problem_id", pa.string()),
@@ -46,7 +47,8 @@ class Measurement(BaseModel):
         answer_accuracy: share of right final answers; None where the benchmark has no such score.
         nfe: mean forwards per sequence.
         tpf, tps: generated tokens up to EOS per forward, and per wall second of decoding.
-        latency: wall seconds of decoding per sample, at this batch size.
+        latency: mean wall seconds of decoding one prompt alone (batch size 1), over the first
+            `LATENCY_SAMPLES` problems.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,7 +73,7 @@ def measure(
     decoding: DecodingConfig,
     batch_size: int,
 ) -> tuple[Measurement, pa.Table]:
-    """Decode and score every problem; only the decoding is timed, after a warm-up.
+    """Decode and score every problem; only decoding is timed, after a warm-up.
 
     Returns:
         The measurement, and one row of `SAMPLES` for each problem.
@@ -82,11 +84,9 @@ def measure(
     loaded = load_problems(problems)
     _check_references(loaded)
     prompts = encode_problems(loaded, tokenizer, model, decoding)
-    generate(model, prompts[:batch_size], _one_forward(decoding), batch_size)
-
-    began = time.perf_counter()
-    generations = generate(model, prompts, decoding, batch_size)
-    seconds = time.perf_counter() - began
+    generations, seconds = _timed(model, prompts, decoding, batch_size)
+    alone = prompts[:LATENCY_SAMPLES]
+    _, seconds_alone = _timed(model, alone, decoding, batch_size=1)
 
     samples = []
     for problem, generation in zip(loaded, generations, strict=True):
@@ -117,11 +117,21 @@ def measure(
         nfe=sum(nfe) / len(nfe),
         tpf=tokens_per_forward(num_tokens, nfe),
         tps=sum(num_tokens) / seconds,
-        latency=seconds / len(samples),
+        latency=seconds_alone / len(alone),
         batch_size=batch_size,
         hardware=hardware(),
     )
     return measurement, table
+
+
+def _timed(
+    model: DiffusionTransformer, prompts: list[list[int]], decoding: DecodingConfig, batch_size: int
+) -> tuple[list[Generation], float]:
+    """What `generate` gives, and its wall seconds after a warm-up."""
+    generate(model, prompts[:batch_size], _one_forward(decoding), batch_size)
+    began = time.perf_counter()
+    generations = generate(model, prompts, decoding, batch_size)
+    return generations, time.perf_counter() - began
 
 
 def measure_once(
@@ -147,6 +157,7 @@ def measure_once(
         "content": problems_digest(load_problems(problems)),
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": batch_size,
+        "latency_samples": LATENCY_SAMPLES,
         "hardware": hardware(),
     }
     name = digest(made_from)[:16]

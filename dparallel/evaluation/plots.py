@@ -1,6 +1,6 @@
 """The pictures: accuracy against TPF, certainty while decoding, loss curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_los
         sweeps: the methods that were swept, in the order of their line styles.
         max_loss: the accuracy (0..1) an operating point may lose; drawn as a line.
     """
+    tradeoff_figure(rows, sweeps, reference, max_loss).savefig(out, dpi=DPI)
+
+
+def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_loss: float) -> Figure:
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
     models = list(dict.fromkeys(row.model for row in rows))
@@ -90,7 +94,7 @@ def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_los
         frameon=False,
         handlelength=3.4,
     )
-    figure.savefig(out, dpi=DPI)
+    return figure
 
 
 def _draw(axes: Axes, points: Sequence[Row], label: str, colour: str, marker: str, line: str) -> None:
@@ -110,6 +114,10 @@ def _draw(axes: Axes, points: Sequence[Row], label: str, colour: str, marker: st
 
 def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: Path) -> None:
     """Token x step heat maps side by side, on one scale of steps; committed positions are grey."""
+    certainty_figure(maps, block_length, title).savefig(out, dpi=DPI)
+
+
+def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str) -> Figure:
     steps = max(len(each.probability) for each in maps)
     length = len(maps[0].tokens)
     width, height = max(2.6, min(0.24 * steps, 5)), min(0.17 * length, 9)  # of a panel, inches
@@ -144,10 +152,10 @@ def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: 
     assert image is not None
     figure.colorbar(image, ax=list(panels), label="probability of the likeliest token", pad=0.01)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(out, dpi=DPI)
+    return figure
 
 
-def loss_curves(metrics_paths: dict[str, str | Path], out: str | Path) -> None:
+def loss_curves(metrics_paths: Mapping[str, str | Path], out: str | Path) -> None:
     """Training curves of all students, one panel for each quantity.
 
     Args:
@@ -157,6 +165,11 @@ def loss_curves(metrics_paths: dict[str, str | Path], out: str | Path) -> None:
     for student, lines in curves.items():
         if not lines:
             raise ValueError(f"student {student}: {metrics_paths[student]} is missing or has no line yet")
+    loss_figure(curves).savefig(out, dpi=DPI)
+
+
+def loss_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """`curves`: student -> the lines of its training's metrics."""
     quantities = [name for name in PANELS if any(name in line for lines in curves.values() for line in lines)]
     figure = Figure(figsize=(3.1 * len(quantities) + 0.4, 3.2), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
@@ -170,4 +183,4 @@ def loss_curves(metrics_paths: dict[str, str | Path], out: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    figure.savefig(out, dpi=DPI)
+    return figure

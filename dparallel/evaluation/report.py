@@ -67,7 +67,7 @@ class Results:
 
 HEADER = (
     *("model", "method", "threshold", "solution %", "answer %"),
-    *("NFE", "TPF", "TPS", "latency s", "samples"),
+    *("NFE", "TPF", "TPS", "latency s (batch 1)", "samples"),
 )
 
 
@@ -108,16 +108,22 @@ def notes(results: Results) -> str:
     """How to read the table, and the headline in a sentence."""
     head, measured = results.headline, results.reference.measurement
     best = head.teacher_best
+    unlisted = "" if best in results.reported else "; not in the table, chosen on these very problems"
     lines = [
         f"Default student: {plain(head.student.model)}, {plain(head.student.method)}. "
-        f"On the test problems its accuracy is {-head.accuracy_loss * 100:+.1f} points from the teacher's at "
+        f"On the test problems its accuracy is {_points(-head.accuracy_loss)} points from the teacher's at "
         f"{plain(results.reference.method)}, with {head.nfe_ratio:.2f} times fewer forwards; "
         f"its TPF is {head.tpf_ratio_to_teacher_best:.2f} times the teacher's best at equal accuracy "
         f"({plain(best.method)}{'' if best.threshold is None else f' {best.threshold:g}'}, "
-        f"TPF {best.measurement.tpf:.2f}).",
+        f"TPF {best.measurement.tpf:.2f}{unlisted}).",
         "Test problems; thresholds chosen on the validation problems. ± is one standard error. "
-        f"TPS and latency: {measured.hardware}, batch size {measured.batch_size}.",
+        f"Times: {measured.hardware}; TPS at batch size {measured.batch_size}, latency of one prompt alone.",
     ]
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
     return "\n".join(lines)
+
+
+def _points(share: float) -> str:
+    """Percentage points with their sign; never -0.0."""
+    return f"{round(share * 100, 1) + 0.0:+.1f}"

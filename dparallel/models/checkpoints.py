@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ DiffusionConfig.register_for_auto_class()
 DiffusionTransformer.register_for_auto_class("AutoModel")
 
 
+WRITABLE = ("native",)
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read; the message names the file, the field or the tensor."""
 
@@ -35,6 +39,8 @@ class CheckpointError(ValueError):
 class Format(NamedTuple):
     """One ecosystem's way to write a checkpoint: its config fields and its tensor names."""
 
+    fields: dict[str, tuple[type, ...]]  # what the fields read may hold; NoneType: may be absent
+    fixed: dict[str, Any]  # fields of which another value means another architecture
     config: Callable[[dict[str, Any]], DiffusionConfig]
     tensor_name: Callable[[str], str]
 
@@ -68,7 +74,7 @@ def load_model(
     with torch.device("meta"):
         model = DiffusionTransformer(config)
     if config.tie_word_embeddings:
-        tensors.setdefault("lm_head.weight", tensors["embedding.weight"])
+        _tie_head(folder, tensors)
     _check_tensors(folder, model, tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
@@ -77,17 +83,32 @@ def load_model(
 
 def read_config(path: str | Path) -> DiffusionConfig:
     """The model's shape and special tokens, without its weights; raises as `load_model` does."""
-    return _read_config(_folder(path))[1]
+    folder = _folder(path)
+    _weight_files(folder)
+    return _read_config(folder)[1]
 
 
 def save_model(
-    model: DiffusionTransformer, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+    model: DiffusionTransformer,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    format: str = "native",
 ) -> list[str]:
     """Write our own format; loads with `load_model` and with plain `transformers`.
 
+    Args:
+        tokenizer: saved beside the model.
+        format: one of `WRITABLE`.
+
     Returns:
         The names of the files written, in order.
+
+    Raises:
+        ValueError: a format that cannot be written.
     """
+    if format not in WRITABLE:
+        raise ValueError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
@@ -127,13 +148,14 @@ def _folder(path: str | Path) -> Path:
 
 def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
     raw = _read_json(folder / "config.json")
-    known = FORMATS.get(raw.get("model_type", ""))
+    known = FORMATS.get(str(raw.get("model_type")))
     if known is None:
         raise CheckpointError(
             f"{folder}/config.json has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}"
         )
+    _check_fields(folder / "config.json", raw, known)
     config = known.config(raw)
-    if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
+    if not 0 <= config.mask_token_id < config.vocab_size:
         raise CheckpointError(
             f"{folder}/config.json has mask_token_id={config.mask_token_id}, outside the vocabulary "
             f"(0 to {config.vocab_size - 1})"
@@ -141,13 +163,29 @@ def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
     return known, config
 
 
+def _check_fields(file: Path, raw: dict[str, Any], known: Format) -> None:
+    for field, types in known.fields.items():
+        if type(raw.get(field)) not in types:  # not isinstance: a bool is no int here
+            expected = " or ".join(each.__name__ for each in types)
+            raise CheckpointError(f"{file} has {field}={raw.get(field)!r}, expected {expected}")
+    for field, value in known.fixed.items():
+        found = raw.get(field, value)
+        if found != value and (found or value):  # null is as good as false
+            raise CheckpointError(
+                f"{file} has {field}={found!r}; only {value!r} is known for {raw['model_type']}"
+            )
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{file.parent} holds no config.json: not a model's folder") from error
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected an object of fields")
+    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -160,6 +198,16 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing: the checkpoint is incomplete")
     return [folder / name for name in names]
+
+
+def _tie_head(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """One matrix embeds and predicts; a head of its own beside it may only repeat it."""
+    embedding = tensors.get("embedding.weight")
+    if embedding is not None and not torch.equal(tensors.setdefault("lm_head.weight", embedding), embedding):
+        raise CheckpointError(
+            f"{folder}/config.json ties the head to the embedding, but the weights hold a head that differs: "
+            "set weight_tying (tie_word_embeddings in our own format) to false"
+        )
 
 
 def _check_tensors(folder: Path, model: DiffusionTransformer, tensors: dict[str, Tensor]) -> None:
@@ -177,10 +225,48 @@ def _check_tensors(folder: Path, model: DiffusionTransformer, tensors: dict[str,
             )
 
 
+_INTEGER, _OPTIONAL_INTEGER = (int,), (int, NoneType)
+_NUMBER, _OPTIONAL_SWITCH = (int, float), (bool, NoneType)
+
+_NATIVE_FIELDS = {
+    "vocab_size": _INTEGER,
+    "hidden_size": _INTEGER,
+    "intermediate_size": _INTEGER,
+    "num_hidden_layers": _INTEGER,
+    "num_attention_heads": _INTEGER,
+    "num_key_value_heads": _OPTIONAL_INTEGER,
+    "max_position_embeddings": _INTEGER,
+    "rope_theta": _NUMBER,
+    "rms_norm_eps": _NUMBER,
+    "qkv_bias": _OPTIONAL_SWITCH,
+    "tie_word_embeddings": _OPTIONAL_SWITCH,
+    "mask_token_id": _INTEGER,
+    "eos_token_id": _OPTIONAL_INTEGER,
+    "pad_token_id": _OPTIONAL_INTEGER,
+}
+
+
 def _native_config(raw: dict[str, Any]) -> DiffusionConfig:
     return DiffusionConfig.from_dict(raw)
 
 
+_LLADA_FIELDS = {
+    "vocab_size": _INTEGER,
+    "embedding_size": _OPTIONAL_INTEGER,
+    "d_model": _INTEGER,
+    "mlp_hidden_size": _INTEGER,
+    "n_layers": _INTEGER,
+    "n_heads": _INTEGER,
+    "n_kv_heads": _OPTIONAL_INTEGER,
+    "max_sequence_length": _INTEGER,
+    "rope_theta": _NUMBER,
+    "rms_norm_eps": _NUMBER,
+    "include_qkv_bias": _OPTIONAL_SWITCH,
+    "weight_tying": _OPTIONAL_SWITCH,
+    "mask_token_id": _INTEGER,
+    "eos_token_id": _INTEGER,
+    "pad_token_id": _INTEGER,
+}
 _LLADA_FIXED = {
     "block_type": "llama",
     "activation_type": "silu",
@@ -188,15 +274,15 @@ _LLADA_FIXED = {
     "rope": True,
     "alibi": False,
     "include_bias": False,
+    "attention_layer_norm": False,
+    "multi_query_attention": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "clip_qkv": None,
 }
 
 
 def _llada_config(raw: dict[str, Any]) -> DiffusionConfig:
-    for field, value in _LLADA_FIXED.items():
-        if raw.get(field, value) != value:
-            raise CheckpointError(
-                f"config.json has {field}={raw[field]!r}; only {value!r} is known for LLaDA"
-            )
     return DiffusionConfig(
         vocab_size=raw.get("embedding_size") or raw["vocab_size"],
         hidden_size=raw["d_model"],
@@ -207,8 +293,8 @@ def _llada_config(raw: dict[str, Any]) -> DiffusionConfig:
         max_position_embeddings=raw["max_sequence_length"],
         rope_theta=raw["rope_theta"],
         rms_norm_eps=raw["rms_norm_eps"],
-        qkv_bias=raw.get("include_qkv_bias", False),
-        tie_word_embeddings=raw.get("weight_tying", False),
+        qkv_bias=bool(raw.get("include_qkv_bias")),
+        tie_word_embeddings=bool(raw.get("weight_tying")),
         mask_token_id=raw["mask_token_id"],
         eos_token_id=raw["eos_token_id"],
         pad_token_id=raw["pad_token_id"],
@@ -239,6 +325,6 @@ def _llada_tensor(name: str) -> str:
 
 
 FORMATS = {
-    "dparallel": Format(_native_config, lambda name: name),
-    "llada": Format(_llada_config, _llada_tensor),
+    "dparallel": Format(_NATIVE_FIELDS, {}, _native_config, lambda name: name),
+    "llada": Format(_LLADA_FIELDS, _LLADA_FIXED, _llada_config, _llada_tensor),
 }

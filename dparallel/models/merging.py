@@ -4,6 +4,7 @@ Legend: G response positions, L canvas length, N masked positions, V vocabulary.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,19 +22,22 @@ logger = logging.getLogger(__name__)
 
 
 class MergeError(RuntimeError):
-    """The merged model does not compute what base + adapter computed; nothing was saved."""
+    """The merged model does not compute what base + adapter computed; the stage stays unfinished."""
 
 
 def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
     """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save natively.
 
-    The check compares the float32 models' logits on partly masked canvases of `config.check_prompts`
-    trajectories of `inputs["trajectories"]`; their largest difference goes into the manifest.
+    The check compares logits on partly masked canvases of `config.check_prompts` trajectories of
+    `inputs["trajectories"]`. Two largest differences from base + adapter in float32 go into the manifest:
+    `max_logit_difference` of the merge, also in float32, and `max_logit_difference_saved` of the model
+    read back from the folder, whose weights are rounded to the teacher's dtype.
 
     Raises:
         StageError: the adapter was trained on another teacher, or an input is damaged.
         AdapterError: the adapter does not fit the teacher.
-        MergeError: the difference is above `config.tolerance`.
+        MergeError: the first difference is above `config.tolerance`, or the second one is though the
+            teacher's dtype rounds nothing away (bf16 and fp16 do).
     """
     stage = Stage("merging", config, inputs, out_dir)
     if done := stage.done:
@@ -64,14 +68,24 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
         )
     logger.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
 
-    # 3. Save as the teacher was saved
+    # 3. Save as the teacher was saved, and compare what can be loaded from there
     merged.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    files = save_model(merged, stage.folder, load_tokenizer(inputs["teacher"]))
+    files = save_model(merged, stage.folder, tokenizer=load_tokenizer(inputs["teacher"]))
+    dtype_name = str(dtype).removeprefix("torch.")
+    saved = load_model(stage.folder).float()
+    saved_difference = max_difference(expected, masked_logits(saved, canvases, base.config.mask_token_id))
+    limit = config.tolerance if torch.finfo(dtype).bits >= 32 else math.inf
+    if not saved_difference <= limit:
+        raise MergeError(
+            f"the model saved in {stage.folder} ({dtype_name}) differs from base + adapter by "
+            f"{saved_difference:.3g}, more than tolerance={config.tolerance}"
+        )
+    logger.info("saved in %s, they differ from base + adapter by at most %.2g", dtype_name, saved_difference)
     return stage.finish(
         files=files,
         counts={"check_prompts": len(canvases)},
-        metrics={"max_logit_difference": difference},
-        details={"dtype": str(dtype).removeprefix("torch.")},
+        metrics={"max_logit_difference": difference, "max_logit_difference_saved": saved_difference},
+        details={"dtype": dtype_name},
     )
 
 

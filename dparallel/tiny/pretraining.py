@@ -114,7 +114,7 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
             f"the teacher solves {accuracy:.1%} of {config.check_problems} validation problems, less than "
             f"min_accuracy={config.min_accuracy:.1%}; raise train_steps={config.train_steps}"
         )
-    files = save_model(model, stage.folder, tokenizer)
+    files = save_model(model, stage.folder, tokenizer=tokenizer)
     (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
     parameters = sum(weight.numel() for weight in model.parameters())
     weights = [name for name in files if not name.endswith(".py")]  # the model code is the package's own

@@ -1,6 +1,7 @@
 """A small recording to train on, and real launches of the training stage."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -60,9 +61,8 @@ def record(folder: Path, teacher: Path, rows: list[dict]) -> Path:
     problems = ProblemsConfig(benchmark="coins", count=len(rows))
     config = TrajectoriesConfig(problems=problems, decoding=DECODING)
     stage = Stage("trajectories", config, {"teacher": teacher}, folder)
-    write_shard(
-        folder / shard_name(0), rows, ShardMetadata(teacher="teacher", tokenizer="words", decoding=DECODING)
-    )
+    metadata = ShardMetadata(teacher=stage.inputs["teacher"], tokenizer="words", decoding=DECODING)
+    write_shard(folder / shard_name(0), rows, metadata)
     stage.finish([shard_name(0)])
     return folder
 
@@ -81,6 +81,7 @@ def training_config(**changes) -> TrainingConfig:
         "optimizer": OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup_ratio=1 / 6),
         "train_steps": 24,
         "views_per_step": 16,
+        "precision": "fp32",
         "log_every": 1,
         "checkpoint_every": 5,
     }
@@ -107,9 +108,15 @@ def torchrun(plan: Path, processes: int = 1) -> list[str]:
     return [*launcher, "--nproc_per_node", str(processes), "-m", "dparallel.distillation", str(plan)]
 
 
-def run(command: list[str]) -> tuple[int, str]:
+# Two processes need two GPUs, and curves of one and two are compared: everything computes on the CPU.
+NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(command: list[str], env: dict[str, str] = NO_GPU) -> tuple[int, str]:
     """Exit code and all output."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200
+    )
     return done.returncode, done.stdout
 
 

@@ -114,6 +114,19 @@ def test_invariants_of_views(
         assert only.masked.tolist() in canvases  # a canvas that decoding really met
 
 
+def test_the_recipes_ratios_reach_its_views() -> None:
+    generator, row = rng(), (np.array([7] * 999 + [EOS] * 1001), np.arange(2000), EOS)
+    for mask_ratio in (0.1, 0.9):
+        recipe = RecipeConfig(region="response", masking="random", mask_ratio=mask_ratio)
+        (made,) = make_views(recipe, *row, generator)
+        assert made.read.mean() == pytest.approx(mask_ratio, abs=0.03)
+    for eos_region_ratio, padding_share in ((0.0, 0.0), (0.5, 1 / 3), (1.0, 0.5)):
+        # the first EOS, at 999, ends the content: two blocks of content, two of padding
+        recipe = RecipeConfig(block_length=500, masking="random", eos_region_ratio=eos_region_ratio)
+        starts = [np.flatnonzero(make_views(recipe, *row, generator)[0].read)[0] for _ in range(1500)]
+        assert np.mean(np.array(starts) >= 1000) == pytest.approx(padding_share, abs=0.05)
+
+
 def test_views_depend_on_their_own_generator_only() -> None:
     recipe = RecipeConfig(block_length=4, masking="random", complement=True)
     row = (np.arange(3, 11), np.arange(8), EOS)

@@ -63,6 +63,10 @@ def test_recipe_sums_views_and_averages_samples() -> None:
     assert made.cross_entropy.item() == pytest.approx(sum(cross_entropies))
     assert made.certainty.item() == pytest.approx(entropy_of(9, 1, 1))
     assert made.loss.item() == pytest.approx(sum(cross_entropies) + 2 * entropy_of(9, 1, 1))
+    # T = 1 leaves the odds as they are, T = 1/3 cubes them
+    for temperature, odds in ((1.0, (3, 1, 1)), (1 / 3, (27, 1, 1))):
+        warmer = PUBLISHED.model_copy(update={"certainty_temperature": temperature})
+        assert loss(LOGITS, batch_of([0, 0, 1]), warmer).certainty.item() == pytest.approx(entropy_of(*odds))
     single = RecipeConfig(block_length=2, masking="trajectory", certainty_weight=0)  # two samples
     assert loss(LOGITS, batch_of([0, 0, 1]), single).loss.item() == pytest.approx(sum(cross_entropies) / 2)
 

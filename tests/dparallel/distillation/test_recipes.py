@@ -18,12 +18,14 @@ def recipe(name: str) -> RecipeConfig:
 def test_the_ablation_differs_in_one_setting() -> None:
     certainty_forcing, consistency = recipe("certainty_forcing"), recipe("consistency")
     assert (certainty_forcing.certainty_weight, certainty_forcing.certainty_temperature) == (2.0, 0.5)
+    assert certainty_forcing.eos_region_ratio == 1.0  # published: blocks are drawn uniformly
     assert consistency == certainty_forcing.model_copy(update={"certainty_weight": 0.0})
 
 
 def test_trajectory_ordered_has_one_view() -> None:
     assert recipe("trajectory_ordered").masking == "trajectory"
     assert recipe("trajectory_ordered").views == 1
+    assert recipe("trajectory_ordered").eos_region_ratio == 0.1
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda file: file.stem)

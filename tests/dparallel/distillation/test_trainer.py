@@ -9,20 +9,33 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from dparallel import metrics_log
-from dparallel.config import ConfigError, OptimizerConfig, RecipeConfig
+from dparallel.config import ConfigError, LoraSettings, OptimizerConfig, RecipeConfig
 from dparallel.distillation import engine
 from dparallel.distillation.__main__ import main
+from dparallel.distillation.settings import ZERO_KNOWN, check_deepspeed
 from dparallel.distillation.trainer import run_stage
 from dparallel.experiment import StagePlan
-from dparallel.manifest import MANIFEST, Manifest, StageError, verify
-from dparallel.models.checkpoints import load_model
-from tests.dparallel.distillation.conftest import read_metrics, run, torchrun, training_config, write_plan
+from dparallel.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
+from dparallel.models.checkpoints import load_model, save_model
+from dparallel.trajectories.schema import ForeignShardError
+from tests.conftest import random_model
+from tests.dparallel.distillation.conftest import (
+    NO_GPU,
+    read_metrics,
+    run,
+    torchrun,
+    training_config,
+    write_plan,
+)
 
 CURVE = (
     "loss",
@@ -105,6 +118,35 @@ def test_a_finished_training_is_not_repeated(trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_process")
+def test_trajectories_of_another_teacher_are_refused(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    save_model(random_model(seed=1), other)
+    plan, out = write_plan(tmp_path, other, trajectories)
+    with pytest.raises(StageError, match="were recorded by another teacher") as error:
+        run_plan(plan)
+    for named in (trajectories, fingerprint(tiny_checkpoint)[:12], other, fingerprint(other)[:12]):
+        assert str(named) in str(error.value)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_folders_that_hold_no_trajectories_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recorded"
+    plan, out = write_plan(tmp_path, tiny_checkpoint, folder)
+    with pytest.raises(StageError, match=f"{folder}: no such trajectories folder"):
+        run_plan(plan)
+    folder.mkdir()
+    with pytest.raises(StageError, match=f"{folder} holds no finished trajectories"):
+        run_plan(plan)
+    pq.write_table(pa.table({"text": ["a"]}), folder / "foreign.parquet")
+    with pytest.raises(ForeignShardError, match=r"foreign\.parquet is not a trajectory shard: no column"):
+        run_plan(plan)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("one_process")
 def test_two_processes_killed_and_resumed_give_the_same_curve(
     trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
@@ -129,9 +171,50 @@ def test_two_processes_killed_and_resumed_give_the_same_curve(
     assert verify(out).counts == verify(trained).counts
 
 
+def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e-2, betas=(0.8, 0.95), weight_decay=0.25)
+    plans = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        plans.append(
+            write_plan(
+                tmp_path / name,
+                tiny_checkpoint,
+                trajectories,
+                lora=LoraSettings(rank=4, alpha=16, dropout=0.1),
+                optimizer=optimizer,
+                train_steps=12,
+                checkpoint_every=3,
+            )
+        )
+    (whole_plan, whole), (killed_plan, killed) = plans
+    code, output = run(torchrun(whole_plan, processes=2))
+    assert code == 0, output
+    kill_at_first_checkpoint(torchrun(killed_plan, processes=2), killed)
+    assert not (killed / MANIFEST).exists()
+    code, output = run(torchrun(killed_plan, processes=2))
+    assert code == 0, output
+    assert "from step 1," not in output
+    assert curve(killed) == curve(whole)
+    assert verify(killed).files == verify(whole).files
+
+    (state, _) = sorted((whole / "checkpoints" / "step-00000012").glob("*optim_states.pt"))
+    (group,) = optimizer_groups(state)
+    assert (tuple(group["betas"]), group["weight_decay"]) == (optimizer.betas, optimizer.weight_decay)
+
+
+def optimizer_groups(file: Path) -> list[dict]:
+    """AdamW's own settings as ZeRO wrote them."""
+    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    return state["base_optimizer_state"]["param_groups"]
+
+
 def kill_at_first_checkpoint(command: list[str], out: Path) -> None:
     """Start a training and SIGKILL one of its workers once a checkpoint is complete."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(command, env=NO_GPU, stdout=silent, stderr=silent) as launcher:
         deadline = time.monotonic() + 120
         while not (out / "checkpoints" / engine.LATEST).is_file():
             assert launcher.poll() is None, "training ended before its first checkpoint"
@@ -206,6 +289,17 @@ def test_deepspeed_launcher_bf16_and_whole_response(
     assert verify(out).details["precision"] == "bfloat16"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_bf16_step_on_a_gpu(tiny_checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, precision="auto", train_steps=1)
+    code, output = run(torchrun(plan), env={**os.environ})
+    assert code == 0, output
+    assert verify(out, "training").details == {"processes": 1, "precision": "bfloat16"}
+    (record,) = read_metrics(out)
+    assert 0 < record["loss"] < 100
+    assert 0 < record["peak_memory_bytes"] < 1e8  # the device's; the process itself takes more
+
+
 def test_without_a_launcher_it_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,11 +350,41 @@ def test_deepspeed_settings_are_filled_in() -> None:
         ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer is filled in: set training.optimizer"),
         ({"train_batch_size": 8}, "train_batch_size is filled in: set training.views_per_step"),
         ({"zero_optimization": {"stage": 0}}, "stage=0: give 1, 2 or 3"),
+        ({"zero_optimization": {}}, "stage=None: give 1, 2 or 3"),
+        ({"zero_optimization": 2}, r"zero_optimization=2 is no mapping: write .*\{stage: 2\}"),
+        ({"zero_optimization": None}, "zero_optimization=None is no mapping"),
+        (
+            {"zero_optimizaton": {"stage": 3}},
+            r"deepspeed\.zero_optimizaton is unknown; did you mean zero_opt",
+        ),
+        ({"amp": True}, r"deepspeed\.amp is unknown; known: .*zero_optimization"),
+        (
+            {"zero_optimization": {"stage": 2, "overlap_com": True}},
+            "overlap_com is unknown; did you mean overl",
+        ),
     ],
 )
-def test_deepspeed_settings_that_clash(settings: dict, message: str) -> None:
+def test_deepspeed_settings_that_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_deepspeed(settings)
     with pytest.raises(ConfigError, match=message):
         engine.deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
+
+
+def test_deepspeed_settings_that_are_accepted() -> None:
+    check_deepspeed({})
+    check_deepspeed({"wall_clock_breakdown": True})
+    check_deepspeed({"zero_optimization": {"stage": 3, "overlap_comm": True}})
+
+
+def test_known_zero_settings_are_deepspeeds() -> None:
+    names = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert names >= ZERO_KNOWN
+
+
+def test_checking_settings_does_not_import_deepspeed() -> None:
+    code = "import sys, dparallel.distillation.settings; assert 'deepspeed' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:

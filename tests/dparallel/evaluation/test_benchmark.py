@@ -84,8 +84,12 @@ def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
     test = [row for row in rows if row["split"] == "test"]
     # one reference, one fixed, and 2 + 3 thresholds of each of three models
     assert len(validation) == 2 + 3 * 5
-    # one reference, one fixed, and the operating points of two sweeps of each model
-    assert len(test) == 2 + 3 * 2
+    # one reference, one fixed, and the operating points of two sweeps of each model, ...
+    assert [row["operating_point"] for row in test[:8]] == [False] * 2 + [True] * 6
+    # ... and what is slower in the teacher's sweep by entropy, which never keeps the accuracy
+    assert {(row["model"], row["method"], row["operating_point"]) for row in test[8:]} == {
+        ("teacher", "entropy", False)
+    }
     assert results["reference"] == test[0]
     assert (test[0]["accuracy"], test[0]["nfe"]) == (1.0, 12.0)
 
@@ -121,7 +125,9 @@ def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> Non
         return [
             {key: value for key, value in row.items() if key not in timed}
             for row in rows
-            if row["model"] == model and row["method"] == "entropy"
+            if row["model"] == model
+            and row["method"] == "entropy"
+            and (row["split"] == "validation" or row["operating_point"])
         ]
 
     assert curve("student/copy") == curve("teacher")
@@ -168,6 +174,39 @@ def test_a_run_that_stopped_makes_only_what_is_missing(
     assert verify(folder).counts == verify(finished).counts
 
 
+def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
+    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On validation only the reckless 0.1 is right; on test it and 0.2 miss, and 0.3 keeps."""
+    sweep = Sweep(
+        decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=1.0), thresholds=(1.0, 0.1, 0.3, 0.2)
+    )
+    reckless = sweep.decodings()[1]
+    misled = settings.model_copy(
+        update={
+            "validation": own_answers(
+                tiny_checkpoint, tmp_path / "v.jsonl", reckless, count=6, split="validation"
+            ),
+            "sweeps": {"confidence": sweep},
+            "teacher_sweeps": ("confidence",),
+            "student_sweeps": ("confidence",),
+            "fixed": {},
+        }
+    )
+    run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    teacher = [row for row in results["rows"] if (row["split"], row["model"]) == ("test", "teacher")]
+    assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.3]
+    assert [row["accuracy"] >= 0.99 for row in teacher] == [True, False, False, True]
+    best = results["headline"]["teacher_best"]
+    assert best["threshold"] == 0.3
+    assert best["tpf"] > results["reference"]["tpf"]
+    shown, notes = (tmp_path / "out" / "table.md").read_text().split("\n\n")
+    assert len(shown.splitlines()) == 2 + 3  # the reference and two operating points
+    assert "confidence 0.3" in notes
+    assert "not in the table" in notes
+
+
 def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, tmp_path: Path) -> None:
     entropy = {"teacher_sweeps": ("entropy",), "student_sweeps": ("entropy",)}
     swept = settings.model_copy(update={"sweep_test": True, **entropy})
@@ -184,7 +223,7 @@ def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, t
 
 def test_validation_and_test_problems_must_not_overlap(settings, inputs, tmp_path: Path) -> None:
     mixed = settings.model_copy(update={"validation": settings.test})
-    with pytest.raises(ValueError, match="6 validation problems are also test problems"):
+    with pytest.raises(ValueError, match="benchmark.validation and benchmark.test share 6 prompts"):
         run_stage(mixed, inputs, tmp_path / "out")
 
 

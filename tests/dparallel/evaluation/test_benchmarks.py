@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from dparallel.config import ProblemsConfig
-from dparallel.evaluation.benchmarks import ProblemsError, Score, load_problems, problems_digest, score
+from dparallel.evaluation.benchmarks import (
+    Problem,
+    ProblemsError,
+    Score,
+    check_disjoint,
+    load_problems,
+    problems_digest,
+    score,
+)
 
 
 def jsonl(path: Path, *lines: object) -> ProblemsConfig:
@@ -85,3 +93,32 @@ def test_fewer_problems_than_wanted_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ProblemsError, match=r"nowhere\.jsonl: no such problems file"):
         load_problems(ProblemsConfig(benchmark="jsonl", path="nowhere.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00\x01", b"\x00\x01\x02", '{"prompt": "é"}'.encode("latin-1")]
+)
+def test_a_file_that_is_not_text_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.bin").write_bytes(content)
+    with pytest.raises(ProblemsError, match=r"weights\.bin.*: not (a text file|JSON)"):
+        load_problems(ProblemsConfig(benchmark="jsonl", path=str(tmp_path / "weights.bin")))
+
+
+def problems(*prompts: str) -> list[Problem]:
+    return [Problem(f"p-{index}", "somewhere", prompt, None) for index, prompt in enumerate(prompts)]
+
+
+def test_sets_that_share_a_prompt_are_both_named() -> None:
+    sets = {"trajectories": problems("a", "b"), "validation": problems("c"), "test": problems("d", "d")}
+    check_disjoint(sets)
+    with pytest.raises(ProblemsError, match="^trajectories and test share 1 prompts, such as 'b'"):
+        check_disjoint({**sets, "test": problems("d", "b")})
+    with pytest.raises(ProblemsError, match="^validation and test share 1 prompts, such as 'c'"):
+        check_disjoint({**sets, "test": problems("c")})
+
+
+def test_every_split_of_coins_has_its_own_problems() -> None:
+    splits = ("train", "distillation", "validation", "test")
+    check_disjoint(
+        {split: load_problems(ProblemsConfig(benchmark="coins", split=split, count=300)) for split in splits}
+    )

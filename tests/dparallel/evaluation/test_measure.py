@@ -5,7 +5,7 @@ import pytest
 from dparallel.config import DecodingConfig, ProblemsConfig
 from dparallel.decoding import generate
 from dparallel.evaluation.benchmarks import load_problems
-from dparallel.evaluation.measure import SAMPLES, measure, measure_once
+from dparallel.evaluation.measure import LATENCY_SAMPLES, SAMPLES, measure, measure_once
 from dparallel.evaluation.text import decode_response, encode_problems
 from dparallel.manifest import StageError
 from dparallel.models.checkpoints import load_model, load_tokenizer
@@ -29,7 +29,6 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
     tokens, nfe = sum(each.num_tokens for each in generations), sum(each.nfe for each in generations)
     assert found.nfe == pytest.approx(nfe / 5)
     assert found.tpf == pytest.approx(tokens / nfe)
-    assert found.tps * found.latency * 5 == pytest.approx(tokens)  # both from the same wall seconds
     assert (found.decoding, found.batch_size) == (DECODING, 2)
 
     assert samples.schema == SAMPLES
@@ -37,6 +36,25 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
         decode_response(tokenizer, each.tokens, model.config.eos_token_id) for each in generations
     ]
     assert samples["solution"].to_pylist() == [False, False, True, True, True]
+
+
+def test_speed_is_of_the_batches_and_latency_of_single_prompts(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that strikes at every forward: batches of 5 share theirs, single prompts do not."""
+    model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    monkeypatch.setattr("dparallel.evaluation.measure.time.perf_counter", lambda: float(len(rows)))
+    problems = ProblemsConfig(benchmark="coins", split="test", count=10)
+    found, samples = measure(model, tokenizer, problems, DECODING, batch_size=5)
+
+    nfe = samples["nfe"].to_pylist()[:LATENCY_SAMPLES]
+    assert found.latency == sum(nfe) / LATENCY_SAMPLES
+    alone = rows[-sum(nfe) :]
+    assert alone == [1] * sum(nfe)
+    batched = len(rows) - len(alone) - 3  # warm-ups: 5 rows in one forward, 1 row in another
+    assert sum(samples["num_tokens"].to_pylist()) / found.tps == pytest.approx(batched + 1)
 
 
 def test_coins_have_an_answer_score_too(tiny_checkpoint: Path) -> None:

@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,10 @@ def assert_has_ink(path: Path) -> None:
     assert 0.005 < np.mean(picture.min(axis=-1) < 0.9) < 0.9
 
 
+def listed(data: Any) -> list:
+    return np.asarray(data).round(6).tolist()
+
+
 def test_names_for_readers() -> None:
     assert plots.plain("student/few_step") == "few step"
     assert plots.plain("teacher") == "teacher"
@@ -25,6 +31,22 @@ def test_names_for_readers() -> None:
 def test_tradeoff_is_drawn(tmp_path: Path) -> None:
     plots.tradeoff([REFERENCE, *SWEEP], ["entropy"], REFERENCE, 0.01, tmp_path / "t.png")
     assert_has_ink(tmp_path / "t.png")
+
+
+def test_tradeoff_lines_are_tpf_and_accuracy_with_error_bars() -> None:
+    chosen = replace(SWEEP[1], operating_point=True)
+    rows = [REFERENCE, SWEEP[2], SWEEP[0], chosen]  # in any order
+    axes = plots.tradeoff_figure(rows, ["entropy"], REFERENCE, max_loss=0.01).axes[0]
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert set(drawn) == {"teacher, one token per step", "a, entropy"}
+    line, _, (bars,) = drawn["a, entropy"]
+    assert listed(line.get_xydata()) == [[3, 98.5], [4, 97], [5, 96.9]]
+    assert listed(bars.get_segments()[0]) == [[3, 98], [3, 99]]
+    assert listed(drawn["teacher, one token per step"][0].get_xydata()) == [[1, 98]]
+    (circle,) = (each for each in axes.collections if each.get_label() == "operating point")
+    assert listed(circle.get_offsets()) == [[4, 97]]
+    (limit,) = (each for each in axes.lines if str(each.get_label()).startswith("lowest allowed"))
+    assert listed(limit.get_ydata()) == [97, 97]
 
 
 @pytest.mark.parametrize("length", [8, 128])
@@ -37,6 +59,25 @@ def test_certainty_is_drawn_for_any_length(tmp_path: Path, length: int) -> None:
     ]
     plots.certainty(maps, 4, "title", tmp_path / "c.png")
     assert_has_ink(tmp_path / "c.png")
+
+
+def test_certainty_shows_what_is_still_masked() -> None:
+    probability = torch.tensor([[0.1, 0.2], [0.3, 0.4]])  # (steps, positions)
+    one = CertaintyMap("a", probability, [0, 1], ["first", "second"])
+    shown: Any = plots.certainty_figure([one], 1, "title").axes[0].images[0].get_array()
+    assert shown.mask.tolist() == [[False, True], [False, False]]  # position 0 is committed at step 0
+    np.testing.assert_allclose(np.asarray(shown.filled(0)), np.array([[0.1, 0], [0.2, 0.4]]))
+
+
+def test_loss_curves_have_a_panel_for_each_quantity_and_a_line_for_each_student() -> None:
+    curves = {
+        "a": [{"train_step": 1, "loss": 4.0, "certainty": 0.5}, {"train_step": 3, "loss": 2.0}],
+        "b": [{"train_step": 2, "loss": 3.0}],
+    }
+    loss, certainty = plots.loss_figure(curves).axes
+    assert (loss.get_title(), certainty.get_title()) == ("loss", "certainty term (nats)")
+    assert [listed(line.get_xydata()) for line in loss.lines] == [[[1, 4], [3, 2]], [[2, 3]]]
+    assert listed(certainty.lines[0].get_xydata()) == [[1, 0.5]]
 
 
 def test_loss_curves_are_drawn_from_what_the_students_logged(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dparallel.evaluation.selection import (
     headline,
     keeps_accuracy,
     operating_point,
+    slower,
 )
 
 
@@ -49,6 +50,11 @@ def test_the_operating_point_is_the_fastest_that_keeps_the_accuracy() -> None:
     chosen = operating_point(SWEEP, REFERENCE, max_loss=0.01)
     assert (chosen.threshold, chosen.operating_point, chosen.qualifies) == (0.5, True, True)
     assert operating_point(SWEEP, REFERENCE, max_loss=0.02).threshold == 0.8
+
+
+def test_slower_rows_come_fastest_first_and_without_the_point() -> None:
+    assert slower(SWEEP[2], [SWEEP[0], SWEEP[2], SWEEP[1]]) == [SWEEP[1], SWEEP[0]]
+    assert slower(SWEEP[0], SWEEP) == []
 
 
 def test_where_none_keeps_the_accuracy_the_most_accurate_is_flagged() -> None:
@@ -109,6 +115,7 @@ def test_the_table_shows_every_reported_row_and_says_what_it_is() -> None:
     lines = table(results).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
     assert cells[0][:5] == ["model", "method", "threshold", "solution %", "answer %"]
+    assert cells[0][5:] == ["NFE", "TPF", "TPS", "latency s (batch 1)", "samples"]
     assert cells[2] == [
         *("teacher", "one token per step", "", "98.0 ± 0.5", ""),
         *("30.0", "1.00", "100", "0.3", "1000"),
@@ -127,3 +134,21 @@ def test_the_table_shows_every_reported_row_and_says_what_it_is() -> None:
     assert metrics["student/a_b/entropy/aup"] == 123.0
     assert metrics["headline/nfe_ratio"] == pytest.approx(5)
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "points"), [(0.98, "+0.0"), (0.9799, "+0.0"), (0.986, "+0.6"), (0.97, "-1.0")]
+)
+def test_equal_accuracy_is_no_negative_difference(accuracy: float, points: str) -> None:
+    student = row("student/a", "entropy", 0.5, accuracy, 5.0, operating_point=True)
+    results = Results(
+        rows=[REFERENCE, student],
+        reference=REFERENCE,
+        chosen=[student],
+        reported=[REFERENCE, student],
+        aup={},
+        sweep_split="validation",
+        default_student=student,
+        headline=headline(student, REFERENCE, [], 0.01),
+    )
+    assert f"accuracy is {points} points from" in table(results)

@@ -22,7 +22,7 @@ def test_golden_logits(llada_tiny):
 
 
 def test_round_trip_in_our_own_format(llada_tiny, tmp_path):
-    names = save_model(llada_tiny, tmp_path, build_tokenizer())
+    names = save_model(llada_tiny, tmp_path, tokenizer=build_tokenizer())
     assert names == sorted(file.name for file in tmp_path.iterdir())
     assert names == [
         "backbone.py",
@@ -95,7 +95,10 @@ def edited(tiny_checkpoint, tmp_path, **fields):
     [
         ({"model_type": "gpt2"}, "model_type='gpt2'; known: dparallel, llada"),
         ({"mask_token_id": 50}, r"mask_token_id=50, outside the vocabulary \(0 to 49\)"),
-        ({"mask_token_id": None}, "mask_token_id=None"),
+        ({"mask_token_id": None}, r"config\.json has mask_token_id=None, expected int"),
+        ({"vocab_size": "50"}, r"config\.json has vocab_size='50', expected int"),
+        ({"rope_theta": "1e4"}, r"config\.json has rope_theta='1e4', expected int or float"),
+        ({"num_attention_heads": True}, "num_attention_heads=True, expected int"),
         ({"num_hidden_layers": 3}, r"another architecture: missing \['layers.2"),
         ({"num_hidden_layers": 1}, r"surplus \['layers.1"),
         ({"intermediate_size": 65}, r"layers\.0\.feed_forward\.\w+\.weight has shape"),
@@ -106,12 +109,78 @@ def test_foreign_checkpoints_are_refused(tiny_checkpoint, tmp_path, fields, mess
         load_model(edited(tiny_checkpoint, tmp_path, **fields))
 
 
-def test_unknown_llada_variants_are_refused(tmp_path):
+ABSENT = object()
+
+
+def edited_llada(tmp_path, **fields):
     folder = shutil.copytree(GOLDEN / "llada_tiny", tmp_path / "llada")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "activation_type": "swiglu"}))
-    with pytest.raises(CheckpointError, match="activation_type='swiglu'; only 'silu'"):
-        load_model(folder)
+    config = {**json.loads((folder / "config.json").read_text()), **fields}
+    kept = {field: value for field, value in config.items() if value is not ABSENT}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("activation_type", "swiglu", "activation_type='swiglu'; only 'silu' is known for llada"),
+        ("layer_norm_type", "default", "only 'rms'"),
+        ("block_type", "sequential", "only 'llama'"),
+        ("rope", False, "rope=False; only True"),
+        ("alibi", True, "only False"),
+        ("include_bias", True, "only False"),
+        ("attention_layer_norm", True, "only False"),
+        ("multi_query_attention", True, "only False"),
+        ("input_emb_norm", True, "only False"),
+        ("scale_logits", True, "only False"),
+        ("clip_qkv", 8.0, "clip_qkv=8.0; only None"),
+        ("d_model", ABSENT, "d_model=None, expected int"),
+        ("eos_token_id", ABSENT, "eos_token_id=None, expected int"),
+        ("mask_token_id", "255", "mask_token_id='255', expected int"),
+        ("rope_theta", None, "rope_theta=None, expected int or float"),
+        ("weight_tying", "yes", "weight_tying='yes', expected bool or NoneType"),
+        ("weight_tying", True, "a head that differs: set weight_tying .* to false"),
+    ],
+)
+def test_unknown_llada_variants_are_refused(tmp_path, field, value, message):
+    folder = edited_llada(tmp_path, **{field: value})
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(folder, device="cpu")
+    assert str(folder) in str(error.value)
+    assert field in str(error.value)
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, False])
+def test_llada_switches_that_are_off_are_accepted(llada_tiny, tmp_path, value):
+    off = (
+        "alibi",
+        "attention_layer_norm",
+        "multi_query_attention",
+        "input_emb_norm",
+        "scale_logits",
+        "clip_qkv",
+    )
+    model = load_model(edited_llada(tmp_path, **dict.fromkeys((*off, "weight_tying"), value)), device="cpu")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids), llada_tiny(ids))
+
+
+def test_a_tied_head_may_be_written_out(tmp_path):
+    folder = edited_llada(tmp_path, weight_tying=True)
+    (weights,) = folder.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.transformer.ff_out.weight"] = tensors["model.transformer.wte.weight"].clone()
+    save_file(tensors, weights)
+    model = load_model(folder, device="cpu")
+    assert torch.equal(model.lm_head.weight, tensors["model.transformer.wte.weight"])
+
+
+def test_formats_that_cannot_be_written(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="format='original' cannot be written; formats that can: native"):
+        save_model(tiny_model, tmp_path / "out", format="original")
+    assert not (tmp_path / "out").exists()
+    assert "model.safetensors" in save_model(tiny_model, tmp_path / "out", format="native")
 
 
 def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):
@@ -128,4 +197,7 @@ def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):
         load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"config\.json holds a list, expected an object"):
         load_model(folder)

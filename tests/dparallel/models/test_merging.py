@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from safetensors.torch import load_file
 from dparallel.config import MergingConfig
 from dparallel.experiment import StudentConfig
 from dparallel.manifest import Stage, StageError, file_digest, verify
+from dparallel.models import merging
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
 from dparallel.models.lora import AdapterError
-from dparallel.models.merging import MergeError, check_canvases, run_stage
+from dparallel.models.merging import MergeError, check_canvases, masked_logits, max_difference, run_stage
+from dparallel.trajectories import store
 from tests.conftest import random_model
 from tests.dparallel.distillation.conftest import (
     RECIPE,
@@ -45,8 +48,9 @@ def write_training(folder: Path, teacher: Path, model: DiffusionTransformer) -> 
 def test_merged_model_stands_alone(inputs: dict[str, str], tmp_path: Path) -> None:
     manifest = run_stage(MergingConfig(), inputs, tmp_path / "merged")
     assert 0 < manifest.metrics["max_logit_difference"] < 1e-4
+    assert manifest.metrics["max_logit_difference_saved"] == manifest.metrics["max_logit_difference"]
     assert manifest.counts == {"check_prompts": 8}
-    expected = save_model(random_model(), tmp_path / "plain", load_tokenizer(inputs["teacher"]))
+    expected = save_model(random_model(), tmp_path / "plain", tokenizer=load_tokenizer(inputs["teacher"]))
     assert sorted(manifest.files) == expected
     there = {file.name for file in (tmp_path / "merged").iterdir()}
     assert there == {*expected, "stage.json", "manifest.json"}
@@ -92,9 +96,11 @@ def test_merging_twice_gives_the_same_files(inputs: dict[str, str], tmp_path: Pa
     verify(tmp_path / "second", "merging")
 
 
-def test_a_bf16_teacher_gives_a_bf16_student(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_a_bf16_teacher_gives_a_bf16_student_and_the_rounding_is_told(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
     teacher = tmp_path / "teacher"
-    save_model(random_model().bfloat16(), teacher, load_tokenizer(inputs["teacher"]))
+    save_model(random_model().bfloat16(), teacher, tokenizer=load_tokenizer(inputs["teacher"]))
     training = write_training(tmp_path / "training", teacher, random_model())
     manifest = run_stage(
         MergingConfig(), {**inputs, "teacher": str(teacher), "training": str(training)}, tmp_path / "out"
@@ -102,6 +108,28 @@ def test_a_bf16_teacher_gives_a_bf16_student(inputs: dict[str, str], tmp_path: P
     assert manifest.details == {"dtype": "bfloat16"}
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    rows = store.load(inputs["trajectories"]).slice(0, 8).to_pylist()
+    canvases = check_canvases(rows, mask_token_id=1)
+    unrounded = trained_adapter(random_model().bfloat16().float())
+    expected = masked_logits(unrounded, canvases, mask_token_id=1)
+    actual = masked_logits(load_model(tmp_path / "out", device="cpu").float(), canvases, mask_token_id=1)
+    assert manifest.metrics["max_logit_difference"] < 1e-4
+    assert manifest.metrics["max_logit_difference_saved"] > 1e-2
+    assert manifest.metrics["max_logit_difference_saved"] == pytest.approx(max_difference(expected, actual))
+
+
+def test_what_was_saved_is_what_is_compared(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_damaged(model: DiffusionTransformer, path: Path, **options: Any) -> list[str]:
+        with torch.no_grad():
+            model.lm_head.weight[5] += 1
+        return save_model(model, path, **options)
+
+    monkeypatch.setattr(merging, "save_model", save_damaged)
+    with pytest.raises(MergeError, match=r"the model saved in .*out \(float32\) differs .* tolerance=0.0001"):
+        run_stage(MergingConfig(), inputs, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_difference_above_the_tolerance_saves_nothing(inputs: dict[str, str], tmp_path: Path) -> None:
@@ -111,7 +139,7 @@ def test_a_difference_above_the_tolerance_saves_nothing(inputs: dict[str, str], 
 
 
 def test_another_teacher_or_shape_is_refused(inputs: dict[str, str], tmp_path: Path) -> None:
-    save_model(random_model(seed=1), tmp_path / "other", load_tokenizer(inputs["teacher"]))
+    save_model(random_model(seed=1), tmp_path / "other", tokenizer=load_tokenizer(inputs["teacher"]))
     with pytest.raises(StageError, match="was trained on another teacher"):
         run_stage(MergingConfig(), {**inputs, "teacher": str(tmp_path / "other")}, tmp_path / "out")
     training = write_training(

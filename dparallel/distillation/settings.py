@@ -1,0 +1,71 @@
+"""Which of DeepSpeed's settings a config may give. Imports no DeepSpeed, so that checks stay fast."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dparallel.config import ConfigError
+
+FILLED_IN = {
+    "train_batch_size": "training.views_per_step",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.micro_batch_size",
+    "gradient_clipping": "training.optimizer.max_grad_norm",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.optimizer.schedule",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "activation_checkpointing": "training.gradient_checkpointing",
+    "steps_per_print": "training.log_every",
+}
+KNOWN = {
+    *("zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio"),
+    *("communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor"),
+    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
+}
+ZERO_KNOWN = {
+    *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions"),
+    *("use_multi_rank_bucket_allreduce", "allgather_bucket_size", "overlap_comm", "load_from_fp32_weights"),
+    *("offload_param", "offload_optimizer", "sub_group_size", "round_robin_gradients"),
+    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+    *("stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold"),
+    *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"),
+    *("ignore_unused_parameters", "zero_hpz_partition_size", "zero_quantized_weights"),
+    *("zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear"),
+    *("log_trace_cache_warnings", "enable_sanity_checks"),
+}
+
+
+def check_deepspeed(settings: Mapping[str, Any]) -> None:
+    """Refuse what DeepSpeed would ignore (it does not look at unknown keys) or what is filled in.
+
+    Args:
+        settings: `training.deepspeed`; nothing in it means ZeRO stage 2.
+
+    Raises:
+        ConfigError: a key that is filled in or unknown, or a ZeRO stage that is not 1, 2 or 3.
+    """
+    for key in settings:
+        if key in FILLED_IN:
+            raise ConfigError(f"training.deepspeed.{key} is filled in: set {FILLED_IN[key]} instead")
+    _refuse_unknown("training.deepspeed", settings, KNOWN)
+    if "zero_optimization" not in settings:
+        return
+    zero = settings["zero_optimization"]
+    if not isinstance(zero, Mapping):
+        raise ConfigError(
+            f"training.deepspeed.zero_optimization={zero!r} is no mapping: "
+            "write zero_optimization: {stage: 2}"
+        )
+    _refuse_unknown("training.deepspeed.zero_optimization", zero, ZERO_KNOWN)
+    if zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(f"training.deepspeed.zero_optimization.stage={zero.get('stage')!r}: give 1, 2 or 3")
+
+
+def _refuse_unknown(section: str, keys: Iterable[str], known: set[str]) -> None:
+    for key in keys:
+        if key not in known:
+            likely = difflib.get_close_matches(str(key), known, n=1)
+            remedy = f"did you mean {likely[0]}?" if likely else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{section}.{key} is unknown; {remedy}")
