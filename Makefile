@@ -42,4 +42,4 @@ demo: $(READY)
 	$(BIN)/python -m flows.distill --config configs/tiny.yaml
 
 ui: $(READY)
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	$(BIN)/mlflow ui --backend-store-uri $(or $(filter-out http%,$(MLFLOW_TRACKING_URI)),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000

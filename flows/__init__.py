@@ -1,6 +1,10 @@
 """Flows: where and when each stage runs."""
 
 import logging
+import os
+
+# A flow without a server starts one of its own; on a busy machine that takes longer than Prefect's 20 s.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from prefect.logging.handlers import APILogHandler
 

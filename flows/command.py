@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,12 @@ from prefect import Flow
 
 
 def main(flow: Flow, plan: Callable[..., Any]) -> None:
-    """Run `flow` in this process; what `plan` refuses ends with one line and exit code 2, no flow run."""
-    parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=flow.description)
+    """Run `flow` in this process and print what it returns, after all that is logged.
+
+    What `plan` refuses ends with one line and exit code 2, no flow run; a flow that fails with exit code 1.
+    """
+    summary = (flow.description or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=summary)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
     parser.add_argument(
         "--set",
@@ -31,6 +36,9 @@ def main(flow: Flow, plan: Callable[..., Any]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     try:
-        flow(**arguments)
+        result: str | list[str] = flow(**arguments)
     except Exception as error:  # Prefect has logged the traceback
         sys.exit(f"flow {flow.name} failed: {error}")
+    finally:
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # its server's farewell would come last
+    print(result if isinstance(result, str) else "\n".join(result), flush=True)

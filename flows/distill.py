@@ -1,6 +1,6 @@
 from typing import Literal
 
-from prefect import Flow, flow, get_run_logger, runtime
+from prefect import Flow, flow, runtime
 
 from dparallel.experiment import Experiment
 from flows.benchmark import benchmark
@@ -47,9 +47,7 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
             stage(training, student=student)
             stage(merging, student=student)
         stage(benchmark)
-        text = finish(experiment, run)
-    get_run_logger().info("done\n\n%s\n", text)
-    return text
+        return finish(experiment, run)
 
 
 def finish(experiment: Experiment, run: tracking.Run) -> str:

@@ -7,11 +7,13 @@ import torch
 
 from dparallel.config import ConfigError, DistillConfig, TeacherConfig, load_config
 from dparallel.distillation.data import step_shape
-from dparallel.evaluation.benchmarks import load_problems
+from dparallel.distillation.settings import check_deepspeed
+from dparallel.evaluation.benchmarks import check_disjoint, load_problems
 from dparallel.evaluation.text import encode_problems
 from dparallel.experiment import Experiment
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_tokenizer, read_config
+from dparallel.models.lora import check_targets
 
 
 def checked_experiment(config: str, overrides: list[str] | None = None) -> Experiment:
@@ -21,16 +23,17 @@ def checked_experiment(config: str, overrides: list[str] | None = None) -> Exper
         ValueError: (`ConfigError`, `CheckpointError`, `ProblemsError`) naming what is wrong and the remedy.
     """
     settings = load_config(DistillConfig, config, overrides)
+    _check_folder(Path(settings.runs))
     _check_launch(settings)
     _check_recipes(settings)
-    _check_decoding(settings)
+    check_deepspeed(settings.training.deepspeed)
+    _check_teacher(settings)
     return Experiment(settings)
 
 
 def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
     settings = load_config(TeacherConfig, config, overrides)
-    if Path(settings.out).is_file():
-        raise ConfigError(f"out={settings.out} is a file; give a folder for the teacher")
+    _check_folder(Path(settings.out))
     return settings
 
 
@@ -42,16 +45,17 @@ def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
     return list(known) if student is None else [student]
 
 
+def _check_folder(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{folder} cannot be a folder: {path} is a file")
+
+
 def _check_launch(settings: DistillConfig) -> None:
     processes, launcher = settings.launch.processes, settings.launch.launcher
     module = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed"}[launcher]
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"launch.launcher={launcher} is not installed (no module {module})")
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ConfigError(
-            f"launch.processes={processes}, but this machine has {torch.cuda.device_count()} GPUs: "
-            "give one process for each GPU at most"
-        )
     for recipe in settings.students.values():
         step_shape(settings.training, recipe.views, processes)
 
@@ -66,19 +70,30 @@ def _check_recipes(settings: DistillConfig) -> None:
             )
 
 
-def _check_decoding(settings: DistillConfig) -> None:
-    """Every problem's prompt can be decoded by the teacher at the lengths asked for."""
+def _check_teacher(settings: DistillConfig) -> None:
+    """The adapter fits the teacher, which can decode every problem's prompt at the lengths asked for."""
     with torch.device("meta"):  # its shape and special tokens; no weights are read
         teacher = DiffusionTransformer(read_config(settings.teacher))
+    check_targets(teacher, settings.training.lora.targets)
     tokenizer = load_tokenizer(settings.teacher)
     benchmark = settings.benchmark
     sweeps = [
         benchmark.sweeps[name].decoding for name in {*benchmark.teacher_sweeps, *benchmark.student_sweeps}
     ]
     longest = max([benchmark.reference, *benchmark.fixed.values(), *sweeps], key=lambda each: each.gen_length)
-    for problems, decoding in (
-        (settings.trajectories.problems, settings.trajectories.decoding),
-        (benchmark.test, longest),
-        (benchmark.validation, longest),
-    ):
-        encode_problems(load_problems(problems), tokenizer, teacher, decoding)
+    recording = settings.trajectories
+    trajectories, test, validation = map(
+        load_problems, (recording.problems, benchmark.test, benchmark.validation)
+    )
+    check_disjoint(
+        {"trajectories.problems": trajectories, "benchmark.test": test, "benchmark.validation": validation}
+    )
+    prompts = encode_problems(trajectories, tokenizer, teacher, recording.decoding)
+    encode_problems([*test, *validation], tokenizer, teacher, longest)
+    shortest = min(map(len, prompts)) + recording.decoding.gen_length
+    max_length = settings.training.max_length
+    if max_length is not None and max_length < shortest:
+        raise ConfigError(
+            f"training.max_length={max_length} leaves nothing to train on: the shortest prompt + response "
+            f"has {shortest} tokens"
+        )

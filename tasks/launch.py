@@ -1,6 +1,7 @@
 """Starts training in processes of its own, follows it, and leaves none of them behind."""
 
 import contextlib
+import logging
 import os
 import queue
 import re
@@ -12,14 +13,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
 
-from dparallel.config import LaunchConfig
+from dparallel.config import ConfigError, LaunchConfig, TrainingConfig
+from dparallel.distillation.data import step_shape
 from dparallel.experiment import StagePlan
+
+logger = logging.getLogger("dparallel.launch")
 
 TARGET = "dparallel.distillation"
 LAST_LINES = 40
@@ -51,12 +55,32 @@ def launch(
         LaunchError: the launcher's exit code is not 0.
     """
     plan_file = write_plan(plan)
-    with _processes([*command(config, target), str(plan_file)], environment(config)) as process:
-        last = _follow(process, on_line, on_tick, tick_seconds)
+    with _processes([*command(config, target), str(plan_file)], environment(config)) as (process, family):
+        last = _follow(process, family, on_line, on_tick, tick_seconds)
         code = process.wait()
     on_tick()
     if code != 0:
         raise LaunchError(f"training ended with exit code {code}; its last lines:\n" + "\n".join(last))
+
+
+def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus: int) -> LaunchConfig:
+    """`config` with at most one process for each of `gpus`, and as many as divide a train step.
+
+    Without a GPU any number of processes shares the cores.
+    """
+    if gpus == 0 or config.processes <= gpus:
+        return config
+    processes = next((each for each in range(gpus, 1, -1) if _divides(training, views, each)), 1)
+    logger.info("%d GPUs here: %d processes instead of %d", gpus, processes, config.processes)
+    return config.model_copy(update={"processes": processes})
+
+
+def _divides(training: TrainingConfig, views: int, processes: int) -> bool:
+    try:
+        step_shape(training, views, processes)
+    except ConfigError:
+        return False
+    return True
 
 
 def write_plan(plan: StagePlan) -> Path:
@@ -96,7 +120,10 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _processes(arguments: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
+def _processes(
+    arguments: list[str], env: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen, set[psutil.Process]]]:
+    """A launcher and the set that its descendants are to be remembered in; all are ended at exit."""
     if setpriv := shutil.which("setpriv"):  # Linux: training ends even if this process is killed outright
         arguments = [setpriv, "--pdeathsig", "TERM", *arguments]
     process = subprocess.Popen(
@@ -109,19 +136,24 @@ def _processes(arguments: list[str], env: dict[str, str]) -> Iterator[subprocess
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    family: set[psutil.Process] = set()
     try:
-        yield process
+        yield process, family
     finally:
-        _stop(process)
+        _stop(process, family)
 
 
 def _follow(
     process: subprocess.Popen,
+    family: set[psutil.Process],
     on_line: Callable[[str], None],
     on_tick: Callable[[], None],
     tick_seconds: float,
 ) -> list[str]:
-    """Hand on lines until the output ends; returns the last that are not the launcher's own."""
+    """Hand on lines until the output ends; returns the last that are not the launcher's own.
+
+    Workers that outlive a killed launcher keep the output open: it then ends with a tick without a line.
+    """
     assert process.stdout is not None
     output = process.stdout
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -133,7 +165,7 @@ def _follow(
 
     threading.Thread(target=read, daemon=True).start()
     last: deque[str] = deque(maxlen=LAST_LINES)
-    reporting = False
+    reporting = ended = False
     next_tick = time.monotonic() + tick_seconds
     while True:
         with contextlib.suppress(queue.Empty):
@@ -146,19 +178,34 @@ def _follow(
             on_line(line)
         if time.monotonic() >= next_tick:
             on_tick()
+            if ended and lines.empty():
+                return list(last)
+            family |= _descendants(process)
+            ended = process.poll() is not None
             next_tick = time.monotonic() + tick_seconds
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End the launcher and all its descendants: it puts workers in sessions of their own."""
-    try:
-        family = [each := psutil.Process(process.pid), *each.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
+def _descendants(process: subprocess.Popen) -> set[psutil.Process]:
+    """All below a process that still runs: who outlives it is found no more."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return set(psutil.Process(process.pid).children(recursive=True))
+    return set()
+
+
+def _stop(process: subprocess.Popen, family: set[psutil.Process]) -> None:
+    """End the launcher, its descendants and those remembered: it puts workers in sessions of their own."""
+    family |= _descendants(process)
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # it ends its workers
+        family.add(psutil.Process(process.pid))
+    else:
+        _each(family, psutil.Process.terminate)
     _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    for each in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+    _each(alive, psutil.Process.kill)
     process.wait()
+
+
+def _each(processes: Iterable[psutil.Process], end: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end(process)

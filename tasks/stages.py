@@ -30,6 +30,7 @@ def run_tracked(
         parent,
         plan.out_dir,
         reused=(Path(plan.out_dir) / MANIFEST).is_file(),
+        student=plan.student,
     ) as run:
         manifest = work(run)
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
@@ -41,7 +42,8 @@ def publish(name: str, markdown: str, link: str | None) -> None:
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description=name)
     if link is not None:
-        create_link_artifact(link, link_text=f"MLflow: {name}", key=f"{key}-mlflow")
+        how = "`make ui` opens it" if link.startswith(tracking.LOCAL_UI) else None
+        create_link_artifact(link, link_text=f"MLflow: {name}", key=f"{key}-mlflow", description=how)
     else:
         how = f"Run `{name}` of this experiment, in a browser after:\n\n    {tracking.how_to_open()}\n"
         create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {name}")

@@ -3,10 +3,12 @@
 A record (`runs/<experiment>/tracking/<id>.json`) names what belongs to a run; its numbers and
 files stay in the stage's folder. Uploading brings the run up to date with its record and may be
 repeated: a run is found again by its record's id, a metric by name, step and time. So if the
-server is away nothing is lost, and `python -m tasks.tracking upload [FOLDER]` catches up.
+server is away nothing is lost, and `python -m tasks.tracking upload [FOLDER]` catches up, at
+`MLFLOW_TRACKING_URI` or, where that is unset, at the store that the record was meant for.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +18,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +39,15 @@ from dparallel.metrics_log import METRICS
 
 logger = logging.getLogger("dparallel.tracking")
 
+DEFAULT_STORE = "sqlite:///mlflow.db"
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` shows a store that is no server
 RECORD_TAG = "record"
 ALIAS = "candidate"
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingError(RuntimeError):
+    """A run that the store cannot take; the message says what to do."""
 
 
 class Record(BaseModel):
@@ -52,6 +59,8 @@ class Record(BaseModel):
         host, process: who works on it; dead while the run is RUNNING, the run was killed.
         reused: the stage was done before; its numbers are logged, its files are not again.
         files: further files, by path.
+        tracking_uri: the store it is meant for.
+        uploaded: the store that has all of it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +70,7 @@ class Record(BaseModel):
     experiment: str
     stage: str
     name: str
+    student: str | None = None
     config: dict[str, Any]
     folder: str | None = None
     reused: bool = False
@@ -71,11 +81,12 @@ class Record(BaseModel):
     ended: int | None = None
     status: Status = "RUNNING"
     error: str | None = None
-    uploaded: bool = False
+    tracking_uri: str = DEFAULT_STORE
+    uploaded: str | None = None
 
 
 class Run:
-    """A run that is going on; `link` is its page, where a tracking server has it."""
+    """A run that is going on; `link` is its page, None while its store is away."""
 
     def __init__(self, path: Path, record: Record):
         self.path = path
@@ -90,12 +101,12 @@ class Run:
         self.record = self.record.model_copy(update=changes)
         _write(self.path, self.record)
         try:
-            self.link = _page(upload_record(self.path))
+            self.link = _page(self.record, upload_record(self.path))
         except Exception as error:  # whatever ails the server, the stage's work must not be lost
             logger.warning(
                 "MLflow at %s did not take the run (%s). It is recorded in %s; "
                 "upload it later with: python -m tasks.tracking upload %s",
-                tracking_uri(),
+                tracking_uri(self.record),
                 _one_line(error),
                 self.path,
                 self.path.parent.parent,
@@ -110,7 +121,7 @@ class Run:
         if self._forwarded is None or self._forwarded > len(lines):
             self._forwarded = len(lines)  # of an earlier attempt, which a resumed training may rewrite
         try:
-            client = _client()
+            client = _client(self.record)
             _log_metrics(client, _run_id(client, self.path), self.record, lines[self._forwarded :])
         except Exception as error:
             logger.warning("live metrics stopped (%s); they are uploaded at the end", _one_line(error))
@@ -118,7 +129,7 @@ class Run:
         self._forwarded = len(lines)
 
 
-@contextmanager
+@contextlib.contextmanager
 def run(
     home: str | Path,
     stage: str,
@@ -127,6 +138,7 @@ def run(
     parent: str | None = None,
     folder: str | None = None,
     reused: bool = False,
+    student: str | None = None,
 ) -> Iterator[Run]:
     """Track what happens inside as one run of the experiment whose folder is `home`."""
     record = Record(
@@ -135,12 +147,14 @@ def run(
         experiment=Path(home).name,
         stage=stage,
         name=name,
+        student=student,
         config=config,
         folder=None if folder is None else str(Path(folder).resolve()),
         reused=reused,
         host=socket.gethostname(),
         process=os.getpid(),
         started=_now(),
+        tracking_uri=tracking_uri(),
     )
     current = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)
     current.update()
@@ -153,8 +167,10 @@ def run(
     current.update(status="FINISHED", ended=_now())
 
 
-def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db").rstrip("/")
+def tracking_uri(record: Record | None = None) -> str:
+    """MLFLOW_TRACKING_URI; where that is unset or empty, the record's own store or the default one."""
+    asked = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    return asked or (record.tracking_uri if record else DEFAULT_STORE)
 
 
 def how_to_open() -> str:
@@ -167,8 +183,8 @@ def how_to_open() -> str:
 
 def upload_record(path: Path) -> str:
     """Bring one record's run up to date, mark the record once it is complete there; returns the run's id."""
-    client = _client()
     record = _read(path)
+    client = _client(record)
     run_id = _run_id(client, path)
     _log_params(client, run_id, record.config)
     if record.status == "RUNNING":
@@ -181,50 +197,71 @@ def upload_record(path: Path) -> str:
     if record.error is not None:
         client.set_tag(run_id, "error", record.error)
     client.set_terminated(run_id, record.status, record.ended)
-    _write(path, record.model_copy(update={"uploaded": True}))
+    _write(path, record.model_copy(update={"uploaded": tracking_uri(record)}))
     return run_id
 
 
-def upload(folder: str | Path) -> list[str]:
-    """Upload every pending record below `folder`; returns a line for each that did not go through."""
-    failures = []
+def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
+    """Upload every pending record below `folder`; returns a line for each that did not go through.
+
+    A run whose process is gone is closed as KILLED; one of another host is left alone, because its
+    process cannot be seen from here, unless `other_hosts` says that nobody works on those either.
+    """
+    failures, pending = [], 0
     for path in sorted(Path(folder).glob("**/tracking/*.json")):
-        record = _read(path)
-        if record.uploaded or _alive(record):
-            continue
-        if record.status == "RUNNING":
-            record = record.model_copy(update={"status": "KILLED", "ended": int(path.stat().st_mtime * 1000)})
-            _write(path, record)
         try:
+            record = _read(path)
+            if record.uploaded:
+                continue
+            pending += 1
+            if record.status == "RUNNING":
+                if who := _worked_on_by(record, other_hosts):
+                    logger.info("skipped %s (running: %s)", record.id, who)
+                    continue
+                ended = int(path.stat().st_mtime * 1000)
+                record = record.model_copy(update={"status": "KILLED", "ended": ended})
+                _write(path, record)
             upload_record(path)
             logger.info("uploaded %s (%s)", record.id, record.status.lower())
         except Exception as error:  # one damaged folder must not keep the others back
             failures.append(f"{path}: {_one_line(error)}")
+    if not pending and not failures:
+        logger.info("nothing pending below %s", folder)
     return failures
 
 
-def _page(run_id: str) -> str | None:
-    """A run's page on a tracking server; a local store has none until its UI is opened."""
-    if not tracking_uri().startswith("http"):
-        return None
-    run = _client().get_run(run_id)
-    return f"{tracking_uri()}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+def _page(record: Record, run_id: str) -> str:
+    """A run's page on the tracking server, or on the UI of a local store once it is opened."""
+    uri = tracking_uri(record)
+    run = _client(record).get_run(run_id)
+    server = uri if uri.startswith("http") else LOCAL_UI
+    return f"{server}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
 
 
-def _alive(record: Record) -> bool:
-    """Whether someone still works on it; of another machine's processes we cannot tell, so yes."""
-    here = record.host == socket.gethostname()
-    return record.status == "RUNNING" and (not here or psutil.pid_exists(record.process))
+def _worked_on_by(record: Record, other_hosts: bool) -> str | None:
+    """Who still works on a running record; of another machine's processes we cannot tell."""
+    if record.host != socket.gethostname():
+        return None if other_hosts else f"on host {record.host}; --all closes it all the same"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # One that began later has only been given the same number.
+        if psutil.Process(record.process).create_time() * 1000 <= record.started:
+            return f"process {record.process}"
+    return None
 
 
-def _client() -> MlflowClient:
-    return MlflowClient(tracking_uri=tracking_uri())
+def _client(record: Record) -> MlflowClient:
+    return MlflowClient(tracking_uri=tracking_uri(record))
 
 
 def _run_id(client: MlflowClient, path: Path) -> str:
     """The run of a record, created (after its parent's) if the server does not have it yet."""
     record = _read(path)
     experiment = client.get_experiment_by_name(record.experiment)
+    if experiment and experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment {record.experiment!r} is deleted there; restore it: MLFLOW_TRACKING_URI="
+            f"{tracking_uri(record)} mlflow experiments restore -x {experiment.experiment_id}"
+        )
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(record.experiment)
     found = client.search_runs([experiment_id], f"tags.{RECORD_TAG} = '{record.id}'", max_results=1)
     if found:
@@ -244,7 +281,7 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
     numbers = {**{f"count/{name}": count for name, count in manifest.counts.items()}, **manifest.metrics}
     curves = {key for line in lines for key in line}  # a curve's last value needs no second mention
     ended = record.ended or record.started
-    metrics = [Metric(_metric_name(key), numbers[key], ended, 0) for key in numbers if key not in curves]
+    metrics = [Metric(_allowed(key), numbers[key], ended, 0) for key in numbers if key not in curves]
     _log_batches(client, run_id, metrics)
     client.log_artifact(run_id, str(folder / "manifest.json"))
     if record.stage == "trajectories":
@@ -255,7 +292,7 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
         if not file.endswith(".parquet"):  # trajectories are data, not a result to look at
             client.log_artifact(run_id, str(folder / file), _artifact_folder(record.stage, file))
     if record.stage == "merging":
-        _register(client, run_id, f"{record.experiment}-{record.name.split()[-1]}")
+        _register(client, run_id, f"{record.experiment}-{record.student}")
 
 
 def _artifact_folder(stage: str, file: str) -> str | None:
@@ -291,7 +328,7 @@ def _dataset(manifest: Manifest, folder: Path) -> DatasetInput:
 
 
 def _log_params(client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
-    params = [Param(key, str(value)) for key, value in _flat(config)]
+    params = [Param(_allowed(key.replace("/", "_")), str(value)) for key, value in _flat(config)]
     for start in range(0, len(params), 100):  # the server's limit for one request
         client.log_batch(run_id, params=params[start : start + 100])
 
@@ -303,7 +340,7 @@ def _log_metrics(client: MlflowClient, run_id: str, record: Record, lines: list[
         step = line["train_step"]
         time_stamp = record.started + step
         metrics += [
-            Metric(_metric_name(key), float(value), time_stamp, step)
+            Metric(_allowed(key), float(value), time_stamp, step)
             for key, value in line.items()
             if key != "train_step" and isinstance(value, int | float)
         ]
@@ -315,7 +352,8 @@ def _log_batches(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def _metric_name(name: str) -> str:
+def _allowed(name: str) -> str:
+    """A name of a metric or param without the characters that MLflow refuses."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
@@ -347,10 +385,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["upload"])
     parser.add_argument("folder", nargs="?", default="runs", help="where to look for records (runs)")
+    parser.add_argument("--all", action="store_true", help="also close runs of other hosts as killed")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    failures = upload(arguments.folder)
+    if not Path(arguments.folder).is_dir():
+        print(f"error: {arguments.folder}: no such folder (looked in {Path.cwd()})", file=sys.stderr)
+        sys.exit(2)
+    failures = upload(arguments.folder, arguments.all)
     if failures:
         sys.exit("still pending:\n" + "\n".join(failures))
 

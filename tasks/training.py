@@ -1,13 +1,14 @@
 from pathlib import Path
 
+import torch
 from prefect import get_run_logger, task
 
 from dparallel.config import LaunchConfig
 from dparallel.evaluation import plots
-from dparallel.experiment import StagePlan
+from dparallel.experiment import StagePlan, StudentConfig
 from dparallel.manifest import MANIFEST, Manifest, verify
 from dparallel.metrics_log import METRICS
-from tasks.launch import launch
+from tasks.launch import fit_to_gpus, launch
 from tasks.stages import run_tracked
 from tasks.tracking import Run
 
@@ -19,8 +20,11 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
     def train(run: Run) -> Manifest:
         folder = Path(plan.out_dir)
         if not (folder / MANIFEST).is_file():
-            log = get_run_logger()
-            launch(plan, launch_config, log.info, lambda: run.forward(folder / METRICS))
+            settings: StudentConfig = plan.settings()
+            here = fit_to_gpus(
+                launch_config, settings.training, settings.recipe.views, torch.cuda.device_count()
+            )
+            launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
         return verify(folder, plan.stage)
 
     return run_tracked(plan, parent, train)

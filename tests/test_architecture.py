@@ -4,6 +4,7 @@ import ast
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,17 +63,21 @@ def test_no_module_shadows_a_library() -> None:
         assert path.stem not in LIBRARIES | set(sys.stdlib_module_names), path
 
 
-def test_every_deployment_names_a_flow_and_its_parameters() -> None:
-    settings = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    names = []
-    for deployment in settings["deployments"]:
+def deployments() -> dict[str, tuple[Flow, dict[str, Any]]]:
+    """What prefect.yaml deploys: its flow and its settings, by the deployment's full name."""
+    found = {}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
         file, function = deployment["entrypoint"].split(":")
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        flow = getattr(module, function)
+        flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
         assert isinstance(flow, Flow)
+        found[f"{flow.name}/{deployment['name']}"] = (flow, deployment)
+    return found
+
+
+def test_every_deployment_names_a_flow_and_its_parameters() -> None:
+    for flow, deployment in deployments().values():
         flow.validate_parameters(deployment["parameters"])
         assert deployment["work_pool"]["name"] in ("cpu", "gpu")
         assert (ROOT / deployment["parameters"]["config"]).is_file()
-        names.append(f"{flow.name}/{deployment['name']}")
     stages = ["trajectories", "training", "merging", "benchmark", "teacher"]
-    assert names == ["distill/full", *(f"{stage}/stage" for stage in stages)]
+    assert list(deployments()) == ["distill/full", *(f"{stage}/stage" for stage in stages)]

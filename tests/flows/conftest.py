@@ -18,6 +18,12 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store beside which MLflow may put its files."""
+    monkeypatch.chdir(tmp_path)
+
+
 def small_settings(teacher: Path, runs: Path) -> dict[str, Any]:
     """A whole experiment that takes seconds: a random teacher, 24 problems, 3 train steps, 2 students."""
     coins = {"benchmark": "coins", "count": 24}

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import flows.benchmark
 import flows.distill
@@ -48,6 +52,12 @@ def refusal(
         ("benchmark.test={benchmark: jsonl, path: nowhere.jsonl}", "nowhere.jsonl: no such problems file"),
         ("students.published.block_length=10", "does not divide trajectories.decoding.gen_length=36"),
         ("launch.processes=3", "views_per_step=4 is not divisible by 3 processes"),
+        ("benchmark.test.split=validation", "benchmark.test and benchmark.validation share"),
+        ("trajectories.problems.split=test", "trajectories.problems and benchmark.test share"),
+        ("training.lora.targets=[q_proj, k_prj]", "LoRA target 'k_prj' matches in 0 of 2 layers"),
+        ("training.max_length=40", "training.max_length=40 leaves nothing to train on"),
+        ("training.deepspeed={zero_optimization: {stage: 5}}", "zero_optimization.stage=5"),
+        ("runs=small.yaml/runs", "small.yaml is a file"),
     ],
 )
 def test_a_bad_experiment_is_refused(
@@ -73,17 +83,55 @@ def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Refuse
         assert "nowhere.yaml" in refusal(module, ["--config", "nowhere.yaml"], monkeypatch, capsys)
 
 
-def test_a_mask_id_outside_the_vocabulary_is_refused(
-    config_file: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+def replace_in_config(teacher: Path, **fields: Any) -> None:
+    file = teacher / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda teacher: replace_in_config(teacher, mask_token_id=999), "mask_token_id=999"),
+        (
+            lambda teacher: replace_in_config(teacher, model_type="gpt2"),
+            "model_type='gpt2'; known: dparallel",
+        ),
+        (lambda teacher: (teacher / "model.safetensors").unlink(), "model.safetensors is missing"),
+    ],
+    ids=["mask id", "architecture", "weights"],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    damage: Callable[[Path], None],
+    said: str,
+    config_file: Path,
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Refused,
 ) -> None:
-    broken = tmp_path / "teacher"
-    broken.mkdir()
-    for file in tiny_checkpoint.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "mask_token_id": 999}))
+    broken = Path(shutil.copytree(tiny_checkpoint, tmp_path / "teacher"))
+    damage(broken)
     arguments = ["--config", str(config_file), "--set", f"teacher={broken}"]
-    assert "mask_token_id=999" in refusal(flows.distill, arguments, monkeypatch, capsys)
+    assert said in refusal(flows.distill, arguments, monkeypatch, capsys)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="shows nothing on a machine with one GPU")
+def test_more_processes_than_gpus_here_are_no_error(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training may run on another machine, and fits itself to that."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert flows.distill.plan(str(config_file), ["launch.processes=2"]).config.launch.processes == 2
+
+
+def test_help_is_short(monkeypatch: pytest.MonkeyPatch, capsys: Refused) -> None:
+    monkeypatch.setattr(sys, "argv", ["teacher", "--help"])
+    with pytest.raises(SystemExit):
+        main(flows.teacher.teacher, flows.teacher.plan)
+    said = capsys.readouterr().out
+    assert "Train the tiny teacher from scratch." in said
+    assert "Args:" not in said
 
 
 @pytest.mark.parametrize("module", [flows.training, flows.merging, flows.benchmark])

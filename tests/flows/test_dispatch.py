@@ -2,12 +2,17 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect import flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
 
 from flows.dispatch import DispatchError, dispatch
 
@@ -15,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @flow(name="errand")
-def errand(message: str) -> None:
+def errand(message: str, parent: str | None = None) -> None:
     raise AssertionError("the worker of these tests runs nothing")
 
 
@@ -24,26 +29,35 @@ def parent(message: str) -> None:
     dispatch("errand/stage", f"errand {message}", {"message": message}, poll_seconds=0.1)
 
 
+@flow(name="dispatching")
+def dispatching(name: str, parameters: dict[str, str]) -> None:
+    dispatch("errand/stage", name, parameters, poll_seconds=0.1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def deployment(prefect_server: None) -> UUID:
     return errand.to_deployment(name="stage").apply()  # type: ignore[return-value]
 
 
-def child_of(message: str) -> FlowRun:
-    """The dispatched run that was given `message`."""
-    deadline = time.monotonic() + 60
+def errands() -> list[FlowRun]:
     with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline:
-            for run in client.read_flow_runs():
-                if run.parameters == {"message": message} and run.deployment_id is not None:
-                    return run
-            time.sleep(0.1)
+        return [run for run in client.read_flow_runs() if run.deployment_id is not None]
+
+
+def child_of(message: str, after: UUID | None = None) -> FlowRun:
+    """The dispatched run that was given `message`, another than `after`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for run in errands():
+            if run.parameters["message"] == message and run.id != after:
+                return run
+        time.sleep(0.1)
     raise AssertionError("nothing was dispatched")
 
 
-def end_child(message: str, state: State) -> threading.Thread:
+def end_child(message: str, state: State, after: UUID | None = None) -> threading.Thread:
     def work() -> None:
-        child = child_of(message)
+        child = child_of(message, after)
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, state, force=True)
 
@@ -72,10 +86,73 @@ def test_a_parent_that_is_interrupted_cancels_its_child(monkeypatch: pytest.Monk
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.dispatch.time", SimpleNamespace(sleep=interrupt))
+    monkeypatch.setattr("flows.dispatch.time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     with pytest.raises(KeyboardInterrupt):
         parent("interrupted")
     monkeypatch.undo()
     state = child_of("interrupted").state
     assert state is not None
     assert state.type in (StateType.CANCELLING, StateType.CANCELLED)
+
+
+def unreachable(*arguments: object, **keywords: object) -> None:
+    raise httpx.ConnectError("connection refused")
+
+
+def replace_in_client(monkeypatch: pytest.MonkeyPatch, method: str, instead: Callable) -> None:
+    """For the dispatch alone: the parent's own flow run goes on undisturbed."""
+
+    def changed(**options: Any) -> SyncPrefectClient:
+        client = get_client(**options)
+        monkeypatch.setattr(client, method, instead)
+        return client
+
+    monkeypatch.setattr("flows.dispatch.get_client", changed)
+
+
+def test_a_run_that_cannot_be_cancelled_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.dispatch.time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    replace_in_client(monkeypatch, "set_flow_run_state", unreachable)
+    with pytest.raises(KeyboardInterrupt):
+        dispatching("errand", {"message": "not cancelled"})
+
+
+def test_a_server_that_is_away_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([True, True])
+
+    def sometimes(run_id: UUID) -> FlowRun:
+        if next(failures, False):
+            unreachable()
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run_id)
+
+    replace_in_client(monkeypatch, "read_flow_run", sometimes)
+    worker = end_child("patience", State(type=StateType.COMPLETED))
+    parent("patience")
+    worker.join()
+
+    monkeypatch.setattr("flows.dispatch.PATIENCE_SECONDS", 0.0)
+    replace_in_client(monkeypatch, "read_flow_run", unreachable)
+    with pytest.raises(httpx.ConnectError):
+        parent("no patience")
+
+
+def test_a_run_that_goes_on_already_is_joined() -> None:
+    """Its parent was killed, so nobody cancelled it; another parent is no other work."""
+    parameters = {"message": "joined", "parent": "killed"}
+    first = run_deployment("errand/stage", parameters=parameters, timeout=0, as_subflow=False)
+    other = {**parameters, "message": "other work"}
+    run_deployment("errand/stage", parameters=other, timeout=0, as_subflow=False)
+    worker = end_child("joined", State(type=StateType.COMPLETED))
+    dispatching("errand", {"message": "joined", "parent": "rerun"})
+    worker.join()
+    runs = [run for run in errands() if run.parameters["message"] == "joined"]
+    assert [run.id for run in runs] == [first.id]
+
+    worker = end_child("joined", State(type=StateType.FAILED, message="anew"), after=first.id)
+    with pytest.raises(DispatchError, match="anew"):  # one that has ended is not joined
+        dispatching("errand", {"message": "joined", "parent": "rerun"})
+    worker.join()

@@ -1,14 +1,16 @@
 import os
 from pathlib import Path
+from typing import Any, get_args
 
 import mlflow.entities
 import pytest
 from mlflow import MlflowClient
 
 from dparallel.manifest import MANIFEST, read_manifest
-from flows.distill import distill
+from flows.distill import StageName, distill
 from tasks.launch import LaunchError
 from tasks.tracking import ALIAS
+from tests.test_architecture import deployments
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -41,7 +43,9 @@ def files_below(folder: Path) -> dict[Path, int]:
     return {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_whole_pipeline_and_again(config_file: Path, local_store: str, tmp_path: Path) -> None:
+def test_the_whole_pipeline_and_again(
+    config_file: Path, local_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = distill(str(config_file))
     client = MlflowClient(tracking_uri=local_store)
 
@@ -90,8 +94,19 @@ def test_the_whole_pipeline_and_again(config_file: Path, local_store: str, tmp_p
     assert artifacts(client, repeated["merging published"]) == {"config.yaml", "manifest.json"}
     assert len(client.search_model_versions("name = 'small-published'")) == 1
 
-    # 4. A student with another recipe: only what depends on it is made anew
-    distill(str(config_file), ["students.published.certainty_weight=1.0"])
+    # 4. A student with another recipe: only what depends on it is made anew. Every stage is sent to its pool
+    deployed, sent = deployments(), []
+
+    def worker(deployment: str, name: str, parameters: dict[str, Any]) -> None:
+        flow, _ = deployed[deployment]
+        flow.validate_parameters(parameters)
+        sent.append(name)
+        flow.with_options(flow_run_name=name)(**parameters)
+
+    monkeypatch.setattr("flows.distill.dispatch", worker)
+    on_pools = get_args(StageName)
+    distill(str(config_file), ["students.published.certainty_weight=1.0"], on_pools)
+    assert sorted(sent) == STAGES
     _, changed = family(client)
     anew = {name for name, run in changed.items() if run.data.tags["reused"] == "false"}
     assert anew == {"training published", "merging published", "benchmark"}
@@ -99,7 +114,7 @@ def test_the_whole_pipeline_and_again(config_file: Path, local_store: str, tmp_p
 
 def test_training_that_fails_fails_the_flow(config_file: Path, local_store: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="exit code 1") as error:
-        distill(str(config_file), ["training.max_length=2"])
+        distill(str(config_file), ["training.only_correct=true"])
     assert "none is left to train on" in str(error.value)
     parent, children = family(MlflowClient(tracking_uri=local_store))
     statuses = {name: run.info.status for name, run in children.items()}

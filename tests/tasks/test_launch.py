@@ -9,9 +9,9 @@ import psutil
 import pytest
 import torch
 
-from dparallel.config import LaunchConfig
+from dparallel.config import LaunchConfig, OptimizerConfig, TrainingConfig
 from dparallel.experiment import StagePlan
-from tasks.launch import LaunchError, command, environment, launch
+from tasks.launch import LaunchError, command, environment, fit_to_gpus, launch
 
 CHILD = "tests.tasks.child"
 
@@ -90,6 +90,45 @@ def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number:
     os.kill(caller.pid, signal_number)
     caller.wait(30)
     assert gone(children)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path, launcher: str) -> None:
+    """Its workers, in sessions of their own, live on and hold the output open."""
+    ticks = 0
+
+    def kill_the_launcher() -> None:
+        nonlocal ticks
+        ticks += 1
+        children = children_in(tmp_path, 2)
+        if ticks != 2:  # workers are remembered from one tick to the next
+            return
+        (workers_launcher,) = {psutil.Process(child).ppid() for child in children}
+        (own,) = (each for each in psutil.Process().children() if str(tmp_path) in " ".join(each.cmdline()))
+        for pid in {workers_launcher, own.pid}:
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(LaunchError, match="exit code -9"):
+        launch(
+            plan_in(tmp_path, "never"),
+            LaunchConfig(launcher=launcher, processes=2),
+            lambda line: None,
+            kill_the_launcher,
+            CHILD,
+            tick_seconds=0.5,
+        )
+    assert gone(children_in(tmp_path, 2))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "views_per_step", "given"),
+    [(2, 0, 64, 2), (2, 1, 64, 1), (2, 2, 64, 2), (8, 6, 64, 4), (8, 16, 64, 8), (9, 5, 18, 3)],
+)
+def test_there_is_a_gpu_for_every_process(asked: int, gpus: int, views_per_step: int, given: int) -> None:
+    training = TrainingConfig(
+        optimizer=OptimizerConfig(learning_rate=1e-3), train_steps=1, views_per_step=views_per_step
+    )
+    assert fit_to_gpus(LaunchConfig(processes=asked), training, 2, gpus).processes == given
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")

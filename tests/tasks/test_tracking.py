@@ -53,12 +53,19 @@ def runs_of(client: MlflowClient, experiment: str) -> list[mlflow.entities.Run]:
     return client.search_runs([found.experiment_id], order_by=["start_time ASC"])
 
 
+def upload_command(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tasks.tracking", "upload", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def track_everything(home: Path) -> None:
     """A distill run of three stages: one with a model to register, one reused, one that fails."""
     with tracking.run(home, "distill", "wise-otter", {"name": "coins", "seeds": [1, 2]}) as parent:
         merged = home / "merging-random-0"
         config = {"check_prompts": 3}
-        with tracking.run(home, "merging", "merging random", config, parent.id, str(merged)):
+        with tracking.run(
+            home, "merging", "merging random", config, parent.id, str(merged), student="random"
+        ):
             finish_stage(merged, "merging")
         with tracking.run(home, "merging", "merging random", config, parent.id, str(merged), reused=True):
             pass
@@ -143,9 +150,10 @@ def test_a_server_that_is_away_gets_everything_later(
     assert len(pending(runs)) == 4
 
     with mlflow_server(free_port, tmp_path):
-        command = [sys.executable, "-m", "tasks.tracking", "upload", str(runs)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the records know where they belong
+        done = upload_command(str(runs))
         assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert pending(runs) == []
         client = MlflowClient(tracking_uri=uri)
         assert_everything_arrived(client, "coins")
@@ -237,3 +245,94 @@ def test_the_ui_is_one_line(store: MlflowClient, monkeypatch: pytest.MonkeyPatch
     assert tracking.how_to_open().endswith(f"mlflow ui --backend-store-uri {tracking.tracking_uri()}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000/")
     assert tracking.how_to_open() == "http://localhost:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking.tracking_uri() == "sqlite:///mlflow.db"
+
+
+def test_a_local_run_links_to_the_ui_to_be_opened(store: MlflowClient, tmp_path: Path) -> None:
+    with tracking.run(tmp_path / "coins", "distill", "wise-otter", {}) as run:
+        (shown,) = runs_of(store, "coins")
+        page = f"/#/experiments/{shown.info.experiment_id}/runs/{shown.info.run_id}"
+        assert run.link == f"http://127.0.0.1:5000{page}"
+
+
+def away(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished record that waits for its upload."""
+    before = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with tracking.run(home, "distill", "waits", {}) as run:
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    return run.path
+
+
+def test_a_record_that_cannot_be_read_holds_nothing_else_up(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = away(tmp_path / "coins", monkeypatch)
+    damaged = damaged.rename(damaged.with_name("0.json"))  # the first in order
+    damaged.write_text("{")
+    away(tmp_path / "coins", monkeypatch)
+    (failure,) = tracking.upload(tmp_path)
+    assert failure.startswith(f"{damaged}: ")
+    assert [each.info.status for each in runs_of(store, "coins")] == ["FINISHED"]
+
+
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_a_process_that_took_over_the_number_of_a_killed_one_is_not_it(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = away(tmp_path / "coins", monkeypatch)
+    change(path, status="RUNNING", started=1_000_000)  # this process began later than 1970
+    assert tracking.upload(tmp_path) == []
+    assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
+
+
+def test_runs_of_other_hosts_are_closed_only_by_force(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = away(tmp_path / "coins", monkeypatch)
+    change(path, status="RUNNING", host="elsewhere")
+    skipped = upload_command(str(tmp_path))
+    assert skipped.returncode == 0
+    assert "running: on host elsewhere" in skipped.stderr
+    assert "--all" in skipped.stderr
+    assert tracking.upload(tmp_path, other_hosts=True) == []
+    assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
+
+
+def test_upload_says_when_there_is_nothing_to_do(store: MlflowClient, tmp_path: Path) -> None:
+    nowhere = upload_command("nowhere")
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert nowhere.stderr.startswith("error: nowhere: no such folder")
+    nothing = upload_command(str(tmp_path))
+    assert nothing.returncode == 0
+    assert "nothing pending" in nothing.stderr
+
+
+def test_a_deleted_experiment_comes_with_the_remedy(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.run(tmp_path / "coins", "distill", "before", {}):
+        pass
+    experiment = store.get_experiment_by_name("coins")
+    assert experiment is not None
+    store.delete_experiment(experiment.experiment_id)
+    away(tmp_path / "coins", monkeypatch)
+    (failure,) = tracking.upload(tmp_path)
+    assert failure.endswith(f"mlflow experiments restore -x {experiment.experiment_id}")
+    remedy = failure.split("mlflow ")[1].split()
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking.tracking_uri()}
+    subprocess.run([sys.executable, "-m", "mlflow", *remedy], env=environment, check=True)
+    assert tracking.upload(tmp_path) == []
+
+
+def test_params_that_mlflow_would_refuse_are_renamed(store: MlflowClient, tmp_path: Path) -> None:
+    with tracking.run(tmp_path / "coins", "distill", "odd", {"a/../b": 1, "c=d": {"é?": 2}}):
+        pass
+    (run,) = runs_of(store, "coins")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a_.._b": "1", "c_d.é_": "2"}
