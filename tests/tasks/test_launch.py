@@ -104,7 +104,11 @@ def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path, launche
         if ticks != 2:  # workers are remembered from one tick to the next
             return
         (workers_launcher,) = {psutil.Process(child).ppid() for child in children}
-        (own,) = (each for each in psutil.Process().children() if str(tmp_path) in " ".join(each.cmdline()))
+        (own,) = (
+            each
+            for each in psutil.Process().children()
+            if each.status() != "zombie" and str(tmp_path) in str(each.cmdline())
+        )
         for pid in {workers_launcher, own.pid}:
             os.kill(pid, signal.SIGKILL)
 
