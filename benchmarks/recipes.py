@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dparallel.config import DistillConfig, load_config
+from dparallel.config import DistillConfig
+from dparallel.config_files import load_config
 from dparallel.experiment import Experiment
 from dparallel.manifest import read_manifest
 

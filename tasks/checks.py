@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config import ConfigError, DistillConfig, TeacherConfig, load_config
+from dparallel.config import ConfigError, DistillConfig, TeacherConfig
+from dparallel.config_files import load_config
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.settings import check_deepspeed
 from dparallel.evaluation.benchmarks import check_disjoint, load_problems

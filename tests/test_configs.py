@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config import BenchmarkConfig, DistillConfig, RecipeConfig, TeacherConfig, load_config
+from dparallel.config import BenchmarkConfig, DistillConfig, RecipeConfig, TeacherConfig
+from dparallel.config_files import load_config
 from dparallel.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"

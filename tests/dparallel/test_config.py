@@ -13,8 +13,8 @@ from dparallel.config import (
     Sweep,
     TrainingConfig,
     TrajectoriesConfig,
-    load_config,
 )
+from dparallel.config_files import load_config
 
 BENCHMARK = {
     "test": {"benchmark": "coins", "count": 1, "split": "test"},

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config import ConfigError, DistillConfig, TrajectoriesConfig, load_config
+from dparallel.config import ConfigError, DistillConfig, TrajectoriesConfig
+from dparallel.config_files import load_config
 from dparallel.experiment import Experiment, StagePlan
 from dparallel.manifest import Stage, StageError
 
