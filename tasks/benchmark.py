@@ -23,9 +23,11 @@ def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
     """What a user reads at the end: the table, the pictures, and how to open the MLflow UI."""
     folder = Path(plan.out_dir)
     table = folder / "table.md"
-    pictures = [folder / name for name in read_manifest(folder).files if name.endswith(".png")]
+    manifest = read_manifest(folder)
+    pictures = [folder / name for name in manifest.files if name.endswith(".png")]
     pictures.append(Path(loss_curves))
-    run.update(files=[str(path.resolve()) for path in (table, *pictures)])
+    files = [str(path.resolve()) for path in (table, *pictures)]
+    run.update(files=files, metrics=manifest.metrics)  # on the parent, where experiments are compared
     text = table.read_text().strip()
     publish("distill", text, run.link)
     lines = [text, "", "pictures:", *(f"  {each}" for each in pictures), "MLflow:", f"  {how_to_open()}"]

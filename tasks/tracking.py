@@ -58,7 +58,7 @@ class Record(BaseModel):
         folder: the stage's folder: its manifest, `metrics.jsonl` and files belong to the run.
         host, process: who works on it; dead while the run is RUNNING, the run was killed.
         reused: the stage was done before; its numbers are logged, its files are not again.
-        files: further files, by path.
+        files, metrics: further files, by path, and numbers.
         tracking_uri: the store it is meant for.
         uploaded: the store that has all of it.
     """
@@ -75,6 +75,7 @@ class Record(BaseModel):
     folder: str | None = None
     reused: bool = False
     files: list[str] = []
+    metrics: dict[str, float] = {}
     host: str = ""
     process: int = 0
     started: int
@@ -194,6 +195,7 @@ def upload_record(path: Path) -> str:
         _log_stage(client, run_id, record, Path(record.folder))
     for file in record.files:
         client.log_artifact(run_id, file)
+    _log_numbers(client, run_id, record, record.metrics)
     if record.error is not None:
         client.set_tag(run_id, "error", record.error)
     client.set_terminated(run_id, record.status, record.ended)
@@ -280,9 +282,7 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
     manifest = read_manifest(folder, record.stage)
     numbers = {**{f"count/{name}": count for name, count in manifest.counts.items()}, **manifest.metrics}
     curves = {key for line in lines for key in line}  # a curve's last value needs no second mention
-    ended = record.ended or record.started
-    metrics = [Metric(_allowed(key), numbers[key], ended, 0) for key in numbers if key not in curves]
-    _log_batches(client, run_id, metrics)
+    _log_numbers(client, run_id, record, {key: numbers[key] for key in numbers if key not in curves})
     client.log_artifact(run_id, str(folder / "manifest.json"))
     if record.stage == "trajectories":
         client.log_inputs(run_id, [_dataset(manifest, folder)])
@@ -345,6 +345,11 @@ def _log_metrics(client: MlflowClient, run_id: str, record: Record, lines: list[
             if key != "train_step" and isinstance(value, int | float)
         ]
     _log_batches(client, run_id, metrics)
+
+
+def _log_numbers(client: MlflowClient, run_id: str, record: Record, numbers: dict[str, float]) -> None:
+    ended = record.ended or record.started
+    _log_batches(client, run_id, [Metric(_allowed(key), numbers[key], ended, 0) for key in numbers])
 
 
 def _log_batches(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:

@@ -66,6 +66,7 @@ def test_the_whole_pipeline_and_again(
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["students.published.certainty_weight"] == "2.0"
     assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml"} <= artifacts(client, parent)
+    assert {"headline/nfe_ratio", "teacher/one_token_per_step/tpf"} <= set(parent.data.metrics)
     trained = children["training published"]
     assert [each.step for each in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
     assert "adapter/adapter_model.safetensors" in artifacts(client, trained, "adapter")
