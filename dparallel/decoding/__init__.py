@@ -1,19 +1,24 @@
 """Fill masked canvases: one call, `generate`, for prompts of any lengths."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from dparallel.config import DecodingConfig
-from dparallel.decoding.canvas import Canvas, Generation
+from dparallel.decoding.canvas import Canvas, Generation, Step
+from dparallel.decoding.denoise import Outcome
+from dparallel.decoding.loop import decode
+from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.rules import RULES
-from dparallel.decoding.sequential import decode
 from dparallel.models.backbone import DiffusionTransformer
 
-__all__ = ["RULES", "Generation", "check_prompts", "generate"]
+__all__ = ["RULES", "Generation", "Step", "check_prompts", "generate"]
 
 DEFAULT_BATCH_SIZE = 32
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -22,6 +27,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: DecodingConfig,
     batch_size: int | None = None,
+    observe: Callable[[list[Step]], None] | None = None,
 ) -> list[Generation]:
     """Decode one response for each prompt, in the order given.
 
@@ -29,24 +35,45 @@ def generate(
 
     Args:
         prompts: token ids, of any lengths.
-        batch_size: rows decoded together (32 unless told).
+        batch_size: rows decoded together (32 unless told); fewer, with a warning, where memory is short.
+        observe: called after every forward with what it did to each row in it.
 
     Raises:
         ValueError: a prompt that does not fit the model or holds impossible ids, or a model
             without a usable mask or end-of-text id.
+        MemoryError: not even one row fits.
     """
     check_prompts(model, prompts, decoding)
-    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # least padding
-    generations: dict[int, Generation] = {}
-    for start in range(0, len(prompts), batch_size):
-        rows = by_length[start : start + batch_size]
-        canvas = Canvas.start([prompts[row] for row in rows], decoding.gen_length, model)
-        decode(model, canvas, decoding, [_row_seed(decoding.seed, prompts[row]) for row in rows])
-        generations.update(zip(rows, canvas.generations(), strict=True))
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # longest first: memory peaks now
+    ordered = [prompts[row] for row in order]
+    fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
+    if batch_size is not None and fitting < min(batch_size, len(prompts)):
+        log.warning("batch_size=%d does not fit into memory; decoding %d rows at a time", batch_size, fitting)
+
+    seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
+    canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
+    tell = None if observe is None else lambda outcome, rows: observe(_steps(outcome, rows, order, canvas))
+    decode(
+        model, canvas, list(map(len, ordered)), decoding, min(batch_size or DEFAULT_BATCH_SIZE, fitting), tell
+    )
+    decoded = canvas.generations(model.config.eos_token_id)[: len(order)]
+    generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(prompts))]
+
+
+def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
+    """What a forward did to canvas `rows`, as prompts are numbered."""
+    denoise_step = (canvas.nfe - 1).tolist()
+    token, probability, entropy, _ = outcome.prediction
+    columns = (outcome.offsets, token, probability, entropy, outcome.commit)
+    return [
+        Step(order[row], denoise_step[row], *(column[at][outcome.masked[at]].tolist() for column in columns))
+        for at, row in enumerate(rows.tolist())
+    ]
 
 
 def check_prompts(

@@ -1,6 +1,6 @@
-"""The state of a batch while it is decoded.
+"""The state of all rows of one `generate` call, and what comes out of it.
 
-Legend: B rows, L canvas length of the longest row, G `gen_length`.
+Legend: N rows, b of them in a forward, L canvas length of the longest row, G `gen_length`, K blocks.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dparallel.models.backbone import DiffusionTransformer
+from dparallel.config import DecodingConfig
+from dparallel.models.backbone import DiffusionConfig
 
 
 @dataclass(frozen=True)
@@ -33,81 +34,99 @@ class Generation:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one forward did to one row.
+
+    Attributes:
+        row: which prompt.
+        denoise_step: the row's forward, 0-based, as `commit_step` counts.
+        offsets: the response positions read: masked, in an open block.
+        tokens, probability, entropy: the prediction at each offset; entropy in nats.
+        commit: whether this forward fixed it.
+    """
+
+    row: int
+    denoise_step: int
+    offsets: list[int]
+    tokens: list[int]
+    probability: list[float]
+    entropy: list[float]
+    commit: list[bool]
+
+
 @dataclass
 class Canvas:
     """`tokens[row]` is the prompt, `gen_length` response positions, then padding nobody sees."""
 
-    tokens: Tensor  # (B, L)
-    visible: Tensor | None  # (B, L) bool, None where no row is padded
-    response: Tensor  # (B, G) where each row's response lies
-    commit_step: Tensor  # (B, G), -1 while masked
-    confidence: Tensor  # (B, G) float32
-    nfe: Tensor  # (B,)
-    mask_token_id: int
-    eos_token_id: int | None
+    tokens: Tensor  # (N, L)
+    prompt_length: Tensor  # (N,)
+    commit_step: Tensor  # (N, G), -1 while masked
+    confidence: Tensor  # (N, G) float32
+    nfe: Tensor  # (N,)
+    opened: Tensor  # (N,) blocks open
+    block_forwards: Tensor  # (N,) forwards since the last block was opened
+    rounds_left: Tensor  # (N, K) forwards a full block still takes part in
+    seen: Tensor  # (N, G) bool, whether a forward has read the position
+    seed: Tensor  # (N,)
 
     @classmethod
     def start(
-        cls, prompts: Sequence[Sequence[int]], gen_length: int, model: DiffusionTransformer
+        cls,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        decoding: DecodingConfig,
+        config: DiffusionConfig,
+        device: torch.device,
     ) -> "Canvas":
-        config, device = model.config, model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max()) + gen_length
-        tokens = torch.full((len(prompts), longest), config.mask_token_id)
+        rows, length = len(prompts), max(map(len, prompts)) + decoding.gen_length
+        if decoding.compile:  # few different sizes; the rows beyond the prompts are never decoded
+            rows = 1 << (rows - 1).bit_length()
+        tokens = torch.full((rows, length), config.mask_token_id)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
-        visible = torch.arange(longest) < (lengths + gen_length)[:, None]
+        zeros = torch.zeros(rows, dtype=torch.long, device=device)
         return cls(
             tokens=tokens.to(device),
-            visible=None if visible.all() else visible.to(device),
-            response=(lengths[:, None] + torch.arange(gen_length)).to(device),
-            commit_step=torch.full((len(prompts), gen_length), -1, device=device),
-            confidence=torch.zeros(len(prompts), gen_length, device=device),
-            nfe=torch.zeros(len(prompts), dtype=torch.long, device=device),
-            mask_token_id=config.mask_token_id,
-            eos_token_id=config.eos_token_id,
+            prompt_length=_padded([len(prompt) for prompt in prompts], rows, device),
+            commit_step=torch.full((rows, decoding.gen_length), -1, device=device),
+            confidence=torch.zeros(rows, decoding.gen_length, device=device),
+            nfe=zeros,
+            opened=zeros + 1,
+            block_forwards=zeros.clone(),
+            rounds_left=torch.full((rows, decoding.blocks), decoding.settle_rounds or 0, device=device),
+            seen=torch.zeros(rows, decoding.gen_length, dtype=torch.bool, device=device),
+            seed=_padded(seeds, rows, device),
         )
 
-    def commit(
-        self, rows: Tensor, offsets: Tensor, commit: Tensor, token: Tensor, probability: Tensor
-    ) -> None:
-        """Fix `token` where `commit`; all (b, l), at response `offsets` of `rows` (b,)."""
-        where = rows[:, None].expand_as(offsets)[commit], offsets[commit]
-        self.tokens[where[0], self.response[where]] = token[commit]
-        self.confidence[where] = probability[commit]
-        self.commit_step[where] = self.nfe[where[0]]
+    def gather(self, rows: Tensor) -> "Canvas":
+        """The state of `rows` (b,), as a copy."""
+        return Canvas(*(values[rows] for values in vars(self).values()))
 
-    def ended(self, rows: Tensor) -> Tensor:
-        """Whether an end-of-text token and all before it are committed, (b,) bool."""
-        before_is_done = (self.commit_step[rows] >= 0).cumprod(dim=1).bool()  # (b, G)
-        response = self.tokens[rows[:, None], self.response[rows]]
-        return (before_is_done & (response == self.eos_token_id)).any(dim=1)
+    def scatter(self, rows: Tensor, state: "Canvas") -> None:
+        """Put back the state of `rows` (b,), in place."""
+        for mine, theirs in zip(vars(self).values(), vars(state).values(), strict=True):
+            mine[rows] = theirs
 
-    def fill_with_eos(self, rows: Tensor) -> None:
-        """Commit end-of-text, as part of the last forward, wherever `rows` (b,) are masked."""
-        open_row, open_offset = (self.commit_step[rows] < 0).nonzero(as_tuple=True)
-        where = rows[open_row], open_offset
-        self.tokens[where[0], self.response[where]] = self.eos_token_id  # type: ignore[assignment]
-        self.commit_step[where] = self.nfe[where[0]] - 1
-
-    def generations(self) -> list[Generation]:
-        """The finished rows; a ValueError where the model's predictions were not numbers."""
+    def generations(self, eos_token_id: int | None) -> list[Generation]:
+        """Every row, decoded; a ValueError where the model's predictions were not numbers."""
         if not self.confidence.isfinite().all():
             raise ValueError("the model's logits are NaN or infinite: its weights are damaged or diverged")
-        tokens = self.tokens.gather(1, self.response)  # (B, G)
+        offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
+        responses = self.tokens.gather(1, self.prompt_length[:, None] + offsets)  # (N, G)
         rows = zip(
-            tokens.tolist(),
+            responses.tolist(),
             self.commit_step.tolist(),
             self.confidence.tolist(),
             self.nfe.tolist(),
             strict=True,
         )
-        return [
-            Generation(response, steps, confidence, nfe, self._count(response))
-            for response, steps, confidence, nfe in rows
-        ]
+        return [Generation(*row, num_tokens=_count(row[0], eos_token_id)) for row in rows]
 
-    def _count(self, response: list[int]) -> int:
-        if self.eos_token_id in response:
-            return response.index(self.eos_token_id) + 1
-        return len(response)
+
+def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:
+    return torch.tensor([*values, *[0] * (rows - len(values))], device=device)
+
+
+def _count(response: list[int], eos_token_id: int | None) -> int:
+    return response.index(eos_token_id) + 1 if eos_token_id in response else len(response)

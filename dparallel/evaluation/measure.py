@@ -128,7 +128,7 @@ def _timed(
     model: DiffusionTransformer, prompts: list[list[int]], decoding: DecodingConfig, batch_size: int
 ) -> tuple[list[Generation], float]:
     """What `generate` gives, and its wall seconds after a warm-up."""
-    generate(model, prompts[:batch_size], _one_forward(decoding), batch_size)
+    generate(model, prompts[:batch_size], _warm_up(decoding), batch_size)
     began = time.perf_counter()
     generations = generate(model, prompts, decoding, batch_size)
     return generations, time.perf_counter() - began
@@ -204,8 +204,10 @@ def _cpu_name() -> str:
     return names[0] if names else f"{platform.machine()} CPU"
 
 
-def _one_forward(decoding: DecodingConfig) -> DecodingConfig:
-    """A decoding of the same canvas that commits everything at once: the cheapest warm-up."""
+def _warm_up(decoding: DecodingConfig) -> DecodingConfig:
+    """What to decode before the clock starts: everything at once, or as it is where that compiles."""
+    if decoding.compile:
+        return decoding
     return DecodingConfig(
         gen_length=decoding.gen_length,
         block_length=decoding.gen_length,

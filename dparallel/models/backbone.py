@@ -7,6 +7,8 @@ and load with plain `transformers` (`trust_remote_code=True`).
 Legend: B rows, L canvas length, V vocabulary, D hidden size, H heads, n positions read.
 """
 
+from typing import NamedTuple, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,23 +85,46 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, (L, head_size) each, in float32."""
+    """Cosine and sine tables for `positions` (..., L), each (..., 1, L, head_size), in float32."""
     half = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None] / theta ** (half / head_size)  # (L, head_size / 2)
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = positions.float()[..., None] / theta ** (half / head_size)  # (..., L, head_size / 2)
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-3)
     return angles.cos(), angles.sin()
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions to (B, H, L, head_size), in float32 or better as the references do."""
+    cos, sin = rotary
     wide = at_least_float32(heads)
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
 
 
+class Cache(Protocol):
+    """Stores the keys and values (B, H, L, head_size) of a layer; gives those to attend to."""
+
+    length: int
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """`values` (B, L, D) at `index` (B, n): (B, n, D)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class Reads(NamedTuple):
+    """The positions (B, n) of `input_ids` that are read, and what attention needs to know of them."""
+
+    at: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask: Tensor | None
+
+
 class Attention(nn.Module):
-    def __init__(self, config: DiffusionConfig):
+    def __init__(self, config: DiffusionConfig, layer: int):
         super().__init__()
+        self.layer = layer
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_size = config.hidden_size // self.heads
@@ -109,16 +134,28 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        rows, length, _ = hidden.shape
-        split = (rows, length, -1, self.head_size)
-        query = rotate(self.q_proj(hidden).view(split).transpose(1, 2), cos, sin)
-        key = rotate(self.k_proj(hidden).view(split).transpose(1, 2), cos, sin)
-        value = self.v_proj(hidden).view(split).transpose(1, 2)
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Cache | None,
+        reads: Reads | None,
+    ) -> Tensor:
+        key = rotate(self._split(self.k_proj(hidden)), rotary)
+        value = self._split(self.v_proj(hidden))
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)
+        if reads is not None:
+            hidden, rotary, mask = pick(hidden, reads.at), reads.rotary, reads.mask
+        query = rotate(self._split(self.q_proj(hidden)), rotary)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, enable_gqa=self.kv_heads != self.heads
-        )  # (B, H, L, head_size)
-        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+        )  # (B, H, L or n, head_size)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, hidden: Tensor) -> Tensor:
+        return hidden.view(*hidden.shape[:2], -1, self.head_size).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -133,15 +170,23 @@ class FeedForward(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    def __init__(self, config: DiffusionConfig):
+    def __init__(self, config: DiffusionConfig, layer: int):
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), cos, sin, mask)
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Cache | None = None,
+        reads: Reads | None = None,
+    ) -> Tensor:
+        mixed = self.attention(self.attention_norm(hidden), rotary, mask, cache, reads)
+        hidden = mixed + (hidden if reads is None else pick(hidden, reads.at))
         return hidden + self.feed_forward(self.feed_forward_norm(hidden))
 
 
@@ -159,7 +204,7 @@ class DiffusionTransformer(PreTrainedModel):
     def __init__(self, config: DiffusionConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, each) for each in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
@@ -179,50 +224,63 @@ class DiffusionTransformer(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         logits_at: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Predict every token at once.
 
         Args:
             input_ids: (B, L) token ids; masks are `config.mask_token_id`.
-            attention_mask: None (all see all), bool (B, L) key padding (True = may be seen),
-                or bool (B, L, L) (query, key). Every query needs at least one key.
-            logits_at: None for all positions; int64 (B, n) positions per row; or bool (B, L),
-                whose N true positions are read in row-major order. The head runs only there.
+            attention_mask: None (all see all), bool (B, M) key padding (True = may be seen), or bool
+                (B, L, M) (query, key), where M = L or the cache's length. Every query needs a key.
+            logits_at: None for all positions; int64 (B, n) indices into each row of `input_ids`;
+                or bool (B, L), whose N true positions are read in row-major order. The head runs
+                only there, and with indices so does most of the last layer.
+            positions: int64 (B, L), where on the canvas `input_ids` stand; 0 to L - 1 unless told.
+            cache: keys and values of other positions, attended to as well.
 
         Returns:
             Logits (B, L, V), (B, n, V) or (N, V).
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        cos, sin = rotary_tables(positions, head_size, self.config.rope_theta)
-        mask = _attention_bias(attention_mask, input_ids)
+        theta = self.config.rope_theta
+        rotary = rotary_tables(positions, head_size, theta)
+        mask = _attention_bias(attention_mask, input_ids, cache)
         hidden = self.embedding(input_ids)  # (B, L, D)
-        for layer in self.layers:
-            hidden = layer(hidden, cos, sin, mask)
-        return self.lm_head(self.norm(_read(hidden, logits_at)))
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, rotary, mask, cache)
+        reads = None
+        if logits_at is not None and logits_at.dtype != torch.bool:
+            where = positions.expand(input_ids.shape).gather(1, logits_at)  # (B, n)
+            reads = Reads(logits_at, rotary_tables(where, head_size, theta), _mask_rows(mask, logits_at))
+        hidden = self.layers[-1](hidden, rotary, mask, cache, reads)
+        if logits_at is not None and reads is None:
+            hidden = hidden[logits_at]  # (N, D)
+        return self.lm_head(self.norm(hidden))
 
 
-def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
-    """Bring either kind of mask into the (B, 1, L or 1, L) bool form of SDPA."""
+def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor, cache: Cache | None) -> Tensor | None:
+    """Bring either kind of mask into the (B, 1, L or 1, M) bool form of SDPA."""
     if attention_mask is None:
         return None
     rows, length = input_ids.shape
+    keys = length if cache is None else cache.length
     if attention_mask.is_floating_point():
         raise ValueError(f"attention_mask is {attention_mask.dtype}; give bool, True where it may be seen")
-    if attention_mask.shape == (rows, length):
+    if attention_mask.shape == (rows, keys):
         return attention_mask.bool()[:, None, None, :]
-    if attention_mask.shape == (rows, length, length):
+    if attention_mask.shape == (rows, length, keys):
         return attention_mask.bool()[:, None]
     raise ValueError(
         f"attention_mask has shape {tuple(attention_mask.shape)}; for input_ids of shape "
-        f"{(rows, length)} give (B, L) = {(rows, length)} or (B, L, L) = {(rows, length, length)}"
+        f"{(rows, length)} give (B, L) = {(rows, keys)} or (B, L, L) = {(rows, length, keys)}"
     )
 
 
-def _read(hidden: Tensor, logits_at: Tensor | None) -> Tensor:
-    if logits_at is None:
-        return hidden
-    if logits_at.dtype == torch.bool:
-        return hidden[logits_at]  # (N, D)
-    index = logits_at[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, index)  # (B, n, D)
+def _mask_rows(mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """The rows `index` (B, n) of an attention mask (B, 1, L or 1, M)."""
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    return pick(mask[:, 0], index)[:, None]

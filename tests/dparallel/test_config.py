@@ -1,5 +1,4 @@
 import pytest
-from pydantic import ValidationError
 
 from dparallel.config import (
     BenchmarkConfig,
@@ -49,12 +48,12 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["decoding.stepz=18"], r"decoding\.stepz: unknown key; did you mean 'steps'\? known: block_length"),
+        (["decoding.stepz=18"], r"decoding\.stepz: unknown key; did you mean 'steps'\? known: block_add_thr"),
         (["batchsize=1"], r"batchsize: unknown key; did you mean 'batch_size'"),
         (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
         (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
-        (["decoding.rule=fastest"], r"decoding\.rule: .*'steps', 'confidence' or 'entropy'.*'fastest'"),
+        (["decoding.rule=fastest"], r"decoding: unknown rule='fastest'; known rules: confidence, entropy, "),
         (["problems.benchmark=gsm9k"], r"problems\.benchmark: .*'coins'.*'gsm9k'"),
         (["problems="], r"problems: .*got None"),
         (["batch_size"], r"override 'batch_size' is not of the form"),
@@ -88,35 +87,6 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
     (tmp_path / "loop.yaml").write_text("problems: loop.yaml")
     with pytest.raises(ConfigError, match=r"loop\.yaml includes itself"):
         load_config(TrajectoriesConfig, tmp_path / "loop.yaml")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"rule": "steps"}, "give steps"),
-        ({"rule": "steps", "steps": 256, "threshold": 0.5}, "no threshold"),
-        ({"rule": "steps", "steps": 300}, "multiple of the 8 blocks"),
-        ({"rule": "steps", "steps": 264}, "at most gen_length=256"),
-        ({"rule": "confidence"}, "give threshold"),
-        ({"rule": "confidence", "threshold": 1.5}, "is a probability"),
-        ({"rule": "entropy", "steps": 8}, "no steps"),
-        ({"threshold": -0.1}, "greater than or equal to 0"),
-        ({"top_p": 0.9}, "no effect at temperature=0.0"),
-        ({"temperature": 1.0, "top_p": 0.0}, "greater than 0"),
-        ({"cache": "prefix"}, "Extra inputs"),
-    ],
-)
-def test_decoding_combinations_without_sense(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DecodingConfig(**settings)
-
-
-def test_decoding_defaults():
-    assert DecodingConfig().threshold == 0.5
-    assert DecodingConfig(threshold=0.0).threshold == 0.0
-    assert DecodingConfig(rule="steps", steps=8).threshold is None
-    with pytest.raises(ValidationError, match="frozen"):
-        DecodingConfig().steps = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +134,6 @@ def test_decoding_defaults():
         (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
         (LoraSettings, {"targets": []}, "at least 1 item"),
         (OptimizerConfig, {"learning_rate": 1e-3, "betas": [2, 3]}, "less than 1"),
-        (DecodingConfig, {"seed": 10**20}, "less than"),
         (
             TrajectoriesConfig,
             {"problems": {"benchmark": "coins", "count": 1}, "decoding": {"temperature": 1.0}},

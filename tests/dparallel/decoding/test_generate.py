@@ -1,64 +1,36 @@
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
-from tests.conftest import GOLDEN, random_model
-from tests.dparallel.decoding.oracle import decode_one
+from tests.conftest import random_model
+from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
-CASES = [case for case in json.loads((GOLDEN / "llada_decode.json").read_text()) if not case.get("cache")]
 # Seeds whose models commit an end-of-text token early in many rows, so that stopping is exercised.
 MODELS = [random_model(seed) for seed in range(3)]
 
 
-def settings_of(case: dict, **extra) -> DecodingConfig:
-    keys = ("rule", "threshold", "steps", "gen_length", "block_length")
-    return DecodingConfig(**{key: case[key] for key in keys if key in case}, **extra)
+@pytest.mark.parametrize("kind", CASES)
+def test_published_loops_give_the_same(llada_tiny, kind):
+    for case in CASES[kind]:
+        [generation] = generate(llada_tiny, [case["prompt"]], decoding_of(case))
+        assert_agrees(generation, case)
 
 
-@pytest.mark.parametrize("rule", ["steps", "confidence", "entropy"])
-def test_golden_tokens_and_nfe(llada_tiny, rule):
-    cases = [case for case in CASES if case["rule"] == rule]
-    assert len(cases) >= 12
-    for case in cases:
-        [generation] = generate(llada_tiny, [case["prompt"]], settings_of(case, stop_at_eos=False))
-        assert generation.tokens == case["tokens"]
-        assert generation.nfe == case["nfe"]
-
-
-def test_golden_cases_in_one_batch(llada_tiny):
-    groups: dict[str, list[dict]] = {}
-    for case in CASES:
-        key = settings_of(case, stop_at_eos=False).model_dump_json()
-        groups.setdefault(key, []).append(case)
-    assert any(len(group) > 2 for group in groups.values())
-    for key, group in groups.items():
-        decoding = DecodingConfig.model_validate_json(key)
-        for case, generation in zip(
-            group, generate(llada_tiny, [case["prompt"] for case in group], decoding), strict=True
-        ):
-            assert (generation.tokens, generation.nfe) == (case["tokens"], case["nfe"])
+def test_published_loops_give_the_same_in_one_batch(llada_tiny):
+    """Runs of equal settings together, in fewer slots than there are runs."""
+    groups: dict[DecodingConfig, list[dict]] = {}
+    for case in (case for cases in CASES.values() for case in cases):
+        groups.setdefault(decoding_of(case), []).append(case)
+    assert min(len(group) for group in groups.values()) > 2
+    for decoding, group in groups.items():
+        generations = generate(llada_tiny, [case["prompt"] for case in group], decoding, batch_size=2)
+        for case, generation in zip(group, generations, strict=True):
+            assert_agrees(generation, case)
 
 
 prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_size=1, max_size=6)
-decodings = st.one_of(
-    st.builds(dict, rule=st.just("steps"), steps=st.sampled_from([3, 6, 9, 12, 24])),
-    st.builds(dict, rule=st.just("confidence"), threshold=st.floats(0.05, 0.9)),
-    st.builds(dict, rule=st.just("entropy"), threshold=st.floats(0.0, 3.0)),
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(prompts, decodings, st.sampled_from(MODELS), st.integers(1, 6), st.booleans())
-def test_every_row_equals_the_oracle(prompts, rule, model, batch_size, stop_at_eos):
-    shape = {"gen_length": 24, "block_length": 8, "stop_at_eos": stop_at_eos}
-    generations = generate(model, prompts, DecodingConfig(**shape, **rule), batch_size)
-    for prompt, generation in zip(prompts, generations, strict=True):
-        tokens, commit_step, nfe = decode_one(model, prompt, **shape, **rule)
-        assert (generation.tokens, generation.commit_step, generation.nfe) == (tokens, commit_step, nfe)
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,12 +79,13 @@ def test_commit_steps_rebuild_every_canvas(prompts, model):
 
 def test_stop_at_eos_counts_and_fills():
     """An early stop saves forwards, fills with end-of-text and counts tokens up to the first one."""
+    decoding = {"gen_length": 24, "block_length": 8, "rule": "steps", "steps": 24}
+    prompts = [[start] for start in range(3, 40)]
     stopped = full = 0
     for model in MODELS:
-        for start in range(3, 40):
-            decoding = {"gen_length": 24, "block_length": 8, "rule": "steps", "steps": 24}
-            [early] = generate(model, [[start]], DecodingConfig(**decoding))
-            [late] = generate(model, [[start]], DecodingConfig(**decoding, stop_at_eos=False))
+        earlier = generate(model, prompts, DecodingConfig(**decoding))
+        later = generate(model, prompts, DecodingConfig(**decoding, stop_at_eos=False))
+        for early, late in zip(earlier, later, strict=True):
             if 2 in late.tokens[:16]:
                 end = late.tokens.index(2) + 1
                 assert early.tokens[:end] == late.tokens[:end]
@@ -121,7 +94,7 @@ def test_stop_at_eos_counts_and_fills():
                 assert max(early.commit_step) == early.nfe - 1
                 stopped += 1
             elif 2 not in late.tokens:
-                assert early == late
+                assert (early.tokens, early.commit_step) == (late.tokens, late.commit_step)
                 assert early.num_tokens == 24
                 full += 1
     assert stopped > 3

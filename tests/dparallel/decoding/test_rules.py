@@ -7,20 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.config import Rule
-from dparallel.decoding.rules import RULES, BlockStep, Prediction, predict
+from dparallel.decoding.rules import RULES, Prediction, Setting, best, commit, predict
 from dparallel.decoding.sampling import uniform
 
 
-def commit(rule, score, masked, threshold=None, steps_per_block=None, step=0):
-    score = torch.tensor([score])
-    prediction = Prediction(torch.zeros_like(score).long(), score, score)
-    at = BlockStep(threshold, steps_per_block, torch.tensor([step]))
-    return RULES[rule](prediction, torch.tensor([masked]).bool(), at)[0].int().tolist()
+def committed(rule, score, masked, threshold=None, **setting):
+    """What `rule` commits where `score` is probability and entropy at once."""
+    values = torch.tensor([score])
+    prediction = Prediction(torch.zeros_like(values).long(), values, values, values[..., None])
+    return run(rule, prediction, masked, threshold=threshold, **setting)
 
 
-def test_registry_and_config_name_the_same_rules():
-    assert set(RULES) == set(Rule.__args__)
+def run(rule, prediction, masked, **setting):
+    fixed, _ = commit(RULES[rule], prediction, torch.tensor([masked]).bool(), Setting(**setting))
+    return fixed[0].int().tolist()
+
+
+def from_probabilities(rows):
+    """A prediction over tokens 0, 1, 2, 3 (the mask), one position each row."""
+    return predict(torch.tensor([rows]).log(), mask_token_id=3)
 
 
 @pytest.mark.parametrize(
@@ -28,14 +33,69 @@ def test_registry_and_config_name_the_same_rules():
     [(0.5, [1, 0, 1, 0]), (0.95, [0, 0, 1, 0]), (0.9, [0, 0, 1, 0]), (0.0, [1, 0, 1, 1])],
 )
 def test_confidence(threshold, expected):
-    assert commit("confidence", [0.6, 0.99, 0.9, 0.1], [1, 0, 1, 1], threshold) == expected
+    assert committed("confidence", [0.6, 0.99, 0.9, 0.1], [1, 0, 1, 1], threshold) == expected
 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"), [(0.5, [0, 0, 1, 1]), (0.25, [0, 0, 1, 0]), (0.0, [0, 0, 1, 0])]
 )
 def test_entropy(threshold, expected):
-    assert commit("entropy", [0.6, 0.01, 0.25, 0.5], [1, 0, 1, 1], threshold) == expected
+    assert committed("entropy", [0.6, 0.01, 0.25, 0.5], [1, 0, 1, 1], threshold) == expected
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (0.0, [0, 0, 0, 1, 0]),  # nothing fits: the surest alone
+        (0.25, [0, 0, 0, 1, 0]),  # 0.125 fits, 0.125 + 0.25 does not
+        (0.375, [1, 0, 0, 1, 0]),
+        (0.875, [1, 0, 1, 1, 0]),  # 0.125 + 0.25 + 0.5, exactly
+        (9.0, [1, 0, 1, 1, 1]),
+    ],
+)
+def test_entropy_budget_takes_the_surest_whose_sum_fits(budget, expected):
+    """The committed position of entropy 0 neither counts nor is committed again."""
+    assert committed("entropy_budget", [0.25, 0.0, 0.5, 0.125, 1.0], [1, 0, 1, 1, 1], budget) == expected
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"), [(0.7, [0, 1, 0]), (0.35, [1, 1, 0]), (0.05, [1, 1, 0]), (0.0, [1, 1, 1])]
+)
+def test_margin_is_the_lead_over_the_next_token(threshold, expected):
+    """Leads 0.4, 0.6 and 0: the mask's own 0.5 in the last row is no competitor."""
+    prediction = from_probabilities(
+        [[0.6, 0.2, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 1e-9, 0.5]],
+    )
+    assert run("margin", prediction, [1, 1, 1], threshold=threshold, mask_token_id=3) == expected
+
+
+@pytest.mark.parametrize(
+    ("threshold", "stability_threshold", "seen", "expected"),
+    [
+        (0.5, 0.1, [1, 1, 1], [1, 0, 1]),  # KL 0, 0.35 and 0.08
+        (0.5, 0.34, [1, 1, 1], [1, 0, 1]),
+        (0.5, 0.4, [1, 1, 1], [1, 1, 1]),
+        (0.85, 0.4, [1, 1, 1], [0, 0, 1]),  # stable and unsure is not enough
+        (0.5, 0.4, [0, 0, 0], [0, 0, 1]),  # never seen before: the likeliest alone
+    ],
+)
+def test_stability_asks_what_moved(threshold, stability_threshold, seen, expected):
+    now = [[0.8, 0.1, 0.05, 0.05], [0.8, 0.1, 0.05, 0.05], [0.9, 0.05, 0.03, 0.02]]
+    before = [[0.8, 0.1, 0.05, 0.05], [0.4, 0.4, 0.1, 0.1], [0.75, 0.1, 0.1, 0.05]]
+    divergence = [
+        sum(p * math.log(p / q) for p, q in zip(*rows, strict=True)) for rows in zip(now, before, strict=True)
+    ]
+    assert divergence == pytest.approx([0, 0.3466, 0.0750], abs=1e-4)
+    fixed = run(
+        "stability",
+        from_probabilities(now),
+        [1, 1, 1],
+        threshold=threshold,
+        stability_threshold=stability_threshold,
+        previous=torch.tensor([before]).log(),
+        seen=torch.tensor([seen]).bool(),
+    )
+    assert fixed == expected
 
 
 def test_steps_spend_the_remainder_first():
@@ -43,12 +103,20 @@ def test_steps_spend_the_remainder_first():
     score = [0.1, 0.8, 0.3, 0.7, 0.2, 0.6, 0.5, 0.4]
     masked = [1] * 8
     counts = []
+    schedule = {"steps_per_block": 3, "block_length": 8}
     for step in range(3):
-        chosen = commit("steps", score, masked, steps_per_block=3, step=step)
+        chosen = committed("steps", score, masked, **schedule, block_forwards=torch.tensor([step]))
         counts.append(sum(chosen))
         masked = [m - c for m, c in zip(masked, chosen, strict=True)]
     assert counts == [3, 3, 2]
-    assert commit("steps", score, [1] * 8, steps_per_block=3) == [0, 1, 0, 1, 0, 1, 0, 0]
+    first = committed("steps", score, [1] * 8, **schedule, block_forwards=torch.tensor([0]))
+    assert first == [0, 1, 0, 1, 0, 1, 0, 0]
+
+
+def test_best_is_the_first_of_the_highest_among_the_candidates():
+    score = torch.tensor([[1.0, 5.0, 3.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
+    among = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0]]).bool()
+    assert best(score, among).int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 def test_predict_by_hand():

@@ -1,0 +1,63 @@
+"""Keys and values of every canvas position, for decoders that recompute only a part of it.
+
+Bidirectional models have no exact cache: stored entries are those of the forward that last
+recomputed their position.
+Legend: b rows, S slots, L canvas length, W positions recomputed, H key/value heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dparallel.models.backbone import DiffusionConfig
+
+
+def bytes_per_row(config: DiffusionConfig, length: int, dtype: torch.dtype) -> int:
+    """Memory of one row's keys and values."""
+    head_size = config.hidden_size // config.num_attention_heads
+    width = config.num_key_value_heads * head_size
+    return 2 * config.num_hidden_layers * length * width * dtype.itemsize
+
+
+class KeyValueStore:
+    """Storage for `slots` canvases of `length` positions."""
+
+    def __init__(
+        self, config: DiffusionConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype
+    ):
+        head_size = config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, slots, length, config.num_key_value_heads, head_size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The store as one forward sees it: fresh entries replace the stored ones of their positions.
+
+    Attributes:
+        slots: (b,) where each row's entries lie.
+        positions: (b, W) recomputed positions; None when the forward covers the whole canvas.
+        length: canvas positions attended to.
+    """
+
+    store: KeyValueStore
+    slots: Tensor
+    positions: Tensor | None
+    length: int
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store `key` and `value` (b, H, W, head_size); give those of the canvas, (b, H, L, head_size)."""
+        keys, values = self.store.keys[layer], self.store.values[layer]  # (S, L, H, head_size)
+        if self.positions is None:
+            keys[self.slots, : self.length] = key.transpose(1, 2)
+            values[self.slots, : self.length] = value.transpose(1, 2)
+            return key, value
+        where = self.slots[:, None], self.positions
+        keys[where] = key.transpose(1, 2)
+        values[where] = value.transpose(1, 2)
+        return self._read(keys), self._read(values)
+
+    def _read(self, stored: Tensor) -> Tensor:
+        return stored[self.slots, : self.length].transpose(1, 2)

@@ -1,0 +1,232 @@
+"""One denoise step of a group of rows: read, predict, commit, move on. No host synchronisation.
+
+A step gathers the rows' state, computes and writes it back, so a row that is named twice (to fill up a
+fixed shape) is harmless.
+Legend: b rows, L canvas length, G `gen_length`, K blocks of l positions, n positions read, w blocks
+recomputed, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding.blocks import from_first, live, open_next, overdue, places, tokens_needed
+from dparallel.decoding.cache import CacheView, KeyValueStore
+from dparallel.decoding.canvas import Canvas
+from dparallel.decoding.rules import RULES, Prediction, Setting, best, commit, predict
+from dparallel.decoding.sampling import uniform
+from dparallel.models.backbone import DiffusionTransformer
+
+
+class Shape(NamedTuple):
+    """What fixes the sizes of a step's tensors.
+
+    Attributes:
+        rows, reads: b and n.
+        window: w; None for the whole canvas.
+        length: L.
+        padded: whether some row's canvas is shorter.
+    """
+
+    rows: int
+    reads: int
+    window: int | None
+    length: int
+    padded: bool
+
+
+class Status(NamedTuple):
+    """What the host must know of a row to plan its next step."""
+
+    done: int
+    full: int  # whether the next forward recomputes everything
+    reads: int
+    window: int
+
+
+class Outcome(NamedTuple):
+    status: Tensor  # (b, 4), the columns of Status
+    offsets: Tensor  # (b, n) response positions read
+    masked: Tensor  # (b, n) bool; the others only fill up the shape
+    commit: Tensor  # (b, n) bool
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What rows that are being decoded keep between forwards, by slot; None where not needed."""
+
+    store: KeyValueStore | None
+    previous: Tensor | None  # (slots, G, V) log-probabilities
+
+    @classmethod
+    def allocate(
+        cls, model: DiffusionTransformer, decoding: DecodingConfig, slots: int, length: int
+    ) -> "Workspace":
+        config, device = model.config, model.device
+        store = previous = None
+        if decoding.cache != "none":
+            store = KeyValueStore(config, slots, length, device, model.dtype)
+        if RULES[decoding.rule].needs_previous:
+            previous = torch.zeros(slots, decoding.gen_length, config.vocab_size, device=device)
+        return cls(store, previous)
+
+
+def first_status(decoding: DecodingConfig) -> Status:
+    return Status(done=0, full=1, reads=decoding.block_length, window=decoding.blocks)
+
+
+def denoise(
+    model: DiffusionTransformer,
+    canvas: Canvas,
+    workspace: Workspace,
+    decoding: DecodingConfig,
+    shape: Shape,
+    rows: Tensor,
+    slots: Tensor,
+) -> Outcome:
+    """Advance `rows` (b,) of `canvas` by one forward, in place; `slots` (b,) are theirs in `workspace`."""
+    state = canvas.gather(rows)
+
+    # 1. Read the masked positions of open blocks.
+    readable = _readable(state, decoding)
+    offsets = places(readable, shape.reads)  # (b, n)
+    masked = readable.gather(1, offsets)
+
+    # 2. One forward, over the canvas or over the blocks that change.
+    logits = _forward(model, state, workspace, decoding, shape, slots, offsets)  # (b, n, V)
+
+    # 3. Predict and commit.
+    where = state.prompt_length[:, None] + offsets
+    numbers = uniform(state.seed, state.nfe, where, logits.shape[-1]) if decoding.temperature > 0 else None
+    mask_token_id = model.config.mask_token_id
+    prediction = predict(logits, mask_token_id, decoding.temperature, decoding.top_p, numbers)
+    setting = _setting(state, workspace, decoding, mask_token_id, slots, offsets)
+    fixed, score = commit(RULES[decoding.rule], prediction, masked, setting)
+    if decoding.mode == "multi_block":
+        fixed = fixed | best(score, overdue(offsets // decoding.block_length, masked, fixed))
+    if workspace.previous is not None:
+        workspace.previous[slots[:, None], offsets] = prediction.log_probability
+
+    # 4. Move on, and say what the next forward needs.
+    full_before = _committed(state, decoding) == decoding.block_length
+    state.tokens = _put(state.tokens, where, fixed, prediction.token)
+    state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
+    state.confidence = _put(state.confidence, offsets, fixed, prediction.probability)
+    state.seen = _put(state.seen, offsets, masked, masked)
+    state.rounds_left = (state.rounds_left - full_before.long()).clamp(min=0)
+    opens = _open_blocks(state, decoding, model.config.eos_token_id)
+    state.nfe = state.nfe + 1
+    status = (
+        (state.commit_step >= 0).all(1),
+        _refresh(state, decoding, opens),
+        _readable(state, decoding).sum(1),
+        _window(state, decoding).sum(1),
+    )
+    canvas.scatter(rows, state)
+    return Outcome(torch.stack([each.long() for each in status], 1), offsets, masked, fixed, prediction)
+
+
+def _forward(
+    model: DiffusionTransformer,
+    state: Canvas,
+    workspace: Workspace,
+    decoding: DecodingConfig,
+    shape: Shape,
+    slots: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """Logits at the response positions `offsets` (b, n), (b, n, V)."""
+    start, block_length = state.prompt_length[:, None], decoding.block_length
+    if shape.window is None:
+        positions, read_at = None, start + offsets
+        input_ids = state.tokens[:, : shape.length]
+    else:
+        window = _window(state, decoding)  # (b, K)
+        blocks = places(window, shape.window)  # (b, w)
+        blocks = torch.where(window.gather(1, blocks), blocks, blocks[:, :1])  # a block twice, at worst
+        within = torch.arange(block_length, device=slots.device)
+        positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w l)
+        input_ids = state.tokens.gather(1, positions)
+        place = (window.cumsum(1) - 1).clamp(min=0).gather(1, offsets // block_length)
+        read_at = place * block_length + offsets % block_length
+    visible = None
+    if shape.padded:
+        visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)
+    cache = CacheView(workspace.store, slots, positions, shape.length) if workspace.store else None
+    return model(input_ids, visible, read_at, positions, cache)
+
+
+def _open_blocks(state: Canvas, decoding: DecodingConfig, eos_token_id: int | None) -> Tensor:
+    """End rows at end-of-text, open blocks; whether a block was opened, (b,) bool."""
+    done = state.commit_step >= 0  # (b, G)
+    may_open = torch.ones_like(state.nfe, dtype=torch.bool)
+    if decoding.stop_at_eos:
+        every = torch.arange(decoding.gen_length, device=done.device)
+        where = state.prompt_length[:, None] + every
+        eos = done & (state.tokens.gather(1, where) == eos_token_id)
+        ended = (eos & done.cummin(1).values).any(1)
+        filled = ended[:, None] & ~done
+        state.tokens = _put(state.tokens, where, filled, torch.full_like(where, eos_token_id or 0))
+        state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
+        may_open = ~eos.any(1)  # nothing behind an end-of-text is asked for
+    needed = tokens_needed(decoding.block_add_threshold or 1.0, decoding.block_length)
+    opens = open_next(_committed(state, decoding), state.opened, needed, may_open)
+    state.opened = state.opened + opens
+    state.block_forwards = torch.where(opens, 0, state.block_forwards + 1)
+    return opens
+
+
+def _readable(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """Masked positions of open blocks, (b, G) bool."""
+    every = torch.arange(decoding.gen_length, device=state.nfe.device)
+    return (state.commit_step < 0) & (every // decoding.block_length < state.opened[:, None])
+
+
+def _committed(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """Tokens committed per block, (b, K)."""
+    return (state.commit_step >= 0).unflatten(1, (-1, decoding.block_length)).sum(2)
+
+
+def _window(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """The blocks that a forward with a cache recomputes, (b, K) bool."""
+    blocks = live(_committed(state, decoding), decoding.block_length, state.opened, state.rounds_left)
+    return from_first(blocks) if decoding.cache == "prefix" else blocks
+
+
+def _refresh(state: Canvas, decoding: DecodingConfig, opens: Tensor) -> Tensor:
+    """Whether the next forward recomputes everything, (b,) bool."""
+    if decoding.cache == "none":
+        return torch.ones_like(opens)
+    if decoding.refresh_every is None:
+        return opens  # at a block's start
+    return state.nfe % decoding.refresh_every == 0
+
+
+def _setting(
+    state: Canvas,
+    workspace: Workspace,
+    decoding: DecodingConfig,
+    mask_token_id: int,
+    slots: Tensor,
+    offsets: Tensor,
+) -> Setting:
+    previous = None if workspace.previous is None else workspace.previous[slots[:, None], offsets]
+    return Setting(
+        threshold=decoding.threshold or 0.0,
+        stability_threshold=decoding.stability_threshold or 0.0,
+        steps_per_block=(decoding.steps or 0) // decoding.blocks,
+        block_length=decoding.block_length,
+        mask_token_id=mask_token_id,
+        block_forwards=state.block_forwards,
+        previous=previous,
+        seen=state.seen.gather(1, offsets),
+    )
+
+
+def _put(values: Tensor, at: Tensor, where: Tensor, new: Tensor) -> Tensor:
+    """`values` (b, m) with `new` (b, n) at `at` (b, n) `where` told."""
+    return values.scatter(1, at, torch.where(where, new, values.gather(1, at)))

@@ -1,0 +1,83 @@
+"""The loop around denoise steps: which rows go next, and the place of a finished row refilled.
+
+The host decides from one small table that each step sends back; nothing else is read from the device.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding.canvas import Canvas, Step
+from dparallel.decoding.compiled import compiled_denoise
+from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status
+from dparallel.models.backbone import DiffusionTransformer
+
+Observer = Callable[[list[Step]], None]
+DONE, FULL, READS, WINDOW = range(len(Status._fields))
+
+
+def decode(
+    model: DiffusionTransformer,
+    canvas: Canvas,
+    prompt_lengths: Sequence[int],
+    decoding: DecodingConfig,
+    batch_size: int,
+    observe: Callable[[Outcome, np.ndarray], None] | None = None,
+) -> None:
+    """Fill `canvas` in place, `batch_size` rows at a time, in the order of its rows.
+
+    A row advances alone: it has its own blocks and forwards, and where it ends the next row takes over
+    its slot. With a cache each forward serves either rows that recompute everything or rows that
+    recompute a few blocks; the former wait until they are a quarter of the batch.
+    """
+    rows, device = len(prompt_lengths), canvas.tokens.device
+    lengths = np.asarray(prompt_lengths) + decoding.gen_length
+    batch_size = min(batch_size, rows)
+    workspace = Workspace.allocate(model, decoding, batch_size, canvas.tokens.shape[1])
+    step = compiled_denoise(device) if decoding.compile else denoise
+    start = first_status(decoding)
+
+    active = np.arange(batch_size)
+    slots = np.arange(batch_size)
+    status = np.tile(start, (batch_size, 1))
+    queued = batch_size
+    while len(active):
+        # 1. One forward of the rows that can go together.
+        chosen = next_group(status)
+        shape = shape_of(decoding, status[chosen], lengths[active[chosen]], canvas.tokens.shape[1])
+        padding = np.full(shape.rows - len(chosen), chosen[-1])
+        group = np.concatenate([chosen, padding])
+        where = (torch.from_numpy(each[group]).to(device) for each in (active, slots))
+        outcome = step(model, canvas, workspace, decoding, shape, *where)
+        if observe is not None:
+            observe(outcome, active[chosen])
+        status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the one synchronisation
+
+        # 2. The next rows take the places of those that ended.
+        free = np.flatnonzero(status[:, DONE])
+        refilled, closed = np.split(free, [min(len(free), rows - queued)])
+        active[refilled] = np.arange(queued, queued + len(refilled))
+        status[refilled] = start
+        queued += len(refilled)
+        if len(closed):
+            active, slots, status = (np.delete(each, closed, axis=0) for each in (active, slots, status))
+
+
+def next_group(status: np.ndarray) -> np.ndarray:
+    """Rows of one kind of forward: those that recompute everything, or those that do not."""
+    full, part = np.flatnonzero(status[:, FULL]), np.flatnonzero(status[:, FULL] == 0)
+    return full if len(part) == 0 or 4 * len(full) >= len(status) else part
+
+
+def shape_of(decoding: DecodingConfig, status: np.ndarray, lengths: np.ndarray, longest: int) -> Shape:
+    """The sizes of the next step; compiled steps have few different ones."""
+    rows, reads, window = len(status), int(status[:, READS].max()), int(status[:, WINDOW].max())
+    length = int(lengths.max())
+    if decoding.compile:
+        rows = 1 << (rows - 1).bit_length()
+        reads = -(-reads // decoding.block_length) * decoding.block_length
+        length = longest
+    padded = bool((lengths < length).any())
+    return Shape(rows, reads, None if status[0, FULL] else window, length, padded)

@@ -1,0 +1,49 @@
+"""How many rows fit into memory, estimated before any is decoded."""
+
+import psutil
+import torch
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding.cache import bytes_per_row
+from dparallel.decoding.rules import RULES
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+
+USABLE = 0.9  # of the free memory; the allocator needs room to move
+
+
+def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingConfig) -> int:
+    """Rows of canvas `length` that can be decoded together in the memory that is free now.
+
+    Raises:
+        MemoryError: not even one row fits.
+    """
+    free, needed = free_bytes(model.device), row_bytes(model.config, length, decoding, model.dtype)
+    rows = int(USABLE * free / needed)
+    if rows < 1:
+        raise MemoryError(
+            f"one row of {length} tokens needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+            f"are free on {model.device}: lower gen_length={decoding.gen_length}, shorten the prompts, or use "
+            f"cache='none' (now {decoding.cache!r}) or a smaller dtype (now {model.dtype})"
+        )
+    return rows
+
+
+def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dtype: torch.dtype) -> int:
+    """Memory one row takes at the peak of a forward: its cache, the widest layer and its predictions."""
+    layer = length * (4 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
+    rotated = length * 8 * config.hidden_size * torch.float32.itemsize
+    reads = decoding.block_length if decoding.mode == "sequential" else decoding.gen_length
+    predictions = reads * config.vocab_size * (dtype.itemsize + 4 * torch.float32.itemsize)
+    total = layer + rotated + predictions
+    if decoding.cache != "none":
+        total += bytes_per_row(config, length, dtype)
+    if RULES[decoding.rule].needs_previous:
+        total += 2 * decoding.gen_length * config.vocab_size * torch.float32.itemsize
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available

@@ -1,0 +1,202 @@
+"""The slow, obvious decoder that `generate` must equal: one row, plain lists, nothing clever.
+
+Written from the definitions and sharing no decoding code with `generate`, so that a model, a GPU or a
+new speed-up can be checked against it. Every forward gives logits for all it recomputes; softmax and
+entropy are in float64.
+
+Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H query and E key/value heads.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding import Generation
+from dparallel.models.backbone import DiffusionTransformer, Layer
+
+# Of each layer: the key and the value, (E, head size) each, of every canvas position.
+KeyValues = list[dict[int, tuple[Tensor, Tensor]]]
+
+
+class Reading(NamedTuple):
+    """What one forward says about one masked position."""
+
+    token: int  # the likeliest one other than the mask
+    probability: float  # of that token, over the full vocabulary
+    margin: float  # its lead in probability over the next token other than the mask
+    entropy: float  # nats, full vocabulary
+    drift: float  # KL(now || when last read), nats; infinite at the first reading
+
+
+@torch.no_grad()
+def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: DecodingConfig) -> Generation:
+    """Decode one response as `generate` does, at batch size 1 and without any of its speed.
+
+    Raises:
+        ValueError: `decoding.temperature` above 0.
+    """
+    if decoding.temperature > 0:
+        raise ValueError(
+            f"temperature={decoding.temperature}: the oracle draws no tokens; set temperature to 0"
+        )
+    mask, eos = model.config.mask_token_id, model.config.eos_token_id
+    length = decoding.block_length
+    response = [mask] * decoding.gen_length
+    commit_step = [-1] * decoding.gen_length
+    confidence = [0.0] * decoding.gen_length
+    distribution: dict[int, Tensor] = {}  # (V,) as last read, by response position
+    memory: KeyValues = [{} for _ in model.layers]
+    opened_at = [0]  # the forward at which each open block opened
+    nfe = 0
+    ended = False
+
+    while mask in response and not ended:
+        blocks = [response[start : start + length] for start in range(0, len(response), length)]
+        share = [1 - block.count(mask) / length for block in blocks]
+
+        # (a) Which blocks are fully active; (b) open one more. Sequential: both thresholds are 1.
+        fully_active = [
+            k == 0 or share[k - 1] >= (decoding.decoded_token_threshold or 1) for k in range(len(blocks))
+        ]
+        eos_seen = decoding.stop_at_eos and eos in response
+        last = len(opened_at) - 1
+        if share[last] >= (decoding.block_add_threshold or 1) and last + 1 < len(blocks) and not eos_seen:
+            opened_at.append(nfe)
+
+        # (c) One forward, read wherever an open block is masked.
+        masked = [i for i in range(len(opened_at) * length) if response[i] == mask]
+        canvas = [*prompt, *response]
+        recomputed = _recomputed(decoding, len(prompt), commit_step, opened_at, nfe)
+        if decoding.cache == "none":
+            logits = dict(enumerate(model(torch.tensor([canvas], device=model.device))[0]))
+        else:
+            logits = _forward(model, canvas, recomputed, memory)
+        reading = {}
+        for i in masked:
+            now = logits[len(prompt) + i].double().softmax(-1)
+            reading[i] = _read(now, distribution.get(i), mask)
+            distribution[i] = now
+
+        # (d) What the rule commits, the best in any case; (e) the first fully active block gets a token.
+        ranking = _ranking(decoding.rule, reading)
+        forwards_of_block = nfe - opened_at[-1]
+        commit = {ranking[0], *_chosen(decoding, reading, ranking, forwards_of_block)}
+        first = next(i // length for i in masked if fully_active[i // length])
+        if all(i // length != first for i in commit):
+            commit.add(next(i for i in ranking if i // length == first))
+        for i in commit:
+            response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
+        nfe += 1
+
+        # An end-of-text token with everything before it committed ends the row.
+        complete = response.index(mask) if mask in response else len(response)
+        ended = decoding.stop_at_eos and eos in response[:complete]
+
+    for i, token in enumerate(response):
+        if token == mask:
+            response[i], commit_step[i] = eos, nfe - 1
+    num_tokens = response.index(eos) + 1 if eos in response else len(response)
+    return Generation(response, commit_step, confidence, nfe, num_tokens)
+
+
+def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
+    """Positions, best first; of equals the first."""
+    if rule in ("entropy", "entropy_budget"):
+        return sorted(reading, key=lambda i: reading[i].entropy)
+    if rule == "margin":
+        return sorted(reading, key=lambda i: -reading[i].margin)
+    return sorted(reading, key=lambda i: -reading[i].probability)  # steps, confidence, stability
+
+
+def _chosen(
+    decoding: DecodingConfig, reading: dict[int, Reading], ranking: list[int], forwards_of_block: int
+) -> list[int]:
+    """Positions that meet the rule, of those in `ranking`."""
+    threshold = decoding.threshold or 0.0  # None for `steps` alone
+    match decoding.rule:
+        case "steps":
+            steps = (decoding.steps or 0) * decoding.block_length // decoding.gen_length
+            every, more = divmod(decoding.block_length, steps)
+            return ranking[: every + (forwards_of_block < more)]
+        case "confidence":
+            return [i for i in ranking if reading[i].probability >= threshold]
+        case "entropy":
+            return [i for i in ranking if reading[i].entropy <= threshold]
+        case "entropy_budget":
+            sums = accumulate(reading[i].entropy for i in ranking)
+            return [i for i, total in zip(ranking, sums, strict=True) if total <= threshold]
+        case "margin":
+            return [i for i in ranking if reading[i].margin >= threshold]
+        case "stability":
+            calm = decoding.stability_threshold or 0.0
+            return [i for i in ranking if reading[i].probability >= threshold and reading[i].drift <= calm]
+    raise ValueError(f"rule={decoding.rule!r} is not known to the oracle: write it here first")
+
+
+def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
+    """`now` and `before` are (V,) probabilities."""
+    allowed = now.clone()
+    allowed[mask] = -1
+    best, second = allowed.topk(2).values.tolist()
+    drift = torch.inf if before is None else float((torch.xlogy(now, now) - torch.xlogy(now, before)).sum())
+    return Reading(int(allowed.argmax()), best, best - second, float(torch.special.entr(now).sum()), drift)
+
+
+def _recomputed(
+    decoding: DecodingConfig, prompt_length: int, commit_step: list[int], opened_at: list[int], nfe: int
+) -> list[int]:
+    """Canvas positions that forward `nfe` computes; the others keep the keys and values they have."""
+    everything = list(range(prompt_length + decoding.gen_length))
+    if decoding.mode == "sequential":
+        refresh = nfe == opened_at[-1]
+    else:
+        refresh = nfe % (decoding.refresh_every or 1) == 0
+    if decoding.cache == "none" or refresh:
+        return everything
+    live: list[int] = []  # canvas positions of the open blocks that have masks or still settle
+    for k in range(len(opened_at)):
+        steps = commit_step[k * decoding.block_length : (k + 1) * decoding.block_length]
+        if -1 in steps or nfe <= max(steps) + (decoding.settle_rounds or 0):
+            start = prompt_length + k * decoding.block_length
+            live.extend(range(start, start + decoding.block_length))
+    return live if decoding.cache == "dual" else everything[live[0] :]
+
+
+def _forward(
+    model: DiffusionTransformer, canvas: list[int], recomputed: list[int], memory: KeyValues
+) -> dict[int, Tensor]:
+    """Logits (V,) of the recomputed positions, which replace their keys and values in `memory`."""
+    theta = model.config.rope_theta
+    hidden = model.embedding(torch.tensor([canvas[i] for i in recomputed], device=model.device))  # (n, D)
+    for layer, stored in zip(cast(Iterable[Layer], model.layers), memory, strict=True):
+        attention = layer.attention
+        normed = layer.attention_norm(hidden)
+        split = (len(recomputed), -1, attention.head_size)
+        query = _rotate(attention.q_proj(normed).view(split), recomputed, theta)  # (n, H, head size)
+        key = _rotate(attention.k_proj(normed).view(split), recomputed, theta)  # (n, E, head size)
+        value = attention.v_proj(normed).view(split)
+        for index, position in enumerate(recomputed):
+            stored[position] = key[index], value[index]
+        keys = torch.stack([stored[i][0] for i in range(len(canvas))])  # (L, E, head size)
+        values = torch.stack([stored[i][1] for i in range(len(canvas))])
+        group = attention.heads // attention.kv_heads  # query heads that share a key/value head
+        scores = torch.einsum("nhd,lhd->hnl", query, keys.repeat_interleave(group, 1))
+        weights = (scores / attention.head_size**0.5).softmax(-1)
+        mixed = torch.einsum("hnl,lhd->nhd", weights, values.repeat_interleave(group, 1))
+        hidden = hidden + attention.o_proj(mixed.flatten(1))
+        hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
+    return dict(zip(recomputed, model.lm_head(model.norm(hidden)), strict=True))
+
+
+def _rotate(heads: Tensor, positions: list[int], theta: float) -> Tensor:
+    """Turn (n, heads, head size) by the angles of its positions; channel c pairs with c + half."""
+    half = heads.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, dtype=torch.float32, device=heads.device) / half)
+    angle = torch.tensor(positions, device=heads.device)[:, None, None] * frequency  # (n, 1, half)
+    first, second = heads.float().chunk(2, dim=-1)
+    turned = [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()]
+    return torch.cat(turned, dim=-1).to(heads.dtype)

@@ -1,0 +1,36 @@
+"""Decoding runs of the published loops, by what they exercise."""
+
+import json
+from typing import Any
+
+from dparallel import DecodingConfig, Generation
+from tests.conftest import GOLDEN
+
+Case = dict[str, Any]
+
+
+def _load() -> dict[str, list[Case]]:
+    cases: dict[str, list[Case]] = {}
+    for case in json.loads((GOLDEN / "llada_decode.json").read_text()):
+        cases.setdefault(case.get("cache", case["rule"]), []).append(case)
+    multi_block = json.loads((GOLDEN / "multi_block_decode.json").read_text())
+    return cases | {"multi_block": [{**case, "mode": "multi_block"} for case in multi_block]}
+
+
+CASES = _load()  # steps, entropy, confidence, prefix, dual, multi_block
+assert sum(len(cases) for cases in CASES.values()) == 68 + 36
+
+
+def decoding_of(case: Case) -> DecodingConfig:
+    """The published loops never stop early."""
+    known = {key: value for key, value in case.items() if key in DecodingConfig.model_fields}
+    return DecodingConfig(**known, stop_at_eos=False)
+
+
+def assert_agrees(generation: Generation, case: Case) -> None:
+    """Tokens and NFE; the loops with a cache waste a forward where a block's first one finished it."""
+    assert generation.tokens == case["tokens"]
+    if "nfe" in case:
+        assert generation.nfe == case["nfe"]
+    else:
+        assert generation.nfe <= case["reference_nfe"]

@@ -1,0 +1,147 @@
+"""`generate` equals the oracle in every row: all rules, modes and caches, whatever shares the batch."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dparallel import DecodingConfig, Generation, generate
+from dparallel.decoding import RULES, Step
+from dparallel.decoding.oracle import decode_one
+from dparallel.models.backbone import DiffusionTransformer
+from tests.conftest import random_model
+
+EOS = 2
+
+
+def model_of(seed: int, **shape) -> DiffusionTransformer:
+    """Random weights, biases included."""
+    model = random_model(seed, **shape)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.normal_(module.bias)
+    return model
+
+
+# Seeds whose models commit an end-of-text token early in many rows, so that stopping is exercised.
+MODELS = [
+    *(model_of(seed) for seed in range(3)),
+    model_of(3, num_key_value_heads=2, qkv_bias=True),
+    model_of(4, num_key_value_heads=1, num_hidden_layers=3),
+]
+THRESHOLDS = {  # around what these models predict, so that a forward commits some of what it read
+    "confidence": st.floats(0.1, 0.5),
+    "entropy": st.floats(1.5, 3.5),
+    "entropy_budget": st.floats(2, 12),
+    "margin": st.floats(0, 0.3),
+    "stability": st.floats(0, 0.3),
+}
+
+
+def test_every_rule_is_covered():
+    assert {"steps", *THRESHOLDS} == set(RULES)
+
+
+@st.composite
+def decodings(draw, rule: str) -> DecodingConfig:
+    chosen: dict[str, Any] = {
+        "gen_length": 24,
+        "block_length": draw(st.sampled_from([4, 8, 12])),
+        "rule": rule,
+        "cache": draw(st.sampled_from(["none", "prefix", "dual"])),
+        "stop_at_eos": draw(st.booleans()),
+    }
+    if rule == "steps":
+        return DecodingConfig(**chosen, steps=draw(st.sampled_from([6, 12, 18, 24])))
+    chosen["threshold"] = draw(THRESHOLDS[rule])
+    if rule == "stability":
+        chosen["stability_threshold"] = draw(st.floats(0, 0.5))
+    if draw(st.booleans()):
+        shares = st.floats(0.01, 1)
+        chosen |= {
+            "mode": "multi_block",
+            "block_add_threshold": draw(shares),
+            "decoded_token_threshold": draw(shares),
+        }
+        if chosen["cache"] != "none":
+            chosen |= {
+                "settle_rounds": draw(st.integers(1, 3)),
+                "refresh_every": draw(st.integers(1, 9)),
+            }
+    return DecodingConfig(**chosen)
+
+
+prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_size=1, max_size=7)
+batch_sizes = st.integers(1, 6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=20, deadline=None)
+@given(st.data(), prompts, st.sampled_from(MODELS), batch_sizes)
+def test_every_row_equals_the_oracle(rule, data, prompts, model, batch_size):
+    decoding = data.draw(decodings(rule))
+    for prompt, generation in zip(prompts, generate(model, prompts, decoding, batch_size), strict=True):
+        assert_equals_the_oracle(generation, model, prompt, decoding)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("mode", ["sequential", "multi_block"])
+def test_rows_that_stop_early_make_room_for_others(mode, cache):
+    """Five slots for twelve rows, of which some end with masks left and others use all their forwards."""
+    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.5, mode=mode, cache=cache)
+    prompts = [[start, 5] * (start % 5 + 1) for start in range(3, 15)]
+    stopped = []
+    for model in MODELS:
+        for prompt, generation in zip(prompts, generate(model, prompts, decoding, 5), strict=True):
+            assert_equals_the_oracle(generation, model, prompt, decoding)
+            stopped.append(0.0 in generation.confidence)
+    assert 8 < sum(stopped) < len(stopped) - 8
+
+
+def assert_equals_the_oracle(
+    generation: Generation, model: DiffusionTransformer, prompt: list[int], decoding: DecodingConfig
+) -> None:
+    expected = decode_one(model, prompt, decoding)
+    assert generation.tokens == expected.tokens
+    assert generation.commit_step == expected.commit_step
+    assert (generation.nfe, generation.num_tokens) == (expected.nfe, expected.num_tokens)
+    assert generation.confidence == pytest.approx(expected.confidence, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompts, st.sampled_from(sorted(RULES)).flatmap(decodings), st.sampled_from(MODELS), batch_sizes)
+def test_observed_steps_replay_every_row(prompts, decoding, model, batch_size):
+    observed: list[Step] = []
+    generations = generate(model, prompts, decoding, batch_size, observe=observed.extend)
+    for row, generation in enumerate(generations):
+        replay([step for step in observed if step.row == row], generation, decoding)
+
+
+def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) -> None:
+    """Blocks open by the shares committed so far, only masked positions of open blocks are read, the
+    first unfinished block gets a token at every forward, and the commits add up to the generation."""
+    length, blocks = decoding.block_length, decoding.blocks
+    committed: dict[int, tuple[int, int, float]] = {}  # token, commit step, probability by offset
+    opened = 1
+    assert [step.denoise_step for step in steps] == list(range(generation.nfe))
+    for step in steps:
+        share = sum(offset // length == opened - 1 for offset in committed) / length
+        ended = decoding.stop_at_eos and EOS in [token for token, _, _ in committed.values()]
+        opened += share >= (decoding.block_add_threshold or 1) and opened < blocks and not ended
+        masked = [offset for offset in range(opened * length) if offset not in committed]
+        assert step.offsets == masked
+        chosen = [offset for offset, commit in zip(step.offsets, step.commit, strict=True) if commit]
+        assert chosen
+        assert chosen[0] // length == masked[0] // length
+        for offset, token, probability, entropy, commit in zip(
+            step.offsets, step.tokens, step.probability, step.entropy, step.commit, strict=True
+        ):
+            assert 0 < probability <= 1.00001
+            assert entropy >= -1e-6
+            if commit:
+                committed[offset] = token, step.denoise_step, probability
+    rest = (EOS, generation.nfe - 1, 0.0)
+    rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
+    assert list(rows) == [committed.get(offset, rest) for offset in range(decoding.gen_length)]
