@@ -10,7 +10,7 @@ import torch
 from dparallel.config import DecodingConfig
 from dparallel.decoding.canvas import Canvas, Generation, Step
 from dparallel.decoding.denoise import Outcome
-from dparallel.decoding.loop import decode
+from dparallel.decoding.loop import DONE, decode
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.rules import RULES
 from dparallel.models.backbone import DiffusionTransformer
@@ -67,11 +67,16 @@ def generate(
 
 def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
     """What a forward did to canvas `rows`, as prompts are numbered."""
-    denoise_step = (canvas.nfe - 1).tolist()
+    denoise_step, done = (canvas.nfe - 1).tolist(), outcome.status[:, DONE].bool().tolist()
     token, probability, entropy, _ = outcome.prediction
     columns = (outcome.offsets, token, probability, entropy, outcome.commit)
     return [
-        Step(order[row], denoise_step[row], *(column[at][outcome.masked[at]].tolist() for column in columns))
+        Step(
+            order[row],
+            denoise_step[row],
+            *(column[at][outcome.masked[at]].tolist() for column in columns),
+            done=done[at],
+        )
         for at, row in enumerate(rows.tolist())
     ]
 
@@ -89,6 +94,11 @@ def check_prompts(
                 f"set it in the checkpoint's config.json"
             )
     limit = config.max_position_embeddings - decoding.gen_length
+    if limit < 0:
+        raise ValueError(
+            f"gen_length={decoding.gen_length} is longer than this model's canvas "
+            f"(max_position_embeddings={config.max_position_embeddings}): lower gen_length"
+        )
     for row, prompt in enumerate(prompts):
         if len(prompt) > limit:
             raise ValueError(

@@ -44,6 +44,7 @@ class Step:
         offsets: the response positions read: masked, in an open block.
         tokens, probability, entropy: the prediction at each offset; entropy in nats.
         commit: whether this forward fixed it.
+        done: whether this was the row's last forward.
     """
 
     row: int
@@ -53,6 +54,7 @@ class Step:
     probability: list[float]
     entropy: list[float]
     commit: list[bool]
+    done: bool
 
 
 @dataclass

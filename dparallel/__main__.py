@@ -1,0 +1,8 @@
+"""`python -m dparallel` is the command `dparallel`."""
+
+import sys
+
+from dparallel.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What a terminal shows: the canvas while it fills, progress over many prompts, the closing numbers."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import torch
+from rich.color import Color
+from rich.console import Console
+from rich.live import Live
+from rich.style import Style
+from rich.text import Text
+
+from dparallel.decoding import Generation, Step
+from dparallel.evaluation.metrics import tokens_per_forward
+from dparallel.models.backbone import DiffusionConfig
+
+Observer = Callable[[list[Step]], None]
+
+MASK, END = "·", "∎"
+FRAMES_PER_SECOND = 12
+# From the first forward to the latest. Of middling lightness, so that it reads on dark and on light, and
+# blue to amber, so that it reads without red or green.
+RAMP = ((74, 137, 243), (131, 122, 226), (180, 107, 190), (214, 115, 128), (214, 140, 46))
+UNPRINTABLE = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def can_draw(stream: TextIO, plain: bool) -> bool:
+    """Whether `stream` is a terminal on which colour and redrawing are wanted."""
+    return (
+        stream.isatty() and not plain and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
+
+
+@contextmanager
+def drawing(stream: TextIO, tokenizer: Any, config: DiffusionConfig, gen_length: int) -> Iterator[Observer]:
+    """Draw one row's canvas on a terminal, live; its last frame, the response alone, stays."""
+    tokens = [config.mask_token_id] * gen_length
+    commit_step: list[int | None] = [None] * gen_length
+    shown = gen_length
+
+    def frame() -> Text:
+        return canvas_text(tokenizer, config, tokens[:shown], commit_step[:shown])
+
+    def observe(forward: list[Step]) -> None:
+        for step in forward:
+            for offset, token, commit in zip(step.offsets, step.tokens, step.commit, strict=True):
+                if commit:
+                    tokens[offset], commit_step[offset] = token, step.denoise_step
+
+    console = Console(file=stream, highlight=False)
+    with Live(console=console, get_renderable=frame, refresh_per_second=FRAMES_PER_SECOND) as live:
+        live.refresh()  # the masks, before the first forward
+        yield observe
+        if config.eos_token_id in tokens:
+            shown = tokens.index(config.eos_token_id)
+
+
+def canvas_text(
+    tokenizer: Any, config: DiffusionConfig, tokens: Sequence[int], commit_step: Sequence[int | None]
+) -> Text:
+    """Tokens coloured by the step that committed them; masks, end-of-text and other special ones dim."""
+    special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+    glyphs = {config.mask_token_id: MASK, config.eos_token_id: END}
+    latest = max((step for step in commit_step if step is not None), default=0)
+    text = Text()
+    for token, piece, step in zip(tokens, pieces(tokenizer, tokens), commit_step, strict=True):
+        if token in glyphs:
+            piece = piece[: len(piece) - len(piece.lstrip())] + glyphs[token]
+        dim = step is None or token in special
+        text.append(piece.translate(UNPRINTABLE), "dim" if dim else _colour(step or 0, latest))
+    return text
+
+
+def _colour(step: int, latest: int) -> Style:
+    """The colour of `step` on the ramp from forward 0 to the `latest`."""
+    place = step / max(latest, 1) * (len(RAMP) - 1)
+    low = min(int(place), len(RAMP) - 2)
+    share = place - low
+    return Style(
+        color=Color.from_rgb(*(a + share * (b - a) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True)))
+    )
+
+
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it; joined, the pieces are the whole text.
+
+    A token that ends within a character adds nothing; the one that completes it adds it all.
+    """
+    texts, start, done = [], 0, 0  # decoded anew from `start`; written up to `done`
+    for end in range(1, len(tokens) + 1):
+        before, now = tokenizer.decode(tokens[start:done]), tokenizer.decode(tokens[start:end])
+        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(tokens):
+            texts.append("")
+            continue
+        texts.append(now[len(before) :])
+        start, done = done, end
+    return texts
+
+
+@contextmanager
+def progress(stream: TextIO, total: int) -> Iterator[Observer]:
+    """Count finished rows: in place on a terminal, elsewhere a line whenever another tenth is done."""
+    in_place = stream.isatty()
+    done = written = 0
+
+    def observe(forward: list[Step]) -> None:
+        nonlocal done, written
+        done += sum(step.done for step in forward)
+        if done > written and (in_place or done * 10 // total > written * 10 // total):
+            stream.write(f"\r{done}/{total} prompts" if in_place else f"{done}/{total} prompts\n")
+            stream.flush()
+            written = done
+
+    try:
+        yield observe
+    finally:
+        if in_place:
+            stream.write("\r\N{ESCAPE}[K")
+
+
+def numbers(generations: Sequence[Generation], seconds: float, device: torch.device, batch_size: int) -> str:
+    """NFE (mean per row), TPF and TPS of what was decoded, with the conditions they hold for."""
+    num_tokens, nfe = [each.num_tokens for each in generations], [each.nfe for each in generations]
+    total, name = sum(num_tokens), device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return (
+        f"NFE {sum(nfe) / len(nfe):.4g} | TPF {tokens_per_forward(num_tokens, nfe):.2f} | "
+        f"TPS {total / seconds:.1f} ({total} tokens in {seconds:.2f} s on {name}, batch size {batch_size})"
+    )
+
+
+def together(*observers: Observer | None) -> Observer | None:
+    """One observer for all that are not None; None if there is none, since observing costs time."""
+    wanted = [observer for observer in observers if observer is not None]
+    if not wanted:
+        return None
+
+    def observe(forward: list[Step]) -> None:
+        for observer in wanted:
+            observer(forward)
+
+    return observe

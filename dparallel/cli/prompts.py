@@ -1,0 +1,106 @@
+"""What `dparallel generate` reads and writes: prompts in, one JSON object a line, and results out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dparallel.config import DecodingConfig
+from dparallel.decoding import Generation, check_prompts
+from dparallel.evaluation.text import encode_prompt
+from dparallel.models.backbone import DiffusionTransformer
+
+RESULT_FIELDS = ("response", "nfe", "num_tokens")
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be read or decoded; the message names where it stands and the remedy."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """`where` names the prompt's place in messages; `record` is the JSON object it came in."""
+
+    where: str
+    prompt: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def read_requests(path: Path, prompt_field: str) -> list[Request]:
+    """One request per line; blank lines are skipped.
+
+    Raises:
+        PromptError: naming the file and the line that cannot be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PromptError(f"--prompts {path}: {error.strerror}; give a readable JSONL file") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"--prompts {path}: not a text file in UTF-8 ({error})") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise PromptError(f"--prompts {path} holds no prompt; give one JSON object a line")
+    return [_request(f"{path}, line {number}", line, prompt_field) for number, line in lines]
+
+
+def _request(where: str, line: str, prompt_field: str) -> Request:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PromptError(f"{where}: not JSON ({error}); write one object a line") from error
+    if not isinstance(record, dict):
+        raise PromptError(f"{where}: holds {type(record).__name__}, expected an object of fields")
+    prompt = record.get(prompt_field)
+    if not isinstance(prompt, str):
+        found = f"is {prompt!r}, not a text" if prompt_field in record else "is missing"
+        known = ", ".join(record) or "none"
+        raise PromptError(f"{where}: field {prompt_field!r} {found}; its fields: {known}; see --prompt-field")
+    if taken := [name for name in RESULT_FIELDS if name in record]:
+        raise PromptError(f"{where}: field {taken[0]!r} would be overwritten by the result; rename it")
+    return Request(where, prompt, record)
+
+
+def encode(
+    requests: Sequence[Request],
+    tokenizer: Any,
+    model: DiffusionTransformer,
+    decoding: DecodingConfig,
+    raw: bool,
+) -> list[list[int]]:
+    """Token ids of every prompt, all of them fit to be decoded.
+
+    Args:
+        raw: take the text as it is, even where the tokenizer has a chat template.
+
+    Raises:
+        PromptError: naming the first prompt that this model cannot decode, and why.
+    """
+    return [_encode(request, tokenizer, model, decoding, raw) for request in requests]
+
+
+def _encode(
+    request: Request, tokenizer: Any, model: DiffusionTransformer, decoding: DecodingConfig, raw: bool
+) -> list[int]:
+    if not request.prompt.strip():
+        raise PromptError(f"{request.where}: the prompt is empty")
+    try:
+        request.prompt.encode()  # half a surrogate pair is no text to any tokenizer
+        tokens = tokenizer.encode(request.prompt) if raw else encode_prompt(tokenizer, request.prompt)
+        check_prompts(model, [tokens], decoding)
+    except ValueError as error:
+        raise PromptError(f"{request.where}: {error}") from error
+    return tokens
+
+
+def results(requests: Sequence[Request], responses: Sequence[str], generations: Sequence[Generation]) -> str:
+    """JSON lines in the order of the requests: the object read, the response and its counts."""
+    return "".join(
+        json.dumps(
+            request.record
+            | dict(zip(RESULT_FIELDS, (response, generation.nfe, generation.num_tokens), strict=True))
+        )
+        + "\n"
+        for request, response, generation in zip(requests, responses, generations, strict=True)
+    )

@@ -1,0 +1,29 @@
+"""Compiled steps give the same tokens. Compilation takes seconds a shape, so few shapes are run."""
+
+import pytest
+import torch
+
+from dparallel import DecodingConfig, generate
+from tests.conftest import random_model
+
+PROMPTS = [[5, 6, 7], [8], [9, 10]]
+
+
+def equal_tokens(device: str, **settings) -> None:
+    model = random_model(3, num_hidden_layers=1).to(device)
+    decoding = DecodingConfig(gen_length=16, block_length=8, rule="entropy", threshold=1.0, **settings)
+    plain = generate(model, PROMPTS, decoding, batch_size=2)
+    compiled = generate(model, PROMPTS, decoding.model_copy(update={"compile": True}), batch_size=2)
+    assert [(each.tokens, each.commit_step, each.nfe) for each in compiled] == [
+        (each.tokens, each.commit_step, each.nfe) for each in plain
+    ]
+
+
+def test_compiled_steps_on_the_cpu():
+    equal_tokens("cpu", cache="dual")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("settings", [{}, {"cache": "dual"}, {"mode": "multi_block", "cache": "prefix"}])
+def test_cuda_graphs(settings):
+    equal_tokens("cuda", **settings)
