@@ -69,16 +69,12 @@ def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Can
     """What a forward did to canvas `rows`, as prompts are numbered."""
     denoise_step, done = (canvas.nfe - 1).tolist(), outcome.status[:, DONE].bool().tolist()
     token, probability, entropy, _ = outcome.prediction
-    columns = (outcome.offsets, token, probability, entropy, outcome.commit)
-    return [
-        Step(
-            order[row],
-            denoise_step[row],
-            *(column[at][outcome.masked[at]].tolist() for column in columns),
-            done=done[at],
-        )
-        for at, row in enumerate(rows.tolist())
-    ]
+    steps = []
+    for at, row in enumerate(rows.tolist()):
+        columns = (outcome.offsets, token, probability, entropy, outcome.commit)
+        read = (column[at][outcome.masked[at]].tolist() for column in columns)
+        steps.append(Step(order[row], denoise_step[row], done[at], *read))
+    return steps
 
 
 def check_prompts(

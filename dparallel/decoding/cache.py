@@ -40,12 +40,14 @@ class CacheView:
         slots: (b,) where each row's entries lie.
         positions: (b, W) recomputed positions; None when the forward covers the whole canvas.
         length: canvas positions attended to.
+        all_slots: `slots` are all there are, in order, so that nothing need be copied.
     """
 
     store: KeyValueStore
     slots: Tensor
     positions: Tensor | None
     length: int
+    all_slots: bool
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store `key` and `value` (b, H, W, head_size); give those of the canvas, (b, H, L, head_size)."""
@@ -60,4 +62,5 @@ class CacheView:
         return self._read(keys), self._read(values)
 
     def _read(self, stored: Tensor) -> Tensor:
-        return stored[self.slots, : self.length].transpose(1, 2)
+        rows = stored if self.all_slots else stored.index_select(0, self.slots)
+        return rows[:, : self.length].transpose(1, 2)

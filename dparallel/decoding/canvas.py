@@ -41,20 +41,20 @@ class Step:
     Attributes:
         row: which prompt.
         denoise_step: the row's forward, 0-based, as `commit_step` counts.
+        done: whether it was the row's last.
         offsets: the response positions read: masked, in an open block.
         tokens, probability, entropy: the prediction at each offset; entropy in nats.
         commit: whether this forward fixed it.
-        done: whether this was the row's last forward.
     """
 
     row: int
     denoise_step: int
+    done: bool
     offsets: list[int]
     tokens: list[int]
     probability: list[float]
     entropy: list[float]
     commit: list[bool]
-    done: bool
 
 
 @dataclass
@@ -103,12 +103,12 @@ class Canvas:
 
     def gather(self, rows: Tensor) -> "Canvas":
         """The state of `rows` (b,), as a copy."""
-        return Canvas(*(values[rows] for values in vars(self).values()))
+        return Canvas(*(values.index_select(0, rows) for values in vars(self).values()))
 
     def scatter(self, rows: Tensor, state: "Canvas") -> None:
         """Put back the state of `rows` (b,), in place."""
         for mine, theirs in zip(vars(self).values(), vars(state).values(), strict=True):
-            mine[rows] = theirs
+            mine.index_copy_(0, rows, theirs)
 
     def generations(self, eos_token_id: int | None) -> list[Generation]:
         """Every row, decoded; a ValueError where the model's predictions were not numbers."""

@@ -29,6 +29,7 @@ class Shape(NamedTuple):
         window: w; None for the whole canvas.
         length: L.
         padded: whether some row's canvas is shorter.
+        all_slots: whether the rows take all slots, in order.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Shape(NamedTuple):
     window: int | None
     length: int
     padded: bool
+    all_slots: bool
 
 
 class Status(NamedTuple):
@@ -156,7 +158,9 @@ def _forward(
     visible = None
     if shape.padded:
         visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)
-    cache = CacheView(workspace.store, slots, positions, shape.length) if workspace.store else None
+    cache = None
+    if workspace.store is not None:
+        cache = CacheView(workspace.store, slots, positions, shape.length, shape.all_slots)
     return model(input_ids, visible, read_at, positions, cache)
 
 

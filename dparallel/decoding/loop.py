@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from dparallel.config import DecodingConfig
-from dparallel.decoding.canvas import Canvas, Step
+from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.compiled import compiled_denoise
 from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status
 from dparallel.models.backbone import DiffusionTransformer
 
-Observer = Callable[[list[Step]], None]
 DONE, FULL, READS, WINDOW = range(len(Status._fields))
 
 
@@ -46,7 +45,9 @@ def decode(
     while len(active):
         # 1. One forward of the rows that can go together.
         chosen = next_group(status)
-        shape = shape_of(decoding, status[chosen], lengths[active[chosen]], canvas.tokens.shape[1])
+        shape = shape_of(
+            decoding, status[chosen], lengths[active[chosen]], canvas.tokens.shape[1], batch_size
+        )
         padding = np.full(shape.rows - len(chosen), chosen[-1])
         group = np.concatenate([chosen, padding])
         where = (torch.from_numpy(each[group]).to(device) for each in (active, slots))
@@ -71,13 +72,16 @@ def next_group(status: np.ndarray) -> np.ndarray:
     return full if len(part) == 0 or 4 * len(full) >= len(status) else part
 
 
-def shape_of(decoding: DecodingConfig, status: np.ndarray, lengths: np.ndarray, longest: int) -> Shape:
+def shape_of(
+    decoding: DecodingConfig, status: np.ndarray, lengths: np.ndarray, longest: int, batch_size: int
+) -> Shape:
     """The sizes of the next step; compiled steps have few different ones."""
-    rows, reads, window = len(status), int(status[:, READS].max()), int(status[:, WINDOW].max())
-    length = int(lengths.max())
+    rows, reads, length = len(status), int(status[:, READS].max()), int(lengths.max())
+    window = None if status[0, FULL] else int(status[:, WINDOW].max())
+    all_slots = window is not None and rows == batch_size
     if decoding.compile:
         rows = 1 << (rows - 1).bit_length()
+        all_slots &= rows == batch_size
         reads = -(-reads // decoding.block_length) * decoding.block_length
         length = longest
-    padded = bool((lengths < length).any())
-    return Shape(rows, reads, None if status[0, FULL] else window, length, padded)
+    return Shape(rows, reads, window, length, bool((lengths < length).any()), all_slots)

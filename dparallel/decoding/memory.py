@@ -22,8 +22,8 @@ def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingCo
     if rows < 1:
         raise MemoryError(
             f"one row of {length} tokens needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
-            f"are free on {model.device}: lower gen_length={decoding.gen_length}, shorten the prompts, or use "
-            f"cache='none' (now {decoding.cache!r}) or a smaller dtype (now {model.dtype})"
+            f"are free on {model.device}: lower gen_length={decoding.gen_length}, shorten the prompts, or "
+            f"use cache='none' (now {decoding.cache!r}) or a smaller dtype (now {model.dtype})"
         )
     return rows
 

@@ -56,7 +56,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
 
     while mask in response and not ended:
         blocks = [response[start : start + length] for start in range(0, len(response), length)]
-        share = [1 - block.count(mask) / length for block in blocks]
+        share = [(length - block.count(mask)) / length for block in blocks]
 
         # (a) Which blocks are fully active; (b) open one more. Sequential: both thresholds are 1.
         fully_active = [

@@ -194,10 +194,10 @@ def hardware() -> str:
     """What `load_model` puts a model on; timings are only comparable on the same."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_cpu_name()}, threads: {torch.get_num_threads()}"
+    return f"{cpu_name()}, threads: {torch.get_num_threads()}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

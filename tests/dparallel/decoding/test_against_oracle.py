@@ -59,7 +59,7 @@ def decodings(draw, rule: str) -> DecodingConfig:
     if rule == "stability":
         chosen["stability_threshold"] = draw(st.floats(0, 0.5))
     if draw(st.booleans()):
-        shares = st.floats(0.01, 1)
+        shares = st.floats(0.01, 1) | st.sampled_from([1 / 4, 5 / 12, 1])  # some are met exactly
         chosen |= {
             "mode": "multi_block",
             "block_add_threshold": draw(shares),
@@ -84,6 +84,16 @@ def test_every_row_equals_the_oracle(rule, data, prompts, model, batch_size):
     decoding = data.draw(decodings(rule))
     for prompt, generation in zip(prompts, generate(model, prompts, decoding, batch_size), strict=True):
         assert_equals_the_oracle(generation, model, prompt, decoding)
+
+
+def test_a_share_met_exactly_opens_a_block():
+    """5/12 is more than 1 - 7/12 in floating point; both decoders count tokens."""
+    shape = {"gen_length": 24, "block_length": 12, "rule": "entropy", "threshold": 0.0}
+    decoding = DecodingConfig(**shape, mode="multi_block", block_add_threshold=5 / 12, stop_at_eos=False)
+    for model in MODELS:
+        generation = generate(model, [[5, 6]], decoding)[0]
+        assert_equals_the_oracle(generation, model, [5, 6], decoding)
+        assert min(generation.commit_step[12:]) >= 5
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -126,10 +136,11 @@ def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) 
     committed: dict[int, tuple[int, int, float]] = {}  # token, commit step, probability by offset
     opened = 1
     assert [step.denoise_step for step in steps] == list(range(generation.nfe))
+    assert [step.done for step in steps] == [False] * (generation.nfe - 1) + [True]
     for step in steps:
         share = sum(offset // length == opened - 1 for offset in committed) / length
-        ended = decoding.stop_at_eos and EOS in [token for token, _, _ in committed.values()]
-        opened += share >= (decoding.block_add_threshold or 1) and opened < blocks and not ended
+        eos_seen = decoding.stop_at_eos and EOS in [token for token, _, _ in committed.values()]
+        opened += share >= (decoding.block_add_threshold or 1) and opened < blocks and not eos_seen
         masked = [offset for offset in range(opened * length) if offset not in committed]
         assert step.offsets == masked
         chosen = [offset for offset, commit in zip(step.offsets, step.commit, strict=True) if commit]

@@ -1,0 +1,395 @@
+"""How fast decoding is: the slow oracle, then each speed-up added in turn. One command, one table.
+
+    python -m benchmarks.decoding                        the tiny teacher on its validation problems
+    python -m benchmarks.decoding --shape llada-8b       random weights of LLaDA's size, on a GPU
+
+Every round times every row once, so that all share the machine's good and bad moments; a row's numbers
+are medians over rounds. `of the limit` is the time a forward would take if the device moved its bytes and
+did its FLOPs at the rates measured before and after, over the time it took. Peak memory: GPUs only.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from benchmarks.decoding_report import Mark, Result, cpu_marks, gpu_marks, marks_table, table
+from benchmarks.hardware import Forward, Limits, describe, measure_limits, recorded, timed
+from benchmarks.shapes import SHAPES, Workload, changed, random_workload, several_blocks, teacher_workload
+from dparallel.config import DecodingConfig, plain_message
+from dparallel.decoding import Generation, generate
+from dparallel.decoding.oracle import decode_one
+from dparallel.models.backbone import DiffusionTransformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TEACHER_PROMPTS = 256
+LEAST_PROMPTS = 4  # of a random shape, so that what a call does once, such as capturing graphs, weighs little
+SLOW_SECONDS = 15.0  # a row this slow is timed once: noise averages out, and its rounds would take minutes
+ROOM_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for what a forward computes
+NEARLY = 0.95  # the smallest batch that reaches this share of the best rate counts as the best one
+# What the table does not vary itself; the oracle draws no tokens, so there is no temperature.
+SETTABLE = ("gen_length", "block_length", "rule", "threshold", "stability_threshold", "steps")
+
+Prompts = Sequence[Sequence[int]]
+Run = Callable[[DiffusionTransformer, Prompts, DecodingConfig, int], list[Generation]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `exact`: the same tokens as the oracle's are promised (in float32)."""
+
+    name: str
+    decoding: DecodingConfig
+    batch_size: int = 1
+    exact: bool = True
+    run: Run = generate
+
+
+def one_by_one(
+    model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
+) -> list[Generation]:
+    return [decode_one(model, prompt, decoding) for prompt in prompts]
+
+
+def batches_that_wait(
+    model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
+) -> list[Generation]:
+    chunks = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
+    return [each for chunk in chunks for each in generate(model, chunk, decoding, batch_size)]
+
+
+def exact_rows(workload: Workload, batch_sizes: Sequence[int]) -> list[Row]:
+    """The oracle, and what `generate` gains without changing a token; each row keeps the gains above it."""
+    decoding = workload.decoding
+    rows = [
+        Row("oracle: everything computed", decoding, run=one_by_one),
+        Row("generate: only what is read", decoding),
+    ]
+    if workload.accuracy:
+        decoding = changed(decoding, stop_at_eos=True)
+        rows.append(Row("+ end-of-text stop", decoding))
+    rows.append(Row("+ compile", changed(decoding, compile=True)))
+    if not workload.large:
+        decoding = changed(decoding, compile=True)
+    larger = [size for size in batch_sizes if size > 1]
+    rows += [Row("+ batches, refilled", decoding, size) for size in larger]
+    if workload.accuracy and larger:
+        waiting = 32 if 32 in larger else larger[-1]
+        rows.append(Row("batches that wait for their slowest row", decoding, waiting, run=batches_that_wait))
+    return rows
+
+
+def approximate_rows(workload: Workload, vocabulary: int, batch_sizes: Iterable[int]) -> list[Row]:
+    """Caches and several open blocks. Few are compiled: most have many shapes, each minutes to compile."""
+    decoding = changed(workload.decoding, stop_at_eos=workload.accuracy is not None)
+    several = several_blocks(decoding, vocabulary)
+    dual = changed(decoding, cache="dual")
+    rows = []
+    for size in batch_sizes:
+        if size > 1 and not workload.large:
+            rows.append(Row("for comparison: not compiled", decoding, size))
+        rows += [
+            Row("prefix cache", changed(decoding, cache="prefix"), size, exact=False),
+            Row("dual cache", dual, size, exact=False),
+            Row("several blocks", several, size, exact=False),
+            Row("several blocks, dual cache", changed(several, cache="dual"), size, exact=False),
+        ]
+        if size == 1:
+            rows.append(Row("dual cache, compiled", changed(dual, compile=True), exact=False))
+    return rows
+
+
+@dataclass
+class Timing:
+    """A row on its way: its schedule, what it decoded and every round's seconds."""
+
+    row: Row
+    prompts: Prompts
+    forwards: list[Forward]
+    generations: list[Generation] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Up to and with the first end-of-text, so that filling up counts for nobody."""
+        return sum(each.num_tokens for each in self.generations)
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens per second, by round."""
+        return [self.tokens / seconds for seconds in self.seconds]
+
+
+def prepare(model: DiffusionTransformer, row: Row, prompts: Prompts) -> Timing:
+    """Record the row's forwards on an uncompiled run, which warms up too; compile where the row does."""
+    with recorded(model) as forwards:
+        row.run(model, prompts, changed(row.decoding, compile=False), row.batch_size)
+    if row.decoding.compile:
+        row.run(model, prompts, row.decoding, row.batch_size)
+    return Timing(row, prompts, forwards)
+
+
+def time_once(model: DiffusionTransformer, timing: Timing) -> None:
+    row, cuda = timing.row, model.device.type == "cuda"
+    if timing.seconds and timing.seconds[0] > SLOW_SECONDS:
+        return
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    timing.generations, seconds = timed(
+        lambda: row.run(model, timing.prompts, row.decoding, row.batch_size), model.device
+    )
+    timing.seconds.append(seconds)
+    if cuda:
+        timing.peak_bytes = max(timing.peak_bytes or 0, torch.cuda.max_memory_allocated(model.device))
+
+
+def best_batch(timings: Iterable[Timing]) -> int:
+    """The smallest batch that comes close to the best rate."""
+    rates = {each.row.batch_size: max(each.rates) for each in timings if each.row.run is generate}
+    return min(size for size, rate in rates.items() if rate >= NEARLY * max(rates.values()))
+
+
+def summarise(
+    timing: Timing,
+    oracle: Timing,
+    reference: Sequence[Generation],
+    model: DiffusionTransformer,
+    limits: Limits,
+    accuracy: Callable[[Sequence[Generation]], tuple[float, float]] | None,
+) -> Result:
+    """Args: oracle: of the same dtype. reference: responses whose tokens count as right."""
+    row, calls = timing.row, len(timing.forwards)
+    memory = [limits.memory_seconds(each, model.config, model.dtype.itemsize) for each in timing.forwards]
+    compute = [limits.compute_seconds(each, model.config) for each in timing.forwards]
+    share, stderr = accuracy(timing.generations) if accuracy else (None, None)
+    paired = zip(timing.rates, oracle.rates, strict=False)  # slow rows have fewer rounds
+    return Result(
+        name=row.name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        batch_size=row.batch_size,
+        exact=row.exact,
+        compiled=row.decoding.compile,
+        decoding=row.decoding.model_dump(exclude_none=True),
+        seconds=timing.seconds,
+        tokens=timing.tokens,
+        tokens_per_second=statistics.median(timing.rates),
+        ratio=statistics.median(rate / base for rate, base in paired),
+        nfe=statistics.mean(each.nfe for each in timing.generations),
+        forwards=calls,
+        ms=statistics.median(timing.seconds) / calls * 1e3,
+        limit_ms=sum(map(max, memory, compute)) / calls * 1e3,
+        memory_ms=sum(memory) / calls * 1e3,
+        compute_bound=sum(compute) > sum(memory),
+        peak_bytes=timing.peak_bytes,
+        differing=differing_share(timing.generations, reference),
+        accuracy=share,
+        accuracy_stderr=stderr,
+    )
+
+
+def differing_share(generations: Sequence[Generation], reference: Sequence[Generation]) -> float:
+    """Share of the reference's tokens, up to its end-of-text, that differ, over the prompts both have."""
+    pairs = list(zip(generations, reference, strict=False))
+    differing = sum(
+        token != right
+        for ours, theirs in pairs
+        for token, right in zip(ours.tokens, theirs.tokens[: theirs.num_tokens], strict=False)
+    )
+    return differing / sum(theirs.num_tokens for _, theirs in pairs)
+
+
+def measure(
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    prompts: int | None = None,
+    reference: Sequence[Generation] | None = None,
+    tokens_only: bool = False,
+) -> tuple[list[Result], Limits, Sequence[Generation]]:
+    """Every row in one dtype.
+
+    Args:
+        prompts: for every row; its batch, but at least `LEAST_PROMPTS`, unless told.
+        reference: what to count differing tokens against; the oracle's responses unless told.
+        tokens_only: no more than the oracle and plain `generate`, for a reference of other dtypes.
+
+    Returns:
+        The rows, the device's limits and the reference.
+    """
+    limits = measure_limits(device, dtype)
+    model = workload.build(device, dtype)
+
+    def first_round(rows: Sequence[Row]) -> list[Timing]:
+        timings = []
+        for row in rows:
+            print(f"{row.name}, batch {row.batch_size} ...", file=sys.stderr)
+            count = prompts or max(row.batch_size, LEAST_PROMPTS)
+            timings.append(prepare(model, row, workload.prompts(count)))
+        for timing in timings:
+            time_once(model, timing)
+        return timings
+
+    if tokens_only:
+        timings = first_round(exact_rows(workload, batch_sizes)[:2])
+    else:
+        timings = first_round(exact_rows(workload, batch_sizes))
+        sizes = {1, best_batch(timings)} | ({16} & set(batch_sizes) if device.type == "cuda" else set())
+        timings += first_round(approximate_rows(workload, model.config.vocab_size, sorted(sizes)))
+    for _ in range(rounds - 1):
+        for timing in timings:
+            time_once(model, timing)
+    limits = limits.or_faster(measure_limits(device, dtype))  # others may have slowed down the first
+
+    oracle = timings[0]
+    reference = reference or oracle.generations
+    judge = workload.accuracy
+    results = [summarise(each, oracle, reference, model, limits, judge) for each in timings]
+    return results, limits, reference
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    device = _device(parser, options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    workload = random_workload(SHAPES[options.shape]) if options.shape else teacher_workload()
+    decoding = _overridden(parser, workload.decoding, options.decoding)
+    workload = dataclasses.replace(workload, decoding=decoding)
+    prompts = options.prompts or (None if options.shape else TEACHER_PROMPTS)
+    batch_sizes = sorted(set(options.batch_sizes))
+    if prompts and prompts < batch_sizes[-1]:
+        parser.error(
+            f"--prompts {prompts} does not fill batches of {batch_sizes[-1]}: give more, or smaller ones"
+        )
+    dtypes = options.dtype or _dtypes(workload, device)
+
+    machine = describe(device)
+    print(" · ".join(f"{name}: {value}" for name, value in machine.items()))
+    print(
+        f"{options.shape or 'tiny teacher'}, {prompts or 'one batch of'} prompts per row: {_brief(decoding)}"
+    )
+    results: list[Result] = []
+    limits: dict[str, Limits] = {}
+    reference: Sequence[Generation] | None = None
+    for name in sorted(dtypes, key=list(DTYPES).index):  # float32 first: its tokens are the reference
+        tokens_only = workload.large and name == "float32" and len(dtypes) > 1
+        rows, limits[name], reference = measure(
+            workload, device, DTYPES[name], batch_sizes, options.repeat, prompts, reference, tokens_only
+        )
+        results += rows
+        print(
+            f"{name}: {limits[name].bandwidth / 1e9:.0f} GB/s, {limits[name].matrix_rate / 1e9:.0f} GFLOP/s"
+        )
+        _forget(device)
+    marks: list[Mark] = []
+    if options.shape is None and device.type == "cpu":
+        marks = cpu_marks(results)
+    elif options.shape == "llada-8b" and device.type == "cuda":
+        marks = gpu_marks(results)
+
+    print(f"\n{table(results)}")
+    if marks:
+        print(f"\n{marks_table(marks)}")
+    if options.out:
+        record = {
+            "machine": machine,
+            "shape": options.shape or "tiny teacher",
+            "limits": {name: dataclasses.asdict(each) for name, each in limits.items()},
+            "rows": [each.as_dict() for each in results],
+            "marks": [dataclasses.asdict(each) | {"met": each.met} for each in marks],
+        }
+        Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="random weights; the tiny teacher unless told"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one unless told")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="float32, and bfloat16 on a GPU")
+    parser.add_argument("--batch-sizes", type=_positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument(
+        "--prompts",
+        type=_positive,
+        help=f"{TEACHER_PROMPTS}; with --shape one batch, at least {LEAST_PROMPTS}",
+    )
+    parser.add_argument(
+        "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help=f"of {', '.join(SETTABLE)}"
+    )
+    parser.add_argument("--repeat", type=_positive, default=3, help="rounds; slow rows are timed once")
+    parser.add_argument("--threads", type=_positive, help="torch's own choice unless told")
+    parser.add_argument("--out", help="write everything as JSON, too")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)
+
+
+def _device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")
+    if options.shape and SHAPES[options.shape].large and options.device is None and not cuda:
+        small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)
+        parser.error(
+            f"--shape {options.shape} needs a GPU, and torch sees none here: run it where there is one, "
+            f"choose a small shape ({small}), or give --device cpu, tens of GB of memory and hours"
+        )
+    return torch.device(options.device or ("cuda" if cuda else "cpu"))
+
+
+def _dtypes(workload: Workload, device: torch.device) -> list[str]:
+    """Both on a GPU, where float32 fits; it alone on a CPU."""
+    if device.type == "cpu":
+        return ["float32"]
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = workload.weights * torch.float32.itemsize < ROOM_FOR_WEIGHTS * free
+    return ["float32", "bfloat16"] if fits else ["bfloat16"]
+
+
+def _overridden(
+    parser: argparse.ArgumentParser, decoding: DecodingConfig, overrides: Sequence[str]
+) -> DecodingConfig:
+    pairs = [override.partition("=") for override in overrides]
+    for key, equals, _ in pairs:
+        if not equals or key not in SETTABLE:
+            parser.error(f"--decoding {key}{equals}: give KEY=VALUE with a key of {', '.join(SETTABLE)}")
+    try:
+        return changed(decoding, **{key: yaml.safe_load(value) for key, _, value in pairs})
+    except ValidationError as error:
+        parser.error(f"--decoding {' '.join(overrides)}: {plain_message(error.errors()[0])}")
+
+
+def _brief(decoding: DecodingConfig) -> str:
+    return ", ".join(f"{key}={value}" for key, value in decoding if key in SETTABLE and value is not None)
+
+
+def _forget(device: torch.device) -> None:
+    """Free one dtype's model, compiled steps and graphs before the next."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What a benchmark of decoding says: its rows, its table and its marks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table, in numbers.
+
+    Attributes:
+        exact: the same tokens as the oracle's are promised (in float32).
+        seconds: of each round.
+        tokens: decoded, up to and with the first end-of-text.
+        tokens_per_second, ratio: medians over rounds; the ratio is to the oracle's in the same round.
+        nfe: forwards per response. forwards: calls of the model, whatever their batch.
+        ms, limit_ms, memory_ms: per call: measured; at the device's limit; for its bytes alone.
+        compute_bound: whether the limit is the FLOPs rather than the bytes.
+        peak_bytes: None on a CPU, where no allocator counts.
+        differing: share of the reference's tokens, up to its end-of-text, that are others here.
+        accuracy, accuracy_stderr: of whole solutions, 0..1; None for random weights.
+    """
+
+    name: str
+    dtype: str
+    batch_size: int
+    exact: bool
+    compiled: bool
+    decoding: dict[str, Any]
+    seconds: list[float]
+    tokens: int
+    tokens_per_second: float
+    ratio: float
+    nfe: float
+    forwards: int
+    ms: float
+    limit_ms: float
+    memory_ms: float
+    compute_bound: bool
+    peak_bytes: int | None
+    differing: float
+    accuracy: float | None
+    accuracy_stderr: float | None
+
+    @property
+    def of_limit(self) -> float:
+        """The time a call would take at the device's limit over the time it took."""
+        return self.limit_ms / self.ms
+
+    @property
+    def limit_ratio(self) -> float:
+        """The ratio to the oracle that the device's limit would allow for this schedule."""
+        return self.ratio / self.of_limit
+
+    @property
+    def bound(self) -> str:
+        return "compute" if self.compute_bound else "memory"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"of_limit": self.of_limit, "limit_ratio": self.limit_ratio}
+
+
+def _solutions(result: Result) -> str:
+    if result.accuracy is None or result.accuracy_stderr is None:
+        return ""
+    return f"{100 * result.accuracy:.1f} ± {100 * result.accuracy_stderr:.1f}"
+
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "decoding": lambda row: row.name if row.exact else f"≈ {row.name}",
+    "dtype": lambda row: row.dtype,
+    "compiled": lambda row: "yes" if row.compiled else "",
+    "batch": lambda row: str(row.batch_size),
+    "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
+    "times the oracle": lambda row: f"{row.ratio:.2f}",
+    "NFE": lambda row: f"{row.nfe:.1f}",
+    "ms/forward": lambda row: f"{row.ms:.2f}",
+    "of the limit": lambda row: f"{row.of_limit:.0%}",
+    "bound by": lambda row: row.bound,
+    "peak GiB": lambda row: "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f}",
+    "tokens": lambda row: "equal" if row.differing == 0 else f"{row.differing:.2%} differ",
+    "solutions %": _solutions,
+}
+TEXT_COLUMNS = ("decoding", "dtype", "compiled", "bound by", "tokens")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown; `≈` marks what may change tokens."""
+    rules = ["---" if title in TEXT_COLUMNS else "---:" for title in COLUMNS]
+    rows = [[cell(each) for cell in COLUMNS.values()] for each in results]
+    return _markdown([list(COLUMNS), rules, *rows])
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `measured` must reach, and what stands in the way of more."""
+
+    what: str
+    measured: float
+    sign: Literal[">=", "<="]
+    wanted: float
+    holds: str
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.wanted if self.sign == ">=" else self.measured <= self.wanted
+
+
+def marks_table(marks: Sequence[Mark]) -> str:
+    rows = [
+        [
+            each.what,
+            f"{each.sign} {each.wanted:g}",
+            f"{each.measured:.2f}",
+            "yes" if each.met else "no",
+            each.holds,
+        ]
+        for each in marks
+    ]
+    return _markdown([["mark", "wanted", "measured", "met", "what holds it"], ["---"] * 5, *rows])
+
+
+def cpu_marks(results: Sequence[Result]) -> list[Mark]:
+    """Exact decoding of the tiny teacher in float32, against the oracle beside it."""
+    marks = []
+    for size, wanted in ((1, 3.0), (32, 10.0)):
+        rows = [
+            each for each in results if each.exact and each.batch_size == size and each.dtype == "float32"
+        ]
+        if rows:
+            best = max(rows, key=lambda each: each.ratio)
+            holds = (
+                f"{best.ms:.2f} ms per forward, {best.limit_ms:.2f} at the limit ({best.bound}), "
+                f"which allows {best.limit_ratio:.1f} times the oracle"
+            )
+            marks.append(Mark(f"exact, batch {size}: times the oracle", best.ratio, ">=", wanted, holds))
+    return marks
+
+
+def gpu_marks(results: Sequence[Result]) -> list[Mark]:
+    """The dual cache in bf16 at the 8B shape: close to the memory's bandwidth, and worth a batch."""
+    dual = [each for each in results if each.dtype == "bfloat16" and each.decoding["cache"] == "dual"]
+    dual = [each for each in dual if each.decoding["mode"] == "sequential"]
+    if not dual:
+        return []
+    alone = max((each for each in dual if each.batch_size == 1), key=lambda each: each.tokens_per_second)
+    holds = (
+        f"{alone.ms:.2f} ms per forward, {alone.memory_ms:.2f} for its bytes; "
+        f"{alone.limit_ms:.2f} at the limit, with the FLOPs of the forwards over the whole canvas"
+    )
+    what = "dual cache, batch 1: times the bandwidth's time per forward"
+    marks = [Mark(what, alone.ms / alone.memory_ms, "<=", 1.5, holds)]
+    for batch in (each for each in dual if each.batch_size == 16):
+        gain = batch.tokens_per_second / alone.tokens_per_second
+        allowed = gain / batch.of_limit * alone.of_limit
+        holds = f"batch 16 is bound by {batch.bound}; with both at the limit {allowed:.1f} times"
+        marks.append(Mark("dual cache, batch 16: times batch 1's tokens/s", gain, ">=", 6.0, holds))
+    return marks
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

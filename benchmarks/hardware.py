@@ -1,0 +1,169 @@
+"""What a forward needs and what the machine can deliver: bytes and FLOPs, bandwidth and matrix rate.
+
+Legend: D hidden size, E width of all key/value heads, F feed-forward size, N layers, V vocabulary.
+"""
+
+import inspect
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+from dparallel.evaluation.measure import cpu_name
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+
+Result = TypeVar("Result")
+LIMIT_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The shapes of one call of the model.
+
+    Attributes:
+        rows, width: of the input; the hidden states of all these tokens are computed.
+        attended: keys that each query sees, stored ones included.
+        read: positions whose logits are computed, over all rows.
+    """
+
+    rows: int
+    width: int
+    attended: int
+    read: int
+
+
+def flops(forward: Forward, config: DiffusionConfig) -> int:
+    """Floating-point operations of the matrix products, two for each multiply and add.
+
+    The last layer needs keys and values of every token, the rest of it only where logits are read.
+    """
+    size, kv_size = config.hidden_size, _kv_size(config)
+    key_value = 2 * 2 * size * kv_size
+    rest = 2 * (_layer_weights(config) - 2 * size * kv_size) + 4 * forward.attended * size
+    tokens, layers = forward.rows * forward.width, config.num_hidden_layers
+    head = 2 * size * config.vocab_size
+    return layers * tokens * key_value + ((layers - 1) * tokens + forward.read) * rest + forward.read * head
+
+
+def traffic(forward: Forward, config: DiffusionConfig, itemsize: int) -> int:
+    """Bytes that must move: every weight once, the keys and values attended to, the logits."""
+    weights = config.num_hidden_layers * _layer_weights(config) + config.hidden_size * config.vocab_size
+    keys_and_values = config.num_hidden_layers * forward.rows * forward.attended * 2 * _kv_size(config)
+    return itemsize * (weights + keys_and_values + forward.read * config.vocab_size)
+
+
+def weight_count(config: DiffusionConfig) -> int:
+    """Of all matrices, the embedding's among them."""
+    return config.num_hidden_layers * _layer_weights(config) + 2 * config.hidden_size * config.vocab_size
+
+
+def _kv_size(config: DiffusionConfig) -> int:
+    return config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+
+
+def _layer_weights(config: DiffusionConfig) -> int:
+    """Weights of one layer's matrices: queries and output, keys and values, feed-forward."""
+    size = config.hidden_size
+    return 2 * size * size + 2 * size * _kv_size(config) + 3 * size * config.intermediate_size
+
+
+@contextmanager
+def recorded(model: DiffusionTransformer) -> Iterator[list[Forward]]:
+    """Collect the shapes of every call of `model` made inside."""
+    forwards: list[Forward] = []
+    signature = inspect.signature(model.forward)
+
+    def record(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        forwards.append(_shapes(**signature.bind(*args, **kwargs).arguments))
+
+    hook = model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield forwards
+    finally:
+        hook.remove()
+
+
+def _shapes(
+    input_ids: torch.Tensor, logits_at: torch.Tensor | None = None, cache: Any = None, **_: Any
+) -> Forward:
+    rows, width = input_ids.shape
+    if logits_at is None:
+        read = rows * width
+    else:
+        read = int(logits_at.sum()) if logits_at.dtype == torch.bool else logits_at.numel()
+    return Forward(rows, width, width if cache is None else cache.length, read)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured on the device, in one dtype: bytes/s of a large copy, FLOP/s of a large matrix product."""
+
+    bandwidth: float
+    matrix_rate: float
+
+    def memory_seconds(self, forward: Forward, config: DiffusionConfig, itemsize: int) -> float:
+        return traffic(forward, config, itemsize) / self.bandwidth
+
+    def or_faster(self, other: "Limits") -> "Limits":
+        return Limits(max(self.bandwidth, other.bandwidth), max(self.matrix_rate, other.matrix_rate))
+
+    def compute_seconds(self, forward: Forward, config: DiffusionConfig) -> float:
+        return flops(forward, config) / self.matrix_rate
+
+
+@torch.inference_mode()
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The fastest of several rounds, since a limit is what the machine can do at its best."""
+    nbytes, side = (2**30, 8192) if device.type == "cuda" else (2**27, 1024)
+    source = torch.ones(nbytes // dtype.itemsize, device=device, dtype=dtype)
+    target = torch.ones_like(source)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)  # constants would draw less power
+    product = torch.empty_like(matrix)
+
+    def fastest(run: Callable[[], Any]) -> float:
+        return min(timed(run, device)[1] for _ in range(LIMIT_ROUNDS))
+
+    return Limits(
+        bandwidth=2 * nbytes / fastest(lambda: target.copy_(source)),
+        matrix_rate=2 * side**3 / fastest(lambda: torch.mm(matrix, matrix, out=product)),
+    )
+
+
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What `run` gives and the wall seconds until the device is done with it."""
+    _wait(device)
+    began = time.perf_counter()
+    result = run()
+    _wait(device)
+    return result, time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Hardware, threads, versions and commit: what a number is worth nothing without."""
+    return {
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit this file is from, `-dirty` where tracked files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
