@@ -4,6 +4,7 @@ An unknown key, a wrong type or a combination that makes no sense is a `ConfigEr
 the key, the value and what would be valid, before any work starts.
 """
 
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -40,7 +41,9 @@ class DecodingConfig(Config):
             probability >= `threshold`; `entropy` those of entropy <= `threshold` nats (0.5 unless told);
             `entropy_budget` the surest whose entropies sum to <= `threshold` nats; `margin` those whose
             likeliest token leads the next by >= `threshold`; `stability` those of probability >=
-            `threshold` that moved by <= `stability_threshold` nats (KL) since the forward before.
+            `threshold` that moved by <= `stability_threshold` nats (KL) since the forward before;
+            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin` Dream's own sampler: the
+            whole response is one block, in `steps` forwards.
         mode: `sequential` opens a block when the one before is full; `multi_block` when
             `block_add_threshold` of it is committed (d3LLM), and the first unfinished block always
             commits a token. Its `decoded_token_threshold`, from which on the next block must advance
@@ -59,7 +62,7 @@ class DecodingConfig(Config):
     block_length: PositiveInt = 32
     rule: str = "entropy"
     threshold: NonNegativeFloat | None = None
-    stability_threshold: NonNegativeFloat | None = None
+    stability_threshold: float | None = Field(None, ge=1e-4)  # float32 tells no less apart
     steps: PositiveInt | None = None
     mode: Literal["sequential", "multi_block"] = "sequential"
     block_add_threshold: float | None = Field(None, gt=0, le=1)
@@ -83,7 +86,12 @@ class DecodingConfig(Config):
         """Fill in what the chosen rule, mode and cache need and the caller left out."""
         if not isinstance(data, dict):
             return data
+        from dparallel.decoding.rules import RULES
+
         needed: dict[str, Any] = {}
+        rule = RULES.get(data.get("rule", "entropy"))
+        if rule is not None and rule.whole_response:
+            needed["block_length"] = data.get("gen_length", cls.model_fields["gen_length"].default)
         if data.get("rule", "entropy") == "entropy":
             needed["threshold"] = 0.5
         if data.get("rule") == "stability":
@@ -119,26 +127,35 @@ class DecodingConfig(Config):
     def _check_rule(self) -> None:
         from dparallel.decoding.rules import RULES  # here, since decoding itself reads settings
 
-        if self.rule not in RULES:
+        rule = RULES.get(self.rule)
+        if rule is None:
             raise ValueError(f"unknown rule={self.rule!r}; known rules: {', '.join(sorted(RULES))}")
         if self.rule != "stability":
             self._refuse(f"rule={self.rule!r}", "rule='stability'", "stability_threshold")
-        if self.rule != "steps":
-            if self.threshold is None or self.steps is not None:
-                raise ValueError(
-                    f"rule={self.rule!r} with threshold={self.threshold}, steps={self.steps}: "
-                    f"give threshold and no steps"
-                )
-            limit = RULES[self.rule].threshold_limit
-            if limit is not None and self.threshold > limit:
-                raise ValueError(
-                    f"threshold={self.threshold} for rule={self.rule!r} is a probability: give 0 to {limit:g}"
-                )
+        if rule.scheduled:
+            self._check_schedule(rule.whole_response)
             return
+        if self.threshold is None or self.steps is not None:
+            raise ValueError(
+                f"rule={self.rule!r} with threshold={self.threshold}, steps={self.steps}: "
+                f"give threshold and no steps"
+            )
+        limit = rule.threshold_limit
+        if limit is not None and self.threshold > limit:
+            raise ValueError(
+                f"threshold={self.threshold} for rule={self.rule!r} compares probabilities: give 0 to {limit:g}"
+            )
+
+    def _check_schedule(self, whole_response: bool) -> None:
         if self.steps is None or self.threshold is not None:
             raise ValueError(
-                f"rule='steps' with steps={self.steps}, threshold={self.threshold}: "
+                f"rule={self.rule!r} with steps={self.steps}, threshold={self.threshold}: "
                 f"give steps (at most gen_length={self.gen_length}) and no threshold"
+            )
+        if whole_response and self.blocks > 1:
+            raise ValueError(
+                f"rule={self.rule!r} with block_length={self.block_length}: it knows no blocks; leave "
+                f"block_length out or set it to gen_length={self.gen_length}"
             )
         if self.steps > self.gen_length or self.steps % self.blocks:
             raise ValueError(
@@ -147,8 +164,8 @@ class DecodingConfig(Config):
             )
         if self.mode != "sequential":
             raise ValueError(
-                f"rule='steps' with mode={self.mode!r}: its schedule is per block; use mode='sequential' "
-                "or a rule with a threshold"
+                f"rule={self.rule!r} with mode={self.mode!r}: its schedule is per block; use "
+                "mode='sequential' or a rule with a threshold"
             )
 
     def _refuse(self, given: str, needed: str, *fields: str) -> None:
@@ -159,26 +176,91 @@ class DecodingConfig(Config):
                 )
 
 
-class ProblemsConfig(Config):
-    """Which problems: `coins` is generated; `jsonl` reads `path`, one object a line."""
+class SourceConfig(Config):
+    """One data set: files, a folder, or a name on the hub.
 
-    benchmark: Literal["coins", "jsonl"]
+    Args:
+        path: a JSONL, JSON or Parquet file (or a pattern such as `data/*.parquet`), a folder of them, or
+            a name on the hub such as `openai/gsm8k`.
+        subset, split, revision: which part of a hub data set or a folder; any of them may be sliced,
+            `train[:500]`. Of a file only the slice of `split` matters.
+        prompt: a format string over the columns; write `{{` for a brace.
+        reference, id: columns; None takes those of these names where there are any.
+        count: how many rows; the first ones, or drawn by `seed`.
+    """
+
+    path: str = Field(min_length=1)
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    prompt: str = "{prompt}"
+    reference: str | None = None
+    id: str | None = None
+    count: PositiveInt | None = None
+    seed: NonNegativeInt | None = None
+
+    @property
+    def prompt_columns(self) -> list[str]:
+        return [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
+
+    @property
+    def label(self) -> str:
+        """Its name in messages and records."""
+        part = [self.subset, None if self.split == "train" else self.split]
+        return " ".join([self.path, *filter(None, part)])
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SourceConfig":
+        try:
+            columns = self.prompt_columns
+        except ValueError as error:
+            raise ValueError(f"prompt={self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
+        if not all(columns) or not columns:
+            raise ValueError(f"prompt={self.prompt!r} must name the columns it is made of, as {{question}}")
+        if self.seed is not None and self.count is None:
+            raise ValueError(f"seed={self.seed} draws count rows: give count, or drop seed")
+        return self
+
+
+class ProblemsConfig(Config):
+    """Which problems, how they become prompts, and how a response is scored.
+
+    Args:
+        benchmark: `coins` is generated, from `split`, `count` and `seed`; `dataset` reads `sources`, one
+            after another.
+        chat: the problem is a user's turn, in the checkpoint's own chat template; else the prompt is
+            the text as it is.
+        chat_template: file of a Jinja template, for a checkpoint that brings none.
+        scoring: of data sets. `exact`: the response is the reference; `flexible_extract`: its last
+            number is the reference's final answer.
+    """
+
+    benchmark: Literal["coins", "dataset"]
     split: Literal["train", "distillation", "validation", "test"] = "train"
     count: PositiveInt | None = None
     seed: NonNegativeInt = 0
-    path: str | None = None
-    prompt_field: str = "prompt"
-    reference_field: str = "reference"
+    sources: tuple[SourceConfig, ...] = ()
+    chat: bool = False
+    chat_template: str | None = None
+    scoring: Literal["exact", "flexible_extract"] = "exact"
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProblemsConfig":
-        if self.benchmark == "jsonl" and self.path is None:
-            raise ValueError("benchmark='jsonl' needs path: the file to read, one JSON object a line")
-        if self.benchmark == "coins" and (self.path is not None or self.count is None):
+        if self.benchmark == "dataset":
+            if not self.sources:
+                raise ValueError("benchmark='dataset' needs sources: a list of data sets, each with its path")
+            if (self.split, self.count, self.seed) != ("train", None, 0):
+                raise ValueError(
+                    f"benchmark='dataset' with split={self.split!r}, count={self.count}, seed={self.seed}: "
+                    "give them to each of its sources"
+                )
+        elif self.sources or self.count is None or self.scoring != "exact":
             raise ValueError(
-                f"benchmark='coins' with count={self.count}, path={self.path}: "
-                "it is generated, so give count and no path"
+                f"benchmark='coins' with count={self.count}, {len(self.sources)} sources, "
+                f"scoring={self.scoring!r}: it is generated and has its own score, so give count alone"
             )
+        if self.chat_template is not None and not self.chat:
+            raise ValueError(f"chat_template={self.chat_template!r} has no effect with chat=false")
         return self
 
 
@@ -275,6 +357,8 @@ class TrainingConfig(Config):
         max_length: prompt + response tokens; longer trajectories are left out and counted.
         only_correct: train on trajectories that were scored as correct.
         precision: `auto` is bf16 on GPUs that have it, else fp32.
+        gradient_checkpointing: keep each layer's input alone and compute the layer again backwards.
+        quantization: `nf4` holds the base's matrices in 4 bits; the adapter is trained as ever.
         deepspeed: ZeRO settings; batch sizes, clipping and precision are filled in.
     """
 
@@ -288,6 +372,7 @@ class TrainingConfig(Config):
     only_correct: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
+    quantization: Literal["nf4"] | None = None
     deepspeed: dict[str, Any] = {}
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 100
@@ -303,8 +388,13 @@ class TrainingConfig(Config):
 
 
 class MergingConfig(Config):
-    """Merge the adapter; the merged logits must equal base + adapter on real prompts."""
+    """Merge the adapter; the merged logits must equal base + adapter on real prompts.
 
+    `format` is that of the merged model: our own (`native`), that of the teacher's publishers
+    (`original`), or whichever of them the teacher is in (`auto`).
+    """
+
+    format: Literal["auto", "native", "original"] = "auto"
     check_prompts: PositiveInt = 8
     tolerance: PositiveFloat = 1e-4
 
@@ -365,10 +455,33 @@ class BenchmarkConfig(Config):
 
 
 class LaunchConfig(Config):
-    """How training is started; changes where it runs, not what it computes."""
+    """How work is spread over processes and machines; changes where it runs, not what it computes.
+
+    Args:
+        processes: of training, at most one for each GPU of the machine.
+        hostfile: train on several machines: lines of `HOST slots=N`, a process for each slot.
+        parts: how many runs share the missing shards where trajectories are recorded on a work pool;
+            any number of workers picks them up, so several parts for each GPU even out.
+    """
 
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
     processes: PositiveInt = 1
+    hostfile: str | None = None
+    parts: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LaunchConfig":
+        if self.hostfile is not None and self.launcher != "deepspeed":
+            raise ValueError(
+                f"hostfile={self.hostfile!r} with launcher={self.launcher!r}: only launcher: deepspeed "
+                "reads a hostfile"
+            )
+        if self.hostfile is not None and self.processes != 1:
+            raise ValueError(
+                f"processes={self.processes} with hostfile={self.hostfile!r}: the slots of its hosts say "
+                "how many processes there are; drop processes"
+            )
+        return self
 
 
 class DistillConfig(Config):

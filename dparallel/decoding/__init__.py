@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -51,30 +52,36 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # longest first: memory peaks now
     ordered = [prompts[row] for row in order]
     fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
-    if batch_size is not None and fitting < min(batch_size, len(prompts)):
-        log.warning("batch_size=%d does not fit into memory; decoding %d rows at a time", batch_size, fitting)
+    wanted = min(batch_size or DEFAULT_BATCH_SIZE, len(prompts))
+    if fitting < wanted:
+        log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
 
     seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
     tell = None if observe is None else lambda outcome, rows: observe(_steps(outcome, rows, order, canvas))
-    decode(
-        model, canvas, list(map(len, ordered)), decoding, min(batch_size or DEFAULT_BATCH_SIZE, fitting), tell
-    )
-    decoded = canvas.generations(model.config.eos_token_id)[: len(order)]
+    with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
+        decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
+    decoded = canvas.generations(len(order), model.config.eos_token_id)
     generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(prompts))]
 
 
 def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
     """What a forward did to canvas `rows`, as prompts are numbered."""
-    denoise_step, done = (canvas.nfe - 1).tolist(), outcome.status[:, DONE].bool().tolist()
-    token, probability, entropy, _ = outcome.prediction
-    steps = []
-    for at, row in enumerate(rows.tolist()):
-        columns = (outcome.offsets, token, probability, entropy, outcome.commit)
-        read = (column[at][outcome.masked[at]].tolist() for column in columns)
-        steps.append(Step(order[row], denoise_step[row], done[at], *read))
-    return steps
+    denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
+    done = outcome.status[:, DONE].cpu().numpy() > 0
+    masked = outcome.masked.cpu().numpy()
+    columns = (outcome.offsets, outcome.token, outcome.probability, outcome.entropy, outcome.commit)
+    read = [column.cpu().numpy() for column in columns]
+    return [
+        Step(
+            order[row],
+            int(denoise_step[at]),
+            bool(done[at]),
+            *(column[at][masked[at]].tolist() for column in read),
+        )
+        for at, row in enumerate(rows.tolist())
+    ]
 
 
 def check_prompts(

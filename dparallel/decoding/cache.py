@@ -27,9 +27,11 @@ class KeyValueStore:
         self, config: DiffusionConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype
     ):
         head_size = config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, slots, length, config.num_key_value_heads, head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (slots, length, config.num_key_value_heads, head_size)
+        # A tensor for each layer: compiled code would copy a common one at every write to a part of it.
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class CacheView:
         slots: (b,) where each row's entries lie.
         positions: (b, W) recomputed positions; None when the forward covers the whole canvas.
         length: canvas positions attended to.
-        all_slots: `slots` are all there are, in order, so that nothing need be copied.
+        all_slots: `slots` are the first there are, in order, so that nothing need be copied.
     """
 
     store: KeyValueStore
@@ -62,5 +64,5 @@ class CacheView:
         return self._read(keys), self._read(values)
 
     def _read(self, stored: Tensor) -> Tensor:
-        rows = stored if self.all_slots else stored.index_select(0, self.slots)
+        rows = stored[: len(self.slots)] if self.all_slots else stored.index_select(0, self.slots)
         return rows[:, : self.length].transpose(1, 2)

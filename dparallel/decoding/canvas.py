@@ -12,6 +12,8 @@ from torch import Tensor
 from dparallel.config import DecodingConfig
 from dparallel.models.backbone import DiffusionConfig
 
+LENGTHS = 64  # compiled steps know canvas lengths that are multiples of this
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -82,8 +84,8 @@ class Canvas:
         device: torch.device,
     ) -> "Canvas":
         rows, length = len(prompts), max(map(len, prompts)) + decoding.gen_length
-        if decoding.compile:  # few different sizes; the rows beyond the prompts are never decoded
-            rows = 1 << (rows - 1).bit_length()
+        if decoding.compile:  # few different sizes, and at least one spare row
+            rows, length = 1 << rows.bit_length(), -(-length // LENGTHS) * LENGTHS
         tokens = torch.full((rows, length), config.mask_token_id)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
@@ -110,20 +112,18 @@ class Canvas:
         for mine, theirs in zip(vars(self).values(), vars(state).values(), strict=True):
             mine.index_copy_(0, rows, theirs)
 
-    def generations(self, eos_token_id: int | None) -> list[Generation]:
-        """Every row, decoded; a ValueError where the model's predictions were not numbers."""
-        if not self.confidence.isfinite().all():
+    def generations(self, count: int, eos_token_id: int | None) -> list[Generation]:
+        """The first `count` rows, decoded; a ValueError where the predictions were not numbers."""
+        if not self.confidence[:count].isfinite().all():
             raise ValueError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
         responses = self.tokens.gather(1, self.prompt_length[:, None] + offsets)  # (N, G)
-        rows = zip(
-            responses.tolist(),
-            self.commit_step.tolist(),
-            self.confidence.tolist(),
-            self.nfe.tolist(),
-            strict=True,
-        )
-        return [Generation(*row, num_tokens=_count(row[0], eos_token_id)) for row in rows]
+        columns = (responses, self.commit_step, self.confidence, self.nfe)
+        rows = zip(*(column[:count].tolist() for column in columns), strict=True)
+        return [
+            Generation(tokens, steps, confidence, nfe, _count(tokens, eos_token_id))
+            for tokens, steps, confidence, nfe in rows
+        ]
 
 
 def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:

@@ -10,13 +10,13 @@ from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.denoise import Outcome, Shape, Workspace, denoise
 from dparallel.models.backbone import DiffusionTransformer
 
-SHAPES = 128  # more than a batch's sizes, windows and reads give; beyond them steps would run uncompiled
+SHAPES = 128  # compiled in a process, over all settings and models; steps of further ones run uncompiled
 
 
 def compiled_denoise(device: torch.device) -> Any:
     """`denoise`, compiled; a first call of each shape takes seconds to a minute."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    step = torch.compile(denoise, dynamic=False, fullgraph=True)
+    step = torch.compile(denoise, dynamic=False)
     return Graphs(step) if device.type == "cuda" else step
 
 
@@ -49,7 +49,6 @@ class Graphs:
         if shape not in self.captured:
             graph = torch.cuda.CUDAGraph()
             rows, slots = rows.clone(), slots.clone()
-            torch.cuda.synchronize()
             with torch.cuda.graph(graph, pool=self.pool):
                 outcome = self.step(model, canvas, workspace, decoding, shape, rows, slots)
             self.captured[shape] = graph, rows, slots, outcome

@@ -1,7 +1,6 @@
 """One denoise step of a group of rows: read, predict, commit, move on. No host synchronisation.
 
-A step gathers the rows' state, computes and writes it back, so a row that is named twice (to fill up a
-fixed shape) is harmless.
+A step gathers the rows' state, computes and writes it back.
 Legend: b rows, L canvas length, G `gen_length`, K blocks of l positions, n positions read, w blocks
 recomputed, V vocabulary.
 """
@@ -16,7 +15,7 @@ from dparallel.config import DecodingConfig
 from dparallel.decoding.blocks import from_first, live, open_next, overdue, places, tokens_needed
 from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.rules import RULES, Prediction, Setting, best, commit, predict
+from dparallel.decoding.rules import RULES, Setting, best, commit, predict
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
 
@@ -29,7 +28,7 @@ class Shape(NamedTuple):
         window: w; None for the whole canvas.
         length: L.
         padded: whether some row's canvas is shorter.
-        all_slots: whether the rows take all slots, in order.
+        all_slots: whether the rows are in the first b slots, in order.
     """
 
     rows: int
@@ -53,8 +52,10 @@ class Outcome(NamedTuple):
     status: Tensor  # (b, 4), the columns of Status
     offsets: Tensor  # (b, n) response positions read
     masked: Tensor  # (b, n) bool; the others only fill up the shape
+    token: Tensor  # (b, n), as probability and entropy
+    probability: Tensor
+    entropy: Tensor
     commit: Tensor  # (b, n) bool
-    prediction: Prediction
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def denoise(
         _window(state, decoding).sum(1),
     )
     canvas.scatter(rows, state)
-    return Outcome(torch.stack([each.long() for each in status], 1), offsets, masked, fixed, prediction)
+    table = torch.stack([each.long() for each in status], 1)
+    return Outcome(table, offsets, masked, *prediction[:3], fixed)
 
 
 def _forward(
@@ -150,11 +152,13 @@ def _forward(
         window = _window(state, decoding)  # (b, K)
         blocks = places(window, shape.window)  # (b, w)
         blocks = torch.where(window.gather(1, blocks), blocks, blocks[:, :1])  # a block twice, at worst
-        within = torch.arange(block_length, device=slots.device)
-        positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w l)
+        before = int(model.config.predicts_next)  # whose position predicts the block's first
+        within = torch.arange(-before, block_length, device=slots.device)
+        positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
+        positions = positions.clamp(min=0)
         input_ids = state.tokens.gather(1, positions)
         place = (window.cumsum(1) - 1).clamp(min=0).gather(1, offsets // block_length)
-        read_at = place * block_length + offsets % block_length
+        read_at = place * len(within) + before + offsets % block_length
     visible = None
     if shape.padded:
         visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)

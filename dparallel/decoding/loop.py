@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dparallel.config import DecodingConfig
 from dparallel.decoding.canvas import Canvas
@@ -34,9 +35,13 @@ def decode(
     rows, device = len(prompt_lengths), canvas.tokens.device
     lengths = np.asarray(prompt_lengths) + decoding.gen_length
     batch_size = min(batch_size, rows)
-    workspace = Workspace.allocate(model, decoding, batch_size, canvas.tokens.shape[1])
+    if decoding.compile:
+        batch_size = 1 << (batch_size.bit_length() - 1)  # a power of two, as its groups will be
+    slot_count = batch_size + (decoding.compile and batch_size > 1)
+    workspace = Workspace.allocate(model, decoding, slot_count, canvas.tokens.shape[1])
     step = compiled_denoise(device) if decoding.compile else denoise
     start = first_status(decoding)
+    spare = np.array([[rows], [batch_size]])  # a row and a slot that fill up a fixed shape
 
     active = np.arange(batch_size)
     slots = np.arange(batch_size)
@@ -48,10 +53,9 @@ def decode(
         shape = shape_of(
             decoding, status[chosen], lengths[active[chosen]], canvas.tokens.shape[1], batch_size
         )
-        padding = np.full(shape.rows - len(chosen), chosen[-1])
-        group = np.concatenate([chosen, padding])
-        where = (torch.from_numpy(each[group]).to(device) for each in (active, slots))
-        outcome = step(model, canvas, workspace, decoding, shape, *where)
+        group = np.stack([active[chosen], slots[chosen]])
+        group = np.hstack([group, spare.repeat(shape.rows - len(chosen), axis=1)])
+        outcome = step(model, canvas, workspace, decoding, shape, *_to_device(group, device))
         if observe is not None:
             observe(outcome, active[chosen])
         status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the one synchronisation
@@ -81,7 +85,13 @@ def shape_of(
     all_slots = window is not None and rows == batch_size
     if decoding.compile:
         rows = 1 << (rows - 1).bit_length()
-        all_slots &= rows == batch_size
+        window = window and min(1 << (window - 1).bit_length(), decoding.blocks)
         reads = -(-reads // decoding.block_length) * decoding.block_length
         length = longest
     return Shape(rows, reads, window, length, bool((lengths < length).any()), all_slots)
+
+
+def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a small table without waiting for the device."""
+    table = torch.from_numpy(rows)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

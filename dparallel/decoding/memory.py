@@ -33,7 +33,12 @@ def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dt
     layer = length * (4 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
     rotated = length * 8 * config.hidden_size * torch.float32.itemsize
     reads = decoding.block_length if decoding.mode == "sequential" else decoding.gen_length
-    predictions = reads * config.vocab_size * (dtype.itemsize + 4 * torch.float32.itemsize)
+    per_logit = dtype.itemsize + 5 * torch.float32.itemsize
+    if decoding.temperature > 0:
+        per_logit += 24  # the random numbers, hashed in int64
+    if decoding.top_p is not None:
+        per_logit += 24  # sorted, with their order
+    predictions = reads * config.vocab_size * per_logit
     total = layer + rotated + predictions
     if decoding.cache != "none":
         total += bytes_per_row(config, length, dtype)

@@ -27,7 +27,8 @@ class Reading(NamedTuple):
 
     token: int  # the likeliest one other than the mask
     probability: float  # of that token, over the full vocabulary
-    margin: float  # its lead in probability over the next token other than the mask
+    doubt: float  # probability of all others, which tells apart what is sure to sixteen digits
+    runner_up: float  # probability of the next likeliest token other than the mask
     entropy: float  # nats, full vocabulary
     drift: float  # KL(now || when last read), nats; infinite at the first reading
 
@@ -70,7 +71,8 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         # (c) One forward, read wherever an open block is masked.
         masked = [i for i in range(len(opened_at) * length) if response[i] == mask]
         canvas = [*prompt, *response]
-        recomputed = _recomputed(decoding, len(prompt), commit_step, opened_at, nfe)
+        before = int(model.config.predicts_next)
+        recomputed = _recomputed(decoding, len(prompt), commit_step, opened_at, nfe, before)
         if decoding.cache == "none":
             logits = dict(enumerate(model(torch.tensor([canvas], device=model.device))[0]))
         else:
@@ -84,10 +86,12 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         # (d) What the rule commits, the best in any case; (e) the first fully active block gets a token.
         ranking = _ranking(decoding.rule, reading)
         forwards_of_block = nfe - opened_at[-1]
-        commit = {ranking[0], *_chosen(decoding, reading, ranking, forwards_of_block)}
-        first = next(i // length for i in masked if fully_active[i // length])
-        if all(i // length != first for i in commit):
-            commit.add(next(i for i in ranking if i // length == first))
+        commit = set(_chosen(decoding, reading, ranking, forwards_of_block))
+        if not decoding.rule.startswith("dream"):
+            commit.add(ranking[0])
+            first = next(i // length for i in masked if fully_active[i // length])
+            if all(i // length != first for i in commit):
+                commit.add(next(i for i in ranking if i // length == first))
         for i in commit:
             response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
         nfe += 1
@@ -105,11 +109,11 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
 
 def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
     """Positions, best first; of equals the first."""
-    if rule in ("entropy", "entropy_budget"):
+    if rule in ("entropy", "entropy_budget", "dream_entropy"):
         return sorted(reading, key=lambda i: reading[i].entropy)
-    if rule == "margin":
-        return sorted(reading, key=lambda i: -reading[i].margin)
-    return sorted(reading, key=lambda i: -reading[i].probability)  # steps, confidence, stability
+    if rule in ("margin", "dream_topk_margin"):
+        return sorted(reading, key=lambda i: reading[i].doubt + reading[i].runner_up)
+    return sorted(reading, key=lambda i: reading[i].doubt)
 
 
 def _chosen(
@@ -130,10 +134,17 @@ def _chosen(
             sums = accumulate(reading[i].entropy for i in ranking)
             return [i for i, total in zip(ranking, sums, strict=True) if total <= threshold]
         case "margin":
-            return [i for i in ranking if reading[i].margin >= threshold]
+            return [i for i in ranking if 1 - reading[i].doubt - reading[i].runner_up >= threshold]
         case "stability":
             calm = decoding.stability_threshold or 0.0
             return [i for i in ranking if reading[i].probability >= threshold and reading[i].drift <= calm]
+        case "dream_entropy" | "dream_maskgit_plus" | "dream_topk_margin":
+            steps = decoding.steps or 1
+            if forwards_of_block >= steps - 1:
+                return ranking
+            time = torch.linspace(1, 1e-3, steps + 1)  # float32, as Dream's own
+            now, then = time[forwards_of_block], time[forwards_of_block + 1]
+            return ranking[: int(len(ranking) * (1 - then / now))]
     raise ValueError(f"rule={decoding.rule!r} is not known to the oracle: write it here first")
 
 
@@ -141,15 +152,32 @@ def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
     """`now` and `before` are (V,) probabilities."""
     allowed = now.clone()
     allowed[mask] = -1
-    best, second = allowed.topk(2).values.tolist()
+    token = int(allowed.argmax())
+    rivals = now.clone()
+    rivals[token] = 0
     drift = torch.inf if before is None else float((torch.xlogy(now, now) - torch.xlogy(now, before)).sum())
-    return Reading(int(allowed.argmax()), best, best - second, float(torch.special.entr(now).sum()), drift)
+    return Reading(
+        token=token,
+        probability=float(now[token]),
+        doubt=float(rivals.sum()),
+        runner_up=float(allowed.topk(2).values[1]),
+        entropy=float(torch.special.entr(rivals).sum() - now[token] * torch.log1p(-rivals.sum())),
+        drift=drift,
+    )
 
 
 def _recomputed(
-    decoding: DecodingConfig, prompt_length: int, commit_step: list[int], opened_at: list[int], nfe: int
+    decoding: DecodingConfig,
+    prompt_length: int,
+    commit_step: list[int],
+    opened_at: list[int],
+    nfe: int,
+    before: int = 0,
 ) -> list[int]:
-    """Canvas positions that forward `nfe` computes; the others keep the keys and values they have."""
+    """Canvas positions that forward `nfe` computes; the others keep the keys and values they have.
+
+    `before` positions left of a block belong to it: where a model predicts the next token, one.
+    """
     everything = list(range(prompt_length + decoding.gen_length))
     if decoding.mode == "sequential":
         refresh = nfe == opened_at[-1]
@@ -157,13 +185,13 @@ def _recomputed(
         refresh = nfe % (decoding.refresh_every or 1) == 0
     if decoding.cache == "none" or refresh:
         return everything
-    live: list[int] = []  # canvas positions of the open blocks that have masks or still settle
+    live: set[int] = set()  # canvas positions of the open blocks that have masks or still settle
     for k in range(len(opened_at)):
         steps = commit_step[k * decoding.block_length : (k + 1) * decoding.block_length]
         if -1 in steps or nfe <= max(steps) + (decoding.settle_rounds or 0):
             start = prompt_length + k * decoding.block_length
-            live.extend(range(start, start + decoding.block_length))
-    return live if decoding.cache == "dual" else everything[live[0] :]
+            live.update(range(max(0, start - before), start + decoding.block_length))
+    return sorted(live) if decoding.cache == "dual" else everything[min(live) :]
 
 
 def _forward(
@@ -189,7 +217,10 @@ def _forward(
         mixed = torch.einsum("hnl,lhd->nhd", weights, values.repeat_interleave(group, 1))
         hidden = hidden + attention.o_proj(mixed.flatten(1))
         hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
-    return dict(zip(recomputed, model.lm_head(model.norm(hidden)), strict=True))
+    logits = dict(zip(recomputed, model.lm_head(model.norm(hidden)), strict=True))
+    if model.config.predicts_next:  # position i - 1 speaks for i, and the first one for itself
+        return {i: logits[max(0, i - 1)] for i in recomputed if max(0, i - 1) in logits}
+    return logits
 
 
 def _rotate(heads: Tensor, positions: list[int], theta: float) -> Tensor:

@@ -17,7 +17,9 @@ class Prediction(NamedTuple):
     token: Tensor  # (B, n)
     probability: Tensor  # (B, n) of `token`, float32
     entropy: Tensor  # (B, n) nats, full vocabulary, no temperature, float32
+    doubt: Tensor  # (B, n) probability of all other tokens: tells sure tokens apart where 1 - doubt is 1
     log_probability: Tensor  # (B, n, V), float32
+    drawn_from: Tensor  # (B, n, V), the same after temperature and top_p
 
 
 class Setting(NamedTuple):
@@ -41,9 +43,18 @@ class Choice(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """`choose(prediction, masked (B, n) bool, setting)`, and what its threshold may be."""
+    """`choose(prediction, masked (B, n) bool, setting)`, and what it asks for.
+
+    Attributes:
+        scheduled: takes a number of steps instead of a threshold.
+        whole_response: knows no blocks, and may commit nothing at a step.
+        threshold_limit: the largest threshold that makes sense.
+        needs_previous: reads what the forward before predicted.
+    """
 
     choose: Callable[[Prediction, Tensor, Setting], Choice]
+    scheduled: bool = False
+    whole_response: bool = False
     threshold_limit: float | None = None
     needs_previous: bool = False
 
@@ -61,20 +72,37 @@ def predict(
     numbers `uniform` (B, n, V) in (0, 1), after keeping the likeliest tokens of total mass `top_p`.
     """
     log_probability = logits.float().log_softmax(-1)
-    entropy = -(log_probability.exp() * log_probability.clamp(min=-1e4)).sum(-1)  # 0 ln 0 is 0
-    allowed = _without(log_probability, mask_token_id)
+    allowed, drawn_from = _without(log_probability, mask_token_id), log_probability
     if temperature > 0:
         assert uniform is not None
-        allowed = _nucleus(allowed / temperature, top_p) - (-uniform.log()).log()  # Gumbel-max
+        drawn_from = _nucleus(allowed / temperature, top_p).log_softmax(-1)
+        allowed = drawn_from - (-uniform.log()).log()  # Gumbel-max
     token = allowed.argmax(-1)
     probability = log_probability.gather(-1, token[..., None])[..., 0].exp()
-    return Prediction(token, probability, entropy, log_probability)
+    entropy, doubt = _certainty(token, log_probability)
+    return Prediction(token, probability, entropy, doubt, log_probability, drawn_from)
+
+
+def _certainty(token: Tensor, log_probability: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy, and the probability of all tokens but `token` (B, n), to float32's relative precision.
+
+    Where a token is all but certain, its own term of the entropy comes from its rivals: 1 - p would
+    round to 0 for every such token, and the surest could not be told.
+    """
+    rivals = log_probability.exp().scatter(-1, token[..., None], 0.0)
+    doubt = rivals.sum(-1)
+    own = log_probability.gather(-1, token[..., None])[..., 0]
+    own = torch.where(doubt < 0.5, torch.log1p(-doubt), own.clamp(min=-1e4))
+    # A logarithm of 0 is clamped, since 0 ln 0 is 0; NaN stays NaN.
+    return -(rivals * log_probability.clamp(min=-1e4)).sum(-1) - own.exp() * own, doubt
 
 
 def commit(rule: Rule, prediction: Prediction, masked: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """The positions fixed, (B, n) bool, and the rule's score of every position, (B, n)."""
+    """The positions fixed, (B, n) bool: at least the best; and the rule's score of every one, (B, n)."""
     score, chosen = rule.choose(prediction, masked, setting)
-    return masked & (chosen | best(score, masked)), score
+    if not rule.whole_response:
+        chosen = chosen | best(score, masked)
+    return masked & chosen, score
 
 
 def best(score: Tensor, among: Tensor) -> Tensor:
@@ -88,12 +116,12 @@ def steps(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
     assert setting.block_forwards is not None
     quota, extra = divmod(setting.block_length, setting.steps_per_block)
     count = quota + (setting.block_forwards < extra).long()  # (B,)
-    return Choice(prediction.probability, _rank(prediction.probability, masked) < count[:, None])
+    return Choice(-prediction.doubt, _rank(-prediction.doubt, masked) < count[:, None])
 
 
 def confidence(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
     """Probability >= threshold (Fast-dLLM)."""
-    return Choice(prediction.probability, prediction.probability >= setting.threshold)
+    return Choice(-prediction.doubt, prediction.doubt <= _complement(setting.threshold))
 
 
 def entropy(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
@@ -110,10 +138,8 @@ def entropy_budget(prediction: Prediction, masked: Tensor, setting: Setting) -> 
 
 def margin(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
     """The likeliest token leads the next by >= threshold."""
-    first, second = (
-        _without(prediction.log_probability, setting.mask_token_id).topk(2).values.exp().unbind(-1)
-    )
-    return Choice(first - second, first - second >= setting.threshold)
+    doubt = prediction.doubt + _runner_up(prediction.log_probability, setting.mask_token_id)  # 1 - lead
+    return Choice(-doubt, doubt <= _complement(setting.threshold))
 
 
 def stability(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
@@ -123,17 +149,61 @@ def stability(prediction: Prediction, masked: Tensor, setting: Setting) -> Choic
     now, before = prediction.log_probability, setting.previous
     moved = (now.exp() * (now.clamp(min=-1e4) - before.clamp(min=-1e4))).sum(-1)  # KL(now || before)
     stable = setting.seen & (moved <= setting.stability_threshold)
-    return Choice(prediction.probability, stable & (prediction.probability >= setting.threshold))
+    return Choice(-prediction.doubt, stable & (prediction.doubt <= _complement(setting.threshold)))
+
+
+def dream_entropy(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
+    """Dream's sampler by lowest entropy, as its other two of the distribution that tokens are drawn from."""
+    entropy, _ = _certainty(prediction.token, prediction.drawn_from)
+    return _dream(-entropy, masked, setting)
+
+
+def dream_maskgit_plus(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
+    """Dream's sampler by highest probability."""
+    _, doubt = _certainty(prediction.token, prediction.drawn_from)
+    return _dream(-doubt, masked, setting)
+
+
+def dream_topk_margin(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
+    """Dream's sampler by lead over the next token."""
+    likeliest = _without(prediction.drawn_from, setting.mask_token_id).argmax(-1)
+    _, doubt = _certainty(likeliest, prediction.drawn_from)
+    return _dream(-doubt - _runner_up(prediction.drawn_from, setting.mask_token_id), masked, setting)
+
+
+def _dream(score: Tensor, masked: Tensor, setting: Setting) -> Choice:
+    """Along a time from 1 to 0.001, the share of masks that its step takes off; all at the last step."""
+    assert setting.block_forwards is not None
+    forwards = setting.steps_per_block
+    time = torch.linspace(1, 1e-3, forwards + 1, device=score.device)
+    share = 1 - time[1:] / time[:-1]
+    last = setting.block_forwards >= forwards - 1
+    step = setting.block_forwards.clamp(max=forwards - 1)
+    count = torch.where(last, masked.sum(1), (masked.sum(1) * share[step]).long())  # (B,)
+    return Choice(score, _rank(score, masked) < count[:, None])
 
 
 RULES: dict[str, Rule] = {
-    "steps": Rule(steps),
+    "steps": Rule(steps, scheduled=True),
     "confidence": Rule(confidence, threshold_limit=1),
     "entropy": Rule(entropy),
     "entropy_budget": Rule(entropy_budget),
     "margin": Rule(margin, threshold_limit=1),
     "stability": Rule(stability, threshold_limit=1, needs_previous=True),
+    "dream_entropy": Rule(dream_entropy, scheduled=True, whole_response=True),
+    "dream_maskgit_plus": Rule(dream_maskgit_plus, scheduled=True, whole_response=True),
+    "dream_topk_margin": Rule(dream_topk_margin, scheduled=True, whole_response=True),
 }
+
+
+def _complement(threshold: float) -> float:
+    """The doubt that a probability of `threshold` leaves; at 1, what double precision would round away."""
+    return max(1 - threshold, 2.0**-53)
+
+
+def _runner_up(log_probability: Tensor, mask_token_id: int) -> Tensor:
+    """Probability of the second likeliest token other than the mask, (B, n)."""
+    return _without(log_probability, mask_token_id).topk(2).values[..., 1].exp()
 
 
 def _rank(score: Tensor, masked: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class DiffusionConfig(PretrainedConfig):
     """Shape and special tokens of a masked diffusion language model.
 
     `family` says which ecosystem the weights come from (`tiny`, `llada`, `dream`); nothing but
-    the checkpoint adapters looks at it.
+    the checkpoint adapters looks at it. With `predicts_next` the weights predict, at each position,
+    the next one's token; the model's logits are aligned all the same.
     """
 
     model_type = "dparallel"
@@ -43,6 +44,7 @@ class DiffusionConfig(PretrainedConfig):
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
         family: str = "tiny",
+        predicts_next: bool = False,
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -58,6 +60,7 @@ class DiffusionConfig(PretrainedConfig):
         self.qkv_bias = qkv_bias
         self.mask_token_id = mask_token_id
         self.family = family
+        self.predicts_next = predicts_next
         self.initializer_range = initializer_range
         super().__init__(
             eos_token_id=eos_token_id,  # type: ignore[call-arg]
@@ -234,9 +237,10 @@ class DiffusionTransformer(PreTrainedModel):
             attention_mask: None (all see all), bool (B, M) key padding (True = may be seen), or bool
                 (B, L, M) (query, key), where M = L or the cache's length. Every query needs a key.
             logits_at: None for all positions; int64 (B, n) indices into each row of `input_ids`;
-                or bool (B, L), whose N true positions are read in row-major order. The head runs
-                only there, and with indices so does most of the last layer.
+                or bool (B, L), whose N true positions are read in row-major order. The head and most
+                of the last layer run only there.
             positions: int64 (B, L), where on the canvas `input_ids` stand; 0 to L - 1 unless told.
+                With `predicts_next`, the one before a position that is read must stand before it.
             cache: keys and values of other positions, attended to as well.
 
         Returns:
@@ -251,13 +255,19 @@ class DiffusionTransformer(PreTrainedModel):
         hidden = self.embedding(input_ids)  # (B, L, D)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rotary, mask, cache)
-        reads = None
-        if logits_at is not None and logits_at.dtype != torch.bool:
+        reads = among = None
+        if logits_at is not None and logits_at.dtype == torch.bool:
+            logits_at, among = _indices(logits_at)
+        if logits_at is not None:
+            if self.config.predicts_next:
+                logits_at = (logits_at - 1).clamp(min=0)
             where = positions.expand(input_ids.shape).gather(1, logits_at)  # (B, n)
             reads = Reads(logits_at, rotary_tables(where, head_size, theta), _mask_rows(mask, logits_at))
         hidden = self.layers[-1](hidden, rotary, mask, cache, reads)
-        if logits_at is not None and reads is None:
-            hidden = hidden[logits_at]  # (N, D)
+        if reads is None and self.config.predicts_next:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        if among is not None:
+            hidden = hidden[among]  # (N, D)
         return self.lm_head(self.norm(hidden))
 
 
@@ -277,6 +287,14 @@ def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor, cache: Cac
         f"attention_mask has shape {tuple(attention_mask.shape)}; for input_ids of shape "
         f"{(rows, length)} give (B, L) = {(rows, keys)} or (B, L, L) = {(rows, length, keys)}"
     )
+
+
+def _indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The true positions of bool (B, L) in order, int64 (B, n), and which of the n a row has, bool (B, n)."""
+    counts = chosen.sum(dim=1)
+    n = max(1, int(counts.max()))
+    at = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :n]
+    return at, torch.arange(n, device=chosen.device) < counts[:, None]
 
 
 def _mask_rows(mask: Tensor | None, index: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dparallel.config import MergingConfig
 from dparallel.manifest import Manifest, Stage, StageError, fingerprint, verify
-from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.checkpoints import choose_format, load_model, load_tokenizer, save_model
 from dparallel.models.lora import load_adapter, merge
 from dparallel.trajectories import store
 
@@ -26,7 +26,7 @@ class MergeError(RuntimeError):
 
 
 def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
-    """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save natively.
+    """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save.
 
     The check compares logits on partly masked canvases of `config.check_prompts` trajectories of
     `inputs["trajectories"]`. Two largest differences from base + adapter in float32 go into the manifest:
@@ -36,6 +36,7 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
     Raises:
         StageError: the adapter was trained on another teacher, or an input is damaged.
         AdapterError: the adapter does not fit the teacher.
+        CheckpointError: the teacher has no original format to be saved in, or the disk no room.
         MergeError: the first difference is above `config.tolerance`, or the second one is though the
             teacher's dtype rounds nothing away (bf16 and fp16 do).
     """
@@ -50,16 +51,18 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
             f"the adapter in {inputs['training']} was trained on another teacher than {inputs['teacher']}: "
             "merge it into the one it was trained on"
         )
+    format = choose_format(config.format, inputs["teacher"])
     base = load_model(inputs["teacher"])
     dtype = base.dtype
     student = load_adapter(base.float(), Path(inputs["training"]) / "adapter").eval()
 
     # 2. Merge, and compare with what base + adapter said
     rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
-    canvases = check_canvases(rows, base.config.mask_token_id)
-    expected = masked_logits(student, canvases, base.config.mask_token_id)
+    mask_token_id = base.config.mask_token_id
+    canvases = check_canvases(rows, mask_token_id)
+    expected = masked_logits(student, canvases, mask_token_id)
     merged = merge(student)
-    actual = masked_logits(merged, canvases, base.config.mask_token_id)
+    actual = masked_logits(merged, canvases, mask_token_id)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN
         raise MergeError(
@@ -68,12 +71,14 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
         )
     logger.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
 
-    # 3. Save as the teacher was saved, and compare what can be loaded from there
+    # 3. Save in the teacher's dtype, and compare what can be loaded from there
     merged.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    files = save_model(merged, stage.folder, tokenizer=load_tokenizer(inputs["teacher"]))
+    tokenizer = load_tokenizer(inputs["teacher"])
+    files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
     dtype_name = str(dtype).removeprefix("torch.")
+    del base, student, merged  # one model at a time
     saved = load_model(stage.folder).float()
-    saved_difference = max_difference(expected, masked_logits(saved, canvases, base.config.mask_token_id))
+    saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))
     limit = config.tolerance if torch.finfo(dtype).bits >= 32 else math.inf
     if not saved_difference <= limit:
         raise MergeError(
@@ -85,7 +90,7 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
         files=files,
         counts={"check_prompts": len(canvases)},
         metrics={"max_logit_difference": difference, "max_logit_difference_saved": saved_difference},
-        details={"dtype": dtype_name},
+        details={"dtype": dtype_name, "format": format},
     )
 
 

@@ -25,12 +25,12 @@ MULTI_BLOCK = {"mode": "multi_block"}
         ({"rule": "stability"}, r"rule='stability' with threshold=None, .*: give threshold"),
         (
             {"rule": "confidence", "threshold": 1.5},
-            r"threshold=1\.5 .*'confidence' is a probability: .* 0 to 1",
+            r"threshold=1\.5 .*'confidence' compares probabilities: .* 0 to 1",
         ),
-        ({"rule": "margin", "threshold": 1.5}, r"threshold=1\.5 .*'margin' is a probability: .* 0 to 1"),
+        ({"rule": "margin", "threshold": 1.5}, r"threshold=1\.5 .*'margin' compares probabilities: .* 0 to 1"),
         (
             {"rule": "stability", "threshold": 2.0},
-            r"threshold=2\.0 .*'stability' is a probability: .* 0 to 1",
+            r"threshold=2\.0 .*'stability' compares probabilities: .* 0 to 1",
         ),
         (
             {"rule": "confidence", "threshold": 0.9, "stability_threshold": 0.1},

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
-from dparallel.decoding import memory
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
@@ -145,30 +144,6 @@ def test_bad_model_ids_and_batch_size(tiny_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         generate(tiny_model, [[5]], decoding, batch_size=0)
     assert generate(tiny_model, [], decoding) == []
-
-
-def test_a_batch_larger_than_memory_is_decoded_in_parts(tiny_model, monkeypatch, caplog):
-    decoding = DecodingConfig(gen_length=16, block_length=8, threshold=2.0)
-    prompts = [[5 + row] * (row + 1) for row in range(5)]
-    expected = generate(tiny_model, prompts, decoding)
-    row = memory.row_bytes(tiny_model.config, 5 + 16, decoding, tiny_model.dtype)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2.5 * row)  # of which 0.9 may be used
-    generations = generate(tiny_model, prompts, decoding, batch_size=4)
-    assert "batch_size=4 does not fit into memory; decoding 2 rows at a time" in caplog.text
-    assert [each.tokens for each in generations] == [each.tokens for each in expected]
-
-    caplog.clear()
-    generate(tiny_model, prompts, decoding, batch_size=2)
-    assert not caplog.text
-
-
-def test_memory_for_not_even_one_row_is_an_error(tiny_model, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    decoding = DecodingConfig(gen_length=16, block_length=8, cache="dual")
-    with pytest.raises(
-        MemoryError, match=r"one row of 18 tokens needs .* lower gen_length=16, .* cache='none'"
-    ):
-        generate(tiny_model, [[5, 6]], decoding)
 
 
 def test_damaged_weights_are_not_taken_for_certainty():

@@ -16,13 +16,15 @@ DECODING = DecodingConfig(gen_length=16, block_length=8)
 def test_bytes_of_a_row_by_hand():
     """Canvas 20, hidden 32, feed-forward 64, 2 layers, vocabulary 50, float32, blocks of 8."""
     config = random_model().config
-    layer, rotated, predictions = 20 * (4 * 32 + 3 * 64) * 4, 20 * 8 * 32 * 4, 8 * 50 * (4 + 16)
+    layer, rotated, predictions = 20 * (4 * 32 + 3 * 64) * 4, 20 * 8 * 32 * 4, 8 * 50 * (4 + 20)
     assert row_bytes(config, 20, DECODING, torch.float32) == layer + rotated + predictions
     cached = DECODING.model_copy(update={"cache": "dual"})
     store = 2 * 2 * 20 * 32 * 4  # keys and values, layers, positions, width, bytes
     assert row_bytes(config, 20, cached, torch.float32) == layer + rotated + predictions + store
+    drawn = cached.model_copy(update={"cache": "none", "temperature": 1.0, "top_p": 0.9})
+    assert row_bytes(config, 20, drawn, torch.float32) == layer + rotated + predictions + 8 * 50 * 48
     half = row_bytes(config, 20, cached, torch.bfloat16)
-    assert half == layer // 2 + rotated + 8 * 50 * (2 + 16) + store // 2
+    assert half == layer // 2 + rotated + 8 * 50 * (2 + 20) + store // 2
 
 
 def test_a_batch_that_does_not_fit_is_made_smaller_with_a_warning(tiny_model, monkeypatch, caplog):
@@ -35,7 +37,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller_with_a_warning(tiny_model, mo
         generations = generate(tiny_model, prompts, DECODING, 8, lambda steps: together.append(len(steps)))
     assert [each.tokens for each in generations] == expected
     assert max(together) == 3
-    assert "batch_size=8 does not fit into memory; decoding 3 rows at a time" in caplog.text
+    assert "a batch of 8 does not fit into memory; decoding 3 rows at a time" in caplog.text
 
 
 def test_one_row_too_many_is_an_error(tiny_model, monkeypatch):

@@ -14,7 +14,8 @@ from dparallel.decoding.sampling import uniform
 def committed(rule, score, masked, threshold=None, **setting):
     """What `rule` commits where `score` is probability and entropy at once."""
     values = torch.tensor([score])
-    prediction = Prediction(torch.zeros_like(values).long(), values, values, values[..., None])
+    nothing = values[..., None]
+    prediction = Prediction(torch.zeros_like(values).long(), values, values, 1 - values, nothing, nothing)
     return run(rule, prediction, masked, threshold=threshold, **setting)
 
 
@@ -30,10 +31,24 @@ def from_probabilities(rows):
 
 @pytest.mark.parametrize(
     ("threshold", "expected"),
-    [(0.5, [1, 0, 1, 0]), (0.95, [0, 0, 1, 0]), (0.9, [0, 0, 1, 0]), (0.0, [1, 0, 1, 1])],
+    [(0.5, [1, 0, 1, 0]), (0.95, [0, 0, 1, 0]), (0.625, [1, 0, 1, 0]), (0.0, [1, 0, 1, 1])],
 )
 def test_confidence(threshold, expected):
-    assert committed("confidence", [0.6, 0.99, 0.9, 0.1], [1, 0, 1, 1], threshold) == expected
+    assert committed("confidence", [0.625, 0.99, 0.875, 0.125], [1, 0, 1, 1], threshold) == expected
+
+
+@pytest.mark.parametrize("rule", ["confidence", "margin", "steps", "entropy"])
+def test_the_surest_of_sure_tokens_is_found(rule):
+    """Probabilities of 1 - 1e-9 and 1 - 1e-12 are both 1 in float32; no threshold of 1 is met."""
+    logits = torch.tensor([[[0.0, -20.7, -40, -99], [0.0, -27.6, -40, -99], [0.0, -20.7, -40, -99]]])
+    prediction = predict(logits, mask_token_id=3)
+    assert prediction.probability.tolist() == [[1, 1, 1]]
+    assert prediction.doubt[0].tolist() == pytest.approx([1.02e-9, 1.03e-12, 1.02e-9], rel=0.01)
+    assert prediction.entropy[0].tolist() == pytest.approx([2.2e-8, 2.95e-11, 2.2e-8], rel=0.02)
+    schedule = {"steps_per_block": 3, "block_length": 3, "block_forwards": torch.tensor([0])}
+    threshold = 0.0 if rule == "entropy" else 1.0
+    fixed = run(rule, prediction, [1, 1, 1], threshold=threshold, mask_token_id=3, **schedule)
+    assert fixed == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,33 @@ def test_steps_spend_the_remainder_first():
     assert counts == [3, 3, 2]
     first = committed("steps", score, [1] * 8, **schedule, block_forwards=torch.tensor([0]))
     assert first == [0, 1, 0, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "first", "second"),
+    [("dream_entropy", 2, 0), ("dream_maskgit_plus", 2, 1), ("dream_topk_margin", 2, 1)],
+)
+def test_dreams_sampler_takes_its_share_of_the_masks(rule, first, second):
+    """Four steps from 1 to 0.001 take int(3 * 0.25) = 0, then int(3 * 0.333) = 0 or 1 of 3 masks, ..., all.
+
+    The last position is surest by each score; next comes the lower entropy (0) or the likelier token (1).
+    """
+    prediction = from_probabilities(
+        [[0.55, 0.449, 0.0005, 0.0005], [0.6, 0.14, 0.13, 0.13], [0.9, 0.05, 0.03, 0.02]]
+    )
+
+    def fixed(steps, step, masked):
+        schedule = {"steps_per_block": steps, "block_forwards": torch.tensor([step])}
+        return run(rule, prediction, masked, mask_token_id=3, **schedule)
+
+    one, two = [0, 0, 0], [0, 0, 0]
+    one[first] = two[first] = two[second] = 1
+    assert fixed(4, 0, [1, 1, 1]) == [0, 0, 0]
+    assert fixed(2, 0, [1, 1, 1]) == one  # int(3 * 0.4995)
+    assert fixed(6, 4, [1, 1, 1]) == one  # int(3 * (1 - 0.1675 / 0.334))
+    assert fixed(8, 6, [1, 1, 1]) == one
+    assert fixed(4, 3, [1, 1, 0]) == [1, 1, 0]
+    assert fixed(4, 3, [1, 1, 1]) == [1, 1, 1]
 
 
 def test_best_is_the_first_of_the_highest_among_the_candidates():

@@ -13,6 +13,7 @@ from dparallel.distillation import losses
 from dparallel.distillation.corruption import View
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import load_model
 from tests.conftest import GOLDEN
 
 PUBLISHED = RecipeConfig(
@@ -71,9 +72,16 @@ def test_recipe_sums_views_and_averages_samples() -> None:
     assert loss(LOGITS, batch_of([0, 0, 1]), single).loss.item() == pytest.approx(sum(cross_entropies) / 2)
 
 
+DREAM = PUBLISHED.model_copy(update={"region": "response", "block_length": None, "certainty_weight": 1.0})
+
+
 @pytest.mark.parametrize("sample", [0, 1, 2])
-def test_golden(sample: int, llada_tiny: DiffusionTransformer) -> None:
-    golden = load_file(GOLDEN / "certainty_loss.safetensors")
+@pytest.mark.parametrize(
+    ("family", "vectors", "recipe"),
+    [("llada", "certainty_loss", PUBLISHED), ("dream", "dream_certainty_loss", DREAM)],
+)
+def test_golden(sample: int, family: str, vectors: str, recipe: RecipeConfig) -> None:
+    golden = load_file(GOLDEN / f"{vectors}.safetensors")
     tokens, noisy, complement, read, read_complement = (
         golden[f"{sample}.{name}"]
         for name in ("input_ids", "noisy", "noisy_complement", "masked", "masked_complement")
@@ -86,12 +94,14 @@ def test_golden(sample: int, llada_tiny: DiffusionTransformer) -> None:
         targets=tokens.expand(2, -1)[reads],
         view=reads.nonzero()[:, 0],
     )
-    assert run_loss(llada_tiny, batch).item() == pytest.approx(golden[f"{sample}.loss"].item(), abs=1e-4)
+    model = load_model(GOLDEN / f"{family}_tiny", device="cpu")
+    assert run_loss(model, batch, recipe).item() == pytest.approx(golden[f"{sample}.loss"].item(), abs=1e-4)
 
 
-def test_golden_views_are_views_of_ours() -> None:
+@pytest.mark.parametrize("vectors", ["certainty_loss", "dream_certainty_loss"])
+def test_golden_views_are_views_of_ours(vectors: str) -> None:
     """The published canvases equal ours, given the published masks."""
-    golden = load_file(GOLDEN / "certainty_loss.safetensors")
+    golden = load_file(GOLDEN / f"{vectors}.safetensors")
     for sample in range(3):
         tokens, prompt_length = (
             golden[f"{sample}.input_ids"][0].numpy(),
@@ -143,3 +153,34 @@ def test_a_batch_equals_its_rows_alone(
         for i in range(len(prompts))
     ]
     assert together.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+def test_chunks_change_nothing_and_keep_only_the_logits(
+    positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    likeliest = logits.argmax(-1)
+    targets = torch.where(torch.arange(7) % 2 == 0, likeliest, (likeliest + 1) % 11)
+    view = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+
+    def both() -> Tensor:
+        certain = losses.certainty(logits, targets, view, 2, 0.5)
+        return (losses.cross_entropy(logits, targets, view, 2) + certain).sum()
+
+    whole = both()
+    [gradient] = torch.autograd.grad(whole, logits)
+    monkeypatch.setattr(losses, "CHUNK_BYTES", positions * 11 * 4)
+    wide: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[-1:] == (11,):
+            wide.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        chunked = both()
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(torch.autograd.grad(chunked, logits)[0], gradient)
+    assert all(shape[0] <= positions for shape in wide)
+    assert sum(shape[0] for shape in wide) == 7 + 4  # the logits, and a copy of those that are right

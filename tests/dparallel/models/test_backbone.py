@@ -17,6 +17,9 @@ def test_head_runs_only_where_read():
     chosen = torch.rand(3, 20) < 0.3
     assert torch.allclose(MODEL(ids, logits_at=chosen), logits[chosen], atol=1e-5)
     assert MODEL(ids, logits_at=chosen).shape == (int(chosen.sum()), 50)
+    chosen[1] = False  # a row that reads nothing, then none that reads anything
+    assert torch.allclose(MODEL(ids, logits_at=chosen), logits[chosen], atol=1e-5)
+    assert MODEL(ids, logits_at=torch.zeros_like(chosen)).shape == (0, 50)
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,15 +2,18 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dparallel import load_model, load_tokenizer, save_model
-from dparallel.models.checkpoints import CheckpointError
+from dparallel.models import weights
+from dparallel.models.checkpoints import CheckpointError, read_config
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import GOLDEN, random_model
+from tests.dparallel.models.published import INDEX, edit_json, publish
 
 
 def test_golden_logits(llada_tiny):
@@ -21,8 +24,30 @@ def test_golden_logits(llada_tiny):
     assert (llada_tiny.config.family, llada_tiny.config.mask_token_id) == ("llada", 255)
 
 
-def test_round_trip_in_our_own_format(llada_tiny, tmp_path):
-    names = save_model(llada_tiny, tmp_path, tokenizer=build_tokenizer())
+def test_golden_logits_of_dream():
+    """Its weights predict the next token; ours are aligned, and nothing precedes the first."""
+    golden = load_file(GOLDEN / "dream_logits.safetensors")
+    dream = load_model(GOLDEN / "dream_tiny", device="cpu")
+    with torch.no_grad():
+        logits = dream(golden["input_ids"])
+    raw = golden["raw_logits"]
+    assert torch.allclose(logits[:, 1:], raw[:, :-1], atol=1e-4, rtol=0)
+    assert torch.allclose(logits[:, 0], raw[:, 0], atol=1e-4, rtol=0)
+    config = dream.config
+    assert (config.family, config.mask_token_id, config.pad_token_id) == ("dream", 255, 253)
+    assert config.eos_token_id is None  # this checkpoint states none
+
+
+def test_special_tokens_may_stand_in_generation_config(tmp_path):
+    folder = shutil.copytree(GOLDEN / "dream_tiny", tmp_path / "dream")
+    stated = {"eos_token_id": 254, "pad_token_id": 1, "bos_token_id": [7], "temperature": 0.1}
+    (folder / "generation_config.json").write_text(json.dumps(stated))
+    config = read_config(folder)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (254, 253, None)
+
+
+def test_round_trip_in_our_own_format(tiny_model, tmp_path):
+    names = save_model(tiny_model, tmp_path, tokenizer=build_tokenizer())
     assert names == sorted(file.name for file in tmp_path.iterdir())
     assert names == [
         "backbone.py",
@@ -32,7 +57,7 @@ def test_round_trip_in_our_own_format(llada_tiny, tmp_path):
         "tokenizer_config.json",
     ]
     again = load_model(tmp_path, device="cpu")
-    for name, tensor in llada_tiny.state_dict().items():
+    for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert load_tokenizer(tmp_path).mask_token_id == 1
 
@@ -83,6 +108,82 @@ def test_sharded_checkpoints_and_dtype(tiny_checkpoint, tmp_path):
         load_model(tmp_path)
 
 
+def test_any_dtype(tmp_path):
+    stored = load_file(publish(tmp_path / "dream", "dream") / "model-00001-of-00003.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    for dtype, expected in ((None, torch.bfloat16), (torch.float32, torch.float32)):
+        model = load_model(tmp_path / "dream", "cpu", dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+        assert torch.equal(model.lm_head.weight, stored["lm_head.weight"].to(dtype))
+
+
+@pytest.mark.parametrize("read", [load_model, read_config])
+def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monkeypatch):
+    def no_reading(*_):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(weights, "read", no_reading)
+    folder = publish(tmp_path / "llada", "llada")
+    first, last = "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"
+
+    def refused(message):
+        with pytest.raises(CheckpointError, match=message):
+            read(folder)
+
+    index = json.loads((folder / INDEX).read_text())
+    edit_json(folder / INDEX, weight_map={**index["weight_map"], "model.extra.weight": last})
+    refused(r"index\.json says model\.extra\.weight is in model-00003-of-00003\.safetensors, which does not")
+    edit_json(folder / INDEX, weight_map={"a": "model-00004-of-00003.safetensors"})
+    refused(r"model-00004-of-00003\.safetensors is missing: the checkpoint is incomplete")
+    edit_json(folder / INDEX, weight_map={})
+    refused(r"index\.json has no weight_map")
+    (folder / INDEX).write_text("{")
+    refused(r"index\.json is not valid JSON")
+    (folder / INDEX).write_text(json.dumps(index))
+
+    whole = load_file(folder / first)
+    name = "model.transformer.blocks.0.attn_norm.weight"
+    save_file({**whole, name: whole[name][:-1].contiguous()}, folder / first)
+    refused(rf"tensor {name} has shape \(63,\), config\.json says \(64,\)")
+    save_file(whole, folder / first)
+    content = (folder / last).read_bytes()
+    (folder / last).write_bytes(content[:-100])
+    refused(r"model-00003-of-00003\.safetensors is damaged or cut short")
+    (folder / last).unlink()
+    refused(r"model-00003-of-00003\.safetensors is missing")
+
+
+def memory(field):
+    """Bytes of this process: `VmRSS` now, `VmHWM` at its peak since `clear_refs` was written."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux tells it")
+def test_no_second_copy_of_the_weights(tmp_path):
+    """As stored, and converted: the peak while loading over the model's size."""
+    shape = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12, "vocab_size": 2000}
+    with torch.device("meta"):
+        model = random_model(**shape)
+    tensors = {
+        name: torch.ones(each.shape, dtype=torch.bfloat16) for name, each in model.state_dict().items()
+    }
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert size > 150e6
+    model.config.save_pretrained(tmp_path)
+    weight_map = {name: f"{i % 8}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, tmp_path / file)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    for dtype in (None, torch.float16):
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        loaded = load_model(tmp_path, "cpu", dtype)
+        assert all(bool((weight == 1).all()) for weight in loaded.parameters())  # touches every page
+        assert 0.9 < (memory("VmHWM") - before) / size < 1.3
+        del loaded
+
+
 def edited(tiny_checkpoint, tmp_path, **fields):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "edited")
     config = json.loads((folder / "config.json").read_text())
@@ -93,7 +194,7 @@ def edited(tiny_checkpoint, tmp_path, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2'; known: dparallel, llada"),
+        ({"model_type": "gpt2"}, "model_type='gpt2'; known: dparallel, llada, Dream"),
         ({"mask_token_id": 50}, r"mask_token_id=50, outside the vocabulary \(0 to 49\)"),
         ({"mask_token_id": None}, r"config\.json has mask_token_id=None, expected int"),
         ({"vocab_size": "50"}, r"config\.json has vocab_size='50', expected int"),
@@ -150,6 +251,28 @@ def test_unknown_llada_variants_are_refused(tmp_path, field, value, message):
     assert field in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("architectures", ["DreamForCausalLM"], r"only \['DreamModel'\] is known for Dream"),
+        ("hidden_act", "gelu", "only 'silu'"),
+        ("rope_scaling", {"rope_type": "yarn"}, "only None"),
+        ("use_mrope", True, "only False"),
+        ("use_sliding_window", True, "only False"),
+        ("rope_theta", None, "rope_theta=None, expected int or float"),
+        ("mask_token_id", 256, r"outside the vocabulary \(0 to 255\)"),
+        ("num_key_value_heads", 4, r"0.self_attn.k_proj.weight has shape \(32, 64\), .* says \(64, 64\)"),
+        ("tie_word_embeddings", True, "a head that differs: set .* tie_word_embeddings to false"),
+    ],
+)
+def test_unknown_dream_variants_are_refused(tmp_path, field, value, message):
+    folder = shutil.copytree(GOLDEN / "dream_tiny", tmp_path / "dream")
+    edit_json(folder / "config.json", **{field: value})
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(folder, device="cpu")
+    assert str(folder) in str(error.value)
+
+
 @pytest.mark.parametrize("value", [ABSENT, None, False])
 def test_llada_switches_that_are_off_are_accepted(llada_tiny, tmp_path, value):
     off = (
@@ -176,11 +299,24 @@ def test_a_tied_head_may_be_written_out(tmp_path):
     assert torch.equal(model.lm_head.weight, tensors["model.transformer.wte.weight"])
 
 
-def test_formats_that_cannot_be_written(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="format='original' cannot be written; formats that can: native"):
-        save_model(tiny_model, tmp_path / "out", format="original")
-    assert not (tmp_path / "out").exists()
-    assert "model.safetensors" in save_model(tiny_model, tmp_path / "out", format="native")
+@pytest.mark.parametrize(
+    ("family", "ids", "mask"), [("llada", [3, 255, 0], None), ("dream", [86, 18, 255, 188, 189], 255)]
+)
+def test_published_tokenizers_load_without_their_code(tmp_path, family, ids, mask, caplog):
+    """`w3` is one word to the one, two letters to the other, whose `hi` is one piece."""
+    tokenizer = load_tokenizer(publish(tmp_path / family, family))
+    assert tokenizer("w3<|mask|> hi").input_ids == ids
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, len(tokenizer)) == (mask, 254, 256)
+    assert not caplog.records
+
+
+def test_a_tokenizer_without_the_models_mask_token_is_refused(tiny_checkpoint, tmp_path):
+    foreign = edited(tiny_checkpoint, tmp_path, mask_token_id=51, vocab_size=52)
+    with pytest.raises(CheckpointError, match=r"has no token 51, config\.json's mask_token_id \(50 tokens\)"):
+        load_tokenizer(foreign)
+    edit_json(foreign / "config.json", mask_token_id=7)
+    with pytest.raises(CheckpointError, match=r"has mask token 1, config\.json has mask_token_id=7"):
+        load_tokenizer(foreign)
 
 
 def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):

@@ -14,7 +14,7 @@ from dparallel.experiment import StudentConfig
 from dparallel.manifest import Stage, StageError, file_digest, verify
 from dparallel.models import merging
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.checkpoints import CheckpointError, load_model, load_tokenizer, save_model
 from dparallel.models.lora import AdapterError
 from dparallel.models.merging import MergeError, check_canvases, masked_logits, max_difference, run_stage
 from dparallel.trajectories import store
@@ -25,6 +25,7 @@ from tests.dparallel.distillation.conftest import (
     training_config,
     trajectory_rows,
 )
+from tests.dparallel.models.published import publish
 from tests.dparallel.models.test_lora import trained_adapter
 
 
@@ -105,7 +106,7 @@ def test_a_bf16_teacher_gives_a_bf16_student_and_the_rounding_is_told(
     manifest = run_stage(
         MergingConfig(), {**inputs, "teacher": str(teacher), "training": str(training)}, tmp_path / "out"
     )
-    assert manifest.details == {"dtype": "bfloat16"}
+    assert manifest.details == {"dtype": "bfloat16", "format": "native"}
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     rows = store.load(inputs["trajectories"]).slice(0, 8).to_pylist()
@@ -116,6 +117,40 @@ def test_a_bf16_teacher_gives_a_bf16_student_and_the_rounding_is_told(
     assert manifest.metrics["max_logit_difference"] < 1e-4
     assert manifest.metrics["max_logit_difference_saved"] > 1e-2
     assert manifest.metrics["max_logit_difference_saved"] == pytest.approx(max_difference(expected, actual))
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_published_teacher_gives_a_student_in_its_publishers_format(
+    family: str, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    teacher, out = publish(tmp_path / "teacher", family), tmp_path / "out"
+    training = write_training(tmp_path / "training", teacher, load_model(teacher, "cpu", torch.float32))
+    own = {**inputs, "teacher": str(teacher), "training": str(training)}
+    manifest = run_stage(MergingConfig(), own, out)
+    assert manifest.details == {"dtype": "bfloat16", "format": "original"}
+    copied = {file.name for file in teacher.iterdir()} - {"README.md"}
+    assert set(manifest.files) == copied
+    assert json.loads((out / "config.json").read_text()) == json.loads((teacher / "config.json").read_text())
+    changed = set()
+    for shard in teacher.glob("*.safetensors"):
+        before, after = load_file(shard), load_file(out / shard.name)
+        assert {name: (each.shape, each.dtype) for name, each in after.items()} == {
+            name: (each.shape, each.dtype) for name, each in before.items()
+        }
+        changed |= {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 2 * 7  # layers x matrices: what the adapter is on, and nothing else
+
+    run_stage(MergingConfig(format="native"), own, tmp_path / "native")
+    canvas = torch.tensor([[5, 6, 255, 255]])
+    with torch.no_grad():
+        logits = [load_model(folder, "cpu")(canvas) for folder in (out, tmp_path / "native")]
+    assert torch.equal(*logits)
+
+
+def test_a_teacher_without_an_original_format_is_named_first(inputs: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="tiny_checkpoint0, which is in our own format"):
+        run_stage(MergingConfig(format="original"), inputs, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["stage.json"]
 
 
 def test_what_was_saved_is_what_is_compared(

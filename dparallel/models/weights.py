@@ -1,0 +1,106 @@
+"""The weight files of a checkpoint: where each tensor lies, read and written a tensor or a file at a time."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dparallel.models.formats import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Stored(NamedTuple):
+    """A tensor that was not read yet: its file, its name there, its shape."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The fields of a JSON file; `CheckpointError` where it does not hold an object."""
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected an object of fields")
+    return content
+
+
+def locate(folder: Path) -> list[Stored]:
+    """All tensors of the checkpoint, file by file, from the files' headers alone.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or cut short, or lacks a tensor that the index
+            says it holds.
+    """
+    weight_map = _weight_map(folder)
+    files = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    for file in files:
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder / file} is missing: the checkpoint is incomplete")
+    stored = []
+    for file in files:
+        with _open(folder / file) as shard:
+            held = list(shard.keys())
+            names = held if weight_map is None else [name for name in weight_map if weight_map[name] == file]
+            if lost := sorted(set(names).difference(held)):
+                raise CheckpointError(f"{folder / INDEX} says {lost[0]} is in {file}, which does not hold it")
+            for name in names:
+                stored.append(Stored(folder / file, name, tuple(shard.get_slice(name).get_shape())))
+    return stored
+
+
+def read(
+    stored: Mapping[str, Stored], device: str | torch.device, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The tensors, one after the other onto `device` and into `dtype` (None: each keeps its own)."""
+    tensors = {}
+    for file in sorted({each.file for each in stored.values()}):
+        with _open(file, device) as shard:
+            for key, each in stored.items():
+                if each.file == file:
+                    tensors[key] = shard.get_tensor(each.name).to(dtype)
+    return tensors
+
+
+def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `tensors` into files that have the names and hold the tensors of the files in `source`."""
+    total_size = 0
+    for file, stored in groupby(locate(source), key=lambda each: each.file.name):
+        shard = {each.name: tensors[each.name].cpu().contiguous() for each in stored}
+        total_size += sum(tensor.nbytes for tensor in shard.values())
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if (source / INDEX).is_file():
+        index = read_json(source / INDEX)
+        index["metadata"] = {**index.get("metadata", {}), "total_size": total_size}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """Tensor name -> file name; None where one file holds them all."""
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map, which says what file holds which tensor")
+    return weight_map
+
+
+@contextmanager
+def _open(file: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as shard:
+            yield shard
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or cut short: {error}") from error

@@ -1,0 +1,62 @@
+"""A trained model is sure of most tokens to more digits than float32 has; the order among them must hold."""
+
+from pathlib import Path
+
+import pytest
+
+from dparallel import DecodingConfig, generate, load_model, load_tokenizer
+from dparallel.config import ProblemsConfig
+from dparallel.decoding import loop
+from dparallel.decoding.denoise import denoise
+from dparallel.decoding.oracle import decode_one
+from dparallel.evaluation.benchmarks import load_problems
+
+TEACHER = Path(__file__).parents[3] / "teachers" / "tiny"
+SHAPE = {"gen_length": 36, "block_length": 12}
+SETTINGS = [
+    {"rule": "steps", "steps": 36},
+    {"rule": "steps", "steps": 9},
+    {"rule": "confidence", "threshold": 1.0},
+    {"rule": "margin", "threshold": 1.0},
+    {"rule": "entropy", "threshold": 0.0},
+    {"rule": "entropy_budget", "threshold": 0.3},
+    {"rule": "stability", "threshold": 0.9},
+    {"rule": "stability", "threshold": 0.5, "stability_threshold": 1e-3},
+    {"rule": "dream_entropy", "steps": 18, "block_length": 36},
+    {"rule": "dream_maskgit_plus", "steps": 18, "block_length": 36},
+    {"rule": "dream_topk_margin", "steps": 18, "block_length": 36},
+    {"rule": "confidence", "threshold": 1.0, "mode": "multi_block", "cache": "dual"},
+]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    tokenizer = load_tokenizer(TEACHER)
+    problems = load_problems(ProblemsConfig(benchmark="coins", split="validation", count=7))
+    return load_model(TEACHER, device="cpu"), tokenizer([each.prompt for each in problems]).input_ids
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_every_row_equals_the_oracle(teacher, settings):
+    model, prompts = teacher
+    decoding = DecodingConfig(**{**SHAPE, **settings})
+    for prompt, generation in zip(prompts, generate(model, prompts, decoding, 4), strict=True):
+        expected = decode_one(model, prompt, decoding)
+        assert (generation.tokens, generation.nfe) == (expected.tokens, expected.nfe)
+        assert generation.commit_step == expected.commit_step
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 6])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("mode", ["sequential", "multi_block"])
+def test_rows_that_fill_up_a_fixed_shape_change_nothing(teacher, monkeypatch, batch_size, cache, mode):
+    """The shapes of compiled steps, with steps that are not compiled."""
+    model, prompts = teacher
+    decoding = DecodingConfig(**SHAPE, threshold=0.6, mode=mode, cache=cache)
+    prompts = [prompt[: len(prompt) - row] for row, prompt in enumerate(prompts)]
+    expected = generate(model, prompts, decoding, batch_size)
+    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    shaped = generate(model, prompts, decoding.model_copy(update={"compile": True}), batch_size)
+    assert [(each.tokens, each.commit_step, each.nfe) for each in shaped] == [
+        (each.tokens, each.commit_step, each.nfe) for each in expected
+    ]
