@@ -145,6 +145,35 @@ def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, floa
     return result, time.perf_counter() - began
 
 
+def activation_bytes(forward: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
+    """What `forward`, which gives a scalar, makes the device hold until its backward pass is over.
+
+    On a GPU the peak of both passes above what was allocated before, gradients among it; on a CPU, where
+    no allocator counts, the bytes saved for backward: a storage counts once, the model's weights do not.
+    Under gradient checkpointing these are what is kept, not what a layer holds while it is recomputed.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        forward().backward()
+        peak = torch.cuda.max_memory_allocated(device) - before
+        model.zero_grad()
+        return peak
+    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is given out twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,7 +58,13 @@ class Shape:
 
 
 def _config(
-    size: int, layers: int, heads: int, feed_forward: int, vocabulary: int, rope_theta: float = 10_000.0
+    size: int,
+    layers: int,
+    heads: int,
+    feed_forward: int,
+    vocabulary: int,
+    rope_theta: float = 10_000.0,
+    **more: Any,
 ) -> DiffusionConfig:
     return DiffusionConfig(
         vocab_size=vocabulary,
@@ -68,11 +75,21 @@ def _config(
         max_position_embeddings=4096,
         rope_theta=rope_theta,
         mask_token_id=vocabulary - 1,
+        **more,
     )
 
 
 SHAPES = {
     "llada-8b": Shape(_config(4096, 32, 32, 12288, 126464, 5e5), 128, 256, 32, steps=64, large=True),
+    "dream-7b": Shape(
+        _config(3584, 28, 28, 18944, 152064, 1e6, num_key_value_heads=4, qkv_bias=True, rms_norm_eps=1e-6),
+        128,
+        256,
+        32,
+        steps=64,
+        large=True,
+    ),
+    "wide-vocabulary": Shape(_config(256, 4, 4, 704, 32768), 32, 64, 32, steps=16),
     "tiny-8l": Shape(_config(256, 8, 4, 704, 4096), 32, 64, 16, steps=16),
     "tiny-2l": Shape(_config(64, 2, 4, 160, 256), 8, 16, 8, steps=8),
 }
@@ -86,7 +103,9 @@ def teacher_workload() -> Workload:
         return ProblemsConfig(benchmark="coins", split="validation", count=count)
 
     def prompts(count: int) -> list[list[int]]:
-        return [encode_prompt(tokenizer, problem.prompt) for problem in load_problems(problems(count))]
+        return [
+            encode_prompt(tokenizer, problem.prompt, chat=False) for problem in load_problems(problems(count))
+        ]
 
     def judged(generations: Sequence[Generation]) -> tuple[float, float]:
         config = problems(len(generations))

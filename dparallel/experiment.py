@@ -14,10 +14,12 @@ from dparallel.config import (
     Config,
     DistillConfig,
     MergingConfig,
+    ProblemsConfig,
     RecipeConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
+from dparallel.evaluation.problems import local_files
 from dparallel.manifest import StageError, digest, file_digest, fingerprint
 
 
@@ -93,8 +95,8 @@ class Experiment:
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         settings = config.model_dump(mode="json")
-        sections = [each for each in settings.values() if isinstance(each, dict)]
-        data = [file_digest(Path(each["path"])) for each in sections if each.get("path")]
+        problems = [section for _, section in config if isinstance(section, ProblemsConfig)]
+        data = [file_digest(file) for section in problems for file in local_files(section)]
         key = digest({"config": settings, "inputs": made_from, "data": data})[:10]
         label = f"{stage}-{student}-{key}" if student else f"{stage}-{key}"
         return StagePlan(

@@ -8,17 +8,18 @@ import torch
 from dparallel.config import ConfigError, DistillConfig, TeacherConfig
 from dparallel.config_files import load_config
 from dparallel.distillation.data import step_shape
+from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.settings import check_deepspeed
 from dparallel.evaluation.benchmarks import check_disjoint, load_problems
 from dparallel.evaluation.text import encode_problems
 from dparallel.experiment import Experiment
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.checkpoints import load_tokenizer, read_config
+from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.lora import check_targets
 
 
 def checked_experiment(config: str, overrides: list[str] | None = None) -> Experiment:
-    """The experiment of a config file whose inputs are there and fit each other.
+    """The experiment of a config file whose inputs are there and fit each other; a teacher by its folder.
 
     Raises:
         ValueError: (`ConfigError`, `CheckpointError`, `ProblemsError`) naming what is wrong and the remedy.
@@ -29,7 +30,8 @@ def checked_experiment(config: str, overrides: list[str] | None = None) -> Exper
     _check_recipes(settings)
     check_deepspeed(settings.training.deepspeed)
     _check_teacher(settings)
-    return Experiment(settings)
+    here = str(checkpoint_folder(settings.teacher))  # stages hash files, and the hub's may change
+    return Experiment(settings.model_copy(update={"teacher": here}))
 
 
 def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
@@ -53,12 +55,13 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_launch(settings: DistillConfig) -> None:
-    processes, launcher = settings.launch.processes, settings.launch.launcher
+    launcher = settings.launch.launcher
     module = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed"}[launcher]
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"launch.launcher={launcher} is not installed (no module {module})")
+    check_hosts(settings.launch)
     for recipe in settings.students.values():
-        step_shape(settings.training, recipe.views, processes)
+        step_shape(settings.training, recipe.views, world_size(settings.launch))
 
 
 def _check_recipes(settings: DistillConfig) -> None:
@@ -89,8 +92,9 @@ def _check_teacher(settings: DistillConfig) -> None:
     check_disjoint(
         {"trajectories.problems": trajectories, "benchmark.test": test, "benchmark.validation": validation}
     )
-    prompts = encode_problems(trajectories, tokenizer, teacher, recording.decoding)
-    encode_problems([*test, *validation], tokenizer, teacher, longest)
+    prompts = encode_problems(recording.problems, trajectories, tokenizer, teacher, recording.decoding)
+    encode_problems(benchmark.test, test, tokenizer, teacher, longest)
+    encode_problems(benchmark.validation, validation, tokenizer, teacher, longest)
     shortest = min(map(len, prompts)) + recording.decoding.gen_length
     max_length = settings.training.max_length
     if max_length is not None and max_length < shortest:

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config import BenchmarkConfig, DistillConfig, RecipeConfig, TeacherConfig
 from dparallel.config_files import load_config
+from dparallel.distillation.data import step_shape
+from dparallel.evaluation.benchmarks import load_problems, score
 from dparallel.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -42,3 +46,57 @@ def test_zero_settings_are_json():
         load_config(DistillConfig, CONFIGS / "tiny.yaml").training.deepspeed["zero_optimization"]["stage"]
         == 2
     )
+
+
+PUBLISHED = {  # dParallel's training settings: rank = alpha, epochs, max_length, schedule, certainty_weight
+    "llada_8b": (128, 6, 384, "constant", 2.0),
+    "dream_7b": (32, 3, 512, "cosine", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_recipes_are_as_published(name):
+    config = load_config(DistillConfig, CONFIGS / f"{name}.yaml")
+    training, recipe = config.training, config.students["certainty_forcing"]
+    assert training.lora.rank == training.lora.alpha
+    assert PUBLISHED[name] == (
+        *(training.lora.rank, training.epochs, training.max_length),
+        *(training.optimizer.schedule, recipe.certainty_weight),
+    )
+    shape = step_shape(training, recipe.views, processes=8)
+    assert (shape.samples, shape.micro_samples, shape.accumulation) == (64, 1, 8)
+    recording = config.trajectories.decoding
+    assert (recording.gen_length, recording.block_length, recording.steps) == (256, 32, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        (
+            "gsm8k_llada",
+            "Question: 1 + 1?\nAnswer: "
+            "Please reason step by step, and put your final answer within \\boxed{}.",
+        ),
+        ("gsm8k_dream", "Q: 1 + 1?\nA: Let's think step by step."),
+    ],
+)
+def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
+    """From a local copy, split into problems to choose the threshold on and problems to report."""
+    rows = [{"question": f"1 + {number}?", "answer": f"so\n#### {number + 1}"} for number in range(1, 203)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    protocol = load_config(BenchmarkConfig, CONFIGS / "benchmarks" / f"{name}.yaml")
+    validation, test = (
+        part.model_copy(
+            update={"sources": tuple(at(source, tmp_path / "test.parquet") for source in part.sources)}
+        )
+        for part in (protocol.validation, protocol.test)
+    )
+    problems = load_problems(validation)
+    assert problems[0].prompt == prompt
+    assert (len(problems), len(load_problems(test))) == (200, 2)
+    assert score(validation, problems[0], "the answer is \\boxed{2}.").solution
+    assert validation.chat
+
+
+def at(source, path):
+    return source.model_copy(update={"path": str(path)})

@@ -1,4 +1,4 @@
-"""The command line: `dparallel generate` and `dparallel chat`.
+"""The command line: `dparallel generate`, `dparallel chat` and `dparallel plan`.
 
 Text goes to stdout; statistics, progress and errors to stderr. What a user can put right is one line
 and exit code 2, before any decoding starts.
@@ -20,15 +20,18 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
-from dparallel.cli.chat import ChatError, check_chat_template, converse, turn_prompt
+from dparallel.cli.chat import ChatError, check_can_chat, converse, turn_prompt
+from dparallel.cli.plan import print_plan
 from dparallel.cli.prompts import PromptError, Request, encode, read_requests, results
 from dparallel.cli.trace import trace_page
 from dparallel.config import ConfigError, DecodingConfig, plain_message
 from dparallel.decoding import Generation, Step, generate
+from dparallel.evaluation.benchmarks import ProblemsError
 from dparallel.evaluation.text import decode_response
 from dparallel.manifest import write_atomically
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import CheckpointError, load_model, load_tokenizer, read_config
+from dparallel.models.lora import AdapterError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,14 +41,17 @@ class DecodingError(ValueError):
 
 
 # What a user can put right; the message suffices. Anything else is a bug and keeps its traceback.
-CLEAR_ERRORS = (ConfigError, CheckpointError, PromptError, ChatError, DecodingError)
+CLEAR_ERRORS = (
+    *(ConfigError, CheckpointError, PromptError, ChatError, DecodingError),
+    *(AdapterError, ProblemsError),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        {"generate": _generate, "chat": _chat}[options.command](options)
+        {"generate": _generate, "chat": _chat, "plan": _plan}[options.command](options)
         sys.stdout.flush()
     except CLEAR_ERRORS as error:
         print(f"dparallel {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -99,7 +105,7 @@ def _generate(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     decoding = _decoding(options)
     tokenizer = _load_tokenizer(options)
-    check_chat_template(options.model, tokenizer)
+    check_can_chat(tokenizer)
     model = _load_model(options)
 
     def respond(messages: list[dict[str, str]]) -> str:
@@ -110,6 +116,10 @@ def _chat(options: argparse.Namespace) -> None:
             raise ChatError(str(error)) from error
 
     converse(respond)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    print_plan(options.config, options.set, options.gpu_memory, options.rate)
 
 
 def _answer(
@@ -168,7 +178,7 @@ def _timed(
     started = time.perf_counter()
     try:
         generations = generate(model, prompts, decoding, batch_size, display.together(*observers))
-    except (ValueError, MemoryError) as error:  # damaged weights, no room for a single row
+    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # damaged weights, no room for them
         raise DecodingError(str(error)) from error
     return generations, time.perf_counter() - started
 
@@ -241,6 +251,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     command.add_argument("--batch-size", metavar="N", type=_positive, help="rows decoded together")
     _command(commands, "chat", "hold a conversation; /reset starts anew, /exit ends")
+
+    summary = "say what an experiment needs before any of it runs; refuse what cannot fit"
+    command = commands.add_parser("plan", help=summary, description=summary, allow_abbrev=False)
+    command.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
+    command.add_argument(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="overrides"
+    )
+    command.add_argument(
+        "--gpu-memory", metavar="24GB", help="of each GPU; that of the GPUs here unless told"
+    )
+    command.add_argument(
+        "--rate", metavar="N", type=_positive, help="tokens/s through the model; measured unless told"
+    )
     return parser
 
 
@@ -270,7 +293,6 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)

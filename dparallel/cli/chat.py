@@ -4,25 +4,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import TemplateError
-
 from dparallel.config import DecodingConfig
 from dparallel.decoding import check_prompts
+from dparallel.evaluation.text import ChatTemplateError, Messages, check_chat_template, encode_chat
 from dparallel.models.backbone import DiffusionTransformer
-
-Messages = list[dict[str, str]]  # `role` (user, assistant) and `content` of each, as chat templates take them
 
 
 class ChatError(ValueError):
     """A model that cannot converse, or a turn that cannot be decoded; the message names the remedy."""
 
 
-def check_chat_template(name: str, tokenizer: Any) -> None:
-    if tokenizer.chat_template is None:
-        raise ChatError(
-            f"{name} has no chat template, so it knows no turns: use `dparallel generate --prompt`, or add "
-            "a chat_template to its tokenizer"
-        )
+def check_can_chat(tokenizer: Any) -> None:
+    try:
+        check_chat_template(tokenizer)
+    except ChatTemplateError as error:
+        raise ChatError(f"{error}, or use `dparallel generate --prompt`") from error
 
 
 def turn_prompt(
@@ -34,9 +30,9 @@ def turn_prompt(
         ChatError: a conversation that the template refuses or the model has no room for.
     """
     try:
-        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        tokens = encode_chat(tokenizer, messages)
         check_prompts(model, [tokens], decoding)
-    except (TemplateError, ValueError) as error:
+    except ValueError as error:
         raise ChatError(f"{error}, or forget the conversation with /reset; this turn was dropped") from error
     return tokens
 

@@ -87,7 +87,8 @@ def _encode(
         raise PromptError(f"{request.where}: the prompt is empty")
     try:
         request.prompt.encode()  # half a surrogate pair is no text to any tokenizer
-        tokens = tokenizer.encode(request.prompt) if raw else encode_prompt(tokenizer, request.prompt)
+        chat = not raw and tokenizer.chat_template is not None
+        tokens = encode_prompt(tokenizer, request.prompt, chat)
         check_prompts(model, [tokens], decoding)
     except ValueError as error:
         raise PromptError(f"{request.where}: {error}") from error

@@ -17,14 +17,18 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from dparallel.config import OptimizerConfig, TrainingConfig
-from dparallel.distillation.settings import check_deepspeed
+from dparallel.distillation.settings import (
+    KEPT_CHECKPOINTS,
+    REDUCE_BUCKET_SIZE,
+    check_deepspeed,
+    offloads_optimizer,
+)
 from dparallel.manifest import StageError, write_atomically
 
 logger = logging.getLogger(__name__)
 
 LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json"
 LATEST = "latest.json"
-KEPT_CHECKPOINTS = 2
 
 
 class LaunchError(RuntimeError):
@@ -42,6 +46,10 @@ class Process:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class Checkpoint(BaseModel):
@@ -76,7 +84,7 @@ def join(process: Process) -> None:
     """Meet the other processes of the launch."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if torch.cuda.is_available():
-        torch.cuda.set_device(process.local_rank)
+        torch.cuda.set_device(process.device)
     else:
         # Its shared-memory op would be compiled at first use (a minute); gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -99,9 +107,14 @@ def deepspeed_config(
         ConfigError: as `check_deepspeed`.
     """
     check_deepspeed(config.deepspeed)
+    zero = {
+        "stage": 2,
+        "reduce_bucket_size": REDUCE_BUCKET_SIZE,
+        **config.deepspeed.get("zero_optimization", {}),
+    }
     return {
-        "zero_optimization": {"stage": 2},
         **config.deepspeed,
+        "zero_optimization": zero,
         "train_batch_size": micro_views * accumulation * processes,
         "train_micro_batch_size_per_gpu": micro_views,
         "gradient_accumulation_steps": accumulation,
@@ -126,14 +139,32 @@ def learning_rate_factor(optimizer: OptimizerConfig, steps_done: int, train_step
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
+    """Under ZeRO stage 3 leave each process its part of every weight; no device ever holds them all."""
+    if settings["zero_optimization"]["stage"] == 3:
+        deepspeed.zero.Init(module=student, config_dict_or_path=settings)
+    return student
+
+
 def start_engine(
     student: PeftModel, optimizer: OptimizerConfig, train_steps: int, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """DeepSpeed over torch's AdamW (nothing to compile) and a learning-rate schedule by name."""
+    """DeepSpeed over AdamW and a learning-rate schedule by name.
+
+    Torch's AdamW has nothing to compile; where the optimizer is offloaded DeepSpeed's own one for
+    the CPU is built at its first use, which takes minutes.
+    """
     trainable = [weight for weight in student.parameters() if weight.requires_grad]
-    adamw = torch.optim.AdamW(
-        trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
-    )
+    common: dict[str, Any] = {
+        "lr": optimizer.learning_rate,
+        "betas": optimizer.betas,
+        "weight_decay": optimizer.weight_decay,
+    }
+    adamw: torch.optim.Optimizer
+    if offloads_optimizer(settings):
+        adamw = deepspeed.ops.adam.DeepSpeedCPUAdam(trainable, **common, adamw_mode=True)
+    else:  # fused on a GPU: no temporary copies
+        adamw = torch.optim.AdamW(trainable, **common, fused=torch.cuda.is_available())
     schedule = torch.optim.lr_scheduler.LambdaLR(
         adamw, lambda done: learning_rate_factor(optimizer, done, train_steps)
     )

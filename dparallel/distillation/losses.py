@@ -1,11 +1,19 @@
 """The distillation loss, in float32, over the positions a view reads.
 
+Of the logits only the model's own are kept for the backward pass: what float32 adds to a wide
+vocabulary is computed again there, a chunk of positions at a time.
+
 Legend: N positions read over all views of a batch, V vocabulary, R views.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 2**26  # of float32 logits
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, view: Tensor, views: int) -> Tensor:
@@ -20,7 +28,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, view: Tensor, views: int) -> 
     Returns:
         Float32 (R,); 0 for a view that reads nothing.
     """
-    return _mean_by_view(F.cross_entropy(logits.float(), targets, reduction="none"), view, views)
+
+    def values(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+    return _mean_by_view(_in_chunks(values, logits, targets), view, views)
 
 
 def certainty(logits: Tensor, targets: Tensor, view: Tensor, views: int, temperature: float) -> Tensor:
@@ -32,13 +44,26 @@ def certainty(logits: Tensor, targets: Tensor, view: Tensor, views: int, tempera
         Float32 (R,), in nats; 0 for a view whose every argmax differs from the teacher's token.
     """
     right = logits.argmax(dim=-1) == targets  # (N,)
-    return _mean_by_view(entropy(logits[right].float() / temperature), view[right], views)
+
+    def values(logits: Tensor) -> Tensor:
+        return entropy(logits.float() / temperature)
+
+    return _mean_by_view(_in_chunks(values, logits[right]), view[right], views)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats over the whole vocabulary, float32: (N, V) -> (N,)."""
     log_probability = F.log_softmax(logits.float(), dim=-1)
     return -(log_probability.exp() * log_probability).sum(dim=-1)
+
+
+def _in_chunks(values: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+    """`values(logits (N, V), *others (N,))` (N,), computed and later recomputed chunk by chunk."""
+    positions = max(1, CHUNK_BYTES // (torch.float32.itemsize * logits.shape[-1]))
+    chunks = zip(*(each.split(positions) for each in (logits, *others)), strict=True)
+    return torch.cat(
+        [checkpoint(values, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )
 
 
 def _mean_by_view(values: Tensor, view: Tensor, views: int) -> Tensor:

@@ -1,11 +1,19 @@
-"""Which of DeepSpeed's settings a config may give. Imports no DeepSpeed, so that checks stay fast."""
+"""What a config may ask of DeepSpeed and of quantization. Imports neither, so that checks stay fast."""
 
 import difflib
+import importlib.util
+import os
+import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from dparallel.config import ConfigError
+import psutil
 
+from dparallel.config import ConfigError, TrainingConfig
+
+KEPT_CHECKPOINTS = 2
+REDUCE_BUCKET_SIZE = 50_000_000  # elements; DeepSpeed's own 500 million are more than an adapter's gradients
 FILLED_IN = {
     "train_batch_size": "training.views_per_step",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -61,6 +69,66 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
     _refuse_unknown("training.deepspeed.zero_optimization", zero, ZERO_KNOWN)
     if zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"training.deepspeed.zero_optimization.stage={zero.get('stage')!r}: give 1, 2 or 3")
+
+
+def zero_stage(settings: Mapping[str, Any]) -> int:
+    """Of `training.deepspeed`; 2 unless told."""
+    return settings.get("zero_optimization", {}).get("stage", 2)
+
+
+def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
+    return _offloads(settings, "offload_optimizer")
+
+
+def offloads_weights(settings: Mapping[str, Any]) -> bool:
+    return _offloads(settings, "offload_param")
+
+
+def _offloads(settings: Mapping[str, Any], what: str) -> bool:
+    return settings.get("zero_optimization", {}).get(what, {}).get("device", "none") != "none"
+
+
+def check_quantization(training: TrainingConfig) -> None:
+    """Refuse 4-bit weights where they cannot be trained on, as a `ConfigError`."""
+    if training.quantization is None:
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"training.quantization={training.quantization} needs bitsandbytes, which is not installed: "
+            "pip install 'dparallel[quantization]', or leave training.quantization out"
+        )
+    if zero_stage(training.deepspeed) == 3:
+        raise ConfigError(
+            f"training.quantization={training.quantization} with ZeRO stage 3: it cannot partition 4-bit "
+            "weights; use stage 2 (4-bit weights are small), or stage 3 without quantization"
+        )
+
+
+BUILD_STARTS_WITHIN = 60.0  # seconds after a build took its lock
+
+
+def check_builds(settings: Mapping[str, Any]) -> None:
+    """Refuse to wait for a build that nobody is doing: a killed one leaves its lock behind.
+
+    Raises:
+        ConfigError: naming the lock of the optimizer to be compiled for offloading.
+    """
+    if not offloads_optimizer(settings):
+        return
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    for lock in [*Path(root).glob("cpu_adam/lock"), *Path(root).glob("*/cpu_adam/lock")]:
+        age = time.time() - lock.stat().st_mtime
+        if age > BUILD_STARTS_WITHIN and not _someone_works_in(lock.parent):
+            raise ConfigError(
+                f"{lock} was left by a build that was killed {age / 60:.0f} minutes ago, and every process "
+                "would wait for it for ever: delete it, and build once beforehand: "
+                'python -c "from deepspeed.ops.op_builder.cpu import CPUAdamBuilder; CPUAdamBuilder().load()"'
+            )
+
+
+def _someone_works_in(folder: Path) -> bool:
+    """Whether a process stands in the folder, as compilers do."""
+    return any(each.info["cwd"] == str(folder.resolve()) for each in psutil.process_iter(["cwd"]))
 
 
 def _refuse_unknown(section: str, keys: Iterable[str], known: set[str]) -> None:

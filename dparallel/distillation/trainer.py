@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from dparallel import metrics_log
+from dparallel.config import TrainingConfig
 from dparallel.distillation import engine as ds
 from dparallel.distillation.data import (
     Samples,
@@ -30,11 +32,13 @@ from dparallel.distillation.data import (
     step_shape,
 )
 from dparallel.distillation.losses import entropy
+from dparallel.distillation.quantization import quantize
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
+from dparallel.distillation.settings import check_builds, check_quantization, zero_stage
 from dparallel.experiment import StudentConfig
 from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.metrics_log import METRICS
-from dparallel.models.checkpoints import load_model
+from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
 
 logger = logging.getLogger(__name__)
@@ -63,6 +67,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     training, recipe = config.training, config.recipe
 
     # 1. Everything is checked before anything is computed; the trajectories before a folder is claimed
+    check_quantization(training)
     samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     check_teacher(inputs["trajectories"], inputs["teacher"])
     if process.first or (folder / MANIFEST).is_file():
@@ -75,16 +80,14 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
         training, process.count, shape.micro_samples * recipe.views, shape.accumulation, dtype
     )
     found = ds.last_checkpoint(folder / CHECKPOINTS, process)
-    teacher = load_model(inputs["teacher"], device="cpu", dtype=dtype)
-    check_samples(samples, recipe, teacher.config)
+    check_samples(samples, recipe, read_config(inputs["teacher"]))
+    check_builds(training.deepspeed)
 
     # 2. Student and engine
-    torch.manual_seed(training.seed)
-    student = attach(teacher, training.lora)
-    if training.gradient_checkpointing:
-        teacher.activation_checkpointing_enable({"use_reentrant": False})
-    train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
     ds.join(process)
+    torch.manual_seed(training.seed)
+    student = ds.place(load_student(inputs["teacher"], training, dtype, process), settings)
+    train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
     engine = ds.start_engine(student, training.optimizer, train_steps, settings)
     done = ds.resume(engine, folder / CHECKPOINTS, found, process)
 
@@ -101,6 +104,23 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return read_manifest(folder)
+
+
+def load_student(
+    teacher: str, training: TrainingConfig, dtype: torch.dtype, process: ds.Process
+) -> PeftModel:
+    """The teacher in the training's dtype, at once where it will stay, with a fresh adapter.
+
+    What is quantized or partitioned on its way to the device comes from the host, weight by weight.
+    """
+    whole = training.quantization is None and zero_stage(training.deepspeed) < 3
+    model = load_model(teacher, device=process.device if whole else "cpu", dtype=dtype)
+    if training.quantization is not None:
+        quantize(model, process.device)
+    student = attach(model, training.lora).to(dtype)
+    if training.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return student
 
 
 @dataclass(frozen=True)
@@ -194,10 +214,12 @@ class Trainer:
         """This process's share of the step's global batch, one forward at a time."""
         config, recipe, samples = self.engine.module.config, self.config.recipe, self.samples
         seed = self.config.training.seed
-        drawn = sample_order(seed, train_step, self.shape.samples, len(samples))
-        for forward in range(self.shape.accumulation):
-            start = (self.process.rank * self.shape.accumulation + forward) * self.shape.micro_samples
-            rows = range(start, start + self.shape.micro_samples)
+        drawn = sample_order(seed, train_step, self.shape.samples, len(samples)).tolist()
+        micro, share = self.shape.micro_samples, self.shape.micro_samples * self.shape.accumulation
+        own = range(self.process.rank * share, (self.process.rank + 1) * share)
+        by_length = sorted(own, key=lambda row: len(samples.prompts[drawn[row]]))  # the least padding
+        for start in range(0, share, micro):
+            rows = by_length[start : start + micro]
             views = [
                 make_views(
                     recipe,
@@ -209,7 +231,7 @@ class Trainer:
                 for row in rows
             ]
             prompts = [samples.prompts[drawn[row]] for row in rows]
-            responses = samples.responses[drawn[rows.start : rows.stop]]
+            responses = samples.responses[[drawn[row] for row in rows]]
             yield make_batch(prompts, responses, views, config.mask_token_id)
 
 

@@ -32,7 +32,7 @@ from dparallel.evaluation.selection import (
     operating_point,
     slower,
 )
-from dparallel.evaluation.text import encode_prompt
+from dparallel.evaluation.text import encode_problems
 from dparallel.manifest import Manifest, Stage
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
@@ -125,7 +125,7 @@ def run_stage(config: BenchmarkConfig, inputs: dict[str, str], out_dir: str | Pa
     (folder / "results.json").write_text(json.dumps(results.as_json(), indent=1))
     (folder / "table.md").write_text(table(results))
     plots.tradeoff(swept, list(config.sweeps), swept[0], config.max_loss, folder / "tradeoff.png")
-    _plot_certainty(validation_problems[0], best, load, folder / "certainty.png")
+    _plot_certainty(config.validation, validation_problems[0], best, load, folder / "certainty.png")
     measured = {row.samples_file for row in results.rows}
     return stage.finish(
         files=[
@@ -201,13 +201,13 @@ def _mark(rows: Sequence[Row], chosen: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _plot_certainty(problem: Problem, best: Row, load: Load, out: Path) -> None:
+def _plot_certainty(problems: ProblemsConfig, problem: Problem, best: Row, load: Load, out: Path) -> None:
     """Teacher and default student decode one problem with the student's own decoding."""
     decoding = best.measurement.decoding
     maps = []
     for name, label in ((TEACHER, "teacher"), (best.model, f"student, {plots.plain(best.model)}")):
         model, tokenizer = load(name)
-        prompt = encode_prompt(tokenizer, problem.prompt)
+        [prompt] = encode_problems(problems, [problem], tokenizer, model, decoding)
         generation = generate(model, [prompt], decoding)[0]
         maps.append(
             CertaintyMap(

@@ -1,6 +1,5 @@
 """The evaluation sets by name: where their problems come from and how a response is scored."""
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,49 +7,32 @@ from itertools import combinations, islice
 from pathlib import Path
 
 from dparallel.config import ProblemsConfig
+from dparallel.evaluation.problems import Problem, ProblemsError, dataset_problems
+from dparallel.evaluation.scoring import NUMBER, SCORINGS, Score, final_answer
 from dparallel.manifest import Manifest, StageError, digest
 from dparallel.tiny import coins
-
-
-class ProblemsError(ValueError):
-    """Problems that cannot be read; the message names the file, the line and the remedy."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """`reference` is one right response; None where none is known."""
-
-    problem_id: str
-    source: str
-    prompt: str
-    reference: str | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """`solution` judges the whole response, `answer` its final answer alone; None where unknown."""
-
-    solution: bool | None
-    answer: bool | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
     problems: Callable[[ProblemsConfig], list[Problem]]
-    score: Callable[[Problem, str], Score]
+    score: Callable[[ProblemsConfig, Problem, str], Score]
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
     """The problems `config` names, the same ones in the same order every time.
 
     Raises:
-        ProblemsError: a file that is missing, empty, too short or not as declared.
+        ProblemsError: a data set that is missing, empty, too short or not as declared.
     """
-    return BENCHMARKS[config.benchmark].problems(config)
+    problems = BENCHMARKS[config.benchmark].problems(config)
+    if config.scoring == "flexible_extract":
+        _check_numbers(problems)
+    return problems
 
 
 def score(config: ProblemsConfig, problem: Problem, response: str) -> Score:
-    return BENCHMARKS[config.benchmark].score(problem, response)
+    return BENCHMARKS[config.benchmark].score(config, problem, response)
 
 
 def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
@@ -87,69 +69,30 @@ def coins_problems(config: ProblemsConfig) -> list[Problem]:
     ]
 
 
-def score_coins(problem: Problem, response: str) -> Score:
+def score_coins(config: ProblemsConfig, problem: Problem, response: str) -> Score:
     stated = coins.parse_prompt(problem.prompt)
     return Score(
         solution=coins.solution_is_valid(stated, response), answer=coins.answer_is_right(stated, response)
     )
 
 
-def jsonl_problems(config: ProblemsConfig) -> list[Problem]:
-    """One JSON object a line; blank lines are skipped, a missing or null reference is unknown."""
-    path = Path(str(config.path))
-    if not path.is_file():
-        raise ProblemsError(f"{path}: no such problems file (looked in {Path.cwd()})")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ProblemsError(f"{path}: not a text file (UTF-8): {error}") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    wanted = len(lines) if config.count is None else config.count
-    if not lines or wanted > len(lines):
-        raise ProblemsError(f"{path} holds {len(lines)} problems, wanted {max(1, wanted)}: lower count")
-    return [_jsonl_problem(config, path, number, line) for number, line in lines[:wanted]]
-
-
-def _jsonl_problem(config: ProblemsConfig, path: Path, number: int, line: str) -> Problem:
-    where = f"{path}, line {number}"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ProblemsError(f"{where}: not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ProblemsError(f"{where}: holds {type(record).__name__}, expected an object")
-    prompt, reference = record.get(config.prompt_field), record.get(config.reference_field)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ProblemsError(
-            f"{where}: prompt_field={config.prompt_field!r} is not a text there; its fields: {_texts(record)}"
-        )
-    if reference is not None and not isinstance(reference, str):
-        raise ProblemsError(
-            f"{where}: reference_field={config.reference_field!r} holds {reference!r}, expected a text"
-        )
-    if reference is None and config.reference_field not in record and _asked(config, "reference_field"):
-        raise ProblemsError(
-            f"{where}: no reference_field={config.reference_field!r}; its fields: {_texts(record)}"
-        )
-    return Problem(f"{path.stem}-{number:05d}", str(path), prompt, reference)
-
-
-def _asked(config: ProblemsConfig, field: str) -> bool:
-    """A field that was named must exist; the default one may be absent."""
-    return getattr(config, field) != ProblemsConfig.model_fields[field].default
-
-
-def _texts(record: dict) -> str:
-    return ", ".join(sorted(record)) or "none"
-
-
-def score_exact(problem: Problem, response: str) -> Score:
+def score_dataset(config: ProblemsConfig, problem: Problem, response: str) -> Score:
     if problem.reference is None:
         return Score(solution=None)
-    return Score(solution=response.strip() == problem.reference.strip())
+    return Score(solution=SCORINGS[config.scoring](problem.reference, response))
+
+
+def _check_numbers(problems: Sequence[Problem]) -> None:
+    """No response could score against a reference that ends in no number."""
+    for problem in problems:
+        if problem.reference is not None and not NUMBER.fullmatch(final_answer(problem.reference)):
+            raise ProblemsError(
+                f"problem {problem.problem_id} ({problem.source}): scoring='flexible_extract' compares "
+                f"numbers, but the reference ends in {final_answer(problem.reference)[-40:]!r}"
+            )
 
 
 BENCHMARKS = {
     "coins": Benchmark(coins_problems, score_coins),
-    "jsonl": Benchmark(jsonl_problems, score_exact),
+    "dataset": Benchmark(dataset_problems, score_dataset),
 }

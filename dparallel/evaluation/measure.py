@@ -83,7 +83,7 @@ def measure(
     """
     loaded = load_problems(problems)
     _check_references(loaded)
-    prompts = encode_problems(loaded, tokenizer, model, decoding)
+    prompts = encode_problems(problems, loaded, tokenizer, model, decoding)
     generations, seconds = _timed(model, prompts, decoding, batch_size)
     alone = prompts[:LATENCY_SAMPLES]
     _, seconds_alone = _timed(model, alone, decoding, batch_size=1)

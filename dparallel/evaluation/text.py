@@ -1,38 +1,96 @@
 """From texts to token ids and back."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from dparallel.config import DecodingConfig
+from jinja2 import TemplateError
+
+from dparallel.config import DecodingConfig, ProblemsConfig
 from dparallel.decoding import check_prompts
-from dparallel.evaluation.benchmarks import Problem
+from dparallel.evaluation.problems import Problem
 from dparallel.manifest import digest
 from dparallel.models.backbone import DiffusionTransformer
 
+Messages = list[dict[str, str]]  # `role` (user, assistant) and `content` of each, as chat templates take them
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of one prompt, as a user's turn where the tokenizer brings a chat template."""
+
+class ChatTemplateError(ValueError):
+    """No chat template, or one that refuses a conversation; the message names the remedy."""
+
+
+def check_chat_template(tokenizer: Any) -> None:
     if tokenizer.chat_template is None:
+        raise ChatTemplateError(
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it knows no turns: put a "
+            "chat_template.jinja beside its tokenizer"
+        )
+
+
+def encode_chat(tokenizer: Any, messages: Messages, template: str | None = None) -> list[int]:
+    """Token ids of a conversation that awaits the assistant.
+
+    Args:
+        template: Jinja text to use instead of the tokenizer's own.
+
+    Raises:
+        ChatTemplateError: there is no template, or it refuses this conversation.
+    """
+    if template is None:
+        check_chat_template(tokenizer)
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
+
+
+def encode_prompt(tokenizer: Any, prompt: str, chat: bool, template: str | None = None) -> list[int]:
+    """Token ids of one prompt: with `chat` as a user's turn, else the text as it is."""
+    if not chat:
         return tokenizer.encode(prompt)
-    turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}], template)
 
 
 def encode_problems(
-    problems: Sequence[Problem], tokenizer: Any, model: DiffusionTransformer, decoding: DecodingConfig
+    config: ProblemsConfig,
+    problems: Sequence[Problem],
+    tokenizer: Any,
+    model: DiffusionTransformer,
+    decoding: DecodingConfig,
 ) -> list[list[int]]:
     """Token ids of every prompt, all of them fit to be decoded.
 
     Raises:
+        ChatTemplateError: the problems are chat turns and there is no usable template.
         ValueError: naming the first problem whose prompt this model cannot decode, and why.
     """
-    prompts = [encode_prompt(tokenizer, problem.prompt) for problem in problems]
+    template = _read_template(config, tokenizer)
+    prompts = [encode_prompt(tokenizer, problem.prompt, config.chat, template) for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         try:
             check_prompts(model, [prompt], decoding)
         except ValueError as error:
             raise ValueError(f"problem {problem.problem_id} ({problem.source}): {error}") from error
     return prompts
+
+
+def _read_template(config: ProblemsConfig, tokenizer: Any) -> str | None:
+    """The text of `chat_template`; None leaves it to the tokenizer, which then must have its own."""
+    if config.chat_template is not None:
+        try:
+            return Path(config.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ChatTemplateError(f"chat_template={config.chat_template}: {error}") from error
+    if config.chat:
+        try:
+            check_chat_template(tokenizer)
+        except ChatTemplateError as error:
+            raise ChatTemplateError(
+                f"{error}, give chat_template: FILE to these problems, or chat: false"
+            ) from error
+    return None
 
 
 def decode_response(tokenizer: Any, tokens: Sequence[int], eos_token_id: int | None) -> str:

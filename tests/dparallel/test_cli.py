@@ -286,7 +286,7 @@ def test_bad_files_are_named(tiny_checkpoint, tmp_path, capsys):
 
 def test_bad_models_are_one_line(tmp_path, capsys):
     arguments = ["generate", "--prompt", "?", "--model"]
-    assert "model.safetensors is missing" in refused([*arguments, str(tmp_path)], capsys)
+    assert "holds no config.json" in refused([*arguments, str(tmp_path)], capsys)
     assert "neither a folder here" in refused([*arguments, str(tmp_path / "none")], capsys)
     damaged = random_model()
     with torch.no_grad():

@@ -55,7 +55,7 @@ def test_a_folder_follows_its_settings_and_inputs_only(config):
 
 def test_a_changed_problems_file_makes_another_folder(config, tmp_path):
     problems = tmp_path / "problems.jsonl"
-    settings = {"benchmark": "jsonl", "path": str(problems)}
+    settings = {"benchmark": "dataset", "sources": [{"path": str(problems)}]}
     section = TrajectoriesConfig.model_validate({**config.trajectories.model_dump(), "problems": settings})
     folders = set()
     for text in ("1", "2"):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel.config import RecipeConfig
@@ -88,6 +88,7 @@ def semi_autoregressive(steps: list[int]) -> np.ndarray:
     return np.array([step + 4 * (index // 4) for index, step in enumerate(steps)])
 
 
+@settings(deadline=None)
 @given(trajectories, recipes, st.integers(0, 2**31))
 def test_invariants_of_views(
     trajectory: tuple[list[int], list[int]], recipe: RecipeConfig, seed: int

@@ -39,4 +39,4 @@ def test_every_recipe_loads(file: Path) -> None:
 def test_every_zero_setting_is_accepted(file: Path) -> None:
     settings = json.loads(file.read_text())
     made = deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
-    assert made["zero_optimization"] == settings["zero_optimization"]
+    assert made["zero_optimization"].items() >= settings["zero_optimization"].items()

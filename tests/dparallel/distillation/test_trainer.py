@@ -21,19 +21,22 @@ from dparallel import metrics_log
 from dparallel.config import ConfigError, LoraSettings, OptimizerConfig, RecipeConfig
 from dparallel.distillation import engine
 from dparallel.distillation.__main__ import main
-from dparallel.distillation.settings import ZERO_KNOWN, check_deepspeed
+from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, ZERO_KNOWN, check_deepspeed
 from dparallel.distillation.trainer import run_stage
 from dparallel.experiment import StagePlan
 from dparallel.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
 from dparallel.models.checkpoints import load_model, save_model
+from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ForeignShardError
 from tests.conftest import random_model
 from tests.dparallel.distillation.conftest import (
     NO_GPU,
     read_metrics,
+    record,
     run,
     torchrun,
     training_config,
+    trajectory_rows,
     write_plan,
 )
 
@@ -73,10 +76,10 @@ def test_it_learns_and_reports(trained: Path) -> None:
     assert manifest.counts == {**counts, "train_steps": 24}
     metrics = read_metrics(trained)
     assert [record["train_step"] for record in metrics] == list(range(1, 25))
-    for record in metrics:
-        assert record["loss"] == pytest.approx(record["cross_entropy"] + 2 * record["certainty"], rel=1e-5)
-        assert record["tokens_per_second"] > 0
-        assert record["peak_memory_bytes"] > 1e8
+    for each in metrics:
+        assert each["loss"] == pytest.approx(each["cross_entropy"] + 2 * each["certainty"], rel=1e-5)
+        assert each["tokens_per_second"] > 0
+        assert each["peak_memory_bytes"] > 1e8
     first, last = metrics[0], metrics[-1]
     assert first["teacher_entropy"] == pytest.approx(first["student_entropy"], rel=1e-5)  # adapter is 0
     assert last["teacher_entropy"] != pytest.approx(last["student_entropy"], rel=1e-2)
@@ -338,7 +341,7 @@ def test_deepspeed_settings_are_filled_in() -> None:
     made = engine.deepspeed_config(
         training_config(), processes=2, micro_views=2, accumulation=3, dtype=torch.bfloat16
     )
-    assert made["zero_optimization"] == {"stage": 2}
+    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": REDUCE_BUCKET_SIZE}
     assert (made["train_batch_size"], made["train_micro_batch_size_per_gpu"]) == (12, 2)
     assert (made["gradient_accumulation_steps"], made["gradient_clipping"]) == (3, 1.0)
     assert made["bf16"] == {"enabled": True}
@@ -393,3 +396,23 @@ def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
     assert engine.last_checkpoint(tmp_path, engine.Process(0, 0, 2)) == made
     with pytest.raises(StageError, match="written by 2 processes, this launch has 1"):
         engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1))
+
+
+def test_four_bit_weights_are_trained_on(tmp_path: Path) -> None:
+    """The adapter learns as on the wide weights, from nearly the same loss."""
+    pytest.importorskip("bitsandbytes")
+    teacher = tmp_path / "teacher"
+    save_model(random_model(hidden_size=64, initializer_range=0.1), teacher, tokenizer=build_tokenizer())
+    rows = record(tmp_path / "rows", teacher, trajectory_rows(30))
+    first = []
+    for quantization in (None, "nf4"):
+        folder = tmp_path / str(quantization)
+        folder.mkdir()
+        plan, out = write_plan(folder, teacher, rows, quantization=quantization, gradient_checkpointing=True)
+        code, output = run(torchrun(plan))
+        assert code == 0, output
+        losses = [each["loss"] for each in read_metrics(out)]
+        assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+        first.append(losses[0])
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.1)

@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
-from dparallel.config import DecodingConfig, ProblemsConfig
+from dparallel.config import DecodingConfig, ProblemsConfig, SourceConfig
 from dparallel.decoding import generate
 from dparallel.evaluation.benchmarks import load_problems
 from dparallel.evaluation.text import decode_response, encode_problems
 from dparallel.models.checkpoints import load_model, load_tokenizer
+
+
+def dataset(path: Path) -> ProblemsConfig:
+    """The problems of one file, as it names its columns by default."""
+    return ProblemsConfig(benchmark="dataset", sources=(SourceConfig(path=str(path)),))
 
 
 def own_answers(
@@ -15,11 +20,12 @@ def own_answers(
 ) -> ProblemsConfig:
     """Write `count` problems; the first `spoilt` references are wrong."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    problems = load_problems(ProblemsConfig(benchmark="coins", split=split, count=count))
-    generations = generate(model, encode_problems(problems, tokenizer, model, decoding), decoding)
+    coins = ProblemsConfig(benchmark="coins", split=split, count=count)
+    problems = load_problems(coins)
+    generations = generate(model, encode_problems(coins, problems, tokenizer, model, decoding), decoding)
     with path.open("w") as file:
         for index, (problem, generation) in enumerate(zip(problems, generations, strict=True)):
             answer = decode_response(tokenizer, generation.tokens, model.config.eos_token_id)
             reference = "nothing like it" if index < spoilt else answer
             file.write(json.dumps({"prompt": problem.prompt, "reference": reference}) + "\n")
-    return ProblemsConfig(benchmark="jsonl", path=str(path))
+    return dataset(path)

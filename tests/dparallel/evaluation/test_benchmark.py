@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dparallel.config import BenchmarkConfig, DecodingConfig, ProblemsConfig, Sweep
+from dparallel.config import BenchmarkConfig, DecodingConfig, Sweep
 from dparallel.evaluation.benchmark import run_stage
 from dparallel.manifest import StageError, verify
 from dparallel.models.checkpoints import load_model, save_model
-from tests.dparallel.evaluation.oracle import own_answers
+from tests.dparallel.evaluation.oracle import dataset, own_answers
 
 SHAPE = {"gen_length": 12, "block_length": 6, "stop_at_eos": False}
 REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
@@ -242,14 +242,8 @@ def test_two_methods_of_one_name_are_refused(settings, inputs, tmp_path: Path) -
 
 def test_a_problems_file_that_changed_is_refused(settings, inputs, tmp_path: Path) -> None:
     folder, path = tmp_path / "out", tmp_path / "test.jsonl"
-    shutil.copy(str(settings.test.path), path)
-    moved = settings.model_copy(
-        update={
-            "test": ProblemsConfig(benchmark="jsonl", path=str(path)),
-            "teacher_sweeps": (),
-            "fixed": {},
-        }
-    )
+    shutil.copy(settings.test.sources[0].path, path)
+    moved = settings.model_copy(update={"test": dataset(path), "teacher_sweeps": (), "fixed": {}})
     only = {name: inputs[name] for name in ("teacher", "student/copy")}
     run_stage(moved, only, folder)
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))

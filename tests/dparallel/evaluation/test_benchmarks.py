@@ -13,11 +13,7 @@ from dparallel.evaluation.benchmarks import (
     problems_digest,
     score,
 )
-
-
-def jsonl(path: Path, *lines: object) -> ProblemsConfig:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-    return ProblemsConfig(benchmark="jsonl", path=str(path))
+from tests.dparallel.evaluation.oracle import dataset
 
 
 def test_coins_references_are_right_and_wrong_numbers_are_not() -> None:
@@ -40,68 +36,23 @@ def test_problems_are_the_same_every_time_and_others_for_another_seed() -> None:
     assert problems_digest(other) != problems_digest(load_problems(config))
 
 
-def test_jsonl_scores_exact_text_and_keeps_what_is_unknown(tmp_path: Path) -> None:
-    config = jsonl(tmp_path / "p.jsonl", {"prompt": "a", "reference": " b "}, "", {"prompt": "c"})
-    known, unknown = load_problems(config)
-    assert (known.problem_id, unknown.problem_id) == ("p-00001", "p-00003")
-    assert score(config, known, "b\n") == Score(solution=True, answer=None)
-    assert score(config, known, "B") == Score(solution=False, answer=None)
-    assert score(config, unknown, "anything") == Score(solution=None, answer=None)
+def test_a_data_set_is_scored_as_its_config_says(tmp_path: Path) -> None:
+    lines = [{"prompt": "a", "reference": " 7 apples #### 7"}, {"prompt": "c"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    by_text = dataset(tmp_path / "p.jsonl")
+    by_number = by_text.model_copy(update={"scoring": "flexible_extract"})
+    known, unknown = load_problems(by_number)
+    assert score(by_text, known, "7 apples #### 7\n") == Score(solution=True, answer=None)
+    assert score(by_text, known, "it is 7") == Score(solution=False, answer=None)
+    assert score(by_number, known, "it is 7") == Score(solution=True, answer=None)
+    assert score(by_number, unknown, "it is 7") == Score(solution=None, answer=None)
 
 
-def test_jsonl_reads_the_fields_it_is_told(tmp_path: Path) -> None:
-    jsonl(tmp_path / "p.jsonl", {"q": "one", "a": "1"}, {"q": "two", "a": "2"})
-    config = ProblemsConfig(
-        benchmark="jsonl", path=str(tmp_path / "p.jsonl"), prompt_field="q", reference_field="a", count=1
-    )
-    (problem,) = load_problems(config)
-    assert (problem.prompt, problem.reference) == ("one", "1")
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "holds 0 problems"),
-        (["", "  "], "holds 0 problems"),
-        ([{"prompt": "a"}, '{"prompt": '], "line 2: not JSON"),
-        (["[1]"], "line 1: holds list, expected an object"),
-        ([{"question": "a", "answer": "b"}], "line 1: prompt_field='prompt'.*its fields: answer, question"),
-        ([{"prompt": 3}], "line 1: prompt_field='prompt' is not a text"),
-        ([{"prompt": " "}], "line 1: prompt_field='prompt' is not a text"),
-        ([{"prompt": "a", "reference": 3}], "line 1: reference_field='reference' holds 3"),
-    ],
-)
-def test_bad_jsonl_is_named(tmp_path: Path, lines: list, message: str) -> None:
-    config = jsonl(tmp_path / "bad.jsonl", *lines)
-    with pytest.raises(ProblemsError, match=message) as raised:
+def test_a_reference_without_a_number_cannot_be_scored_by_number(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "reference": "one half"}\n')
+    config = dataset(tmp_path / "p.jsonl").model_copy(update={"scoring": "flexible_extract"})
+    with pytest.raises(ProblemsError, match=r"p-00001 .*compares numbers, .* ends in 'one half'"):
         load_problems(config)
-    assert "bad.jsonl" in str(raised.value)
-
-
-def test_a_reference_field_that_was_asked_for_must_exist(tmp_path: Path) -> None:
-    config = jsonl(tmp_path / "p.jsonl", {"prompt": "a", "answer": "b"})
-    with pytest.raises(ProblemsError, match="no reference_field='anwser'; its fields: answer, prompt"):
-        load_problems(config.model_copy(update={"reference_field": "anwser"}))
-
-
-def test_fewer_problems_than_wanted_is_an_error(tmp_path: Path) -> None:
-    config = jsonl(tmp_path / "p.jsonl", {"prompt": "a"})
-    with pytest.raises(ProblemsError, match="holds 1 problems, wanted 2"):
-        load_problems(config.model_copy(update={"count": 2}))
-
-
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ProblemsError, match=r"nowhere\.jsonl: no such problems file"):
-        load_problems(ProblemsConfig(benchmark="jsonl", path="nowhere.jsonl"))
-
-
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00\x01", b"\x00\x01\x02", '{"prompt": "é"}'.encode("latin-1")]
-)
-def test_a_file_that_is_not_text_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "weights.bin").write_bytes(content)
-    with pytest.raises(ProblemsError, match=r"weights\.bin.*: not (a text file|JSON)"):
-        load_problems(ProblemsConfig(benchmark="jsonl", path=str(tmp_path / "weights.bin")))
 
 
 def problems(*prompts: str) -> list[Problem]:

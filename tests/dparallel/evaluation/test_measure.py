@@ -9,7 +9,7 @@ from dparallel.evaluation.measure import LATENCY_SAMPLES, SAMPLES, measure, meas
 from dparallel.evaluation.text import decode_response, encode_problems
 from dparallel.manifest import StageError
 from dparallel.models.checkpoints import load_model, load_tokenizer
-from tests.dparallel.evaluation.oracle import own_answers
+from tests.dparallel.evaluation.oracle import dataset, own_answers
 
 DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
 
@@ -25,7 +25,7 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
     assert found.accuracy_stderr == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
     assert found.answer_accuracy is None
     loaded = load_problems(problems)
-    generations = generate(model, encode_problems(loaded, tokenizer, model, DECODING), DECODING)
+    generations = generate(model, encode_problems(problems, loaded, tokenizer, model, DECODING), DECODING)
     tokens, nfe = sum(each.num_tokens for each in generations), sum(each.nfe for each in generations)
     assert found.nfe == pytest.approx(nfe / 5)
     assert found.tpf == pytest.approx(tokens / nfe)
@@ -68,7 +68,7 @@ def test_coins_have_an_answer_score_too(tiny_checkpoint: Path) -> None:
 
 def test_a_problem_without_reference_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "Tom"}\n')
-    problems = ProblemsConfig(benchmark="jsonl", path=str(tmp_path / "p.jsonl"))
+    problems = dataset(tmp_path / "p.jsonl")
     with pytest.raises(ValueError, match=r"problem p-00001 .*has no reference"):
         measure(load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint), problems, DECODING, 1)
 

@@ -1,13 +1,15 @@
 import pytest
 
-from dparallel.config import DecodingConfig
-from dparallel.evaluation.benchmarks import Problem
+from dparallel.config import DecodingConfig, ProblemsConfig
+from dparallel.evaluation.problems import Problem
 from dparallel.evaluation.text import (
+    ChatTemplateError,
     decode_response,
+    encode_chat,
     encode_problems,
-    encode_prompt,
     tokenizer_fingerprint,
 )
+from dparallel.models.checkpoints import load_tokenizer, save_model
 from dparallel.tiny.tokenizer import build_tokenizer
 
 DECODING = DecodingConfig(gen_length=36, block_length=12)
@@ -23,27 +25,68 @@ def test_text_ends_before_the_first_end_of_text_and_keeps_stray_special_tokens()
     assert decode_response(build_tokenizer(), ids("Tom has"), eos_token_id=ids("<eos>")[0]) == "Tom has"
 
 
-def test_a_chat_template_makes_the_prompt_a_users_turn() -> None:
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not message.content %}{{ raise_exception('an empty turn') }}{% endif %}"
+    "first {{ message.content }} {% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+)
+COINS = ProblemsConfig(benchmark="coins", count=1)
+CHAT = COINS.model_copy(update={"chat": True})
+
+
+def encode(config: ProblemsConfig, tokenizer, model, *prompts: str) -> list[list[int]]:
+    problems = [Problem(f"p-{index}", "s", prompt, None) for index, prompt in enumerate(prompts)]
+    return encode_problems(config, problems, tokenizer, model, DECODING)
+
+
+def test_the_config_decides_whether_a_problem_is_a_turn(tiny_model) -> None:
     tokenizer = build_tokenizer()
-    assert encode_prompt(tokenizer, "Tom 7") == ids("Tom 7")
-    tokenizer.chat_template = (
-        "{% for message in messages %}first {{ message.content }} {% endfor %}"
-        "{% if add_generation_prompt %}answer{% endif %}"
-    )
-    assert encode_prompt(tokenizer, "Tom 7") == ids("first Tom 7 answer")
+    tokenizer.chat_template = TEMPLATE
+    assert encode(COINS, tokenizer, tiny_model, "Tom 7") == [ids("Tom 7")]
+    assert encode(CHAT, tokenizer, tiny_model, "Tom 7", "Ann") == [
+        ids("first Tom 7 answer"),
+        ids("first Ann answer"),
+    ]
+
+
+def test_a_template_beside_the_tokenizer_is_its_own(tiny_model, tmp_path) -> None:
+    save_model(tiny_model, tmp_path, tokenizer=build_tokenizer())
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert encode(CHAT, load_tokenizer(tmp_path), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
+
+
+def test_no_template_says_how_to_give_one(tiny_model, tmp_path) -> None:
+    remedy = r"no chat template.*chat_template\.jinja beside its tokenizer.*chat_template: FILE.*chat: false"
+    with pytest.raises(ChatTemplateError, match=remedy):
+        encode(CHAT, build_tokenizer(), tiny_model, "Tom 7")
+    file = tmp_path / "mine.jinja"
+    given = CHAT.model_copy(update={"chat_template": str(file)})
+    with pytest.raises(ChatTemplateError, match=r"chat_template=.*mine\.jinja: .*No such file"):
+        encode(given, build_tokenizer(), tiny_model, "Tom 7")
+    file.write_text(TEMPLATE)
+    assert encode(given, build_tokenizer(), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
+
+
+@pytest.mark.parametrize("template", ["{% for", TEMPLATE])
+def test_a_template_that_refuses_says_why(template: str) -> None:
+    turns = [{"role": "user", "content": ""}]
+    with pytest.raises(ChatTemplateError, match="the chat template refuses this conversation: ."):
+        encode_chat(build_tokenizer(), turns, template)
+
+
+def test_a_conversation_is_encoded_turn_by_turn() -> None:
+    turns = [{"role": "user", "content": "Tom"}, {"role": "assistant", "content": "7"}]
+    assert encode_chat(build_tokenizer(), turns, TEMPLATE) == ids("first Tom first 7 answer")
 
 
 def test_a_prompt_that_does_not_fit_names_problem_and_lengths(tiny_model) -> None:
-    problems = [Problem("short", "s", "Tom 7", None), Problem("long", "s", "Tom " * 29, None)]
-    with pytest.raises(ValueError, match=r"problem long \(s\).* 29 tokens.*gen_length=36.*at most 28"):
-        encode_problems(problems, build_tokenizer(), tiny_model, DECODING)
-    assert encode_problems(problems[:1], build_tokenizer(), tiny_model, DECODING) == [ids("Tom 7")]
+    with pytest.raises(ValueError, match=r"problem p-1 \(s\).* 29 tokens.*gen_length=36.*at most 28"):
+        encode(COINS, build_tokenizer(), tiny_model, "Tom 7", "Tom " * 29)
 
 
 def test_a_prompt_that_holds_the_mask_is_refused(tiny_model) -> None:
-    problems = [Problem("masked", "s", "Tom <mask>", None)]
-    with pytest.raises(ValueError, match="problem masked.*holds token id 1"):
-        encode_problems(problems, build_tokenizer(), tiny_model, DECODING)
+    with pytest.raises(ValueError, match="problem p-0.*holds token id 1"):
+        encode(COINS, build_tokenizer(), tiny_model, "Tom <mask>")
 
 
 def test_tokenizer_fingerprint_sees_vocabulary_and_template() -> None:

@@ -16,7 +16,8 @@ from dparallel.evaluation.text import encode_problems
 from dparallel.manifest import StageError
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.trajectories import store
-from dparallel.trajectories.record import run_stage, summarize
+from dparallel.trajectories.record import ROUNDS, record_shards, run_stage, summarize
+from tests.dparallel.evaluation.oracle import dataset
 
 DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
 
@@ -39,7 +40,7 @@ def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: 
 
     problems = load_problems(config().problems)
     model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
-    prompts = encode_problems(problems, tokenizer, model, DECODING)
+    prompts = encode_problems(config().problems, problems, tokenizer, model, DECODING)
     for row, problem, prompt in zip(table, problems, prompts, strict=True):
         (expected,) = generate(model, [prompt], DECODING)
         assert (row["problem_id"], row["reference"]) == (problem.problem_id, problem.reference)
@@ -65,7 +66,7 @@ def test_counts_and_metrics_by_hand() -> None:
 
 def test_unknown_correctness_is_counted_and_has_no_accuracy(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "Tom 7"}\n{"prompt": "Ann 3 pens"}\n')
-    problems = ProblemsConfig(benchmark="jsonl", path=str(tmp_path / "p.jsonl"))
+    problems = dataset(tmp_path / "p.jsonl")
     manifest = run_stage(config(problems=problems), inputs(tiny_checkpoint), tmp_path / "out")
     assert manifest.counts == {"rows": 2, "correct": 0, "incorrect": 0, "unknown": 2}
     assert "accuracy" not in manifest.metrics
@@ -75,7 +76,7 @@ def test_unknown_correctness_is_counted_and_has_no_accuracy(tiny_checkpoint: Pat
 
 def test_a_problems_file_that_changed_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    settings = config(problems=ProblemsConfig(benchmark="jsonl", path=str(path)))
+    settings = config(problems=dataset(path))
     path.write_text('{"prompt": "Tom 7"}\n')
     run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
     run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
@@ -112,6 +113,7 @@ def test_a_resumed_shard_of_another_teacher_is_refused(tiny_checkpoint: Path, tm
     (out / "manifest.json").unlink()
     shard = out / "part-00000.parquet"
     table, metadata = store.read_shard(shard)
+    shard.unlink()
     store.write_shard(shard, table.to_pylist(), metadata.model_copy(update={"teacher": "another"}))
     with pytest.raises(StageError, match=r"part-00000\.parquet was made by .*another"):
         run_stage(config(), inputs(tiny_checkpoint), out)
@@ -154,3 +156,79 @@ def test_a_run_killed_in_the_middle_leaves_whole_shards_and_its_rerun_only_adds(
     assert store.load(out).equals(store.load(tmp_path / "whole"))
     assert resumed.counts == whole.counts
     assert json.loads((out / "manifest.json").read_text())["counts"]["rows"] == 150
+
+
+def test_any_parts_in_any_order_make_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whole = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "whole")
+    asked: list[list[int]] = []
+
+    def workers(missing: list[int]) -> list[str]:
+        """The last shard first, one of them twice; the worker of the first one dies in the first round."""
+        asked.append(missing)
+        for numbers in ([2], [1, 2], [0])[: 2 if len(asked) == 1 else 3]:
+            record_shards(config(), inputs(tiny_checkpoint), tmp_path / "parts", numbers)
+        return ["part 3: Crashed"] if len(asked) == 1 else []
+
+    parts = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "parts", workers)
+    assert asked == [[0, 1, 2], [0]]
+    assert parts.files == whole.files, "sizes and hashes"
+    assert parts.counts == whole.counts
+    assert parts.fingerprint == whole.fingerprint
+    assert parts.metrics["rows_per_second"] > 0
+    asked.clear()
+    assert run_stage(config(), inputs(tiny_checkpoint), tmp_path / "parts", workers) == parts
+    assert not asked, "a finished stage asks nobody"
+
+
+def test_shards_that_stay_missing_are_named_with_the_last_failure(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out, rounds = tmp_path / "out", []
+
+    def dies(missing: list[int]) -> list[str]:
+        rounds.append(missing)
+        if len(rounds) == 1:
+            record_shards(config(), inputs(tiny_checkpoint), out, [1])
+        return [f"part 1: Crashed in round {len(rounds)}"]
+
+    with pytest.raises(StageError, match="2 of 3 shards are still missing") as error:
+        run_stage(config(), inputs(tiny_checkpoint), out, dies)
+    assert rounds == [[0, 1, 2], *[[0, 2]] * (ROUNDS - 1)]
+    assert "part-00000.parquet, part-00002.parquet; part 1: Crashed in round 3" in str(error.value)
+    assert not (out / "manifest.json").exists()
+    assert run_stage(config(), inputs(tiny_checkpoint), out).counts["rows"] == 7
+
+
+def test_workers_of_another_folder_are_not_asked_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rounds = []
+
+    def elsewhere(missing: list[int]) -> list[str]:
+        rounds.append(missing)
+        record_shards(config(), inputs(tiny_checkpoint), tmp_path / "another", missing)
+        return []
+
+    with pytest.raises(StageError, match="do all workers share this folder"):
+        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", elsewhere)
+    assert len(rounds) == 1
+
+
+def test_a_shard_of_other_settings_is_refused_whoever_recorded_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def elsewhere(missing: list[int]) -> list[str]:
+        record_shards(config(), inputs(tiny_checkpoint), tmp_path / "out", missing)
+        shard = tmp_path / "out" / "part-00001.parquet"
+        table, metadata = store.read_shard(shard)
+        shard.unlink()
+        store.write_shard(shard, table.to_pylist(), metadata.model_copy(update={"tokenizer": "another"}))
+        return []
+
+    with pytest.raises(StageError, match=r"part-00001\.parquet was made by .*another"):
+        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", elsewhere)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_shard_that_does_not_exist_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no shard 3: 7 problems are 3 shards .* from 0 to 2"):
+        record_shards(config(), inputs(tiny_checkpoint), tmp_path / "out", [0, 3])
+    assert not list((tmp_path / "out").glob("*.parquet"))

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,29 @@ def test_rows_and_metadata_survive_the_round_trip(tmp_path: Path, written: list[
     assert table.to_pylist() == written
     assert metadata == METADATA
     assert [file.name for file in tmp_path.iterdir()] == ["part-00007.parquet"]
+    path.unlink()  # a shard that is there stays
+
+
+def test_two_writers_of_one_shard_leave_one_whole(tmp_path: Path) -> None:
+    """Long rows, so that writers overlap; whoever reads meanwhile sees nothing or a whole shard."""
+    path = tmp_path / store.shard_name(0)
+    written = [row(problem_id=str(index), response="x" * 500) for index in range(2_000)]
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(store.write_shard, path, written, METADATA) for _ in range(4)]
+        while not all(writer.done() for writer in writers):
+            if path.is_file():
+                assert store.read_shard(path)[0].num_rows == len(written)
+    for writer in writers:
+        writer.result()
+    assert store.read_shard(path)[0].to_pylist() == written
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_shard_that_is_there_already_stays(tmp_path: Path) -> None:
+    path = tmp_path / store.shard_name(0)
+    store.write_shard(path, [row(problem_id="first")], METADATA)
+    store.write_shard(path, [row(problem_id="second")], METADATA)
+    assert store.read_shard(path)[0]["problem_id"].to_pylist() == ["first"]
 
 
 def test_shards_are_compressed_with_zstd_and_carry_the_contracts_types(recorded: Path) -> None:

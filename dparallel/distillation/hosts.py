@@ -1,0 +1,57 @@
+"""The machines that training runs on: DeepSpeed's hostfile."""
+
+import re
+import shutil
+import socket
+from pathlib import Path
+
+from dparallel.config import ConfigError, LaunchConfig
+
+LINE = re.compile(r"(\S+)\s+slots=([1-9]\d*)")
+
+
+def world_size(config: LaunchConfig) -> int:
+    """How many processes train, over all machines."""
+    return config.processes if config.hostfile is None else sum(read_hostfile(config.hostfile).values())
+
+
+def read_hostfile(path: str) -> dict[str, int]:
+    """The number of processes (slots) on each host, in the file's order.
+
+    Raises:
+        ConfigError: there is no such file, no host, a host named twice or a line that is no `HOST slots=N`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})")
+    slots: dict[str, int] = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not (entry := line.partition("#")[0].strip()):
+            continue
+        found = LINE.fullmatch(entry)
+        if found is None:
+            raise ConfigError(f"launch.hostfile={path}, line {number}: {entry!r} is not HOST slots=N")
+        host = found[1]
+        if host in slots:
+            raise ConfigError(f"launch.hostfile={path}, line {number}: host {host} is named twice")
+        slots[host] = int(found[2])
+    if not slots:
+        raise ConfigError(f"launch.hostfile={path} names no host: write a line HOST slots=N for each")
+    return slots
+
+
+def is_this_machine(hosts: dict[str, int]) -> bool:
+    """Whether a hostfile names this machine alone, so that nothing has to be reached."""
+    return set(hosts) <= {"localhost", "127.0.0.1", socket.gethostname()}
+
+
+def check_hosts(config: LaunchConfig) -> None:
+    """Refuse a hostfile that is wrong, or whose machines cannot be reached for want of a program."""
+    if config.hostfile is None or is_this_machine(hosts := read_hostfile(config.hostfile)):
+        return
+    missing = [program for program in ("ssh", "pdsh") if shutil.which(program) is None]
+    if missing:
+        raise ConfigError(
+            f"launch.hostfile={config.hostfile} names {', '.join(hosts)}, which are reached by ssh and pdsh; "
+            f"not installed here: {', '.join(missing)}"
+        )

@@ -1,0 +1,48 @@
+"""The base's linear layers in 4 bits (NF4) while an adapter on top of them is trained."""
+
+import torch
+from torch import nn
+
+from dparallel.config import ConfigError
+from dparallel.models.backbone import DiffusionTransformer
+
+BLOCK = 64  # weights that share a scale
+
+
+def quantize(model: DiffusionTransformer, device: torch.device) -> None:
+    """Move `model` (in place) to `device`, every layer's matrices as NF4 with double quantization.
+
+    Embedding, norms and head keep their dtype, in which the 4-bit products are computed too. One
+    matrix at a time, so that the device never holds the wide weights. Needs bitsandbytes.
+
+    Raises:
+        ConfigError: a matrix whose rows are no whole blocks; on a CPU they would be read back wrongly.
+    """
+    found = {name: module for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)}
+    for name, linear in found.items():
+        if linear.in_features % BLOCK:
+            raise ConfigError(
+                f"training.quantization=nf4: layers.{name} has {linear.in_features} inputs, no multiple of "
+                f"{BLOCK}: leave training.quantization out for this model"
+            )
+    for name, linear in found.items():
+        model.layers.set_submodule(name, _four_bits(linear, device))
+    model.to(device)  # type: ignore[arg-type]
+
+
+def _four_bits(linear: nn.Linear, device: torch.device) -> nn.Module:
+    import bitsandbytes
+
+    made = bitsandbytes.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=linear.weight.dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    made.weight = bitsandbytes.nn.Params4bit(
+        linear.weight.data, requires_grad=False, quant_type="nf4", blocksize=BLOCK
+    )
+    made.bias = linear.bias
+    return made.to(device)

@@ -1,0 +1,73 @@
+"""The published experiments, checked whole with a small teacher from a hub's cache and local data."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.evaluation.text import ChatTemplateError
+from dparallel.models.checkpoints import save_model
+from dparallel.tiny.tokenizer import build_tokenizer
+from tasks.checks import checked_experiment
+from tests.conftest import random_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NUMBERS = range(1, 211)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the hub's data sets lie: questions to train on, and GSM8K's test problems."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, buys in (("train", "buys"), ("test", "loses")):
+        rows = [{"question": f"Tom {buys} {n} pens", "answer": f"so #### {n}"} for n in NUMBERS]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder
+
+
+def snapshot(cache: Path, name: str, chat_template: str | None) -> Path:
+    """A checkpoint as the hub's client keeps it."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = chat_template
+    save_model(
+        random_model(max_position_embeddings=512), repository / "snapshots" / "abc", tokenizer=tokenizer
+    )
+    return repository / "snapshots" / "abc"
+
+
+def overrides(data: Path, tmp_path: Path) -> list[str]:
+    test, train = data / "test.parquet", data / "train.parquet"
+    source = f"path: {test}, prompt: 'Q {{question}}', reference: answer"
+    return [
+        f"runs={tmp_path}",
+        "launch.processes=1",
+        f"trajectories.problems.sources=[{{path: {train}, prompt: '{{question}}'}}]",
+        f"benchmark.test.sources=[{{{source}, split: 'test[200:]'}}]",
+        f"benchmark.validation.sources=[{{{source}, split: 'test[:200]'}}]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "teacher"),
+    [("llada_8b", "GSAI-ML/LLaDA-8B-Instruct"), ("dream_7b", "Dream-org/Dream-v0-Instruct-7B")],
+)
+def test_the_published_experiments_fit_together(
+    config: str, teacher: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = snapshot(
+        tmp_path, teacher, "{% for each in messages %}Tom has {{ each.content }} then{% endfor %}"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    experiment = checked_experiment(str(CONFIGS / f"{config}.yaml"), overrides(data, tmp_path))
+    assert experiment.trajectories().inputs == {"teacher": str(folder)}
+
+
+def test_a_teacher_without_a_chat_template_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = snapshot(tmp_path, "base/model", None)
+    settings = [*overrides(data, tmp_path), f"teacher={folder}"]
+    with pytest.raises(ChatTemplateError, match="has no chat template"):
+        checked_experiment(str(CONFIGS / "llada_8b.yaml"), settings)
