@@ -9,13 +9,14 @@ from dparallel.config import ConfigError, DistillConfig, TeacherConfig
 from dparallel.config_files import load_config
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
-from dparallel.distillation.settings import check_deepspeed
+from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
 from dparallel.evaluation.benchmarks import check_disjoint, load_problems
 from dparallel.evaluation.text import encode_problems
 from dparallel.experiment import Experiment
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.lora import check_targets
+from dparallel.plan import check_fits, free_disk, make_plan
 
 
 def checked_experiment(config: str, overrides: list[str] | None = None) -> Experiment:
@@ -29,7 +30,10 @@ def checked_experiment(config: str, overrides: list[str] | None = None) -> Exper
     _check_launch(settings)
     _check_recipes(settings)
     check_deepspeed(settings.training.deepspeed)
+    check_quantization(settings.training)
+    check_builds(settings.training.deepspeed)
     _check_teacher(settings)
+    _check_room(settings)
     here = str(checkpoint_folder(settings.teacher))  # stages hash files, and the hub's may change
     return Experiment(settings.model_copy(update={"teacher": here}))
 
@@ -102,3 +106,10 @@ def _check_teacher(settings: DistillConfig) -> None:
             f"training.max_length={max_length} leaves nothing to train on: the shortest prompt + response "
             f"has {shortest} tokens"
         )
+
+
+def _check_room(settings: DistillConfig) -> None:
+    """The disk holds what the experiment writes, and the smallest GPU of this machine its training."""
+    gpus = range(torch.cuda.device_count())
+    memory = min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=None)
+    check_fits(make_plan(settings, on_gpu=memory is not None), memory, free_disk(settings.runs))

@@ -113,13 +113,13 @@ def denoise(
         fixed = fixed | best(score, overdue(offsets // decoding.block_length, masked, fixed))
     if workspace.previous is not None:
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
+        state.seen = _put(state.seen, offsets, masked, masked)
 
     # 4. Move on, and say what the next forward needs.
     full_before = _committed(state, decoding) == decoding.block_length
     state.tokens = _put(state.tokens, where, fixed, prediction.token)
     state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
     state.confidence = _put(state.confidence, offsets, fixed, prediction.probability)
-    state.seen = _put(state.seen, offsets, masked, masked)
     state.rounds_left = (state.rounds_left - full_before.long()).clamp(min=0)
     opens = _open_blocks(state, decoding, model.config.eos_token_id)
     state.nfe = state.nfe + 1
@@ -127,7 +127,7 @@ def denoise(
         (state.commit_step >= 0).all(1),
         _refresh(state, decoding, opens),
         _readable(state, decoding).sum(1),
-        _window(state, decoding).sum(1),
+        torch.zeros_like(state.nfe) if decoding.cache == "none" else _window(state, decoding).sum(1),
     )
     canvas.scatter(rows, state)
     table = torch.stack([each.long() for each in status], 1)
@@ -222,7 +222,9 @@ def _setting(
     slots: Tensor,
     offsets: Tensor,
 ) -> Setting:
-    previous = None if workspace.previous is None else workspace.previous[slots[:, None], offsets]
+    previous = seen = None
+    if workspace.previous is not None:
+        previous, seen = workspace.previous[slots[:, None], offsets], state.seen.gather(1, offsets)
     return Setting(
         threshold=decoding.threshold or 0.0,
         stability_threshold=decoding.stability_threshold or 0.0,
@@ -231,7 +233,7 @@ def _setting(
         mask_token_id=mask_token_id,
         block_forwards=state.block_forwards,
         previous=previous,
-        seen=state.seen.gather(1, offsets),
+        seen=seen,
     )
 
 

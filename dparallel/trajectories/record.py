@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,38 @@ from dparallel.trajectories.store import read_shard, remove_partials, shard_name
 
 log = logging.getLogger(__name__)
 
+ROUNDS = 3  # how often missing shards are asked for elsewhere: the second and third redo what was lost
 
-def run_stage(config: TrajectoriesConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+Elsewhere = Callable[[list[int]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive problems and the file of their rows; who records it makes no difference."""
+
+    index: int
+    path: Path
+    problems: list[Problem]
+
+
+def run_stage(
+    config: TrajectoriesConfig,
+    inputs: dict[str, str],
+    out_dir: str | Path,
+    elsewhere: Elsewhere | None = None,
+) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
 
     Whole shards of a run that was killed are kept; only the missing ones are decoded.
 
+    Args:
+        elsewhere: has the shards of these indices recorded by other processes (`record_shards`), waits
+            for them and returns what failed there; unless given, they are decoded here.
+
     Raises:
         ProblemsError: the problems cannot be read.
-        StageError: `out_dir` belongs to other settings, another teacher or other problems.
+        StageError: `out_dir` belongs to other settings, another teacher or other problems; shards that
+            are still missing after `ROUNDS` rounds elsewhere.
         ValueError: a prompt does not fit the model.
     """
     problems = load_problems(config.problems)
@@ -40,50 +64,53 @@ def run_stage(config: TrajectoriesConfig, inputs: dict[str, str], out_dir: str |
         check_unchanged(stage.folder, done, content)
         return done
 
-    # 1. Everything that can be wrong, before any decoding.
-    model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
-    prompts = encode_problems(problems, tokenizer, model, config.decoding)
-    metadata = ShardMetadata(
-        teacher=stage.inputs["teacher"],
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        decoding=config.decoding,
-    )
-    starts = range(0, len(problems), config.shard_size)
-    paths = [stage.folder / shard_name(index) for index in range(len(starts))]
-    for start, path in zip(starts, paths, strict=True):
-        if path.is_file():
-            _check_resumed(path, metadata, problems[start : start + config.shard_size])
-
-    # 2. Decode the missing shards.
-    missing = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.is_file()]
-    log.info("recording %d of %d shards (%d problems)", len(missing), len(paths), len(problems))
-    recorded, began = 0, time.perf_counter()
-    for count, (start, path) in enumerate(missing, 1):
-        here = slice(start, start + config.shard_size)
-        generations = generate(model, prompts[here], config.decoding, config.batch_size)
-        rows = _rows(config, problems[here], prompts[here], generations, tokenizer, model)
-        write_shard(path, rows, metadata)
-        recorded += len(rows)
-        seconds = time.perf_counter() - began
-        log.info(
-            "%s: %d rows, %.1f rows/s, shard %d of %d, about %.0f s left",
-            *(path.name, len(rows), recorded / seconds, count, len(missing)),
-            seconds / count * (len(missing) - count),
-        )
+    # 1. Record the missing shards.
+    shards = _cut(config, problems, stage.folder)
+    metadata = _metadata(config, inputs, stage)
+    missing = _missing(shards, metadata)
+    log.info("recording %d of %d shards (%d problems)", len(missing), len(shards), len(problems))
+    began = time.perf_counter()
+    if elsewhere is None:
+        _decode(missing, config, inputs, metadata)
+    else:
+        _have_decoded(missing, elsewhere, stage.folder)
     seconds = time.perf_counter() - began
 
-    # 3. Count and finish.
+    # 2. Check all of them, whoever recorded them; count and finish.
+    table = pa.concat_tables([_read_checked(shard, metadata) for shard in shards])
     remove_partials(stage.folder)
-    table = pa.concat_tables([read_shard(path)[0] for path in paths])
     counts, metrics = summarize(table)
-    if recorded:
-        metrics["rows_per_second"] = recorded / seconds
+    if missing:
+        metrics["rows_per_second"] = sum(len(shard.problems) for shard in missing) / seconds
     return stage.finish(
-        files=[path.name for path in paths],
+        files=[shard.path.name for shard in shards],
         counts=counts,
         metrics=metrics,
         details={"problems": content},
     )
+
+
+def record_shards(
+    config: TrajectoriesConfig, inputs: dict[str, str], out_dir: str | Path, indices: Sequence[int]
+) -> None:
+    """Record the shards of `indices` that are not there yet; `run_stage` finishes the stage.
+
+    Any number of processes may do so at once, for the same shards too: the rows are the same.
+
+    Raises:
+        ValueError: an index that no shard has; and whatever `run_stage` raises.
+    """
+    problems = load_problems(config.problems)
+    stage = Stage("trajectories", config, inputs, out_dir)
+    shards = _cut(config, problems, stage.folder)
+    unknown = sorted(set(indices) - set(range(len(shards))))
+    if unknown:
+        raise ValueError(
+            f"no shard {unknown[0]}: {len(problems)} problems are {len(shards)} shards "
+            f"of shard_size={config.shard_size}, from 0 to {len(shards) - 1}"
+        )
+    metadata = _metadata(config, inputs, stage)
+    _decode(_missing([shards[index] for index in indices], metadata), config, inputs, metadata)
 
 
 def summarize(table: pa.Table) -> tuple[dict[str, int], dict[str, float]]:
@@ -99,6 +126,88 @@ def summarize(table: pa.Table) -> tuple[dict[str, int], dict[str, float]]:
     if known:
         metrics["accuracy"] = correct / known
     return counts, metrics
+
+
+def _cut(config: TrajectoriesConfig, problems: list[Problem], folder: Path) -> list[Shard]:
+    starts = range(0, len(problems), config.shard_size)
+    return [
+        Shard(index, folder / shard_name(index), problems[start : start + config.shard_size])
+        for index, start in enumerate(starts)
+    ]
+
+
+def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) -> ShardMetadata:
+    return ShardMetadata(
+        teacher=stage.inputs["teacher"],
+        tokenizer=tokenizer_fingerprint(load_tokenizer(inputs["teacher"])),
+        decoding=config.decoding,
+    )
+
+
+def _missing(shards: Sequence[Shard], metadata: ShardMetadata) -> list[Shard]:
+    """The shards without a file; a file that other settings or other problems made is refused."""
+    for shard in shards:
+        if shard.path.is_file():
+            _read_checked(shard, metadata)
+    return [shard for shard in shards if not shard.path.is_file()]
+
+
+def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
+    table, found = read_shard(shard.path)
+    if found != metadata:
+        raise StageError(f"{shard.path} was made by {found!r}, expected {metadata!r}; delete it and rerun")
+    columns = ["problem_id", "source", "prompt", "reference"]
+    if table.select(columns).to_pylist() != [vars(problem) for problem in shard.problems]:
+        raise StageError(f"{shard.path} holds other problems than this run asks for; delete it and rerun")
+    return table
+
+
+def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> None:
+    """Ask for the missing shards until all are there; what one round lost, all workers share in the next."""
+    count = len(missing)
+    failures: Sequence[str] = []
+    for _ in range(ROUNDS):
+        if not missing:
+            return
+        failures = elsewhere([shard.index for shard in missing])
+        missing = [shard for shard in missing if not shard.path.is_file()]
+        if not failures:
+            break
+        log.warning("%d of %d shards are missing after: %s", len(missing), count, "; ".join(failures))
+    if missing:
+        names = ", ".join(shard.path.name for shard in missing)
+        why = failures[-1] if failures else "yet every run ended well: do all workers share this folder?"
+        raise StageError(
+            f"{folder}: {len(missing)} of {count} shards are still missing: {names}; {why}\n"
+            "Run the stage again to record these alone."
+        )
+
+
+def _decode(
+    shards: Sequence[Shard], config: TrajectoriesConfig, inputs: dict[str, str], metadata: ShardMetadata
+) -> None:
+    """Decode what nobody has decoded meanwhile; all prompts are checked before the first is."""
+    if not shards:
+        return
+    model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
+    prompts = [
+        encode_problems(config.problems, shard.problems, tokenizer, model, config.decoding)
+        for shard in shards
+    ]
+    recorded, began = 0, time.perf_counter()
+    for count, (shard, here) in enumerate(zip(shards, prompts, strict=True), 1):
+        if shard.path.is_file():
+            log.info("%s: recorded by another process meanwhile", shard.path.name)
+            continue
+        generations = generate(model, here, config.decoding, config.batch_size)
+        write_shard(shard.path, _rows(config, shard.problems, here, generations, tokenizer, model), metadata)
+        recorded += len(here)
+        seconds = time.perf_counter() - began
+        log.info(
+            "%s: %d rows, %.1f rows/s, shard %d of %d, about %.0f s left",
+            *(shard.path.name, len(here), recorded / seconds, count, len(shards)),
+            seconds / count * (len(shards) - count),
+        )
 
 
 def _rows(
@@ -127,13 +236,3 @@ def _rows(
             }
         )
     return rows
-
-
-def _check_resumed(path: Path, metadata: ShardMetadata, problems: Sequence[Problem]) -> None:
-    """Refuse a shard that other settings or other problems made."""
-    table, found = read_shard(path)
-    if found != metadata:
-        raise StageError(f"{path} was made by {found!r}, expected {metadata!r}; delete it and rerun")
-    columns = ["problem_id", "source", "prompt", "reference"]
-    if table.select(columns).to_pylist() != [vars(problem) for problem in problems]:
-        raise StageError(f"{path} holds other problems than this run asks for; delete it and rerun")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,16 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(path: Path, rows: list[dict], metadata: ShardMetadata) -> None:
-    """Write `rows` under a partial name, then rename: a reader never sees half a shard."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write `rows` under a partial name, then rename: a reader never sees half a shard.
+
+    A shard that another process has written meanwhile stays as it is: its bytes may be in a manifest.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # process ids repeat between machines
     pq.write_table(pa.Table.from_pylist(rows, schema=with_metadata(metadata)), partial, compression="zstd")
-    os.replace(partial, path)
+    if path.is_file():
+        partial.unlink()
+    else:
+        os.replace(partial, path)
 
 
 def remove_partials(folder: Path) -> None:
