@@ -210,7 +210,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--rule", "best"], r"unknown rule='best'; known rules: .*entropy"),
         (["--mode", "parallel"], r"--mode parallel: .*'sequential' or 'multi_block'"),
         (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
-        (["--batch-size", "0"], r"--batch-size: 0 is less than 1"),
+        (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
         (["--device", "abacus"], r"--device abacus cannot be used .*try cpu"),
         (["--dtype", "float8"], r"--dtype: invalid choice: 'float8'"),
         (["--treshold", "1"], r"unrecognized arguments: --treshold 1"),

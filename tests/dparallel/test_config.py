@@ -139,7 +139,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (
             Sweep,
             {"decoding": {"rule": "confidence", "threshold": 0.5}, "thresholds": [1.5]},
-            "is a probability",
+            "compares probabilities",
         ),
         (Sweep, {"decoding": {"rule": "steps", "steps": 8}, "thresholds": [0.5]}, "no threshold"),
         (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
