@@ -1,6 +1,7 @@
-"""A stage's flow as a deployment run on its work pool; its failure is the caller's."""
+"""Flows as deployment runs on their work pools; what becomes of them is the caller's to know."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
@@ -32,13 +33,37 @@ def dispatch(
 ) -> None:
     """Run `flow/deployment`, as `name`, where a worker picks it up, and wait for its end.
 
-    A run of it with the same parameters (but `parent`) that still goes on, say of a caller that was
-    killed, is joined: two would write the same folder. If this wait is interrupted (cancelled, killed
-    by a signal), the run is cancelled too.
-
     Raises:
         DispatchError: the run failed, crashed or was cancelled.
     """
+    if failures := dispatch_all(deployment, {name: parameters}, poll_seconds):
+        raise DispatchError(failures[0])
+
+
+def dispatch_all(
+    deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: float = POLL_SECONDS
+) -> list[str]:
+    """Run `flow/deployment` once for each of `runs`, its parameters by name, and wait for all to end.
+
+    A run of it with the same parameters (but `parent`) that still goes on, say of a caller that was
+    killed, is joined: two would do the same work. If this wait is interrupted (cancelled, killed by a
+    signal), the runs are cancelled too. One that ends badly does not end the others.
+
+    Returns:
+        What became of each run that failed, crashed or was cancelled.
+    """
+    going: dict[UUID, str] = {}
+    try:
+        for name, parameters in runs.items():
+            going[_start_or_join(deployment, name, parameters)] = name
+        return _wait(deployment, going, poll_seconds)
+    except BaseException:
+        for run_id in going:
+            _cancel(run_id)
+        raise
+
+
+def _start_or_join(deployment: str, name: str, parameters: dict[str, Any]) -> UUID:
     run = _going_on(deployment, parameters)
     if run is None:
         # A time-out of 0 returns the run at once; waiting here lets us show its states and cancel it.
@@ -51,13 +76,7 @@ def dispatch(
             deployment,
             run.id,
         )
-    try:
-        state = _wait(run.id, name, poll_seconds)
-    except BaseException:
-        _cancel(run.id)
-        raise
-    if not state.is_completed():
-        raise DispatchError(f"run {name!r} of {deployment}: {state.name}: {state.message or 'no message'}")
+    return run.id
 
 
 def _going_on(deployment: str, parameters: dict[str, Any]) -> FlowRun | None:
@@ -75,27 +94,35 @@ def _going_on(deployment: str, parameters: dict[str, Any]) -> FlowRun | None:
     return next(same, None)
 
 
-def _wait(run_id: UUID, name: str, poll_seconds: float) -> State:
+def _wait(deployment: str, going: dict[UUID, str], poll_seconds: float) -> list[str]:
+    """Empty `going` of the runs that end; returns what became of those that did not complete."""
     log = get_run_logger()
-    seen = None
+    seen: dict[UUID, str | None] = {}
+    failures = []
     answered = time.monotonic()
     with get_client(sync_client=True) as client:
         while True:
-            try:
-                state = client.read_flow_run(run_id).state
-                answered = time.monotonic()
-            except httpx.HTTPError as error:
-                if time.monotonic() - answered > PATIENCE_SECONDS:
-                    raise
-                log.warning("no word of run %r (%s); asking again", name, error)
-                state = None
-            if state is not None and state.name != seen:
-                seen = state.name
-                log.info("dispatched run %r: %s", name, seen)
-                if seen == "Late":
-                    log.warning("no worker has picked up run %r yet; is one started for its pool?", name)
-            if state is not None and state.is_final():
-                return state
+            for run_id, name in list(going.items()):
+                try:
+                    state = client.read_flow_run(run_id).state
+                    answered = time.monotonic()
+                except httpx.HTTPError as error:
+                    if time.monotonic() - answered > PATIENCE_SECONDS:
+                        raise
+                    log.warning("no word of run %r (%s); asking again", name, error)
+                    continue
+                if state is not None and state.name != seen.get(run_id):
+                    seen[run_id] = state.name
+                    log.info("dispatched run %r: %s", name, state.name)
+                    if set(seen.values()) <= {"Scheduled", "Late"} and state.name == "Late":
+                        log.warning("no worker has picked up run %r yet; is one started for its pool?", name)
+                if state is not None and state.is_final():
+                    del going[run_id]
+                    if not state.is_completed():
+                        message = state.message or "no message"
+                        failures.append(f"run {name!r} of {deployment}: {state.name}: {message}")
+            if not going:
+                return failures
             time.sleep(poll_seconds)
 
 

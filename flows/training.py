@@ -3,7 +3,7 @@ from prefect import flow
 from dparallel.config import LaunchConfig
 from dparallel.experiment import StagePlan
 from flows.command import main
-from tasks.checks import checked_experiment, chosen_students
+from tasks.checks import check_training_memory, checked_experiment, chosen_students
 from tasks.training import train_student
 
 
@@ -11,6 +11,7 @@ def plan(
     config: str, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
     experiment = checked_experiment(config, overrides)
+    check_training_memory(experiment.config)
     plans = [experiment.training(name) for name in chosen_students(experiment, student)]
     return experiment.config.launch, plans
 

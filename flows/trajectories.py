@@ -2,8 +2,9 @@ from prefect import flow
 
 from dparallel.experiment import StagePlan
 from flows.command import main
+from flows.dispatch import dispatch_all
 from tasks.checks import checked_experiment
-from tasks.trajectories import record_trajectories
+from tasks.trajectories import record_shards, record_trajectories
 
 
 def plan(config: str, overrides: list[str] | None = None) -> StagePlan:
@@ -11,15 +12,47 @@ def plan(config: str, overrides: list[str] | None = None) -> StagePlan:
 
 
 @flow(name="trajectories")
-def trajectories(config: str, overrides: list[str] | None = None, parent: str | None = None) -> str:
+def trajectories(
+    config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
+) -> str:
     """Record how the teacher decodes every training problem.
 
     Args:
         config: a YAML file, see configs/.
         overrides: settings that replace the file's, `key.sub=value` each.
         parent: the distill run that this stage belongs to.
+        on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool,
+            whichever workers pick them up; only the whole is checked and finished here.
     """
-    return record_trajectories(plan(config, overrides), parent)
+    experiment = checked_experiment(config, overrides)
+
+    def on_workers(missing: list[int]) -> list[str]:
+        count = min(experiment.config.launch.parts, len(missing))
+        return dispatch_all(
+            "shards/part",
+            {
+                f"shards, part {part + 1} of {count}": {
+                    "config": config,
+                    "overrides": overrides,
+                    "numbers": missing[part::count],
+                }
+                for part in range(count)
+            },
+        )
+
+    return record_trajectories(experiment.trajectories(), parent, on_workers if on_pool else None)
+
+
+@flow(name="shards")
+def shards(config: str, numbers: list[int], overrides: list[str] | None = None) -> str:
+    """Record some shards of the trajectories, beside others who record the rest.
+
+    Args:
+        config: a YAML file, see configs/.
+        numbers: of the shards, from 0.
+        overrides: settings that replace the file's, `key.sub=value` each.
+    """
+    return record_shards(plan(config, overrides), numbers)
 
 
 if __name__ == "__main__":

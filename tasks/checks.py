@@ -33,7 +33,7 @@ def checked_experiment(config: str, overrides: list[str] | None = None) -> Exper
     check_quantization(settings.training)
     check_builds(settings.training.deepspeed)
     _check_teacher(settings)
-    _check_room(settings)
+    check_fits(make_plan(settings, torch.cuda.is_available()), None, free_disk(settings.runs))
     here = str(checkpoint_folder(settings.teacher))  # stages hash files, and the hub's may change
     return Experiment(settings.model_copy(update={"teacher": here}))
 
@@ -108,8 +108,8 @@ def _check_teacher(settings: DistillConfig) -> None:
         )
 
 
-def _check_room(settings: DistillConfig) -> None:
-    """The disk holds what the experiment writes, and the smallest GPU of this machine its training."""
+def check_training_memory(settings: DistillConfig) -> None:
+    """The smallest GPU of this machine holds the training; asked where training runs."""
     gpus = range(torch.cuda.device_count())
     memory = min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=None)
     check_fits(make_plan(settings, on_gpu=memory is not None), memory, free_disk(settings.runs))

@@ -21,6 +21,7 @@ import torch
 
 from dparallel.config import ConfigError, LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
+from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
 from dparallel.experiment import StagePlan
 
 logger = logging.getLogger("dparallel.launch")
@@ -66,9 +67,9 @@ def launch(
 def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus: int) -> LaunchConfig:
     """`config` with at most one process for each of `gpus`, and as many as divide a train step.
 
-    Without a GPU any number of processes shares the cores.
+    Without a GPU any number of processes shares the cores. A hostfile's slots stay as they are.
     """
-    if gpus == 0 or config.processes <= gpus:
+    if gpus == 0 or config.hostfile is not None or config.processes <= gpus:
         return config
     processes = next((each for each in range(gpus, 1, -1) if _divides(training, views, each)), 1)
     logger.info("%d GPUs here: %d processes instead of %d", gpus, processes, config.processes)
@@ -95,7 +96,7 @@ def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
     """The command line up to the plan's file, always with this very Python."""
     if config.launcher == "deepspeed":
         return [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(config.processes)),
+            *(sys.executable, "-m", "deepspeed.launcher.runner", *_where(config)),
             *("--master_port", str(_free_port()), "--no_local_rank", "--module", target),
         ]
     return [
@@ -104,11 +105,21 @@ def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
     ]
 
 
+def _where(config: LaunchConfig) -> list[str]:
+    """The deepspeed launcher's options that name machines and slots."""
+    if config.hostfile is None:
+        return ["--num_gpus", str(config.processes)]
+    hostfile = ["--hostfile", config.hostfile]
+    if is_this_machine(read_hostfile(config.hostfile)):
+        return [*hostfile, "--no_ssh_check", "--master_addr", "127.0.0.1"]
+    return [*hostfile, "--force_multi"]  # else it runs a single other machine's processes here
+
+
 def environment(config: LaunchConfig) -> dict[str, str]:
     """This process's environment; without a GPU, DeepSpeed on the CPU and the cores shared out."""
     extra = {"PYTHONUNBUFFERED": "1"}
     if not torch.cuda.is_available():
-        threads = max(1, len(os.sched_getaffinity(0)) // config.processes)
+        threads = max(1, len(os.sched_getaffinity(0)) // world_size(config))
         extra |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     return {**os.environ, **extra}
 

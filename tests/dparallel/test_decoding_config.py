@@ -27,7 +27,10 @@ MULTI_BLOCK = {"mode": "multi_block"}
             {"rule": "confidence", "threshold": 1.5},
             r"threshold=1\.5 .*'confidence' compares probabilities: .* 0 to 1",
         ),
-        ({"rule": "margin", "threshold": 1.5}, r"threshold=1\.5 .*'margin' compares probabilities: .* 0 to 1"),
+        (
+            {"rule": "margin", "threshold": 1.5},
+            r"threshold=1\.5 .*'margin' compares probabilities: .* 0 to 1",
+        ),
         (
             {"rule": "stability", "threshold": 2.0},
             r"threshold=2\.0 .*'stability' compares probabilities: .* 0 to 1",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ import flows.merging
 import flows.teacher
 import flows.training
 import flows.trajectories
+from dparallel.config import ConfigError
 from flows.command import main
 
 Refused = pytest.CaptureFixture[str]
@@ -126,6 +127,16 @@ def test_more_processes_than_gpus_here_are_no_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert flows.distill.plan(str(config_file), ["launch.processes=2"]).config.launch.processes == 2
+
+
+def test_training_that_no_gpu_here_holds_is_refused_where_it_runs(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    small = SimpleNamespace(total_memory=2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: small)
+    with pytest.raises(ConfigError, match=r"training needs .* on each GPU .* each has 1.0 MiB"):
+        flows.training.plan(str(config_file))
 
 
 def test_help_is_short(monkeypatch: pytest.MonkeyPatch, capsys: Refused) -> None:

@@ -14,7 +14,7 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 
-from flows.dispatch import DispatchError, dispatch
+from flows.dispatch import DispatchError, dispatch, dispatch_all
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -34,6 +34,12 @@ def dispatching(name: str, parameters: dict[str, str]) -> None:
     dispatch("errand/stage", name, parameters, poll_seconds=0.1)
 
 
+@flow(name="dispatching several")
+def dispatching_several(messages: list[str]) -> list[str]:
+    runs = {f"errand {message}": {"message": message} for message in messages}
+    return dispatch_all("errand/stage", runs, poll_seconds=0.1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def deployment(prefect_server: None) -> UUID:
     return errand.to_deployment(name="stage").apply()  # type: ignore[return-value]
@@ -41,7 +47,7 @@ def deployment(prefect_server: None) -> UUID:
 
 def errands() -> list[FlowRun]:
     with get_client(sync_client=True) as client:
-        return [run for run in client.read_flow_runs() if run.deployment_id is not None]
+        return [run for run in client.read_flow_runs() if run.deployment_id and "message" in run.parameters]
 
 
 def child_of(message: str) -> FlowRun:
@@ -80,6 +86,28 @@ def test_a_child_that_completes_lets_the_parent_go_on() -> None:
     worker = end_child("well", State(type=StateType.COMPLETED))
     parent("well")
     worker.join()
+
+
+def test_one_of_several_that_crashes_does_not_end_the_others() -> None:
+    crashes = end_child("first of two", State(type=StateType.CRASHED, message="exit code -9"))
+    others = end_child("second of two", State(type=StateType.COMPLETED))
+    failures = dispatching_several(["first of two", "second of two"])
+    crashes.join()
+    others.join()
+    assert failures == ["run 'errand first of two' of errand/stage: Crashed: exit code -9"]
+
+
+def test_a_parent_that_is_interrupted_cancels_all_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.dispatch.time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    with pytest.raises(KeyboardInterrupt):
+        dispatching_several(["one part", "other part"])
+    for message in ("one part", "other part"):
+        state = child_of(message).state
+        assert state is not None
+        assert state.type in (StateType.CANCELLING, StateType.CANCELLED)
 
 
 def test_a_parent_that_is_interrupted_cancels_its_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,11 @@ def plan_in(folder: Path, ends: str) -> StagePlan:
     return StagePlan(stage="training", config={"ends": ends}, inputs={}, out_dir=str(folder / "training"))
 
 
+def on_hosts(folder: Path, text: str) -> LaunchConfig:
+    (folder / "hosts").write_text(text)
+    return LaunchConfig(launcher="deepspeed", hostfile=str(folder / "hosts"))
+
+
 def children_in(folder: Path, count: int) -> list[int]:
     """The process ids of `count` children, as soon as all of them have started."""
     deadline = time.monotonic() + 60
@@ -50,6 +55,27 @@ def test_every_process_gets_the_plan_and_its_lines_come_back(tmp_path: Path, lau
     assert "rank 0 of 2" in text
     assert "rank 1 of 2" in text
     assert ticks[-1] == len(lines), "a last tick comes after the last line"
+
+
+def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> None:
+    lines: list[str] = []
+    launch(
+        plan_in(tmp_path, "well"), on_hosts(tmp_path, "localhost slots=2"), lines.append, lambda: None, CHILD
+    )
+    text = "\n".join(lines)
+    assert "rank 0 of 2" in text
+    assert "rank 1 of 2" in text
+
+
+@pytest.mark.parametrize("hosts", ["node-b slots=2", "node-a slots=2\nnode-b slots=2"])
+def test_other_machines_are_reached_by_the_deepspeed_launcher(tmp_path: Path, hosts: str) -> None:
+    """One other machine alone must be forced on DeepSpeed, which would start its processes here."""
+    line = command(on_hosts(tmp_path, hosts))
+    assert line[1:6] == [
+        *("-m", "deepspeed.launcher.runner", "--hostfile", str(tmp_path / "hosts"), "--force_multi")
+    ]
+    assert line[-2:] == ["--module", "dparallel.distillation"]
+    assert "--num_gpus" not in line, "the slots say"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
@@ -133,6 +159,12 @@ def test_there_is_a_gpu_for_every_process(asked: int, gpus: int, views_per_step:
         optimizer=OptimizerConfig(learning_rate=1e-3), train_steps=1, views_per_step=views_per_step
     )
     assert fit_to_gpus(LaunchConfig(processes=asked), training, 2, gpus).processes == given
+
+
+def test_a_hostfiles_slots_are_not_this_machines_gpus(tmp_path: Path) -> None:
+    training = TrainingConfig(optimizer=OptimizerConfig(learning_rate=1e-3), train_steps=1)
+    config = on_hosts(tmp_path, "node-a slots=8\nnode-b slots=8")
+    assert fit_to_gpus(config, training, 2, gpus=1) == config
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")

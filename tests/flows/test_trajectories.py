@@ -1,0 +1,104 @@
+"""Trajectories on a work pool, with a thread in the place of its workers."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect import get_client
+from prefect.automations import Automation
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events.schemas.automations import EventTrigger
+from prefect.settings import get_current_settings
+
+from dparallel.manifest import StageError, read_manifest
+from flows.dispatch import dispatch_all
+from flows.trajectories import shards, trajectories
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "local_store")
+
+FOUR_SHARDS = ["trajectories.shard_size=6"]  # of 24 problems
+
+
+@pytest.fixture(scope="module", autouse=True)
+def part(prefect_server: None) -> None:
+    shards.to_deployment(name="part").apply()
+
+
+@pytest.fixture(autouse=True)
+def polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.trajectories.dispatch_all", partial(dispatch_all, poll_seconds=0.1))
+
+
+def parts(config_file: Path) -> list[FlowRun]:
+    """The dispatched runs for one config, the oldest first."""
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs() if run.deployment_id is not None]
+    mine = [run for run in runs if run.parameters.get("config") == str(config_file)]
+    return sorted(mine, key=lambda run: (run.created, run.name))
+
+
+@contextmanager
+def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
+    """Does one part after the other; those whose turn is in `dies_at` crash before their last shard."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        done = 0
+        while not stopped.is_set():
+            for run in parts(config_file):
+                if run.state is None or run.state.is_final():
+                    continue
+                dies = done in dies_at
+                numbers = run.parameters["numbers"]
+                shards(**{**run.parameters, "numbers": numbers[:-1] if dies else numbers})
+                state = State(type=StateType.CRASHED if dies else StateType.COMPLETED, message="exit code -9")
+                with get_client(sync_client=True) as client:
+                    client.set_flow_run_state(run.id, state, force=True)
+                done += 1
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=copy_context().run, args=(work,))  # the tests' server is in the context
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_what_a_dead_worker_left_is_redone(config_file: Path) -> None:
+    with worker(config_file, dies_at={0}):
+        folder = trajectories(str(config_file), [*FOUR_SHARDS, "launch.parts=2"], on_pool=True)
+    assert [run.parameters["numbers"] for run in parts(config_file)] == [[0, 2], [1, 3], [2]]
+    assert [run.name for run in parts(config_file)][:2] == ["shards, part 1 of 2", "shards, part 2 of 2"]
+
+    # The number of parts is not part of what the rows are made from: the stage is found again.
+    assert trajectories(str(config_file), FOUR_SHARDS) == folder
+    assert len(read_manifest(folder).files) == 4
+
+
+def test_the_automation_for_lost_runs_is_one_that_the_server_takes() -> None:
+    text = (Path(__file__).parents[2] / "lost_runs.yaml").read_text()
+    automation = Automation.model_validate(yaml.safe_load(text))
+    assert isinstance(automation.trigger, EventTrigger)
+    heartbeat = get_current_settings().flows.heartbeat_frequency
+    assert heartbeat is not None
+    assert automation.trigger.within >= timedelta(seconds=3 * heartbeat), "two may be late"
+
+
+def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(config_file: Path) -> None:
+    with (
+        worker(config_file, dies_at={0, 1, 2}),
+        pytest.raises(StageError, match=r"part-00003\.parquet; run 'shards, part 1 of 1' .*exit code -9"),
+    ):
+        trajectories(str(config_file), FOUR_SHARDS, on_pool=True)
+    with worker(config_file, dies_at=set()):
+        trajectories(str(config_file), FOUR_SHARDS, on_pool=True)
+    assert [run.parameters["numbers"] for run in parts(config_file)] == [[0, 1, 2, 3], [3], [3], [3]]
