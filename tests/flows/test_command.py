@@ -135,7 +135,7 @@ def test_training_that_no_gpu_here_holds_is_refused_where_it_runs(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     small = SimpleNamespace(total_memory=2**20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: small)
-    with pytest.raises(ConfigError, match=r"training needs .* on each GPU .* each has 1.0 MiB"):
+    with pytest.raises(ConfigError, match=r"training needs .* on each GPU .* each has 1.00 MiB"):
         flows.training.plan(str(config_file))
 
 
