@@ -139,7 +139,7 @@ def _answer(
         [generation], seconds = _timed(model, [prompt], decoding, 1, draw, trace)
     if not drawn:
         print(_text(tokenizer, generation), flush=True)
-    print(display.numbers([generation], seconds, model.device, 1), file=sys.stderr)
+    print(display.numbers([generation], seconds, model.device, 1, decoding.compile), file=sys.stderr)
     return generation
 
 
@@ -163,7 +163,8 @@ def _answer_all(
 
     with display.progress(sys.stderr, len(prompts)) as count:
         generations, seconds = _timed(model, prompts, decoding, batch_size, count, count_rows, trace)
-    print(display.numbers(generations, seconds, model.device, max(rows_together)), file=sys.stderr)
+    together = max(rows_together)
+    print(display.numbers(generations, seconds, model.device, together, decoding.compile), file=sys.stderr)
     return generations
 
 

@@ -120,7 +120,9 @@ def progress(stream: TextIO, total: int) -> Iterator[Observer]:
             stream.write("\r\N{ESCAPE}[K")
 
 
-def numbers(generations: Sequence[Generation], seconds: float, device: torch.device, batch_size: int) -> str:
+def numbers(
+    generations: Sequence[Generation], seconds: float, device: torch.device, batch_size: int, compiled: bool
+) -> str:
     """NFE (mean per row), TPF and TPS of what was decoded, with the conditions they hold for."""
     num_tokens, nfe = [each.num_tokens for each in generations], [each.nfe for each in generations]
     total, name = sum(num_tokens), device.type
@@ -128,7 +130,8 @@ def numbers(generations: Sequence[Generation], seconds: float, device: torch.dev
         name = torch.cuda.get_device_name(device)
     return (
         f"NFE {sum(nfe) / len(nfe):.4g} | TPF {tokens_per_forward(num_tokens, nfe):.2f} | "
-        f"TPS {total / seconds:.1f} ({total} tokens in {seconds:.2f} s on {name}, batch size {batch_size})"
+        f"TPS {total / seconds:.1f} ({total} tokens in {seconds:.2f} s on {name}, batch size {batch_size}"
+        f"{', compilation included' if compiled else ''})"
     )
 
 

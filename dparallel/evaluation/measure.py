@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -167,7 +168,7 @@ def measure_once(
     model, tokenizer = load()
     measurement, table = measure(model, tokenizer, problems, decoding, batch_size)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{samples.name}.{os.getpid()}.partial"
+    partial = folder / f".{samples.name}.{uuid4().hex}.partial"
     pq.write_table(table, partial, compression="zstd")
     os.replace(partial, samples)
     stored = StoredMeasurement(made_from=made_from, measurement=measurement)
