@@ -20,7 +20,10 @@ def equal_tokens(device: str, **settings) -> None:
 
 
 def test_compiled_steps_on_the_cpu():
+    """One graph a step: a break would leave parts of it uncompiled, silently."""
+    breaks = dict(torch._dynamo.utils.counters["graph_break"])
     equal_tokens("cpu", cache="dual")
+    assert dict(torch._dynamo.utils.counters["graph_break"]) == breaks
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
