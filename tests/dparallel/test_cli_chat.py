@@ -65,6 +65,8 @@ def test_a_conversation_over_the_limit_keeps_what_was_said(chat_checkpoint, monk
 
 def test_interrupting_an_answer_drops_its_turn_alone(monkeypatch, capsys):
     seen = []
+    # A shell's background job starts with the signal ignored; a person's terminal does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def respond(messages):
         seen.append([each["content"] for each in messages])
@@ -73,7 +75,10 @@ def test_interrupting_an_answer_drops_its_turn_alone(monkeypatch, capsys):
         return "answer"
 
     type_in(monkeypatch, "hello", "long", "again")
-    converse(respond)
+    try:
+        converse(respond)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == [["hello"], ["hello", "answer", "long"], ["hello", "answer", "again"]]
     assert "Interrupted" in capsys.readouterr().err
 
