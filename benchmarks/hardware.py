@@ -5,6 +5,7 @@ Legend: D hidden size, E width of all key/value heads, F feed-forward size, N la
 
 import inspect
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -172,6 +173,22 @@ def activation_bytes(forward: Callable[[], torch.Tensor], model: torch.nn.Module
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
     return sum(storage.nbytes() for storage in saved.values())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is the present from here on
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most that this process's tensors held on the GPU; on a CPU its resident memory, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def _wait(device: torch.device) -> None:

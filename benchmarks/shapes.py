@@ -89,6 +89,7 @@ SHAPES = {
         steps=64,
         large=True,
     ),
+    "llada-8b-1000th": Shape(_config(256, 8, 4, 768, 2304), 8, 16, 8, steps=4),
     "wide-vocabulary": Shape(_config(256, 4, 4, 704, 32768), 32, 64, 32, steps=16),
     "tiny-8l": Shape(_config(256, 8, 4, 704, 4096), 32, 64, 16, steps=16),
     "tiny-2l": Shape(_config(64, 2, 4, 160, 256), 8, 16, 8, steps=8),
@@ -166,13 +167,18 @@ def several_blocks(decoding: DecodingConfig, vocabulary: int) -> DecodingConfig:
     """`decoding` with several blocks open at once.
 
     The schedule of `steps` is per block, so a budget takes its place: that of as many predictions
-    that know nothing, which is what random weights make. The same number of tokens per forward.
+    of random weights. The same number of tokens per forward.
     """
     if decoding.rule != "steps":
         return changed(decoding, mode="multi_block")
     assert decoding.steps is not None
-    budget = decoding.gen_length / decoding.steps * math.log(vocabulary)
+    budget = ignorance(decoding.gen_length / decoding.steps, vocabulary)
     return changed(decoding, mode="multi_block", rule="entropy_budget", steps=None, threshold=budget)
+
+
+def ignorance(predictions: float, vocabulary: int) -> float:
+    """Entropy in nats of so many predictions that know nothing, which is what random weights make."""
+    return predictions * math.log(vocabulary)
 
 
 def changed(decoding: DecodingConfig, **changes: object) -> DecodingConfig:
