@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from dparallel.config import MergingConfig
+from dparallel.decoding.memory import free_bytes
 from dparallel.manifest import Manifest, Stage, StageError, fingerprint, verify
-from dparallel.models.checkpoints import choose_format, load_model, load_tokenizer, save_model
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import (
+    choose_format,
+    load_model,
+    load_tokenizer,
+    read_config,
+    save_model,
+)
 from dparallel.models.lora import load_adapter, merge
 from dparallel.trajectories import store
 
 logger = logging.getLogger(__name__)
+
+ROOM = 1.25  # of the weights: what a forward takes beside them
 
 
 class MergeError(RuntimeError):
@@ -52,7 +62,8 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
             "merge it into the one it was trained on"
         )
     format = choose_format(config.format, inputs["teacher"])
-    base = load_model(inputs["teacher"])
+    device = roomy_device(inputs["teacher"])
+    base = load_model(inputs["teacher"], device)
     dtype = base.dtype
     student = load_adapter(base.float(), Path(inputs["training"]) / "adapter").eval()
 
@@ -77,7 +88,7 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
     files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
     dtype_name = str(dtype).removeprefix("torch.")
     del base, student, merged  # one model at a time
-    saved = load_model(stage.folder).float()
+    saved = load_model(stage.folder, device).float()
     saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))
     limit = config.tolerance if torch.finfo(dtype).bits >= 32 else math.inf
     if not saved_difference <= limit:
@@ -92,6 +103,17 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
         metrics={"max_logit_difference": difference, "max_logit_difference_saved": saved_difference},
         details={"dtype": dtype_name, "format": format},
     )
+
+
+def roomy_device(path: str | Path) -> torch.device:
+    """A GPU that holds the model in the float64 of the check, else the CPU."""
+    with torch.device("meta"):
+        model = DiffusionTransformer(read_config(path))
+    needed = ROOM * torch.float64.itemsize * sum(each.numel() for each in model.parameters())
+    gpu = torch.device("cuda")
+    if torch.cuda.is_available() and free_bytes(gpu) > needed:
+        return gpu
+    return torch.device("cpu")
 
 
 def check_canvases(rows: Sequence[dict], mask_token_id: int) -> list[Tensor]:

@@ -283,7 +283,7 @@ def test_random_shape_in_two_dtypes(capsys, uncompiled):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "llada-9b"], "choose from .*'?llada-8b'?, '?tiny-2l'?, '?tiny-8l'?"),
+        (["--shape", "llada-9b"], "choose from .*'?llada-8b'?,.* '?tiny-2l'?, '?tiny-8l'?"),
         (["--batch-sizes", "0"], "'0': give a whole number of at least 1"),
         (["--prompts", "8", "--batch-sizes", "16"], "--prompts 8 does not fill batches of 16"),
         (["--decoding", "cache=dual"], "--decoding cache=: give KEY=VALUE with a key of gen_length"),

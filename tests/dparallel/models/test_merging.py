@@ -202,3 +202,12 @@ def test_check_canvases_go_from_light_to_all_masks() -> None:
         assert canvas[0, :2].tolist() == [7, 8]
         kept = [(i, t) for i, t in enumerate(canvas[0, 2:].tolist()) if t != 1]
         assert all(token == 10 + index for index, token in kept)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(2**40, "cuda"), (2**10, "cpu")])
+def test_a_gpu_too_small_for_the_check_is_left_alone(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(merging, "free_bytes", lambda device: free)
+    assert merging.roomy_device(tiny_checkpoint).type == expected
