@@ -157,7 +157,8 @@ def _forward(
         positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
         positions = positions.clamp(min=0)
         input_ids = state.tokens.gather(1, positions)
-        place = (window.cumsum(1) - 1).clamp(min=0).gather(1, offsets // block_length)
+        # A row that only fills up the shape may have more blocks than are recomputed.
+        place = (window.cumsum(1) - 1).clamp(0, shape.window - 1).gather(1, offsets // block_length)
         read_at = place * len(within) + before + offsets % block_length
     visible = None
     if shape.padded:
