@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, Generation, generate
 from dparallel.decoding import RULES, Step, loop
-from dparallel.decoding.denoise import denoise
+from dparallel.decoding.canvas import Canvas
+from dparallel.decoding.denoise import Shape, Workspace, denoise
 from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
 from tests.conftest import random_model
@@ -216,3 +217,18 @@ def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) 
     rest = (EOS, generation.nfe - 1, 0.0)
     rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
     assert list(rows) == [committed.get(offset, rest) for offset in range(decoding.gen_length)]
+
+
+def test_a_row_with_more_open_blocks_than_are_recomputed_is_read_within_them():
+    """It only fills up the shape; what it reads is nonsense, and must lie inside what was computed."""
+    model = MODELS[0]
+    decoding = DecodingConfig(gen_length=24, block_length=8, mode="multi_block", cache="dual", threshold=0.0)
+    canvas = Canvas.start([[5, 6], [7]], [0, 0], decoding, model.config, model.device)
+    canvas.opened[1] = 3
+    workspace = Workspace.allocate(model, decoding, 2, 26)
+    rows = torch.arange(2)
+    for window in (None, 1):
+        shape = Shape(rows=2, reads=16, window=window, length=26, padded=True, all_slots=False)
+        with torch.inference_mode():
+            outcome = denoise(model, canvas, workspace, decoding, shape, rows, rows)
+    assert outcome.probability.isfinite().all()
