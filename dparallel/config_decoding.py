@@ -41,10 +41,15 @@ class DecodingConfig(Config):
             `block_add_threshold` of it is committed (d3LLM), and the first unfinished block always
             commits a token. Its `decoded_token_threshold`, from which on the next block must advance
             too, is accepted and changes nothing: before the first unfinished block all are full.
+            `pipelined` (D2F) is for a block-causal model, which never sees a later block: blocks open as
+            in `multi_block`, none behind an end-of-text; a forward commits what the rule chooses, and the
+            best of each block whose predecessor has `decoded_token_threshold` committed.
+            `autoregressive` is for a causal model: token by token, rule `steps`, `block_length` 1.
         cache: keep keys and values, an approximation for bidirectional models. After a forward over
             everything at a block's start, `prefix` recomputes from the active block on, `dual` the active
             block alone. `multi_block` recomputes everything at every `refresh_every`-th forward, and
-            a full block for `settle_rounds` more forwards.
+            a full block for `settle_rounds` more forwards. `exact`, of `pipelined` and `autoregressive`:
+            what no later token can change is computed once.
         stop_at_eos: end a row once an end-of-text token and everything before it are committed.
         temperature, top_p, seed: draw tokens instead of taking the likeliest. The same seed and
             prompt give the same tokens, whatever else is in the batch.
@@ -57,10 +62,10 @@ class DecodingConfig(Config):
     threshold: NonNegativeFloat | None = None
     stability_threshold: float | None = Field(None, ge=1e-4)  # float32 tells no less apart
     steps: PositiveInt | None = None
-    mode: Literal["sequential", "multi_block"] = "sequential"
+    mode: Literal["sequential", "multi_block", "pipelined", "autoregressive"] = "sequential"
     block_add_threshold: float | None = Field(None, gt=0, le=1)
     decoded_token_threshold: float | None = Field(None, gt=0, le=1)
-    cache: Literal["none", "prefix", "dual"] = "none"
+    cache: Literal["none", "prefix", "dual", "exact"] = "none"
     settle_rounds: PositiveInt | None = None
     refresh_every: PositiveInt | None = None
     stop_at_eos: bool = True
@@ -73,6 +78,11 @@ class DecodingConfig(Config):
     def blocks(self) -> int:
         return self.gen_length // self.block_length
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether no position sees a later block."""
+        return self.mode in ("pipelined", "autoregressive")
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
@@ -81,6 +91,9 @@ class DecodingConfig(Config):
             return data
         from dparallel.decoding.rules import RULES
 
+        if data.get("mode") == "autoregressive":
+            gen_length = data.get("gen_length", cls.model_fields["gen_length"].default)
+            data = {"rule": "steps", "steps": gen_length, "block_length": 1, **data}
         needed: dict[str, Any] = {}
         rule = RULES.get(data.get("rule", "entropy"))
         if rule is not None and rule.whole_response:
@@ -93,6 +106,10 @@ class DecodingConfig(Config):
             needed["block_add_threshold"] = 0.1
             if data.get("cache", "none") != "none":
                 needed |= {"settle_rounds": 1, "refresh_every": 8}
+        if data.get("mode") in ("pipelined", "autoregressive"):
+            needed["cache"] = "exact"
+        if data.get("mode") == "pipelined":
+            needed |= {"block_add_threshold": 0.1, "decoded_token_threshold": 0.95}
         return data | {key: value for key, value in needed.items() if data.get(key) is None}
 
     @model_validator(mode="after")
@@ -104,18 +121,29 @@ class DecodingConfig(Config):
                 f"{max(1, round(self.gen_length / self.block_length)) * self.block_length}"
             )
         self._check_rule()
-        if self.mode == "sequential":
-            self._refuse(
-                "mode='sequential'", "mode='multi_block'", "block_add_threshold", "decoded_token_threshold"
-            )
-        if self.mode == "sequential" or self.cache == "none":
-            where = f"mode={self.mode!r}, cache={self.cache!r}"
-            self._refuse(where, "mode='multi_block' with a cache", "settle_rounds", "refresh_every")
+        self._check_mode()
         if self.top_p is not None and self.temperature == 0:
             raise ValueError(
                 f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
             )
         return self
+
+    def _check_mode(self) -> None:
+        if self.mode in ("sequential", "autoregressive"):
+            where = f"mode={self.mode!r}"
+            needed = "mode='multi_block' or 'pipelined'"
+            self._refuse(where, needed, "block_add_threshold", "decoded_token_threshold")
+        if self.mode != "multi_block" or self.cache == "none":
+            where = f"mode={self.mode!r}, cache={self.cache!r}"
+            self._refuse(where, "mode='multi_block' with a cache", "settle_rounds", "refresh_every")
+        if self.cache != "none" and (self.cache == "exact") != self.looks_back:
+            valid = "'exact' or 'none'" if self.looks_back else "'prefix', 'dual' or 'none'"
+            raise ValueError(f"cache={self.cache!r} with mode={self.mode!r}: give {valid}")
+        if self.mode == "autoregressive" and (self.block_length, self.rule) != (1, "steps"):
+            raise ValueError(
+                f"block_length={self.block_length}, rule={self.rule!r} with mode='autoregressive', which "
+                "decodes token by token: drop them, or use mode='pipelined'"
+            )
 
     def _check_rule(self) -> None:
         from dparallel.decoding.rules import RULES  # here, since decoding itself reads settings
@@ -156,7 +184,7 @@ class DecodingConfig(Config):
                 f"steps={self.steps} must be a multiple of the {self.blocks} blocks "
                 f"(gen_length / block_length) and at most gen_length={self.gen_length}"
             )
-        if self.mode != "sequential":
+        if self.mode not in ("sequential", "autoregressive"):
             raise ValueError(
                 f"rule={self.rule!r} with mode={self.mode!r}: its schedule is per block; use "
                 "mode='sequential' or a rule with a threshold"

@@ -96,6 +96,11 @@ def check_prompts(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
+    if decoding.mode == "autoregressive" and not config.predicts_next:
+        raise ValueError(
+            f"mode='autoregressive' with a model whose predicts_next is {config.predicts_next}: it needs one "
+            "trained to predict the next token; use mode='sequential', or 'pipelined' if it is block-causal"
+        )
     limit = config.max_position_embeddings - decoding.gen_length
     if limit < 0:
         raise ValueError(

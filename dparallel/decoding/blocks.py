@@ -44,6 +44,18 @@ def overdue(block: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
     return inside & ~(inside & commit).any(1, keepdim=True)
 
 
+def stalled(fully_active: Tensor, block: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
+    """Masked positions of fully active blocks of which nothing is committed, (b, n) bool.
+
+    Args:
+        fully_active: (b, K) bool.
+        block: (b, n) the block of each position read.
+        masked, commit: (b, n) bool.
+    """
+    advances = torch.zeros_like(fully_active).scatter_reduce(1, block, masked & commit, "amax")  # (b, K)
+    return masked & (fully_active & ~advances).gather(1, block)
+
+
 def live(committed: Tensor, block_length: int, opened: Tensor, rounds_left: Tensor) -> Tensor:
     """Open blocks that still change: with masks, or full but not settled yet, (b, K) bool.
 
@@ -52,6 +64,11 @@ def live(committed: Tensor, block_length: int, opened: Tensor, rounds_left: Tens
     """
     is_open = torch.arange(committed.shape[1], device=committed.device) < opened[:, None]
     return is_open & ((committed < block_length) | (rounds_left > 0))
+
+
+def first_full(committed: Tensor, block_length: int) -> Tensor:
+    """Full blocks before which all are full, (b, K) bool: what no later token can change."""
+    return (committed == block_length).long().cummin(1).values.bool()
 
 
 def from_first(blocks: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Canvas:
             nfe=zeros,
             opened=zeros + 1,
             block_forwards=zeros.clone(),
-            rounds_left=torch.full((rows, decoding.blocks), decoding.settle_rounds or 0, device=device),
+            rounds_left=torch.full((rows, decoding.blocks), _settle_rounds(decoding), device=device),
             seen=torch.zeros(rows, decoding.gen_length, dtype=torch.bool, device=device),
             seed=_padded(seeds, rows, device),
         )
@@ -124,6 +124,11 @@ class Canvas:
             Generation(tokens, steps, confidence, nfe, _count(tokens, eos_token_id))
             for tokens, steps, confidence, nfe in rows
         ]
+
+
+def _settle_rounds(decoding: DecodingConfig) -> int:
+    """Forwards a full block still takes part in; the pipeline's last one computes what is then cached."""
+    return 1 if decoding.mode == "pipelined" else decoding.settle_rounds or 0
 
 
 def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:

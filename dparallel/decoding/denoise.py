@@ -9,14 +9,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dparallel.config import DecodingConfig
-from dparallel.decoding.blocks import from_first, live, open_next, overdue, places, tokens_needed
+from dparallel.decoding.blocks import (
+    first_full,
+    from_first,
+    live,
+    open_next,
+    overdue,
+    places,
+    stalled,
+    tokens_needed,
+)
 from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.rules import RULES, Setting, best, commit, predict
+from dparallel.decoding.rules import RULES, Prediction, Setting, best, best_of_each, commit, predict
 from dparallel.decoding.sampling import uniform
+from dparallel.models.attention import block_levels
 from dparallel.models.backbone import DiffusionTransformer
 
 
@@ -46,10 +57,11 @@ class Status(NamedTuple):
     full: int  # whether the next forward recomputes everything
     reads: int
     window: int
+    opened: int  # blocks
 
 
 class Outcome(NamedTuple):
-    status: Tensor  # (b, 4), the columns of Status
+    status: Tensor  # (b, 5), the columns of Status
     offsets: Tensor  # (b, n) response positions read
     masked: Tensor  # (b, n) bool; the others only fill up the shape
     token: Tensor  # (b, n), as probability and entropy
@@ -79,7 +91,7 @@ class Workspace:
 
 
 def first_status(decoding: DecodingConfig) -> Status:
-    return Status(done=0, full=1, reads=decoding.block_length, window=decoding.blocks)
+    return Status(done=0, full=1, reads=decoding.block_length, window=decoding.blocks, opened=1)
 
 
 def denoise(
@@ -108,19 +120,17 @@ def denoise(
     mask_token_id = model.config.mask_token_id
     prediction = predict(logits, mask_token_id, decoding.temperature, decoding.top_p, numbers)
     setting = _setting(state, workspace, decoding, mask_token_id, slots, offsets)
-    fixed, score = commit(RULES[decoding.rule], prediction, masked, setting)
-    if decoding.mode == "multi_block":
-        fixed = fixed | best(score, overdue(offsets // decoding.block_length, masked, fixed))
+    fixed = _commit(state, prediction, masked, offsets // decoding.block_length, decoding, setting)
     if workspace.previous is not None:
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
         state.seen = _put(state.seen, offsets, masked, masked)
 
     # 4. Move on, and say what the next forward needs.
-    full_before = _committed(state, decoding) == decoding.block_length
+    final_before = _final(state, decoding)
     state.tokens = _put(state.tokens, where, fixed, prediction.token)
     state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
     state.confidence = _put(state.confidence, offsets, fixed, prediction.probability)
-    state.rounds_left = (state.rounds_left - full_before.long()).clamp(min=0)
+    state.rounds_left = (state.rounds_left - final_before.long()).clamp(min=0)
     opens = _open_blocks(state, decoding, model.config.eos_token_id)
     state.nfe = state.nfe + 1
     status = (
@@ -128,6 +138,7 @@ def denoise(
         _refresh(state, decoding, opens),
         _readable(state, decoding).sum(1),
         torch.zeros_like(state.nfe) if decoding.cache == "none" else _window(state, decoding).sum(1),
+        state.opened,
     )
     canvas.scatter(rows, state)
     table = torch.stack([each.long() for each in status], 1)
@@ -153,31 +164,71 @@ def _forward(
         blocks = places(window, shape.window)  # (b, w)
         blocks = torch.where(window.gather(1, blocks), blocks, blocks[:, :1])  # a block twice, at worst
         before = int(model.config.predicts_next)  # whose position predicts the block's first
-        within = torch.arange(-before, block_length, device=slots.device)
+        # An autoregressive model's masked position says nothing: the one before it is read.
+        own = 0 if decoding.mode == "autoregressive" else block_length
+        within = torch.arange(-before, own, device=slots.device)
         positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
         positions = positions.clamp(min=0)
         input_ids = state.tokens.gather(1, positions)
         # A row that only fills up the shape may have more blocks than are recomputed.
         place = (window.cumsum(1) - 1).clamp(0, shape.window - 1).gather(1, offsets // block_length)
         read_at = place * len(within) + before + offsets % block_length
-    visible = None
-    if shape.padded:
+    visible = levels = None
+    if decoding.looks_back:
+        levels = _levels(state, decoding, shape.length)
+    elif shape.padded:
         visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)
     cache = None
     if workspace.store is not None:
         cache = CacheView(workspace.store, slots, positions, shape.length, shape.all_slots)
-    return model(input_ids, visible, read_at, positions, cache)
+    return model(input_ids, visible, read_at, positions, cache, levels)
+
+
+def _levels(state: Canvas, decoding: DecodingConfig, length: int) -> Tensor:
+    """Attention that never looks ahead: by block, or position by position, (b, L)."""
+    every = torch.arange(length, device=state.nfe.device)
+    if decoding.mode == "autoregressive":
+        return every.expand(len(state.nfe), length)
+    return block_levels(every, state.prompt_length, decoding.block_length)
+
+
+def _commit(
+    state: Canvas,
+    prediction: Prediction,
+    masked: Tensor,
+    block: Tensor,
+    decoding: DecodingConfig,
+    setting: Setting,
+) -> Tensor:
+    """The positions fixed, (b, n) bool; `block` (b, n) is that of each position read."""
+    rule = RULES[decoding.rule]
+    if decoding.mode != "pipelined":
+        fixed, score = commit(rule, prediction, masked, setting)
+        if decoding.mode == "multi_block":
+            fixed = fixed | best(score, overdue(block, masked, fixed))
+        return fixed
+    score, chosen = rule.choose(prediction, masked, setting)
+    fixed = masked & chosen
+    needed = tokens_needed(decoding.decoded_token_threshold or 1.0, decoding.block_length)
+    fully_active = F.pad(_committed(state, decoding)[:, :-1] >= needed, (1, 0), value=True)  # (b, K)
+    late = stalled(fully_active, block, masked, fixed)
+    return fixed | best_of_each(score, late, block, decoding.blocks)
 
 
 def _open_blocks(state: Canvas, decoding: DecodingConfig, eos_token_id: int | None) -> Tensor:
     """End rows at end-of-text, open blocks; whether a block was opened, (b,) bool."""
     done = state.commit_step >= 0  # (b, G)
     may_open = torch.ones_like(state.nfe, dtype=torch.bool)
-    if decoding.stop_at_eos:
+    if decoding.stop_at_eos or decoding.looks_back:
         every = torch.arange(decoding.gen_length, device=done.device)
         where = state.prompt_length[:, None] + every
-        eos = done & (state.tokens.gather(1, where) == eos_token_id)
-        ended = (eos & done.cummin(1).values).any(1)
+        eos = done & (state.tokens.gather(1, where) == (-1 if eos_token_id is None else eos_token_id))
+        ended = torch.zeros_like(may_open)
+        if decoding.stop_at_eos:
+            ended = (eos & done.cummin(1).values).any(1)
+        if decoding.looks_back:  # no block opens any more
+            unopened = every >= state.opened[:, None] * decoding.block_length
+            ended = ended | (eos.any(1) & (done | unopened).all(1))
         filled = ended[:, None] & ~done
         state.tokens = _put(state.tokens, where, filled, torch.full_like(where, eos_token_id or 0))
         state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
@@ -200,6 +251,14 @@ def _committed(state: Canvas, decoding: DecodingConfig) -> Tensor:
     return (state.commit_step >= 0).unflatten(1, (-1, decoding.block_length)).sum(2)
 
 
+def _final(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """Blocks that the forward just made has computed as they will be cached, (b, K) bool."""
+    committed = _committed(state, decoding)
+    if decoding.looks_back:
+        return first_full(committed, decoding.block_length)
+    return committed == decoding.block_length
+
+
 def _window(state: Canvas, decoding: DecodingConfig) -> Tensor:
     """The blocks that a forward with a cache recomputes, (b, K) bool."""
     blocks = live(_committed(state, decoding), decoding.block_length, state.opened, state.rounds_left)
@@ -210,6 +269,8 @@ def _refresh(state: Canvas, decoding: DecodingConfig, opens: Tensor) -> Tensor:
     """Whether the next forward recomputes everything, (b,) bool."""
     if decoding.cache == "none":
         return torch.ones_like(opens)
+    if decoding.cache == "exact":
+        return torch.zeros_like(opens)
     if decoding.refresh_every is None:
         return opens  # at a block's start
     return state.nfe % decoding.refresh_every == 0

@@ -15,7 +15,7 @@ from dparallel.decoding.compiled import compiled_denoise
 from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status
 from dparallel.models.backbone import DiffusionTransformer
 
-DONE, FULL, READS, WINDOW = range(len(Status._fields))
+DONE, FULL, READS, WINDOW, OPENED = range(len(Status._fields))
 
 
 def decode(
@@ -33,7 +33,7 @@ def decode(
     recompute a few blocks; the former wait until they are a quarter of the batch.
     """
     rows, device = len(prompt_lengths), canvas.tokens.device
-    lengths = np.asarray(prompt_lengths) + decoding.gen_length
+    prompts = np.asarray(prompt_lengths)
     batch_size = min(batch_size, rows)
     if decoding.compile:
         batch_size = 1 << (batch_size.bit_length() - 1)  # a power of two, as its groups will be
@@ -50,9 +50,10 @@ def decode(
     while len(active):
         # 1. One forward of the rows that can go together.
         chosen = next_group(status)
-        shape = shape_of(
-            decoding, status[chosen], lengths[active[chosen]], canvas.tokens.shape[1], batch_size
+        in_use = prompts[active[chosen]] + (
+            decoding.block_length * status[chosen, OPENED] if decoding.looks_back else decoding.gen_length
         )
+        shape = shape_of(decoding, status[chosen], in_use, canvas.tokens.shape[1], batch_size)
         group = np.stack([active[chosen], slots[chosen]])
         group = np.hstack([group, spare.repeat(shape.rows - len(chosen), axis=1)])
         outcome = step(model, canvas, workspace, decoding, shape, *_to_device(group, device))

@@ -32,7 +32,8 @@ def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dt
     """Memory one row takes at the peak of a forward: its cache, the widest layer and its predictions."""
     layer = length * (4 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
     rotated = length * 8 * config.hidden_size * torch.float32.itemsize
-    reads = decoding.block_length if decoding.mode == "sequential" else decoding.gen_length
+    one_block = decoding.mode in ("sequential", "autoregressive")
+    reads = decoding.block_length if one_block else decoding.gen_length
     per_logit = dtype.itemsize + 5 * torch.float32.itemsize
     if decoding.temperature > 0:
         per_logit += 24  # the random numbers, hashed in int64

@@ -4,6 +4,8 @@ Written from the definitions and sharing no decoding code with `generate`, so th
 new speed-up can be checked against it. Every forward gives logits for all it recomputes; softmax and
 entropy are in float64.
 
+An exact cache is not used: what it must not change is computed anew.
+
 Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H query and E key/value heads.
 """
 
@@ -63,18 +65,22 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         fully_active = [
             k == 0 or share[k - 1] >= (decoding.decoded_token_threshold or 1) for k in range(len(blocks))
         ]
-        eos_seen = decoding.stop_at_eos and eos in response
+        eos_seen = (decoding.stop_at_eos or decoding.looks_back) and eos in response
         last = len(opened_at) - 1
         if share[last] >= (decoding.block_add_threshold or 1) and last + 1 < len(blocks) and not eos_seen:
             opened_at.append(nfe)
+        in_use = len(opened_at) * length
+        if mask not in response[:in_use]:
+            break  # an end-of-text keeps the rest from opening
 
         # (c) One forward, read wherever an open block is masked.
-        masked = [i for i in range(len(opened_at) * length) if response[i] == mask]
-        canvas = [*prompt, *response]
+        masked = [i for i in range(in_use) if response[i] == mask]
+        canvas = [*prompt, *(response[:in_use] if decoding.looks_back else response)]
         before = int(model.config.predicts_next)
         recomputed = _recomputed(decoding, len(prompt), commit_step, opened_at, nfe, before)
-        if decoding.cache == "none":
-            logits = dict(enumerate(model(torch.tensor([canvas], device=model.device))[0]))
+        if decoding.cache in ("none", "exact"):
+            seen = _seen(decoding, len(prompt), len(canvas)).to(model.device)
+            logits = dict(enumerate(model(torch.tensor([canvas], device=model.device), seen)[0]))
         else:
             logits = _forward(model, canvas, recomputed, memory)
         reading = {}
@@ -83,15 +89,19 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             reading[i] = _read(now, distribution.get(i), mask)
             distribution[i] = now
 
-        # (d) What the rule commits, the best in any case; (e) the first fully active block gets a token.
+        # (d) What the rule commits, the best in any case but that of the pipeline; (e) the first fully
+        # active block gets a token, in the pipeline each of them.
         ranking = _ranking(decoding.rule, reading)
         forwards_of_block = nfe - opened_at[-1]
         commit = set(_chosen(decoding, reading, ranking, forwards_of_block))
         if not decoding.rule.startswith("dream"):
-            commit.add(ranking[0])
-            first = next(i // length for i in masked if fully_active[i // length])
-            if all(i // length != first for i in commit):
-                commit.add(next(i for i in ranking if i // length == first))
+            late = list(dict.fromkeys(i // length for i in masked if fully_active[i // length]))
+            if decoding.mode != "pipelined":
+                commit.add(ranking[0])
+                late = late[:1]
+            for block in late:
+                if all(i // length != block for i in commit):
+                    commit.add(next(i for i in ranking if i // length == block))
         for i in commit:
             response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
         nfe += 1
@@ -105,6 +115,22 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             response[i], commit_step[i] = eos, nfe - 1
     num_tokens = response.index(eos) + 1 if eos in response else len(response)
     return Generation(response, commit_step, confidence, nfe, num_tokens)
+
+
+def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:
+    """Which canvas positions each one attends to, (1, L, L) bool."""
+    seen = torch.ones(1, length, length, dtype=torch.bool)
+    for query in range(length):
+        end = length
+        if decoding.mode == "autoregressive":
+            end = query + 1
+        elif decoding.mode == "pipelined" and query < prompt_length:
+            end = prompt_length
+        elif decoding.mode == "pipelined":
+            block = (query - prompt_length) // decoding.block_length
+            end = prompt_length + (block + 1) * decoding.block_length
+        seen[0, query, end:] = False
+    return seen
 
 
 def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:

@@ -111,6 +111,22 @@ def best(score: Tensor, among: Tensor) -> Tensor:
     return among & (torch.arange(score.shape[1], device=score.device) == winner)
 
 
+def best_of_each(score: Tensor, among: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The first position of the highest score in each group that has any `among`, as a mask (B, n).
+
+    Args:
+        group: int64 (B, n), 0 to `groups` - 1.
+    """
+    rows, n = score.shape
+    lowest = score.new_full((rows, groups), -torch.inf)
+    top = lowest.scatter_reduce(1, group, score.masked_fill(~among, -torch.inf), "amax")
+    ties = among & ~(score < top.gather(1, group))  # a score that is not a number stays in the race
+    place = torch.arange(n, device=score.device).expand(rows, n)
+    last = place.new_full((rows, groups), n)
+    first = last.scatter_reduce(1, group, place.masked_fill(~ties, n), "amin")
+    return ties & (place == first.gather(1, group))
+
+
 def steps(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
     """The n most confident positions, so that a block takes exactly `steps_per_block` forwards."""
     assert setting.block_forwards is not None

@@ -7,11 +7,13 @@ and load with plain `transformers` (`trust_remote_code=True`).
 Legend: B rows, L canvas length, V vocabulary, D hidden size, H heads, n positions read.
 """
 
-from typing import NamedTuple, Protocol
+from functools import cache as cached
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -121,7 +123,25 @@ class Reads(NamedTuple):
 
     at: Tensor
     rotary: tuple[Tensor, Tensor]
-    mask: Tensor | None
+    visible: Tensor | None
+
+
+# What may be seen: bool (B, 1, L or 1, M), or which blocks of that are empty, so that they are skipped.
+Visible = Tensor | BlockMask | None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
+    """Attention of (B, H, L, head_size) to (B, E, M, head_size), where E divides H."""
+    grouped = query.shape[1] != key.shape[1]
+    if isinstance(visible, BlockMask):
+        return _block_sparse(query.device.type)(query, key, value, block_mask=visible, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=grouped)
+
+
+@cached
+def _block_sparse(device: str) -> Any:
+    """Flex attention; compiled where that makes the kernel that skips what is empty."""
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention
 
 
 class Attention(nn.Module):
@@ -141,7 +161,7 @@ class Attention(nn.Module):
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        visible: Visible,
         cache: Cache | None,
         reads: Reads | None,
     ) -> Tensor:
@@ -150,11 +170,9 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
         if reads is not None:
-            hidden, rotary, mask = pick(hidden, reads.at), reads.rotary, reads.mask
+            hidden, rotary, visible = pick(hidden, reads.at), reads.rotary, reads.visible
         query = rotate(self._split(self.q_proj(hidden)), rotary)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=self.kv_heads != self.heads
-        )  # (B, H, L or n, head_size)
+        mixed = attend(query, key, value, visible)  # (B, H, L or n, head_size)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, hidden: Tensor) -> Tensor:
@@ -184,11 +202,11 @@ class Layer(GradientCheckpointingLayer):
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        visible: Visible,
         cache: Cache | None = None,
         reads: Reads | None = None,
     ) -> Tensor:
-        mixed = self.attention(self.attention_norm(hidden), rotary, mask, cache, reads)
+        mixed = self.attention(self.attention_norm(hidden), rotary, visible, cache, reads)
         hidden = mixed + (hidden if reads is None else pick(hidden, reads.at))
         return hidden + self.feed_forward(self.feed_forward_norm(hidden))
 
@@ -229,6 +247,7 @@ class DiffusionTransformer(PreTrainedModel):
         logits_at: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,
+        levels: Tensor | None = None,
     ) -> Tensor:
         """Predict every token at once.
 
@@ -242,6 +261,8 @@ class DiffusionTransformer(PreTrainedModel):
             positions: int64 (B, L), where on the canvas `input_ids` stand; 0 to L - 1 unless told.
                 With `predicts_next`, the one before a position that is read must stand before it.
             cache: keys and values of other positions, attended to as well.
+            levels: instead of `attention_mask`, int64 (B, M): each position sees those of its own level
+                and below. In training on a GPU a kernel skips what is not seen.
 
         Returns:
             Logits (B, L, V), (B, n, V) or (N, V).
@@ -251,10 +272,18 @@ class DiffusionTransformer(PreTrainedModel):
         head_size = self.config.hidden_size // self.config.num_attention_heads
         theta = self.config.rope_theta
         rotary = rotary_tables(positions, head_size, theta)
-        mask = _attention_bias(attention_mask, input_ids, cache)
+        keys = input_ids.shape[1] if cache is None else cache.length
+        mask = own = None
+        if levels is None:
+            visible: Visible = (mask := visible_keys(attention_mask, input_ids, keys))
+        else:
+            check_levels(levels, attention_mask, input_ids, keys)
+            own = levels if cache is None else levels.gather(1, positions.expand(input_ids.shape))
+            skips = cache is None and input_ids.is_cuda and torch.is_grad_enabled()
+            visible = skip_unseen(levels) if skips else lower_levels(levels, own)
         hidden = self.embedding(input_ids)  # (B, L, D)
         for layer in self.layers[:-1]:
-            hidden = layer(hidden, rotary, mask, cache)
+            hidden = layer(hidden, rotary, visible, cache)
         reads = among = None
         if logits_at is not None and logits_at.dtype == torch.bool:
             logits_at, among = _indices(logits_at)
@@ -262,8 +291,12 @@ class DiffusionTransformer(PreTrainedModel):
             if self.config.predicts_next:
                 logits_at = (logits_at - 1).clamp(min=0)
             where = positions.expand(input_ids.shape).gather(1, logits_at)  # (B, n)
-            reads = Reads(logits_at, rotary_tables(where, head_size, theta), _mask_rows(mask, logits_at))
-        hidden = self.layers[-1](hidden, rotary, mask, cache, reads)
+            if levels is None or own is None:
+                seen = _rows_of(mask, logits_at)
+            else:
+                seen = lower_levels(levels, own.gather(1, logits_at))
+            reads = Reads(logits_at, rotary_tables(where, head_size, theta), seen)
+        hidden = self.layers[-1](hidden, rotary, visible, cache, reads)
         if reads is None and self.config.predicts_next:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
         if among is not None:
@@ -271,12 +304,11 @@ class DiffusionTransformer(PreTrainedModel):
         return self.lm_head(self.norm(hidden))
 
 
-def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor, cache: Cache | None) -> Tensor | None:
+def visible_keys(attention_mask: Tensor | None, input_ids: Tensor, keys: int) -> Tensor | None:
     """Bring either kind of mask into the (B, 1, L or 1, M) bool form of SDPA."""
     if attention_mask is None:
         return None
     rows, length = input_ids.shape
-    keys = length if cache is None else cache.length
     if attention_mask.is_floating_point():
         raise ValueError(f"attention_mask is {attention_mask.dtype}; give bool, True where it may be seen")
     if attention_mask.shape == (rows, keys):
@@ -289,6 +321,28 @@ def _attention_bias(attention_mask: Tensor | None, input_ids: Tensor, cache: Cac
     )
 
 
+def check_levels(levels: Tensor, attention_mask: Tensor | None, input_ids: Tensor, keys: int) -> None:
+    if attention_mask is not None:
+        raise ValueError("attention_mask and levels: give one of them; padding is a level above all others")
+    if levels.shape != (len(input_ids), keys):
+        raise ValueError(f"levels has shape {tuple(levels.shape)}; give (B, M) = {(len(input_ids), keys)}")
+
+
+def lower_levels(levels: Tensor, own: Tensor) -> Tensor:
+    """Bool (B, 1, n, M): queries of levels `own` (B, n) see the keys whose `levels` (B, M) are not higher."""
+    return (levels[:, None, :] <= own[:, :, None])[:, None]
+
+
+def skip_unseen(levels: Tensor) -> BlockMask:
+    """The same for all queries (n = M), with the blocks of attention in which nothing is seen."""
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return levels[row, key] <= levels[row, query]
+
+    rows, length = levels.shape
+    return create_block_mask(seen, rows, None, length, length, device=str(levels.device))
+
+
 def _indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The true positions of bool (B, L) in order, int64 (B, n), and which of the n a row has, bool (B, n)."""
     counts = chosen.sum(dim=1)
@@ -297,8 +351,8 @@ def _indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return at, torch.arange(n, device=chosen.device) < counts[:, None]
 
 
-def _mask_rows(mask: Tensor | None, index: Tensor) -> Tensor | None:
-    """The rows `index` (B, n) of an attention mask (B, 1, L or 1, M)."""
+def _rows_of(mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """The rows `index` (B, n) of a mask (B, 1, L or 1, M)."""
     if mask is None or mask.shape[2] == 1:
         return mask
     return pick(mask[:, 0], index)[:, None]

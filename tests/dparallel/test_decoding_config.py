@@ -59,6 +59,32 @@ MULTI_BLOCK = {"mode": "multi_block"}
             {**MULTI_BLOCK, "rule": "steps", "steps": 8},
             r"rule='steps' with mode='multi_block': .*; use mode='sequential' or a rule with a threshold",
         ),
+        (
+            {"mode": "pipelined", "rule": "steps", "steps": 8},
+            r"rule='steps' with mode='pipelined': .*; use mode='sequential' or a rule with a threshold",
+        ),
+        (
+            {"mode": "pipelined", "cache": "dual"},
+            r"cache='dual' with mode='pipelined': give 'exact' or 'none'",
+        ),
+        ({"cache": "exact"}, r"cache='exact' with mode='sequential': give 'prefix', 'dual' or 'none'"),
+        ({**MULTI_BLOCK, "cache": "exact"}, r"cache='exact' with mode='multi_block': give 'prefix'"),
+        (
+            {"mode": "pipelined", "settle_rounds": 2},
+            r"settle_rounds=2 has no effect with mode='pipelined', cache='exact': drop it",
+        ),
+        (
+            {"mode": "autoregressive", "block_add_threshold": 0.5},
+            r"block_add_threshold=0\.5 has no effect with mode='autoregressive': drop it or use mode=",
+        ),
+        (
+            {"mode": "autoregressive", "block_length": 4, "steps": 64, "gen_length": 64},
+            r"block_length=4, rule='steps' with mode='autoregressive', .* token by token: drop them",
+        ),
+        (
+            {"mode": "autoregressive", "rule": "entropy", "threshold": 0.5, "steps": None},
+            r"rule='entropy' with mode='autoregressive', .* token by token: drop them",
+        ),
         ({"top_p": 0.9}, r"top_p=0\.9 has no effect at temperature=0\.0: raise temperature or drop top_p"),
     ],
 )
@@ -76,8 +102,8 @@ def test_combinations_without_sense(settings, message):
         ({"threshold": float("nan")}, "threshold\n.*finite number"),
         ({"rule": "stability", "threshold": 0.5, "stability_threshold": -1}, "greater than or equal to 0"),
         ({"rule": "steps", "steps": 0}, "steps\n.*greater than 0"),
-        ({"mode": "pipelined"}, "mode\n.*'sequential' or 'multi_block'"),
-        ({"cache": "full"}, "cache\n.*'none', 'prefix' or 'dual'"),
+        ({"mode": "parallel"}, "mode\n.*'sequential', 'multi_block', 'pipelined' or 'autoregressive'"),
+        ({"cache": "full"}, "cache\n.*'none', 'prefix', 'dual' or 'exact'"),
         ({**MULTI_BLOCK, "block_add_threshold": 0.0}, "block_add_threshold\n.*greater than 0"),
         ({**MULTI_BLOCK, "block_add_threshold": 1.1}, "block_add_threshold\n.*less than or equal to 1"),
         ({**MULTI_BLOCK, "decoded_token_threshold": 0.0}, "decoded_token_threshold\n.*greater than 0"),
@@ -120,3 +146,18 @@ def test_settings_round_trip_and_are_frozen():
     assert DecodingConfig.model_validate_json(decoding.model_dump_json()) == decoding
     with pytest.raises(ValidationError, match="frozen"):
         decoding.steps = 3  # type: ignore[misc]
+
+
+def test_what_a_mode_fills_in():
+    pipelined = DecodingConfig(mode="pipelined")
+    assert (pipelined.cache, pipelined.block_add_threshold, pipelined.decoded_token_threshold) == (
+        "exact",
+        0.1,
+        0.95,
+    )
+    assert DecodingConfig(mode="pipelined", cache="none").cache == "none"
+    autoregressive = DecodingConfig(mode="autoregressive", gen_length=7)
+    assert (autoregressive.cache, autoregressive.block_length) == ("exact", 1)
+    assert (autoregressive.rule, autoregressive.steps, autoregressive.threshold) == ("steps", 7, None)
+    for each in (pipelined, autoregressive):
+        assert DecodingConfig(**each.model_dump()) == each

@@ -19,14 +19,17 @@ def equal_tokens(device: str, **settings) -> None:
     ]
 
 
-def test_compiled_steps_on_the_cpu():
+@pytest.mark.parametrize("settings", [{"cache": "dual"}, {"mode": "pipelined"}])
+def test_compiled_steps_on_the_cpu(settings):
     """One graph a step: a break would leave parts of it uncompiled, silently."""
     breaks = dict(torch._dynamo.utils.counters["graph_break"])
-    equal_tokens("cpu", cache="dual")
+    equal_tokens("cpu", **settings)
     assert dict(torch._dynamo.utils.counters["graph_break"]) == breaks
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("settings", [{}, {"cache": "dual"}, {"mode": "multi_block", "cache": "prefix"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"cache": "dual"}, {"mode": "multi_block", "cache": "prefix"}, {"mode": "pipelined"}]
+)
 def test_cuda_graphs(settings):
     equal_tokens("cuda", **settings)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,11 +40,16 @@ prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_si
     prompts,
     st.sampled_from(MODELS),
     st.sampled_from([None, 0.5, 0.9]),
-    st.sampled_from(["sequential", "multi_block"]),
-    st.sampled_from(["none", "prefix", "dual"]),
+    st.sampled_from(
+        [
+            *itertools.product(["sequential", "multi_block"], ["none", "prefix", "dual"]),
+            *itertools.product(["pipelined"], ["none", "exact"]),
+        ]
+    ),
     st.integers(0, 5),
 )
-def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, mode, cache, seed):
+def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, mode_and_cache, seed):
+    mode, cache = mode_and_cache
     decoding = DecodingConfig(
         gen_length=16,
         block_length=8,
@@ -144,6 +151,8 @@ def test_bad_model_ids_and_batch_size(tiny_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         generate(tiny_model, [[5]], decoding, batch_size=0)
     assert generate(tiny_model, [], decoding) == []
+    with pytest.raises(ValueError, match="mode='autoregressive' with a model whose predicts_next is False"):
+        generate(tiny_model, [[5]], DecodingConfig(gen_length=8, mode="autoregressive"))
 
 
 def test_damaged_weights_are_not_taken_for_certainty():

@@ -3,9 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dparallel.models.attention import block_levels
+from dparallel.models.backbone import attend, skip_unseen
 from tests.conftest import random_model
 
 MODEL = random_model(num_key_value_heads=2, qkv_bias=True)
+SHIFTED = random_model(num_key_value_heads=2, qkv_bias=True, predicts_next=True)
 
 
 @torch.no_grad()
@@ -51,6 +54,43 @@ def test_masks_of_another_shape_are_refused():
         MODEL(torch.zeros(2, 12).long(), torch.ones(2, 11).bool())
     with pytest.raises(ValueError, match="float32; give bool"):
         MODEL(torch.zeros(2, 12).long(), torch.zeros(2, 12))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.booleans())
+def test_levels_are_a_square_mask(data, predicts_next):
+    """Whatever the levels: with and without reads, and for the kernel that skips what is not seen."""
+    model = SHIFTED if predicts_next else MODEL
+    rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 20))
+    numbers = st.lists(st.integers(0, 5), min_size=length, max_size=length)
+    levels = torch.tensor(data.draw(st.lists(numbers, min_size=rows, max_size=rows)))
+    square = torch.tensor([[[k <= q for k in row] for q in row] for row in levels.tolist()])
+    ids = torch.randint(3, 50, (rows, length), generator=torch.Generator().manual_seed(length))
+    read = torch.randint(length, (rows, 4), generator=torch.Generator().manual_seed(length))
+    with torch.no_grad():
+        expected = model(ids, square)
+        assert torch.allclose(model(ids, levels=levels), expected, atol=1e-5)
+        picked = expected[torch.arange(rows)[:, None], read]
+        assert torch.allclose(model(ids, levels=levels, logits_at=read), picked, atol=1e-5)
+        query, key, value = torch.randn(3, rows, 2, length, 8)
+        skipping = attend(query, key, value, skip_unseen(levels))
+        assert torch.allclose(skipping, attend(query, key, value, square[:, None]), atol=1e-5)
+
+
+def test_levels_of_another_shape_or_beside_a_mask_are_refused():
+    ids = torch.zeros(2, 12).long()
+    with pytest.raises(ValueError, match=r"levels has shape \(2, 11\); give \(B, M\) = \(2, 12\)"):
+        MODEL(ids, levels=torch.zeros(2, 11).long())
+    with pytest.raises(ValueError, match="attention_mask and levels: give one of them"):
+        MODEL(ids, torch.ones(2, 12).bool(), levels=ids)
+
+
+def test_block_levels_by_hand():
+    """Prompts of 3 and 5 in a canvas of 12, blocks of 4; a tail is a block of its own."""
+    levels = block_levels(torch.arange(12), torch.tensor([3, 5]), 4)
+    assert levels.tolist() == [[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3], [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]]
+    some = torch.tensor([[2, 3], [11, 0]])
+    assert block_levels(some, torch.tensor([3, 5]), 4).tolist() == [[0, 1], [2, 0]]
 
 
 def test_gradient_checkpointing_changes_nothing():
