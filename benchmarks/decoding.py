@@ -262,7 +262,7 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
-    device = _device(parser, options)
+    device = chosen_device(parser, options)
     if options.threads:
         torch.set_num_threads(options.threads)
     workload = random_workload(SHAPES[options.shape]) if options.shape else teacher_workload()
@@ -323,28 +323,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one unless told")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="float32, and bfloat16 on a GPU")
-    parser.add_argument("--batch-sizes", type=_positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument(
         "--prompts",
-        type=_positive,
+        type=positive,
         help=f"{TEACHER_PROMPTS}; with --shape one batch, at least {LEAST_PROMPTS}",
     )
     parser.add_argument(
         "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help=f"of {', '.join(SETTABLE)}"
     )
-    parser.add_argument("--repeat", type=_positive, default=3, help="rounds; slow rows are timed once")
-    parser.add_argument("--threads", type=_positive, help="torch's own choice unless told")
+    parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
+    parser.add_argument("--threads", type=positive, help="torch's own choice unless told")
     parser.add_argument("--out", help="write everything as JSON, too")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
     return int(text)
 
 
-def _device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")
