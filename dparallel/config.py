@@ -4,6 +4,7 @@ An unknown key, a wrong type or a combination that makes no sense is a `ConfigEr
 the key, the value and what would be valid, before any work starts.
 """
 
+from collections.abc import Iterable
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -18,8 +19,9 @@ from pydantic import (
 )
 
 from dparallel.config_decoding import Config, ConfigError, DecodingConfig, plain_message
+from dparallel.config_recipe import RecipeConfig
 
-__all__ = ["ConfigError", "DecodingConfig"]  # from where all settings are
+__all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all settings are
 
 # Becomes part of folder names, metric names and registered models.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -131,48 +133,6 @@ class TrajectoriesConfig(Config):
         return self
 
 
-class RecipeConfig(Config):
-    """What one distillation sample looks like and what its loss is.
-
-    Args:
-        region: mask inside one `block` (earlier clean, later all masks) or the whole `response`.
-        masking: `random` masks each position with probability `mask_ratio`; `trajectory` masks
-            what the teacher committed at or after a uniformly drawn point of its own order.
-        complement: a second view that masks the rest of the region (`random` only).
-        certainty_weight, certainty_temperature: lambda and T of the entropy term, over masked
-            positions whose argmax already is the teacher's token.
-        eos_region_ratio: how often a region that holds nothing but padding after the first EOS
-            is sampled, against a region with content.
-    """
-
-    region: Literal["block", "response"] = "block"
-    block_length: PositiveInt | None = None
-    masking: Literal["random", "trajectory"]
-    mask_ratio: float = Field(0.5, gt=0, le=1)
-    complement: bool = False
-    certainty_weight: NonNegativeFloat = 0.0
-    certainty_temperature: PositiveFloat = 0.5
-    eos_region_ratio: float = Field(0.1, ge=0, le=1)
-
-    @property
-    def views(self) -> int:
-        return 2 if self.complement else 1
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "RecipeConfig":
-        if (self.region == "block") != (self.block_length is not None):
-            raise ValueError(
-                f"region={self.region!r} with block_length={self.block_length}: "
-                "give block_length for region='block', and only there"
-            )
-        if self.masking == "trajectory" and self.complement:
-            raise ValueError(
-                "masking='trajectory' with complement=true: the complement of a trajectory's "
-                "future is a canvas that decoding never meets; set complement: false"
-            )
-        return self
-
-
 class LoraSettings(Config):
     """`targets` must each match in every layer."""
 
@@ -267,6 +227,16 @@ class Sweep(Config):
         return [DecodingConfig(**{**settings, "threshold": each}) for each in self.thresholds]
 
 
+SweepNames = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Baseline(Config):
+    """A model of another kind, such as an autoregressive one, and how it is decoded."""
+
+    model: str
+    decoding: DecodingConfig
+
+
 class BenchmarkConfig(Config):
     """Measure teacher and students; thresholds are chosen on validation, reported on test.
 
@@ -275,7 +245,9 @@ class BenchmarkConfig(Config):
         fixed: further decodings of the teacher by name, such as few-step.
         sweeps: thresholds by name; each sweep's operating point is the one of highest TPF among
             those that lose at most `max_loss` of the reference's accuracy on the validation problems.
-        teacher_sweeps, student_sweeps: which of them each kind of model is measured with.
+        teacher_sweeps, student_sweeps: which of them each kind of model is measured with; for students
+            that are decoded in different ways, a list for each of them by name.
+        baselines: models of other kinds, measured on the same problems and chosen by nothing.
         sweep_test: also decode the whole sweep on the test problems (for AUP and the picture);
             otherwise these come from the validation problems, and say so, and a sweep of the
             teacher is decoded there only from its operating point to one that keeps the accuracy.
@@ -287,20 +259,40 @@ class BenchmarkConfig(Config):
     fixed: dict[Name, DecodingConfig] = {}
     sweeps: dict[Name, Sweep]
     teacher_sweeps: tuple[str, ...] = Field(min_length=1)
-    student_sweeps: tuple[str, ...] = Field(min_length=1)
+    student_sweeps: SweepNames | dict[Name, SweepNames]
+    baselines: dict[Name, Baseline] = {}
     max_loss: NonNegativeFloat = 0.01
     sweep_test: bool = False
     batch_size: PositiveInt = 64
 
     @model_validator(mode="after")
     def _consistent(self) -> "BenchmarkConfig":
-        unknown = {*self.teacher_sweeps, *self.student_sweeps} - set(self.sweeps)
+        unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
         if unknown:
             raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
         twice = sorted(set(self.fixed) & set(self.sweeps))
         if twice:
             raise ValueError(f"{twice[0]!r} names a fixed decoding and a sweep; rename one of them")
         return self
+
+    @property
+    def all_student_sweeps(self) -> tuple[str, ...]:
+        """Those that some student is measured with."""
+        if isinstance(self.student_sweeps, dict):
+            return tuple(dict.fromkeys(name for names in self.student_sweeps.values() for name in names))
+        return self.student_sweeps
+
+    def sweeps_of(self, student: str) -> tuple[str, ...]:
+        """Those that one student is measured with."""
+        return self.student_sweeps[student] if isinstance(self.student_sweeps, dict) else self.student_sweeps
+
+    def check_students(self, students: Iterable[str]) -> None:
+        """Raise a ConfigError unless there is a list of sweeps for each student and for nobody else."""
+        if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(students):
+            raise ConfigError(
+                f"benchmark.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "
+                f"{', '.join(students)}: give a list for each of them, or one list for all"
+            )
 
 
 class LaunchConfig(Config):
@@ -309,8 +301,8 @@ class LaunchConfig(Config):
     Args:
         processes: of training, at most one for each GPU of the machine.
         hostfile: train on several machines: lines of `HOST slots=N`, a process for each slot.
-        parts: how many runs share the missing shards where trajectories are recorded on a work pool;
-            any number of workers picks them up, so several parts for each GPU even out.
+        parts: how many runs share what is missing where trajectories are recorded, or a benchmark is
+            measured, on a work pool; any number of workers picks them up, so several for each GPU even out.
     """
 
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
@@ -346,11 +338,25 @@ class DistillConfig(Config):
     benchmark: BenchmarkConfig
     launch: LaunchConfig = LaunchConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillConfig":
+        self.benchmark.check_students(self.students)
+        return self
+
 
 class TeacherConfig(Config):
-    """The tiny teacher, trained from scratch."""
+    """The tiny teacher, trained from scratch, or a model of its shape that predicts the next token.
+
+    Args:
+        block_length: of `diffusion` (12 unless told): the blocks in which half of the training rows and the
+            check at the end are filled.
+    """
 
     out: str
+    # Left out where it is the default, so that a finished teacher's settings stay what its folder states.
+    objective: Literal["diffusion", "autoregressive"] = Field(
+        "diffusion", exclude_if=lambda objective: objective == "diffusion"
+    )
     hidden_size: PositiveInt = 128
     intermediate_size: PositiveInt = 320
     num_hidden_layers: PositiveInt = 4
@@ -358,7 +364,23 @@ class TeacherConfig(Config):
     max_position_embeddings: PositiveInt = 64
     train_steps: PositiveInt
     batch_size: PositiveInt = 64
-    block_length: PositiveInt = 12
+    block_length: PositiveInt | None = None
     seed: NonNegativeInt = 0
     check_problems: PositiveInt = 200
     min_accuracy: float = Field(0.97, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("objective", "diffusion") != "diffusion":
+            return data
+        return data if data.get("block_length") is not None else data | {"block_length": 12}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TeacherConfig":
+        if self.objective == "autoregressive" and self.block_length is not None:
+            raise ValueError(
+                f"block_length={self.block_length} with objective='autoregressive', which knows no blocks: "
+                "drop block_length"
+            )
+        return self

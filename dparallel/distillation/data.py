@@ -94,10 +94,10 @@ def check_teacher(trajectories: str | Path, teacher: str | Path) -> None:
 def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig) -> None:
     """Refuse what cannot be trained on before any work starts, as a `ConfigError`."""
     gen_length = samples.gen_length
-    if recipe.block_length is not None and gen_length % recipe.block_length:
+    if misfit := recipe.misfit(gen_length):
         raise ConfigError(
-            f"recipe.block_length={recipe.block_length} does not divide the trajectories' response length "
-            f"{gen_length}: choose a divisor of {gen_length}"
+            f"recipe.{misfit} does not divide the trajectories' response length {gen_length}: "
+            f"choose a divisor of {gen_length}"
         )
     for name in ("mask_token_id", "eos_token_id"):
         token = getattr(model, name)

@@ -16,34 +16,57 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_BYTES = 2**26  # of float32 logits
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, view: Tensor, views: int) -> Tensor:
-    """Mean cross-entropy against the teacher's tokens, for each view.
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the trajectory's tokens, at each position.
 
     Args:
         logits: (N, V) at the positions read.
-        targets: int64 (N,) the teacher's token there.
-        view: int64 (N,) which view each position belongs to.
-        views: R.
+        targets: int64 (N,) the trajectory's token there.
 
     Returns:
-        Float32 (R,); 0 for a view that reads nothing.
+        Float32 (N,).
     """
 
     def values(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
-    return _mean_by_view(_in_chunks(values, logits, targets), view, views)
+    return _in_chunks(values, logits, targets)
 
 
-def certainty(logits: Tensor, targets: Tensor, view: Tensor, views: int, temperature: float) -> Tensor:
+def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's distribution, at each position: (N, V), (N, V) -> float32 (N,)."""
+
+    def values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        probability = F.softmax(teacher_logits.float(), dim=-1)
+        return -(probability * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+    return _in_chunks(values, logits, teacher_logits)
+
+
+def certainty(
+    logits: Tensor,
+    targets: Tensor,
+    view: Tensor,
+    views: int,
+    temperature: float,
+    among: Tensor | None = None,
+) -> Tensor:
     """Mean entropy of softmax(logits / temperature) where the student already is right, for each view.
 
-    Minimising it makes the student sure of what it knows. Arguments as for `cross_entropy`.
+    Minimising it makes the student sure of what it knows.
+
+    Args:
+        logits, targets: as for `cross_entropy`.
+        view: int64 (N,) which view each position belongs to.
+        views: R.
+        among: bool (N,), the positions to look at; all unless told.
 
     Returns:
-        Float32 (R,), in nats; 0 for a view whose every argmax differs from the teacher's token.
+        Float32 (R,), in nats; 0 for a view whose every argmax differs from the trajectory's token.
     """
     right = logits.argmax(dim=-1) == targets  # (N,)
+    if among is not None:
+        right &= among
 
     def values(logits: Tensor) -> Tensor:
         return entropy(logits.float() / temperature)
@@ -58,7 +81,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def _in_chunks(values: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
-    """`values(logits (N, V), *others (N,))` (N,), computed and later recomputed chunk by chunk."""
+    """`values(logits (N, V), *others (N, ...))` (N,), computed and later recomputed chunk by chunk."""
     positions = max(1, CHUNK_BYTES // (torch.float32.itemsize * logits.shape[-1]))
     chunks = zip(*(each.split(positions) for each in (logits, *others)), strict=True)
     return torch.cat(

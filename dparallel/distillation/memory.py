@@ -56,11 +56,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Pass:
-    """The shapes of one forward and backward pass: B, L and N."""
+    """The shapes of one forward and backward pass: B, L and N; `soft` if the teacher's logits are targets."""
 
     views: int
     length: int
     read: int
+    soft: bool = False
 
     @property
     def tokens(self) -> int:
@@ -163,7 +164,7 @@ def kept_bytes(
     """What a forward keeps for the backward pass."""
     config, w, tokens = model.config, dtype.itemsize, shapes.tokens
     layers = config.num_hidden_layers
-    head = shapes.read * (_norm_bytes(config) + w * config.vocab_size)
+    head = shapes.read * (_norm_bytes(config) + (1 + shapes.soft) * w * config.vocab_size)
     if training.gradient_checkpointing:  # each layer's input
         return w * layers * tokens * config.hidden_size + head
     inner = layer_bytes(model, training.lora, tokens, tokens, w)

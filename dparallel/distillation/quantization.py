@@ -18,16 +18,26 @@ def quantize(model: DiffusionTransformer, device: torch.device) -> None:
     Raises:
         ConfigError: a matrix whose rows are no whole blocks; on a CPU they would be read back wrongly.
     """
+    check_blocks(model)
     found = {name: module for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)}
-    for name, linear in found.items():
-        if linear.in_features % BLOCK:
-            raise ConfigError(
-                f"training.quantization=nf4: layers.{name} has {linear.in_features} inputs, no multiple of "
-                f"{BLOCK}: leave training.quantization out for this model"
-            )
     for name, linear in found.items():
         model.layers.set_submodule(name, _four_bits(linear, device))
     model.to(device)  # type: ignore[arg-type]
+
+
+def check_blocks(model: DiffusionTransformer) -> None:
+    """Refuse a matrix whose rows are no whole blocks, as a `ConfigError`; an empty model will do."""
+    for name, module in model.layers.named_modules():
+        if isinstance(module, nn.Linear) and module.in_features % BLOCK:
+            raise ConfigError(
+                f"training.quantization=nf4: layers.{name} has {module.in_features} inputs, no multiple of "
+                f"{BLOCK}: leave training.quantization out for this model"
+            )
+
+
+def whole_blocks(model: DiffusionTransformer) -> bool:
+    linears = (each for each in model.layers.modules() if isinstance(each, nn.Linear))
+    return not any(linear.in_features % BLOCK for linear in linears)
 
 
 def _four_bits(linear: nn.Linear, device: torch.device) -> nn.Module:

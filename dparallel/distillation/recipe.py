@@ -4,10 +4,11 @@ Legend: G response positions, R canvases (views) in a batch, L canvas length, N 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from dparallel.config import RecipeConfig
@@ -15,10 +16,15 @@ from dparallel.distillation import losses
 from dparallel.distillation.corruption import (
     View,
     draw_block,
+    draw_ratio,
+    draw_unread,
     mask_at_random,
     mask_by_trajectory,
+    mask_from_point,
+    monotone_ratios,
     view,
 )
+from dparallel.models.attention import block_levels
 
 
 class Batch(NamedTuple):
@@ -29,22 +35,34 @@ class Batch(NamedTuple):
     read: Tensor  # bool (R, L)
     targets: Tensor  # int64 (N,), in the row-major order of `read`
     view: Tensor  # int64 (N,), the canvas each target belongs to
+    weight: Tensor  # float32 (N,): its sum with the positions' cross-entropies is the batch's term
+    levels: Tensor | None = None  # int64 (R, L) of the student's attention, None where it sees everything
 
     @property
     def tokens(self) -> int:
         """Canvas tokens without padding."""
         return self.canvas.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
+    @property
+    def teacher_inputs(self) -> dict[str, Any]:
+        """What the teacher's forward takes, for logits (N, V)."""
+        return {"input_ids": self.canvas, "attention_mask": self.attention_mask, "logits_at": self.read}
+
+    @property
+    def student_inputs(self) -> dict[str, Any]:
+        if self.levels is None:
+            return self.teacher_inputs
+        return {"input_ids": self.canvas, "levels": self.levels, "logits_at": self.read}
+
     def to(self, device: torch.device) -> "Batch":
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        canvas, read, targets, view = (
-            each.to(device) for each in (self.canvas, self.read, self.targets, self.view)
-        )
-        return Batch(canvas, mask, read, targets, view)
+        return Batch(*(each if each is None else each.to(device) for each in self))  # type: ignore[arg-type]
 
 
 class Loss(NamedTuple):
-    """Means over samples of the sums over their views; `loss` is what is minimised."""
+    """`loss` is what is minimised: the other two by their weights.
+
+    `cross_entropy` is by the recipe's weighting; `certainty` the mean over samples of their views' sum.
+    """
 
     loss: Tensor
     cross_entropy: Tensor
@@ -58,18 +76,42 @@ def make_views(
     eos_token_id: int,
     rng: np.random.Generator,
 ) -> list[View]:
-    """The `recipe.views` views of one trajectory: (G,) tokens and the steps they were committed at."""
-    gen_length = len(response_ids)
-    if recipe.block_length is None:
-        region = slice(0, gen_length)
-    else:
-        region = draw_block(response_ids, recipe.block_length, eos_token_id, recipe.eos_region_ratio, rng)
-    if recipe.masking == "trajectory":
+    """The `recipe.views` views of one trajectory: (G,) tokens and the steps they were committed at.
+
+    Args:
+        recipe: `at` a point of the training; without schedules, as it is.
+    """
+    gen_length, bounds = len(response_ids), recipe.ratio_bounds()
+    block_length = recipe.fixed_block_length or gen_length
+    padding = (eos_token_id, recipe.eos_region_ratio, rng)
+    region, unread = slice(0, gen_length), None
+    if recipe.region == "block":
+        region = draw_block(response_ids, block_length, *padding)
+    positions = region.stop - region.start
+    ratio: np.ndarray | None = None
+    if bounds is None:
         chosen = mask_by_trajectory(commit_step[region], rng)
+    elif recipe.masking == "trajectory":
+        chosen = mask_from_point(commit_step[region], draw_ratio(*bounds, rng))
     else:
-        chosen = mask_at_random(region.stop - region.start, recipe.mask_ratio, rng)
-    both = [chosen, ~chosen] if recipe.complement else [chosen]
-    return [view(each, region, gen_length) for each in both]
+        blocks = gen_length // block_length
+        monotone = recipe.masking == "monotone"
+        ratios = monotone_ratios(blocks, *bounds, rng) if monotone else [draw_ratio(*bounds, rng)]
+        ratio = np.repeat(ratios, positions // len(ratios))
+        chosen = mask_at_random(ratio, rng)
+    if recipe.region == "response" and recipe.block_length is not None:
+        unread = draw_unread(response_ids, block_length, *padding)
+    if recipe.weighting == "view_mean":
+        ratio = None
+    both = [(chosen, ratio), (~chosen, None if ratio is None else 1 - ratio)]
+    return [view(each, region, gen_length, p, unread) for each, p in both[: recipe.views]]
+
+
+def normaliser(recipe: RecipeConfig, views: Sequence[Sequence[View]]) -> float:
+    """What the weighted cross-entropies of a train step, all its samples' `views`, are divided by."""
+    if recipe.weighting == "view_mean":
+        return len(views)
+    return max(1, sum(int(each.read.sum()) for both in views for each in both))
 
 
 def make_batch(
@@ -77,6 +119,8 @@ def make_batch(
     responses: np.ndarray,
     views: Sequence[Sequence[View]],
     mask_token_id: int,
+    scale: float | None = None,
+    block_length: int | None = None,
 ) -> Batch:
     """Canvases of prompt and corrupted response, padded on the right.
 
@@ -84,6 +128,8 @@ def make_batch(
         prompts: token ids of each sample's prompt.
         responses: (samples, G) the teacher's tokens.
         views: the views of each sample.
+        scale: multiplies the views' weights; one over the number of samples unless told.
+        block_length: of the student's block-causal attention; None where it sees everything.
     """
     gen_length = responses.shape[1]
     length = max(map(len, prompts)) + gen_length
@@ -92,32 +138,62 @@ def make_batch(
     targets = canvas.copy()
     read = np.zeros((rows, length), dtype=bool)
     real = np.zeros((rows, length), dtype=bool)
+    weight = np.zeros((rows, length), dtype=np.float32)
+    prompt_length = np.zeros(rows, dtype=np.int64)
     row = 0
     for prompt, response, its_views in zip(prompts, responses, views, strict=True):
         end = len(prompt) + gen_length
-        for masked, its_read in its_views:
+        for masked, its_read, its_weight in its_views:
             canvas[row, : len(prompt)] = prompt
             canvas[row, len(prompt) : end] = np.where(masked, mask_token_id, response)
             targets[row, len(prompt) : end] = response
             read[row, len(prompt) : end] = its_read
+            weight[row, len(prompt) : end] = its_weight
             real[row, :end] = True
+            prompt_length[row] = len(prompt)
             row += 1
+    levels = None
+    if block_length is not None:
+        levels = block_levels(torch.arange(length), torch.from_numpy(prompt_length), block_length)
+        levels[torch.from_numpy(~real)] = length  # padding: above all others
     return Batch(
         canvas=torch.from_numpy(canvas),
         attention_mask=None if real.all() else torch.from_numpy(real),
         read=torch.from_numpy(read),
         targets=torch.from_numpy(targets[read]),
         view=torch.from_numpy(read.nonzero()[0]),
+        weight=torch.from_numpy(weight[read]) * (1 / len(prompts) if scale is None else scale),
+        levels=levels,
     )
 
 
-def loss(logits: Tensor, batch: Batch, recipe: RecipeConfig) -> Loss:
-    """The recipe's loss of a batch from its logits (N, V): a batch of n equals n batches of one."""
+@torch.no_grad()
+def teacher_logits(student: PeftModel, batch: Batch) -> Tensor:
+    """The base's own logits (N, V) at the positions read: adapter off, everything seen."""
+    with student.disable_adapter():
+        return student(**batch.teacher_inputs)
+
+
+def loss(logits: Tensor, batch: Batch, recipe: RecipeConfig, teacher: Tensor | None = None) -> Loss:
+    """The recipe's loss of a batch from the student's logits (N, V): a batch of n equals n batches of one.
+
+    Args:
+        teacher: its logits (N, V), where they are the targets.
+    """
     rows = len(batch.canvas)
-    samples = rows // recipe.views
-    cross_entropy = losses.cross_entropy(logits, batch.targets, batch.view, rows).sum() / samples
-    certainty = (
-        losses.certainty(logits, batch.targets, batch.view, rows, recipe.certainty_temperature).sum()
-        / samples
-    )
-    return Loss(cross_entropy + recipe.certainty_weight * certainty, cross_entropy, certainty)
+    if recipe.targets == "teacher":
+        if teacher is None:
+            raise ValueError(
+                "targets='teacher' without the teacher's logits: give teacher_logits(student, batch)"
+            )
+        values = losses.soft_cross_entropy(logits, teacher)
+    else:
+        values = losses.cross_entropy(logits, batch.targets)
+    cross_entropy = (batch.weight * values).sum()
+    first = None if recipe.certainty_on_complement else batch.view % recipe.views == 0
+    with torch.set_grad_enabled(torch.is_grad_enabled() and recipe.certainty_weight > 0):
+        certainty = losses.certainty(
+            logits, batch.targets, batch.view, rows, recipe.certainty_temperature, first
+        ).sum() / (rows // recipe.views)
+    total = recipe.cross_entropy_weight * cross_entropy + recipe.certainty_weight * certainty
+    return Loss(total, cross_entropy, certainty)

@@ -10,7 +10,6 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from peft import PeftModel
 from dparallel import metrics_log
 from dparallel.config import TrainingConfig
 from dparallel.distillation import engine as ds
+from dparallel.distillation.batches import step_batches
 from dparallel.distillation.data import (
     Samples,
     StepShape,
@@ -27,13 +27,11 @@ from dparallel.distillation.data import (
     check_teacher,
     dropout_seed,
     load_samples,
-    row_generator,
-    sample_order,
     step_shape,
 )
 from dparallel.distillation.losses import entropy
 from dparallel.distillation.quantization import quantize
-from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
+from dparallel.distillation.recipe import loss, teacher_logits
 from dparallel.distillation.settings import check_builds, check_quantization, zero_stage
 from dparallel.experiment import StudentConfig
 from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest
@@ -168,22 +166,29 @@ class Trainer:
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
         """One optimizer step; returns its metrics, averaged over all processes."""
-        recipe = self.config.recipe
-        torch.manual_seed(dropout_seed(self.config.training.seed, train_step, self.process.rank))
+        seed, rank, model = self.config.training.seed, self.process.rank, self.engine.module.config
+        progress = (train_step - 1) / max(1, self.train_steps - 1)
+        recipe = self.config.recipe.at(progress, self.samples.gen_length)
+        torch.manual_seed(dropout_seed(seed, train_step, rank))
         learning_rate = self.engine.get_lr()[0]
         device = self.engine.device
         losses = torch.zeros(3, dtype=torch.float64, device=device)
         entropies = torch.zeros(3, dtype=torch.float64, device=device)  # student, teacher, positions
         tokens = 0
-        for batch in self.batches(train_step):
+        for batch in step_batches(
+            self.samples, recipe, self.shape, model, seed, train_step, rank, self.process.count
+        ):
             tokens += batch.tokens
             batch = batch.to(device)
-            logits = self.engine(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read)
-            terms = loss(logits, batch, recipe)
+            teacher = teacher_logits(self.engine.module, batch) if recipe.targets == "teacher" else None
+            logits = self.engine(**batch.student_inputs)
+            terms = loss(logits, batch, recipe, teacher)
             self.engine.backward(terms.loss)
             losses += torch.stack([each.detach() for each in terms]) / self.shape.accumulation
             if with_entropies:
-                entropies += self.entropies(logits.detach(), batch)
+                if teacher is None:
+                    teacher = teacher_logits(self.engine.module, batch)
+                entropies += entropy_sums(logits.detach(), teacher)
             self.engine.step()
         losses /= self.process.count
         reduced = ds.all_reduce(torch.cat([losses, entropies, losses.new_tensor([tokens])])).tolist()
@@ -200,39 +205,12 @@ class Trainer:
             metrics["student_entropy"] = student_entropy / max(positions, 1)
         return {**metrics, "grad_norm": norm, "learning_rate": learning_rate, "tokens": tokens}
 
-    @torch.no_grad()
-    def entropies(self, student_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Sums over the positions read: student's entropy, teacher's (adapter off), their number."""
-        with self.engine.module.disable_adapter():
-            teacher_logits = self.engine.module(
-                batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read
-            )
-        sums = [entropy(student_logits).sum(), entropy(teacher_logits).sum()]
-        return torch.stack([*sums, sums[0].new_tensor(len(batch.targets))])
 
-    def batches(self, train_step: int) -> Iterator[Batch]:
-        """This process's share of the step's global batch, one forward at a time."""
-        config, recipe, samples = self.engine.module.config, self.config.recipe, self.samples
-        seed = self.config.training.seed
-        drawn = sample_order(seed, train_step, self.shape.samples, len(samples)).tolist()
-        micro, share = self.shape.micro_samples, self.shape.micro_samples * self.shape.accumulation
-        own = range(self.process.rank * share, (self.process.rank + 1) * share)
-        by_length = sorted(own, key=lambda row: len(samples.prompts[drawn[row]]))  # the least padding
-        for start in range(0, share, micro):
-            rows = by_length[start : start + micro]
-            views = [
-                make_views(
-                    recipe,
-                    samples.responses[drawn[row]],
-                    samples.commit_step[drawn[row]],
-                    config.eos_token_id,
-                    row_generator(seed, train_step, row),
-                )
-                for row in rows
-            ]
-            prompts = [samples.prompts[drawn[row]] for row in rows]
-            responses = samples.responses[[drawn[row] for row in rows]]
-            yield make_batch(prompts, responses, views, config.mask_token_id)
+@torch.no_grad()
+def entropy_sums(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Sums over the N positions read: the student's entropy, the teacher's, N."""
+    sums = [entropy(student_logits).sum(), entropy(teacher_logits).sum()]
+    return torch.stack([*sums, sums[0].new_tensor(len(student_logits))])
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from dparallel.config import (
     TrainingConfig,
     TrajectoriesConfig,
 )
+from dparallel.config_files import load_config
 from dparallel.experiment import StagePlan, StudentConfig
 from dparallel.manifest import Stage
 from dparallel.tiny import coins
@@ -70,6 +71,14 @@ def record(folder: Path, teacher: Path, rows: list[dict]) -> Path:
 @pytest.fixture(scope="session")
 def trajectories(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("trajectories"), tiny_checkpoint, trajectory_rows(30))
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def shipped(recipe: str) -> RecipeConfig:
+    """One of `configs/recipes`."""
+    return load_config(RecipeConfig, CONFIGS / "recipes" / f"{recipe}.yaml")
 
 
 RECIPE = RecipeConfig(block_length=12, masking="random", complement=True, certainty_weight=2.0)

@@ -30,34 +30,50 @@ def entropy_of(*odds: float) -> float:
 def test_terms_by_hand() -> None:
     targets, view = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2])
     # view 0 reads two positions, view 1 none, view 2 one
-    expected = [(-math.log(3 / 5) - math.log(3 / 8)) / 2, 0.0, -math.log(1 / 5)]
-    assert losses.cross_entropy(LOGITS, targets, view, 3).tolist() == pytest.approx(expected)
+    expected = [-math.log(3 / 5), -math.log(3 / 8), -math.log(1 / 5)]
+    assert losses.cross_entropy(LOGITS, targets).tolist() == pytest.approx(expected)
     # T = 0.5 squares the odds; only position 0 is right, so view 0 averages over it alone
     expected = [entropy_of(9, 1, 1), 0.0, 0.0]
     assert losses.certainty(LOGITS, targets, view, 3, temperature=0.5).tolist() == pytest.approx(expected)
+    among = torch.tensor([False, True, True])
+    assert losses.certainty(LOGITS, targets, view, 3, 0.5, among).tolist() == [0, 0, 0]
     assert losses.entropy(LOGITS)[1].item() == pytest.approx(entropy_of(1, 3, 4))
+    # the teacher's odds 2 : 1 : 1, none, and its own distribution, whose cross-entropy is its entropy
+    teacher = torch.log(torch.tensor([[2.0, 1, 1], [0, 1, 0], [3, 1, 1]]))
+    teacher = teacher.clamp(min=-1e4)
+    expected = [
+        -(math.log(3 / 5) + math.log(1 / 5)) / 2,
+        -math.log(3 / 8),
+        entropy_of(3, 1, 1),
+    ]
+    assert losses.soft_cross_entropy(LOGITS, teacher).tolist() == pytest.approx(expected)
 
 
 def test_nothing_read_is_zero_and_has_a_gradient() -> None:
     logits = torch.zeros(0, 3, requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.long)
-    total = losses.cross_entropy(logits, nothing, nothing, 2).sum()
+    total = losses.cross_entropy(logits, nothing).sum()
+    total = total + losses.soft_cross_entropy(logits, logits.detach()).sum()
     total = total + losses.certainty(logits, nothing, nothing, 2, 0.5).sum()
     total.backward()
     assert total.item() == 0
 
 
 def test_bf16_logits_are_read_in_float32() -> None:
-    targets, view = torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.long)
-    made = losses.cross_entropy(LOGITS.bfloat16(), targets, view, 1)
+    targets, narrow = torch.tensor([0, 1, 1]), LOGITS.bfloat16()
+    made = losses.cross_entropy(narrow, targets)
     assert made.dtype == torch.float32
-    assert made.item() == losses.cross_entropy(LOGITS.bfloat16().float(), targets, view, 1).item()
+    assert torch.equal(made, losses.cross_entropy(narrow.float(), targets))
+    soft = losses.soft_cross_entropy(narrow, narrow.flip(0))
+    assert soft.dtype == torch.float32
+    assert torch.equal(soft, losses.soft_cross_entropy(narrow.float(), narrow.flip(0).float()))
 
 
 def test_recipe_sums_views_and_averages_samples() -> None:
     def batch_of(view: list[int]) -> Batch:
         canvas = torch.zeros(2, 4, dtype=torch.long)
-        return Batch(canvas, None, canvas.bool(), torch.tensor([0, 1, 1]), torch.tensor(view))
+        weight = torch.tensor([0.5, 0.5, 1.0])
+        return Batch(canvas, None, canvas.bool(), torch.tensor([0, 1, 1]), torch.tensor(view), weight)
 
     cross_entropies = (-math.log(3 / 5) - math.log(3 / 8)) / 2, -math.log(1 / 5)
     made = loss(LOGITS, batch_of([0, 0, 1]), PUBLISHED)  # one sample, two views
@@ -69,7 +85,8 @@ def test_recipe_sums_views_and_averages_samples() -> None:
         warmer = PUBLISHED.model_copy(update={"certainty_temperature": temperature})
         assert loss(LOGITS, batch_of([0, 0, 1]), warmer).certainty.item() == pytest.approx(entropy_of(*odds))
     single = RecipeConfig(block_length=2, masking="trajectory", certainty_weight=0)  # two samples
-    assert loss(LOGITS, batch_of([0, 0, 1]), single).loss.item() == pytest.approx(sum(cross_entropies) / 2)
+    made = loss(LOGITS, batch_of([0, 0, 1])._replace(weight=torch.tensor([0.25, 0.25, 0.5])), single)
+    assert made.loss.item() == pytest.approx(sum(cross_entropies) / 2)
 
 
 DREAM = PUBLISHED.model_copy(update={"region": "response", "block_length": None, "certainty_weight": 1.0})
@@ -93,6 +110,7 @@ def test_golden(sample: int, family: str, vectors: str, recipe: RecipeConfig) ->
         read=reads,
         targets=tokens.expand(2, -1)[reads],
         view=reads.nonzero()[:, 0],
+        weight=(reads / reads.sum(1, keepdim=True))[reads],
     )
     model = load_model(GOLDEN / f"{family}_tiny", device="cpu")
     assert run_loss(model, batch, recipe).item() == pytest.approx(golden[f"{sample}.loss"].item(), abs=1e-4)
@@ -113,7 +131,7 @@ def test_golden_views_are_views_of_ours(vectors: str) -> None:
             region_end = union_end(golden, sample, prompt_length)
             masked = read.copy()
             masked[region_end:] = True
-            views.append(View(masked, read))
+            views.append(View(masked, read, read / read.sum()))
         batch = make_batch([tokens[:prompt_length]], tokens[None, prompt_length:], [views], mask_token_id=255)
         assert batch.attention_mask is None
         assert torch.equal(batch.canvas[:1], golden[f"{sample}.noisy"])
@@ -127,12 +145,17 @@ def union_end(golden: dict[str, Tensor], sample: int, prompt_length: int) -> int
 
 def run_loss(model: DiffusionTransformer, batch: Batch, recipe: RecipeConfig = PUBLISHED) -> Tensor:
     with torch.no_grad():
-        logits = model(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read)
-    return loss(logits, batch, recipe).loss
+        logits = model(**batch.student_inputs)
+        teacher = model(**batch.teacher_inputs) if recipe.targets == "teacher" else None
+    return loss(logits, batch, recipe, teacher).loss
 
 
 recipes = st.sampled_from(
-    [PUBLISHED, RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0)]
+    [
+        PUBLISHED,
+        RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0),
+        RecipeConfig(block_length=4, masking="random", attention="block_causal", targets="teacher"),
+    ]
 )
 
 
@@ -164,9 +187,13 @@ def test_chunks_change_nothing_and_keep_only_the_logits(
     targets = torch.where(torch.arange(7) % 2 == 0, likeliest, (likeliest + 1) % 11)
     view = torch.tensor([0, 0, 0, 1, 1, 1, 1])
 
+    teacher = torch.randn(7, 11, generator=torch.Generator().manual_seed(1))
+    every = torch.arange(1.0, 8)
+
     def both() -> Tensor:
-        certain = losses.certainty(logits, targets, view, 2, 0.5)
-        return (losses.cross_entropy(logits, targets, view, 2) + certain).sum()
+        certain = losses.certainty(logits, targets, view, 2, 0.5).sum()
+        soft = losses.soft_cross_entropy(logits, teacher) @ every
+        return losses.cross_entropy(logits, targets) @ every + soft + certain
 
     whole = both()
     [gradient] = torch.autograd.grad(whole, logits)
@@ -183,4 +210,5 @@ def test_chunks_change_nothing_and_keep_only_the_logits(
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(torch.autograd.grad(chunked, logits)[0], gradient)
     assert all(shape[0] <= positions for shape in wide)
-    assert sum(shape[0] for shape in wide) == 7 + 4  # the logits, and a copy of those that are right
+    # the logits, again beside the teacher's, and a copy of those that are right
+    assert sum(shape[0] for shape in wide) == 7 + 2 * 7 + 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.hardware import activation_bytes as measured_bytes
-from dparallel.config import ConfigError, LoraSettings, TrainingConfig
+from dparallel.config import ConfigError, LoraSettings, RecipeConfig, TrainingConfig
 from dparallel.distillation.memory import (
     Pass,
     adapter_count,
@@ -19,7 +19,7 @@ from dparallel.distillation.memory import (
     weight_count,
 )
 from dparallel.distillation.quantization import quantize
-from dparallel.distillation.recipe import loss, make_batch, make_views
+from dparallel.distillation.recipe import loss, make_batch, make_views, teacher_logits
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.lora import attach
 from tests.conftest import random_model
@@ -39,7 +39,7 @@ BY_HAND = DiffusionConfig(
 )
 
 
-def step(model, training: TrainingConfig, dtype: torch.dtype):
+def step(model, training: TrainingConfig, dtype: torch.dtype, recipe: RecipeConfig = RECIPE):
     """A student and the loss of one batch of four views."""
     model = model.to(dtype)
     student = attach(model, training.lora).to(dtype).train()
@@ -47,11 +47,12 @@ def step(model, training: TrainingConfig, dtype: torch.dtype):
         model.activation_checkpointing_enable({"use_reentrant": False})
     rng = np.random.default_rng(0)
     responses = rng.integers(3, model.config.vocab_size, (2, 36))
-    views = [make_views(RECIPE, each, np.zeros(36), 2, rng) for each in responses]
+    views = [make_views(recipe, each, np.zeros(36), 2, rng) for each in responses]
     batch = make_batch([np.arange(3, 15)] * 2, responses, views, model.config.mask_token_id)
 
     def value() -> torch.Tensor:
-        return loss(student(batch.canvas, logits_at=batch.read), batch, RECIPE).loss
+        teacher = teacher_logits(student, batch) if recipe.targets == "teacher" else None
+        return loss(student(**batch.student_inputs), batch, recipe, teacher).loss
 
     return student, batch, value
 
@@ -66,6 +67,21 @@ def test_kept_bytes_are_those_that_autograd_keeps(shape, lora, checkpointing, dt
     shapes = Pass(4, 48, 2 * 12)
     predicted = kept_bytes(empty_model(model.config), training, shapes, dtype)
     student, _, value = step(model, training, dtype)
+    assert predicted == pytest.approx(measured_bytes(value, student), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+def test_the_teachers_logits_are_kept_as_targets(checkpointing, dtype) -> None:
+    """Where the vocabulary is so wide that they are the most of it."""
+    model = random_model(hidden_size=64, intermediate_size=160, num_hidden_layers=4, vocab_size=4096)
+    training = training_config(gradient_checkpointing=checkpointing)
+    shapes = Pass(4, 48, 2 * 12, soft=True)
+    predicted = kept_bytes(empty_model(model.config), training, shapes, dtype)
+    hard = kept_bytes(empty_model(model.config), training, dataclasses.replace(shapes, soft=False), dtype)
+    assert predicted - hard == dtype.itemsize * 24 * 4096
+    soft_recipe = RECIPE.model_copy(update={"targets": "teacher"})
+    student, _, value = step(model, training, dtype, soft_recipe)
     assert predicted == pytest.approx(measured_bytes(value, student), rel=0.15)
 
 

@@ -13,15 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from dparallel import metrics_log
-from dparallel.config import ConfigError, LoraSettings, OptimizerConfig, RecipeConfig
+from dparallel.config import LoraSettings, OptimizerConfig, RecipeConfig
 from dparallel.distillation import engine
 from dparallel.distillation.__main__ import main
-from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, ZERO_KNOWN, check_deepspeed
 from dparallel.distillation.trainer import run_stage
 from dparallel.experiment import StagePlan
 from dparallel.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
@@ -34,8 +32,8 @@ from tests.dparallel.distillation.conftest import (
     read_metrics,
     record,
     run,
+    shipped,
     torchrun,
-    training_config,
     trajectory_rows,
     write_plan,
 )
@@ -177,6 +175,7 @@ def test_two_processes_killed_and_resumed_give_the_same_curve(
 def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
+    """With a recipe that changes over training, too."""
     optimizer = OptimizerConfig(learning_rate=1e-2, betas=(0.8, 0.95), weight_decay=0.25)
     plans = []
     for name in ("whole", "killed"):
@@ -186,6 +185,7 @@ def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
                 tmp_path / name,
                 tiny_checkpoint,
                 trajectories,
+                recipe=shipped("d3llm"),
                 lora=LoraSettings(rank=4, alpha=16, dropout=0.1),
                 optimizer=optimizer,
                 train_steps=12,
@@ -323,79 +323,6 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
     assert [record["train_step"] for record in read_metrics(tmp_path)] == [1, 5]
     metrics_log.cut_back(file, 0)
     assert read_metrics(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("constant", [0.5, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.5]), ("cosine", [0.5, 1, 1, 0.5])],
-)
-def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    optimizer = OptimizerConfig(learning_rate=1, schedule=schedule, warmup_ratio=0.2)
-    # 10 steps, 2 of warm-up, 8 of schedule: its middle is after 6
-    assert [engine.learning_rate_factor(optimizer, done, 10) for done in (0, 1, 2, 6)] == pytest.approx(
-        expected
-    )
-
-
-def test_deepspeed_settings_are_filled_in() -> None:
-    made = engine.deepspeed_config(
-        training_config(), processes=2, micro_views=2, accumulation=3, dtype=torch.bfloat16
-    )
-    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": REDUCE_BUCKET_SIZE}
-    assert (made["train_batch_size"], made["train_micro_batch_size_per_gpu"]) == (12, 2)
-    assert (made["gradient_accumulation_steps"], made["gradient_clipping"]) == (3, 1.0)
-    assert made["bf16"] == {"enabled": True}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer is filled in: set training.optimizer"),
-        ({"train_batch_size": 8}, "train_batch_size is filled in: set training.views_per_step"),
-        ({"zero_optimization": {"stage": 0}}, "stage=0: give 1, 2 or 3"),
-        ({"zero_optimization": {}}, "stage=None: give 1, 2 or 3"),
-        ({"zero_optimization": 2}, r"zero_optimization=2 is no mapping: write .*\{stage: 2\}"),
-        ({"zero_optimization": None}, "zero_optimization=None is no mapping"),
-        (
-            {"zero_optimizaton": {"stage": 3}},
-            r"deepspeed\.zero_optimizaton is unknown; did you mean zero_opt",
-        ),
-        ({"amp": True}, r"deepspeed\.amp is unknown; known: .*zero_optimization"),
-        (
-            {"zero_optimization": {"stage": 2, "overlap_com": True}},
-            "overlap_com is unknown; did you mean overl",
-        ),
-    ],
-)
-def test_deepspeed_settings_that_are_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_deepspeed(settings)
-    with pytest.raises(ConfigError, match=message):
-        engine.deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
-
-
-def test_deepspeed_settings_that_are_accepted() -> None:
-    check_deepspeed({})
-    check_deepspeed({"wall_clock_breakdown": True})
-    check_deepspeed({"zero_optimization": {"stage": 3, "overlap_comm": True}})
-
-
-def test_known_zero_settings_are_deepspeeds() -> None:
-    names = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
-    assert names >= ZERO_KNOWN
-
-
-def test_checking_settings_does_not_import_deepspeed() -> None:
-    code = "import sys, dparallel.distillation.settings; assert 'deepspeed' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
-    made = engine.Checkpoint(train_step=5, processes=2)
-    (tmp_path / engine.LATEST).write_text(made.model_dump_json())
-    assert engine.last_checkpoint(tmp_path, engine.Process(0, 0, 2)) == made
-    with pytest.raises(StageError, match="written by 2 processes, this launch has 1"):
-        engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1))
 
 
 def test_four_bit_weights_are_trained_on(tmp_path: Path) -> None:
