@@ -14,6 +14,7 @@ from dparallel.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+TEACHERS = ("tiny_teacher", "tiny_autoregressive")
 
 
 def kind(path: Path):
@@ -21,7 +22,7 @@ def kind(path: Path):
         return RecipeConfig
     if path.parent.name == "benchmarks":
         return BenchmarkConfig
-    return TeacherConfig if path.stem.endswith("teacher") else DistillConfig
+    return TeacherConfig if path.stem in TEACHERS else DistillConfig
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -34,8 +35,9 @@ def test_config_loads(path):
             assert f"#   {entry}" in path.read_text(), f"{path} does not state its {entry}"
 
 
-def test_the_embedded_teacher_was_made_by_its_config():
-    teacher = load_config(TeacherConfig, CONFIGS / "tiny_teacher.yaml")
+@pytest.mark.parametrize("name", TEACHERS)
+def test_an_embedded_teacher_was_made_by_its_config(name):
+    teacher = load_config(TeacherConfig, CONFIGS / f"{name}.yaml")
     manifest = verify(CONFIGS.parent / teacher.out, "teacher")
     assert manifest.config == teacher.model_dump(mode="json")
     assert sum(record.bytes for record in manifest.files.values()) < 6_000_000

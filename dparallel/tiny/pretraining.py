@@ -1,9 +1,5 @@
-"""Trains the tiny teacher from scratch: masked diffusion on worked solutions of the coins task.
-
-Half of the rows mask the whole response at a ratio t, as LLaDA's pre-training does; the other
-half are semi-autoregressive views, as decoding sees them: earlier blocks clean, one block noised,
-later blocks all masks and out of the loss. Plain cross-entropy over the masked tokens: weighting
-by 1/t only adds noise at this size.
+"""Trains a tiny model from scratch on worked solutions of the coins task: the teacher, or its
+autoregressive counterpart of the same shape. Only the objective tells them apart.
 """
 
 import logging
@@ -18,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dparallel import metrics_log
-from dparallel.config import DecodingConfig, TeacherConfig
+from dparallel.config import TeacherConfig
 from dparallel.decoding import generate
 from dparallel.evaluation.text import decode_response
 from dparallel.manifest import Manifest, Stage
@@ -26,6 +22,7 @@ from dparallel.metrics_log import METRICS
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
 from dparallel.tiny import coins
+from dparallel.tiny.objectives import OBJECTIVES
 from dparallel.tiny.tokenizer import build_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -47,20 +44,6 @@ def batch(rows: int, step: int, seed: int) -> tuple[Tensor, int]:
         response += [coins.EOS] * (coins.RESPONSE_LENGTH - len(response))
         input_ids.append([token_id[word] for word in prompt + response])
     return torch.tensor(input_ids), len(prompt)
-
-
-def noise(rows: int, gen_length: int, block_length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which response positions are masked, and which of them the loss reads: bool (B, G) each."""
-    ratio = 0.1 + 0.9 * (torch.rand(1, generator=generator) + torch.arange(rows) / rows).remainder(1)
-    ratio = ratio[torch.randperm(rows, generator=generator)]  # stratified over the batch
-    masked = torch.rand(rows, gen_length, generator=generator) < ratio[:, None]
-    block = torch.randint(gen_length // block_length, (rows,), generator=generator)
-    block_of = torch.arange(gen_length) // block_length
-    view = torch.arange(rows) % 2 == 0  # semi-autoregressive rows
-    earlier = view[:, None] & (block_of < block[:, None])
-    later = view[:, None] & (block_of > block[:, None])
-    masked = (masked & ~earlier) | later
-    return masked, masked & ~later
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 50, constant: float = 0.4) -> float:
@@ -105,6 +88,7 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
             mask_token_id=tokenizer.mask_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            predicts_next=OBJECTIVES[config.objective].predicts_next,
         )
     )
     train(model, config, stage.folder)
@@ -160,21 +144,18 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
 def training_loss(
     model: DiffusionTransformer, input_ids: Tensor, prompt_length: int, config: TeacherConfig, step: int
 ) -> Tensor:
-    """Mean cross-entropy of one noised batch (B, P + G)."""
+    """Mean cross-entropy of one batch (B, P + G) where the objective reads it."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    rows, length = input_ids.shape
-    masked, read = noise(rows, length - prompt_length, config.block_length, generator)
-    masked, read = F.pad(masked, (prompt_length, 0)), F.pad(read, (prompt_length, 0))  # (B, P + G)
-    canvas = input_ids.masked_fill(masked, model.config.mask_token_id)
-    return F.cross_entropy(model(canvas, logits_at=read), input_ids[read])
+    view = OBJECTIVES[config.objective].view(input_ids, prompt_length, config, model.config, generator)
+    logits = model(view.canvas, logits_at=view.read, levels=view.levels)
+    return F.cross_entropy(logits, input_ids[view.read])
 
 
 def whole_solution_accuracy(model: DiffusionTransformer, tokenizer, config: TeacherConfig) -> float:
     """Share of validation problems whose whole solution holds, at one token per step."""
     draw = coins.problems("validation", config.seed)
     problems = [next(draw) for _ in range(config.check_problems)]
-    length = coins.RESPONSE_LENGTH
-    decoding = DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
+    decoding = OBJECTIVES[config.objective].decoding(config)
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
     responses = [
         decode_response(tokenizer, generation.tokens, tokenizer.eos_token_id)

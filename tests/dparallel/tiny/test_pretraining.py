@@ -5,6 +5,7 @@ from dparallel import metrics_log
 from dparallel.config import TeacherConfig
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.tiny import coins, pretraining
+from dparallel.tiny.objectives import noise
 from tests.conftest import random_model
 
 SMALL = {
@@ -20,7 +21,7 @@ SMALL = {
 
 
 def test_noise_shows_half_of_the_rows_as_decoding_sees_them():
-    masked, read = pretraining.noise(1000, 36, 12, torch.Generator().manual_seed(0))
+    masked, read = noise(1000, 36, 12, torch.Generator().manual_seed(0))
     assert not (read & ~masked).any()
     view = torch.arange(1000) % 2 == 0
     assert torch.equal(masked[~view], read[~view])  # whole-response rows read every mask

@@ -1,0 +1,105 @@
+"""What a tiny model is trained to predict: of a batch of solutions, what it is shown and what is read.
+
+Legend: B rows, P prompt length, G response length, L = P + G.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dparallel.config import DecodingConfig, TeacherConfig
+from dparallel.models.backbone import DiffusionConfig
+from dparallel.tiny import coins
+
+
+class View(NamedTuple):
+    """A batch as the model gets it; the loss is the mean cross-entropy of the clean tokens at `read`.
+
+    canvas: int64 (B, L). levels: int64 (B, L), who sees whom, or None for all. read: bool (B, L).
+    """
+
+    canvas: Tensor
+    levels: Tensor | None
+    read: Tensor
+
+
+class Objective(NamedTuple):
+    """One way to train, and the decoding that shows what was learnt.
+
+    view: makes it of input_ids (B, L), P, the settings, the model's config and a generator of the step's own.
+    """
+
+    predicts_next: bool
+    view: Callable[[Tensor, int, TeacherConfig, DiffusionConfig, torch.Generator], View]
+    decoding: Callable[[TeacherConfig], DecodingConfig]
+
+
+def masked_view(
+    input_ids: Tensor,
+    prompt_length: int,
+    config: TeacherConfig,
+    shape: DiffusionConfig,
+    generator: torch.Generator,
+) -> View:
+    """Masked diffusion: all see all; the masked tokens are read."""
+    assert config.block_length is not None  # filled in with the objective
+    rows, length = input_ids.shape
+    masked, read = noise(rows, length - prompt_length, config.block_length, generator)
+    masked, read = F.pad(masked, (prompt_length, 0)), F.pad(read, (prompt_length, 0))
+    return View(input_ids.masked_fill(masked, shape.mask_token_id), None, read)
+
+
+def noise(rows: int, gen_length: int, block_length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which response positions are masked, and which of them the loss reads: bool (B, G) each.
+
+    Half of the rows mask the whole response at a ratio t, as LLaDA's pre-training does; the other
+    half are semi-autoregressive views, as decoding sees them: earlier blocks clean, one block noised,
+    later blocks all masks and out of the loss. Weighting the loss by 1/t only adds noise at this size.
+    """
+    ratio = 0.1 + 0.9 * (torch.rand(1, generator=generator) + torch.arange(rows) / rows).remainder(1)
+    ratio = ratio[torch.randperm(rows, generator=generator)]  # stratified over the batch
+    masked = torch.rand(rows, gen_length, generator=generator) < ratio[:, None]
+    block = torch.randint(gen_length // block_length, (rows,), generator=generator)
+    block_of = torch.arange(gen_length) // block_length
+    view = torch.arange(rows) % 2 == 0  # semi-autoregressive rows
+    earlier = view[:, None] & (block_of < block[:, None])
+    later = view[:, None] & (block_of > block[:, None])
+    masked = (masked & ~earlier) | later
+    return masked, masked & ~later
+
+
+def causal_view(
+    input_ids: Tensor,
+    prompt_length: int,
+    config: TeacherConfig,
+    shape: DiffusionConfig,
+    generator: torch.Generator,
+) -> View:
+    """Next tokens: each position sees itself and those before; the response is read to its first EOS.
+
+    Decoding stops there, so what follows would only teach that EOS follows EOS.
+    """
+    rows, length = input_ids.shape
+    response = input_ids[:, prompt_length:]
+    after = (response == shape.eos_token_id).cumsum(1).roll(1, dims=1)  # EOS tokens before each position
+    after[:, 0] = 0
+    read = F.pad(after == 0, (prompt_length, 0))
+    return View(input_ids, torch.arange(length).expand(rows, length), read)
+
+
+def one_token_per_step(config: TeacherConfig) -> DecodingConfig:
+    length = coins.RESPONSE_LENGTH
+    return DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
+
+
+def token_by_token(config: TeacherConfig) -> DecodingConfig:
+    return DecodingConfig(gen_length=coins.RESPONSE_LENGTH, mode="autoregressive")
+
+
+OBJECTIVES = {
+    "diffusion": Objective(predicts_next=False, view=masked_view, decoding=one_token_per_step),
+    "autoregressive": Objective(predicts_next=True, view=causal_view, decoding=token_by_token),
+}
