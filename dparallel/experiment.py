@@ -79,7 +79,9 @@ class Experiment:
 
     def benchmark(self) -> StagePlan:
         students = {f"student/{name}": self.merging(name).out_dir for name in self.config.students}
-        inputs = {"teacher": self.config.teacher, **students}
+        baselines = self.config.benchmark.baselines
+        others = {f"baseline/{name}": baseline.model for name, baseline in baselines.items()}
+        inputs = {"teacher": self.config.teacher, **students, **others}
         return self._plan("benchmark", None, self.config.benchmark, inputs)
 
     def _recipe(self, student: str) -> RecipeConfig:

@@ -2,7 +2,8 @@ from prefect import flow
 
 from dparallel.experiment import StagePlan
 from flows.command import main
-from tasks.benchmark import run_benchmark
+from flows.dispatch import dispatch_all
+from tasks.benchmark import make_pieces, run_benchmark
 from tasks.checks import checked_experiment
 
 
@@ -11,15 +12,47 @@ def plan(config: str, overrides: list[str] | None = None) -> StagePlan:
 
 
 @flow(name="benchmark")
-def benchmark(config: str, overrides: list[str] | None = None, parent: str | None = None) -> str:
+def benchmark(
+    config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
+) -> str:
     """Measure the teacher and every student: accuracy, forward passes, speed.
 
     Args:
         config: a YAML file, see configs/.
         overrides: settings that replace the file's, `key.sub=value` each.
         parent: the distill run that this stage belongs to.
+        on_pool: have the measurements made by `launch.parts` runs of `measurements/part` on its work
+            pool, whichever workers pick them up; thresholds are chosen and all is reported here.
     """
-    return run_benchmark(plan(config, overrides), parent)
+    experiment = checked_experiment(config, overrides)
+
+    def on_workers(missing: list[str]) -> list[str]:
+        count = min(experiment.config.launch.parts, len(missing))
+        return dispatch_all(
+            "measurements/part",
+            {
+                f"measurements, part {part + 1} of {count}": {
+                    "config": config,
+                    "overrides": overrides,
+                    "pieces": missing[part::count],
+                }
+                for part in range(count)
+            },
+        )
+
+    return run_benchmark(experiment.benchmark(), parent, on_workers if on_pool else None)
+
+
+@flow(name="measurements")
+def measurements(config: str, pieces: list[str], overrides: list[str] | None = None) -> str:
+    """Make some pieces of the benchmark's measurements, beside others who make the rest.
+
+    Args:
+        config: a YAML file, see configs/.
+        pieces: their names, as the benchmark asks for them.
+        overrides: settings that replace the file's, `key.sub=value` each.
+    """
+    return make_pieces(plan(config, overrides), pieces)
 
 
 if __name__ == "__main__":

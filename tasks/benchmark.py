@@ -4,18 +4,26 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dparallel.evaluation import benchmark
+from dparallel.evaluation.pieces import Elsewhere
 from dparallel.experiment import StagePlan
 from dparallel.manifest import read_manifest
 from tasks.stages import publish, run_tracked
 from tasks.tracking import Run, how_to_open
 
 
-@task(name="run-benchmark")
-def run_benchmark(plan: StagePlan, parent: str | None = None) -> str:
-    """Measure the teacher and every student; returns the stage's folder."""
+@task(name="run-benchmark", cache_policy=NO_CACHE)
+def run_benchmark(plan: StagePlan, parent: str | None = None, elsewhere: Elsewhere | None = None) -> str:
+    """Measure the teacher and every student, here or `elsewhere`; returns the stage's folder."""
     return run_tracked(
-        plan, parent, lambda run: benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir)
+        plan, parent, lambda run: benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir, elsewhere)
     )
+
+
+@task(name="make-pieces")
+def make_pieces(plan: StagePlan, pieces: list[str]) -> str:
+    """Make some pieces of the benchmark, which another run finishes; returns the stage's folder."""
+    benchmark.make_pieces(plan.settings(), plan.inputs, plan.out_dir, pieces)
+    return plan.out_dir
 
 
 @task(name="report", cache_policy=NO_CACHE)

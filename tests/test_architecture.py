@@ -80,5 +80,5 @@ def test_every_deployment_names_a_flow_and_its_parameters() -> None:
         assert deployment["work_pool"]["name"] in ("cpu", "gpu")
         assert (ROOT / deployment["parameters"]["config"]).is_file()
     stages = ["trajectories", "training", "merging", "benchmark", "teacher"]
-    expected = {"distill/full", "shards/part", *(f"{stage}/stage" for stage in stages)}
+    expected = {"distill/full", "shards/part", "measurements/part", *(f"{stage}/stage" for stage in stages)}
     assert set(deployments()) == expected

@@ -7,6 +7,19 @@ Legend: b rows, K blocks, n positions read.
 import torch
 from torch import Tensor
 
+from dparallel.config import DecodingConfig
+from dparallel.models.attention import block_levels
+
+
+def seen_levels(decoding: DecodingConfig, prompt_length: Tensor, length: int) -> Tensor | None:
+    """Whom each of `length` canvas positions sees, as the model's `levels` (b, L); None: everybody."""
+    if not decoding.looks_back:
+        return None
+    every = torch.arange(length, device=prompt_length.device)
+    if decoding.mode == "autoregressive":
+        return every.expand(len(prompt_length), length)
+    return block_levels(every, prompt_length, decoding.block_length)
+
 
 def tokens_needed(share: float, block_length: int) -> int:
     """The smallest number of committed tokens whose share of a block is at least `share`."""

@@ -20,6 +20,7 @@ from dparallel.decoding.blocks import (
     open_next,
     overdue,
     places,
+    seen_levels,
     stalled,
     tokens_needed,
 )
@@ -27,7 +28,6 @@ from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.rules import RULES, Prediction, Setting, best, best_of_each, commit, predict
 from dparallel.decoding.sampling import uniform
-from dparallel.models.attention import block_levels
 from dparallel.models.backbone import DiffusionTransformer
 
 
@@ -173,23 +173,14 @@ def _forward(
         # A row that only fills up the shape may have more blocks than are recomputed.
         place = (window.cumsum(1) - 1).clamp(0, shape.window - 1).gather(1, offsets // block_length)
         read_at = place * len(within) + before + offsets % block_length
-    visible = levels = None
-    if decoding.looks_back:
-        levels = _levels(state, decoding, shape.length)
-    elif shape.padded:
+    visible = None
+    levels = seen_levels(decoding, state.prompt_length, shape.length)
+    if shape.padded and levels is None:
         visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)
     cache = None
     if workspace.store is not None:
         cache = CacheView(workspace.store, slots, positions, shape.length, shape.all_slots)
     return model(input_ids, visible, read_at, positions, cache, levels)
-
-
-def _levels(state: Canvas, decoding: DecodingConfig, length: int) -> Tensor:
-    """Attention that never looks ahead: by block, or position by position, (b, L)."""
-    every = torch.arange(length, device=state.nfe.device)
-    if decoding.mode == "autoregressive":
-        return every.expand(len(state.nfe), length)
-    return block_levels(every, state.prompt_length, decoding.block_length)
 
 
 def _commit(

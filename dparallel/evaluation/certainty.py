@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dparallel.config import DecodingConfig
 from dparallel.decoding import Generation
+from dparallel.decoding.blocks import seen_levels
 from dparallel.models.backbone import DiffusionTransformer
 
 FORWARD_ROWS = 16
@@ -23,10 +25,13 @@ class CertaintyMap:
 
 
 @torch.inference_mode()
-def replay(model: DiffusionTransformer, prompt: Sequence[int], generation: Generation) -> Tensor:
+def replay(
+    model: DiffusionTransformer, prompt: Sequence[int], generation: Generation, decoding: DecodingConfig
+) -> Tensor:
     """Probability of the likeliest token at each step and response position, (nfe, G) float32.
 
-    The canvases are rebuilt from `commit_step`, so every step's forward sees what decoding saw.
+    The canvases are rebuilt from `commit_step`, so every step's forward sees what decoding saw, without
+    a cache. Blocks that are not open yet are read too.
     """
     config, device = model.config, model.device
     tokens = torch.tensor(generation.tokens, device=device)
@@ -36,9 +41,11 @@ def replay(model: DiffusionTransformer, prompt: Sequence[int], generation: Gener
     before = torch.tensor(prompt, device=device).expand(generation.nfe, -1)
     canvases = torch.cat([before, response], dim=1)  # (nfe, P + G)
     where = torch.arange(len(prompt), canvases.shape[1], device=device)
+    levels = seen_levels(decoding, torch.tensor([len(prompt)], device=device), canvases.shape[1])
     certainty = []
     for canvas in canvases.split(FORWARD_ROWS):
-        logits = model(canvas, logits_at=where.expand(len(canvas), -1)).float()  # (rows, G, V)
+        seen = None if levels is None else levels.expand(len(canvas), -1)
+        logits = model(canvas, logits_at=where.expand(len(canvas), -1), levels=seen).float()  # (rows, G, V)
         probability = logits.softmax(-1)
         probability[..., config.mask_token_id] = 0  # never chosen
         certainty.append(probability.amax(-1))

@@ -1,5 +1,6 @@
 """Problems from data sets: files, folders, or names on the hub."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -77,20 +78,33 @@ def _problem(
     for name in source.prompt_columns:
         if not (texts[name] or "").strip():
             raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
+    try:
+        prompt = source.prompt.format_map(texts)
+    except ValueError as error:
+        raise ProblemsError(
+            f"{where}: prompt={source.prompt!r} cannot be filled in ({error}): columns come as texts, so "
+            "name them alone, as {question}"
+        ) from error
     return Problem(
         problem_id=(texts[identity] if identity else None) or f"{Path(source.path).stem}-{row + 1:05d}",
         source=source.label,
-        prompt=source.prompt.format_map(texts),
+        prompt=prompt,
         reference=texts[reference] if reference else None,
     )
 
 
 def _text(where: str, name: str, value: Any) -> str | None:
+    """A text as it is, a number as it is written: 1.5, and 3 for 3.0, which a column with gaps makes of 3."""
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is not None and not isinstance(value, str):
-        raise ProblemsError(f"{where}: column {name!r} holds {value!r}, expected a text")
-    return value
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    raise ProblemsError(
+        f"{where}: column {name!r} holds {value!r}, expected a text or a number: name another column, or "
+        "write it as a text into a copy of the data"
+    )
 
 
 def _load(source: SourceConfig) -> Any:

@@ -30,6 +30,11 @@ class Results:
     default_student: Row
     headline: Headline
 
+    @property
+    def hardware(self) -> list[str]:
+        """What was timed, of all rows; times are comparable where it is one."""
+        return sorted({row.measurement.hardware for row in self.rows})
+
     def as_json(self) -> dict[str, Any]:
         return {
             "rows": [row.flat() for row in self.rows],
@@ -45,7 +50,7 @@ class Results:
                 "teacher_best": self.headline.teacher_best.flat(),
                 **self.headline.numbers(),
             },
-            "hardware": self.reference.measurement.hardware,
+            "hardware": "; ".join(self.hardware),
             "batch_size": self.reference.measurement.batch_size,
         }
 
@@ -117,8 +122,14 @@ def notes(results: Results) -> str:
         f"({plain(best.method)}{'' if best.threshold is None else f' {best.threshold:g}'}, "
         f"TPF {best.measurement.tpf:.2f}{unlisted}).",
         "Test problems; thresholds chosen on the validation problems. ± is one standard error. "
-        f"Times: {measured.hardware}; TPS at batch size {measured.batch_size}, latency of one prompt alone.",
+        f"Times: {'; '.join(results.hardware)}; "
+        f"TPS at batch size {measured.batch_size}, latency of one prompt alone.",
     ]
+    if len(results.hardware) > 1:
+        lines.append(
+            "The times are of different hardware: TPS and latency compare only between rows of the same, "
+            "which results.json names."
+        )
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.metrics import accuracy_under_parallelism
 
-TEACHER = "teacher"
+TEACHER, STUDENT, BASELINE = "teacher", "student/", "baseline/"  # names of inputs, or how they begin
 
 
 @dataclass(frozen=True)

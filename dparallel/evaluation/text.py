@@ -34,22 +34,33 @@ def encode_chat(tokenizer: Any, messages: Messages, template: str | None = None)
         template: Jinja text to use instead of the tokenizer's own.
 
     Raises:
-        ChatTemplateError: there is no template, or it refuses this conversation.
+        ChatTemplateError: there is no template, or it refuses this conversation or makes nothing of it.
     """
     if template is None:
         check_chat_template(tokenizer)
     try:
-        return tokenizer.apply_chat_template(
+        tokens = tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, return_dict=False
         )
     except TemplateError as error:
         raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
+    except Exception as error:  # a template is a program, and may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise ChatTemplateError(f"the chat template fails on this conversation: {reason}") from error
+    if not tokens:
+        raise ChatTemplateError("the chat template makes an empty prompt of this conversation: correct it")
+    return tokens
 
 
 def encode_prompt(tokenizer: Any, prompt: str, chat: bool, template: str | None = None) -> list[int]:
-    """Token ids of one prompt: with `chat` as a user's turn, else the text as it is."""
+    """Token ids of one prompt: with `chat` as a user's turn, else the text as it is.
+
+    A token that the tokenizer puts in front of every text is not put before one that begins with it.
+    """
     if not chat:
-        return tokenizer.encode(prompt)
+        tokens, plain = tokenizer.encode(prompt), tokenizer.encode(prompt, add_special_tokens=False)
+        doubled = plain[:1] == tokens[:1] and tokens[1 : len(plain) + 1] == plain
+        return tokens[1:] if doubled else tokens
     return encode_chat(tokenizer, [{"role": "user", "content": prompt}], template)
 
 
@@ -67,12 +78,18 @@ def encode_problems(
         ValueError: naming the first problem whose prompt this model cannot decode, and why.
     """
     template = _read_template(config, tokenizer)
-    prompts = [encode_prompt(tokenizer, problem.prompt, config.chat, template) for problem in problems]
-    for problem, prompt in zip(problems, prompts, strict=True):
+    prompts = []
+    for problem in problems:
+        where = f"problem {problem.problem_id} ({problem.source})"
         try:
+            prompt = encode_prompt(tokenizer, problem.prompt, config.chat, template)
             check_prompts(model, [prompt], decoding)
+        except ChatTemplateError as error:
+            named = config.chat_template or tokenizer.name_or_path or "the tokenizer"
+            raise ChatTemplateError(f"{where}: {error} (template of {named})") from error
         except ValueError as error:
-            raise ValueError(f"problem {problem.problem_id} ({problem.source}): {error}") from error
+            raise ValueError(f"{where}: {error}") from error
+        prompts.append(prompt)
     return prompts
 
 

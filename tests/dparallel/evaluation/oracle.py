@@ -1,13 +1,16 @@
-"""Problems that a random model solves: their references are its own answers."""
+"""Problems that a random model solves: their references are its own answers. And a student of it."""
 
 import json
+import shutil
 from pathlib import Path
+
+import torch
 
 from dparallel.config import DecodingConfig, ProblemsConfig, SourceConfig
 from dparallel.decoding import generate
 from dparallel.evaluation.benchmarks import load_problems
 from dparallel.evaluation.text import decode_response, encode_problems
-from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
 
 
 def dataset(path: Path) -> ProblemsConfig:
@@ -29,3 +32,15 @@ def own_answers(
             reference = "nothing like it" if index < spoilt else answer
             file.write(json.dumps({"prompt": problem.prompt, "reference": reference}) + "\n")
     return dataset(path)
+
+
+def disturbed(checkpoint: Path, folder: Path) -> Path:
+    """The model of a checkpoint with slightly other weights, in `folder`."""
+    shutil.copytree(checkpoint, folder)
+    model = load_model(checkpoint)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.01)
+    save_model(model, folder)
+    return folder

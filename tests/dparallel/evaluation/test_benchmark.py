@@ -4,13 +4,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from dparallel.config import BenchmarkConfig, DecodingConfig, Sweep
+from dparallel.config import Baseline, BenchmarkConfig, DecodingConfig, Sweep
 from dparallel.evaluation.benchmark import run_stage
 from dparallel.manifest import StageError, verify
-from dparallel.models.checkpoints import load_model, save_model
-from tests.dparallel.evaluation.oracle import dataset, own_answers
+from tests.dparallel.evaluation.oracle import dataset, disturbed, own_answers
 
 SHAPE = {"gen_length": 12, "block_length": 6, "stop_at_eos": False}
 REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
@@ -18,16 +16,7 @@ REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
 
 @pytest.fixture(scope="module")
 def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher, slightly disturbed."""
-    folder = tmp_path_factory.mktemp("students") / "student"
-    shutil.copytree(tiny_checkpoint, folder)
-    model = load_model(tiny_checkpoint)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.01)
-    save_model(model, folder)
-    return folder
+    return disturbed(tiny_checkpoint, tmp_path_factory.mktemp("students") / "student")
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +210,50 @@ def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, t
     assert manifest.counts["students"] == 1
 
 
+def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
+    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pipelined = {**SHAPE, "mode": "pipelined"}
+    by_pipeline = settings.model_copy(
+        update={
+            "fixed": {},
+            "sweeps": {
+                "entropy": Sweep(decoding=DecodingConfig(**SHAPE), thresholds=(1.0,)),
+                "pipelined": Sweep(decoding=DecodingConfig(**pipelined), thresholds=(0.0, 1.0)),
+            },
+            "teacher_sweeps": ("entropy",),
+            "student_sweeps": {"copy": ("entropy",), "other": ("pipelined",)},
+            "baselines": {
+                "rival": Baseline(model=str(tiny_checkpoint), decoding=DecodingConfig(**pipelined))
+            },
+        }
+    )
+    with pytest.raises(ValueError, match=r"baselines \(baseline/rival\); got teacher, student/copy"):
+        run_stage(by_pipeline, inputs, tmp_path / "out")
+    inputs = {**inputs, "baseline/rival": str(tiny_checkpoint)}
+    run_stage(by_pipeline, inputs, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    measured = {(row["model"], row["method"], row["threshold"]) for row in results["rows"]}
+    assert measured == {
+        ("teacher", "one_token_per_step", None),
+        ("teacher", "entropy", 1.0),
+        ("student/copy", "entropy", 1.0),
+        ("student/other", "pipelined", 0.0),
+        ("student/other", "pipelined", 1.0),
+        ("baseline/rival", "baseline", 0.5),
+    }
+    rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
+    assert {row["split"] for row in rival} == {"validation", "test"}
+    assert not any(row["operating_point"] for row in rival)
+    assert "rival" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_students_without_sweeps_are_named(settings, inputs, tmp_path: Path) -> None:
+    lacking = settings.model_copy(update={"student_sweeps": {"copy": ("entropy",)}})
+    with pytest.raises(ValueError, match="student_sweeps lists copy; the students are copy, other: give a"):
+        run_stage(lacking, inputs, tmp_path / "out")
+
+
 def test_validation_and_test_problems_must_not_overlap(settings, inputs, tmp_path: Path) -> None:
     mixed = settings.model_copy(update={"validation": settings.test})
     with pytest.raises(ValueError, match="benchmark.validation and benchmark.test share 6 prompts"):
@@ -230,7 +263,7 @@ def test_validation_and_test_problems_must_not_overlap(settings, inputs, tmp_pat
 @pytest.mark.parametrize("names", [["teacher"], ["student/copy"], ["teacher", "student/copy", "pupil"]])
 def test_teacher_and_students_must_be_given(settings, inputs, tmp_path: Path, names: list[str]) -> None:
     given = {name: inputs.get(name, "") for name in names}
-    with pytest.raises(ValueError, match=f"one or more 'student/<name>'; got {', '.join(names)}"):
+    with pytest.raises(ValueError, match=f"one or more 'student/<name>' .*; got {', '.join(names)}"):
         run_stage(settings, given, tmp_path / "out")
 
 

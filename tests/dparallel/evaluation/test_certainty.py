@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from dparallel.config import DecodingConfig
@@ -7,10 +8,11 @@ from dparallel.evaluation.certainty import replay
 PROMPT = [10, 20, 30]
 
 
-def test_replay_sees_the_very_probabilities_at_which_tokens_were_committed(tiny_model) -> None:
-    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.0, stop_at_eos=False)
+@pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
+def test_replay_sees_the_very_probabilities_at_which_tokens_were_committed(tiny_model, mode) -> None:
+    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.0, stop_at_eos=False, mode=mode)
     (generation,) = generate(tiny_model, [PROMPT], decoding)
-    certainty = replay(tiny_model, PROMPT, generation)
+    certainty = replay(tiny_model, PROMPT, generation, decoding)
     assert certainty.shape == (generation.nfe, 24)
     assert generation.nfe > 3
     at_commit = certainty[generation.commit_step, torch.arange(24)]
@@ -20,7 +22,7 @@ def test_replay_sees_the_very_probabilities_at_which_tokens_were_committed(tiny_
 def test_replay_of_many_steps_equals_one_forward_at_a_time(tiny_model) -> None:
     decoding = DecodingConfig(gen_length=24, block_length=24, rule="steps", steps=24)
     (generation,) = generate(tiny_model, [PROMPT], decoding)
-    certainty = replay(tiny_model, PROMPT, generation)
+    certainty = replay(tiny_model, PROMPT, generation, decoding)
     mask = tiny_model.config.mask_token_id
     for step in range(generation.nfe):
         response = [

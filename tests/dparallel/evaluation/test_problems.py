@@ -121,12 +121,29 @@ def test_what_a_data_set_lacks_is_named(tmp_path: Path, settings: dict, message:
         ([ROWS[0], {"question": " ", "answer": "1"}], "row 2: column 'question' of the prompt is empty"),
         ([ROWS[0], {"answer": "1"}], "row 2: column 'question' of the prompt is empty"),
         ([{"question": ["a"], "answer": "1"}], r"row 1: column 'question' holds \['a'\], expected a text"),
-        ([{"question": "a", "answer": 0.5}], "row 1: column 'answer' holds 0.5, expected a text"),
+        ([{"question": "a", "answer": True}], "row 1: column 'answer' holds True, expected .* as a text"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, rows: list[dict], message: str) -> None:
     with pytest.raises(ProblemsError, match=rf"p\.jsonl, {message}"):
         read(write(tmp_path / "p.jsonl", rows))
+
+
+def test_numbers_are_texts_as_they_are_written(tmp_path: Path) -> None:
+    rows = [{"question": 0.1, "answer": 3}, {"question": 1.5, "answer": None}]
+    problems = read(write(tmp_path / "p.parquet", rows))
+    assert [(each.prompt, each.reference) for each in problems] == [("0.1", "3"), ("1.5", None)]
+    table = pa.table({"question": ["a", "b"], "answer": [3.0, float("nan")]})
+    pq.write_table(table, tmp_path / "gaps.parquet")
+    assert read(tmp_path / "gaps.parquet", count=1)[0].reference == "3"
+    with pytest.raises(ProblemsError, match="row 2: column 'answer' holds nan, expected a text or a number"):
+        read(tmp_path / "gaps.parquet")
+
+
+@pytest.mark.parametrize("prompt", ["{question!x}", "{question:>d}", "{question:q}"])
+def test_a_prompt_that_cannot_be_filled_in_names_its_source(tmp_path: Path, prompt: str) -> None:
+    with pytest.raises(ProblemsError, match=r"p\.jsonl, row 1: prompt='.*' cannot be .* name them alone"):
+        read(write(tmp_path / "p.jsonl"), prompt=prompt)
 
 
 @pytest.mark.parametrize(

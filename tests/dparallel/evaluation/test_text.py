@@ -1,4 +1,5 @@
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from dparallel.config import DecodingConfig, ProblemsConfig
 from dparallel.evaluation.problems import Problem
@@ -7,6 +8,7 @@ from dparallel.evaluation.text import (
     decode_response,
     encode_chat,
     encode_problems,
+    encode_prompt,
     tokenizer_fingerprint,
 )
 from dparallel.models.checkpoints import load_tokenizer, save_model
@@ -72,6 +74,41 @@ def test_a_template_that_refuses_says_why(template: str) -> None:
     turns = [{"role": "user", "content": ""}]
     with pytest.raises(ChatTemplateError, match="the chat template refuses this conversation: ."):
         encode_chat(build_tokenizer(), turns, template)
+
+
+def test_a_template_that_fails_or_says_nothing_is_named_with_its_problem(tiny_model, tmp_path) -> None:
+    """Division by zero is no error of the template language's own."""
+    file = tmp_path / "mine.jinja"
+    given = CHAT.model_copy(update={"chat_template": str(file)})
+    failures = {
+        "{{ 1 / 0 }}": "fails on this conversation: ZeroDivisionError: division by zero",
+        "{{ messages[0].content + 1 }}": "fails on this conversation: TypeError",
+        "": "makes an empty prompt of this conversation",
+        "{{ raise_exception('no turns') }}": "refuses this conversation: no turns",
+    }
+    for template, message in failures.items():
+        file.write_text(template)
+        where = rf"problem p-0 \(s\): the chat template {message}.*\(template of .*mine\.jinja\)"
+        with pytest.raises(ChatTemplateError, match=where):
+            encode(given, build_tokenizer(), tiny_model, "Tom 7")
+
+
+def test_a_token_in_front_of_every_text_is_not_doubled() -> None:
+    tokenizer = build_tokenizer()
+    eos = ids("<eos>")[0]
+    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "Tom Tom Tom", chat=False) == ids("Tom Tom Tom")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", eos)]
+    )
+    assert encode_prompt(tokenizer, "Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "<eos> <eos> Tom", chat=False) == ids("<eos> <eos> Tom")
+    assert encode_prompt(tokenizer, "", chat=False) == ids("<eos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A <pad>", special_tokens=[("<eos>", eos), ("<pad>", ids("<pad>")[0])]
+    )
+    assert encode_prompt(tokenizer, "<eos> Tom", chat=False) == ids("<eos> Tom <pad>")
 
 
 def test_a_conversation_is_encoded_turn_by_turn() -> None:
