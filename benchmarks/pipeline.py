@@ -47,6 +47,7 @@ from dparallel.config import (
     TrainingConfig,
     TrajectoriesConfig,
 )
+from dparallel.disk import free_disk
 from dparallel.distillation.memory import adapter_count, empty_model
 from dparallel.evaluation import benchmark
 from dparallel.experiment import Experiment, StagePlan
@@ -54,7 +55,7 @@ from dparallel.manifest import Manifest, verify
 from dparallel.models import merging
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.checkpoints import save_model
-from dparallel.plan import free_disk, size
+from dparallel.plan import size
 from dparallel.trajectories import record
 from tasks.launch import launch
 

@@ -8,9 +8,10 @@ and get the same loss. The straightforward one sends each view through the model
 float32 logits, probabilities and entropies of every position. Every round times both; numbers are medians.
 
 `activations`: on a GPU the most that forward and backward held above what was there before; on a CPU the
-bytes saved for the backward pass, a storage counted once, weights left out. `of the matrix rate`: FLOPs
-that the loss needs (nothing recomputed, logits where they are read) over the seconds and the device's
-measured rate for a large matrix product.
+bytes saved for the backward pass, a storage counted once, weights left out. `peak`: the most that a
+whole step held, weights among it; on a CPU the process's resident memory, libraries and all. `FLOPs
+utilisation`: FLOPs that the loss needs (nothing recomputed, logits where they are read) over the seconds and
+the device's measured rate for a large matrix product.
 """
 
 import argparse
@@ -30,7 +31,16 @@ from peft import PeftModel
 from torch import Tensor
 
 from benchmarks.decoding_report import Mark, marks_table
-from benchmarks.hardware import Forward, activation_bytes, describe, flops, measure_limits, timed
+from benchmarks.hardware import (
+    Forward,
+    activation_bytes,
+    describe,
+    flops,
+    measure_limits,
+    peak_memory_bytes,
+    reset_peak_memory,
+    timed,
+)
 from benchmarks.shapes import SHAPES, TEACHER, random_model
 from dparallel.config import LoraSettings, RecipeConfig
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
@@ -62,7 +72,7 @@ class Work:
 
 
 def our_loss(model: PeftModel, batch: Batch, recipe: RecipeConfig) -> Tensor:
-    logits = model(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read)
+    logits = model(**batch.student_inputs)
     return loss(logits, batch, recipe).loss
 
 
@@ -99,7 +109,7 @@ class Result:
     Attributes:
         needed_flops: those the loss needs, the same for both. spent_flops: those computed.
         losses, seconds: of each round.
-        peak_bytes: of a whole step, weights among it; None on a CPU.
+        peak_bytes: of a whole step, weights among it; on a CPU the process's resident memory.
     """
 
     work: str
@@ -112,7 +122,7 @@ class Result:
     activation_bytes: int
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
+    peak_bytes: int = 0
 
     @property
     def median(self) -> float:
@@ -179,13 +189,11 @@ def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -
         results.append(Result(work.name, name, work.samples, batch.tokens, needed, spent, matrix_rate, held))
     for _ in range(rounds):
         for result in results:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            reset_peak_memory(device)
             value, seconds = timed(partial(step, result.contender), device)
             result.losses.append(value)
             result.seconds.append(seconds)
-            if device.type == "cuda":
-                result.peak_bytes = max(result.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
+            result.peak_bytes = max(result.peak_bytes, peak_memory_bytes(device))
     return results
 
 
@@ -196,8 +204,8 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "tokens/s": lambda row: f"{row.tokens / row.median:.0f}",
     "s/step": lambda row: f"{row.median:.3f}",
     "activations MiB": lambda row: f"{row.activation_bytes / 2**20:.0f}",
-    "peak GiB": lambda row: "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f}",
-    "of the matrix rate": lambda row: f"{row.utilisation:.0%}",
+    "peak GiB": lambda row: f"{row.peak_bytes / 2**30:.2f}",
+    "FLOPs utilisation": lambda row: f"{row.utilisation:.0%}",
 }
 
 

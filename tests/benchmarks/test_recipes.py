@@ -1,4 +1,12 @@
-from benchmarks.recipes import mean_and_spread, table
+import pytest
+
+from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
+from benchmarks.side_by_side import Speed, bare_loop, contenders, measure_speeds
+from dparallel import DecodingConfig, generate, load_model, load_tokenizer
+from dparallel.config import ProblemsConfig
+from dparallel.evaluation.benchmarks import load_problems
+
+TEACHER, RIVAL = "teachers/tiny", "teachers/tiny_autoregressive"
 
 
 def test_mean_and_spread_by_hand():
@@ -7,18 +15,132 @@ def test_mean_and_spread_by_hand():
     assert mean_and_spread([], 2) == ""
 
 
-def test_table_pools_seeds_by_model_and_method():
-    def run(accuracy, threshold):
-        return {
-            "headline/nfe_ratio": 4.0,
-            "teacher/one_token_per_step/accuracy": 0.99,
-            "student/x/entropy/accuracy": accuracy,
-            "student/x/entropy/nfe": 6.0,
-            "student/x/entropy/threshold": threshold,
-        }
+def metrics(accuracy, threshold):
+    return {
+        "headline/nfe_ratio": 4.0,
+        "teacher/one_token_per_step/accuracy": 0.99,
+        "student/x/entropy/accuracy": accuracy,
+        "student/x/entropy/nfe": 6.0,
+        "student/x/entropy/threshold": threshold,
+    }
 
-    lines = table([run(0.98, 0.5), run(1.0, 0.35)]).splitlines()
+
+def test_table_pools_seeds_by_model_and_method():
+    runs = [metrics(0.98, 0.5), metrics(1.0, 0.35)]
+    lines = table(runs).splitlines()
     assert lines[0].startswith("| model | method | threshold | solution % |")
     assert lines[2].startswith("| teacher | one_token_per_step |  | 99.0 ± 0.0 |")
     assert lines[3].startswith("| x | entropy | 0.5, 0.35 | 99.0 ± 1.4 |  | 6.00 ± 0.00 |")
     assert len(lines) == 4
+    pooled = numbers(runs)
+    assert pooled["student/x/entropy/accuracy"] == pytest.approx(0.99)
+    assert pooled["student/x/entropy/accuracy_spread"] == pytest.approx(0.0141, abs=1e-4)
+    assert numbers(runs[:1]).keys() == {key for key in pooled if not key.endswith("_spread")}
+
+
+def row(model, method, accuracy, tpf, threshold=None, split="test", **more):
+    decoding = {"gen_length": 36, "block_length": 12}
+    return {
+        **{"model": model, "method": method, "accuracy": accuracy, "tpf": tpf, "threshold": threshold},
+        **{"split": split, "operating_point": False, "decoding": decoding, **more},
+    }
+
+
+STEPS = {"gen_length": 36, "block_length": 12, "rule": "steps", "steps": 36}
+ROWS = [
+    row("teacher", "entropy", 0.97, 2.0, 0.5, split="validation"),
+    row("teacher", "one_token_per_step", 1.0, 1.0, decoding=STEPS),
+    row("teacher", "few_step", 0.1, 4.0),
+    row("teacher", "entropy", 0.98, 2.0, 0.5, operating_point=True),
+    row("student/x", "entropy", 0.9, 5.0, 0.7),
+    row("student/x", "entropy", 0.98, 4.0, 0.5, operating_point=True),
+    row("baseline/rival", "sequential", 0.95, 1.0),
+]
+RESULTS = {
+    "rows": ROWS,
+    "aup": [{"model": "student/x", "method": "entropy", "split": "test", "aup": 390.0}],
+    "default_student": "student/x",
+    "headline": {"accuracy_loss": 0.02, "nfe_ratio": 4.0, "tpf_ratio_to_teacher_best": 2.0},
+}
+
+
+def test_the_picture_has_a_line_for_each_swept_method_and_a_mark_for_the_others():
+    second = {**RESULTS, "rows": [{**each, "accuracy": each["accuracy"] - 0.02} for each in ROWS]}
+    drawn = figure([RESULTS, second])
+    [axes] = drawn.axes
+    by_label = {each.get_label(): each for each in axes.containers}
+    assert set(by_label) == {
+        *("teacher, one token per step", "teacher, few step", "teacher, entropy"),
+        *("x, entropy", "rival, sequential"),
+    }
+    line = by_label["x, entropy"].lines[0]
+    assert list(line.get_xdata()) == [4.0, 5.0]
+    assert list(line.get_ydata()) == pytest.approx([97.0, 89.0])
+    assert line.get_linestyle() == "-"
+    assert by_label["rival, sequential"].lines[0].get_linestyle() == "None"
+
+
+def test_headlines_of_each_seed():
+    assert headlines([7], [RESULTS]).splitlines()[2] == "| 7 | x | +2.0 | 4.00 | 2.00 |"
+
+
+def test_reference_operating_points_and_baselines_race():
+    assert [(each.model, each.method) for each in contenders(ROWS)] == [
+        ("teacher", "one_token_per_step"),
+        ("teacher", "entropy"),
+        ("student/x", "entropy"),
+        ("baseline/rival", "sequential"),
+    ]
+
+
+AUTOREGRESSIVE = {"mode": "autoregressive", "gen_length": 36}
+
+
+def test_models_are_timed_side_by_side():
+    """Real models; the ratios are to the autoregressive bare loop at the same batch size."""
+    rows = [*ROWS[:-1], row("baseline/rival", "baseline", 0.95, 1.0, decoding=AUTOREGRESSIVE)]
+    inputs = dict.fromkeys(("teacher", "student/x"), TEACHER) | {"baseline/rival": RIVAL}
+    problems = ProblemsConfig(benchmark="coins", split="validation", count=10)
+    speeds = measure_speeds(contenders(rows), inputs, problems, [1, 2], problems=2, rounds=2)
+    assert [(each.model, each.method, each.batch_size) for each in speeds] == [
+        (model, method, size)
+        for model, method in (
+            ("teacher", "one_token_per_step"),
+            ("teacher", "entropy"),
+            ("student/x", "entropy"),
+            ("baseline/rival", "baseline"),
+            ("baseline/rival", "bare loop"),
+        )
+        for size in (1, 2)
+    ]
+    assert [each.ratio for each in speeds[-2:]] == [1.0, 1.0]
+    assert speeds[0].nfe == 36
+    assert speeds[-1].nfe == speeds[-3].nfe == 30
+    assert speeds[0].ratio < 1 < speeds[0].tokens_per_second
+
+
+def test_the_bare_loop_gives_the_same_tokens():
+    model, tokenizer = load_model(RIVAL), load_tokenizer(RIVAL)
+    problems = load_problems(ProblemsConfig(benchmark="coins", split="validation", count=5))
+    prompts = tokenizer([problem.prompt for problem in problems]).input_ids
+    decoding = DecodingConfig(**AUTOREGRESSIVE)
+    for ours, bare in zip(
+        generate(model, prompts, decoding), bare_loop(model, prompts, decoding, 2), strict=True
+    ):
+        assert (bare.tokens, bare.nfe, bare.num_tokens) == (ours.tokens, ours.nfe, ours.num_tokens)
+
+
+def test_speeds_by_hand():
+    speeds = [
+        Speed("student/x", "entropy", 1, 200.0, 2.0, 3.0),
+        Speed("student/x", "entropy", 16, 900.0, 1.5, 3.0),
+        Speed("baseline/rival", "bare loop", 1, 100.0, 1.0, 30.0),
+        Speed("baseline/rival", "bare loop", 16, 600.0, 1.0, 30.0),
+    ]
+    assert speed_table(speeds).splitlines() == [
+        "| model | method | NFE | tokens/s, batch 1 | tokens/s, batch 16 | times the bare loop, batch 1 "
+        "| times the bare loop, batch 16 |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        "| x | entropy | 3.0 | 200 | 900 | 2.00 | 1.50 |",
+        "| rival | bare loop | 30.0 | 100 | 600 | 1.00 | 1.00 |",
+    ]

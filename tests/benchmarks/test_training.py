@@ -103,6 +103,10 @@ def test_one_command_prints_one_table(tmp_path, capsys) -> None:
     assert ours["activation_bytes"] < theirs["activation_bytes"]
     assert len(ours["seconds"]) == len(theirs["seconds"]) == 2
     assert len(record["marks"]) == 2
+    for column in ("samples/s", "tokens/s", "peak GiB", "FLOPs utilisation", "met"):
+        assert f" {column} " in printed
+    assert all(2**26 < row["peak_bytes"] < 2**36 for row in record["rows"])
+    assert " |  | " not in printed  # every column is filled in
 
 
 def test_a_wide_vocabulary_costs_ours_little(capsys) -> None:
