@@ -19,7 +19,8 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 
 CLAIM, MANIFEST = "stage.json", "manifest.json"
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
+# What a model is and how it is spoken to: weights, config, tokenizer (merges.txt), chat templates.
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*/*.jinja")
 
 
 class StageError(ValueError):
@@ -83,7 +84,7 @@ def fingerprint(path: str | Path) -> str:
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
     if not files:
         raise StageError(f"{folder} holds neither a {MANIFEST} nor a model (*.safetensors, config.json)")
-    return digest({file.name: file_digest(file) for file in files})
+    return digest({file.relative_to(folder).as_posix(): file_digest(file) for file in files})
 
 
 def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:

@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Literal, get_args
 
 from prefect import Flow, flow, runtime
 
@@ -17,8 +17,8 @@ from tasks.training import draw_loss_curves
 StageName = Literal["trajectories", "training", "merging", "benchmark"]
 
 
-def plan(config: str, overrides: list[str] | None = None) -> Experiment:
-    return checked_experiment(config, overrides)
+def plan(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> Experiment:
+    return checked_experiment(config, overrides, here=set(get_args(StageName)) - set(on_pools))
 
 
 @flow(name="distill")
@@ -30,7 +30,7 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
         overrides: settings that replace the file's, `key.sub=value` each.
         on_pools: stages to run as their own deployments on their work pools; the others run here.
     """
-    experiment = plan(config, overrides)
+    experiment = plan(config, overrides, on_pools)
     settings = experiment.config.model_dump(mode="json")
     with tracking.run(experiment.folder, "distill", runtime.flow_run.name, settings) as run:
 

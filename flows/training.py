@@ -3,15 +3,14 @@ from prefect import flow
 from dparallel.config import LaunchConfig
 from dparallel.experiment import StagePlan
 from flows.command import main
-from tasks.checks import check_training_memory, checked_experiment, chosen_students
+from tasks.checks import checked_experiment, chosen_students
 from tasks.training import train_student
 
 
 def plan(
     config: str, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
-    experiment = checked_experiment(config, overrides)
-    check_training_memory(experiment.config)
+    experiment = checked_experiment(config, overrides, here=["training"])
     plans = [experiment.training(name) for name in chosen_students(experiment, student)]
     return experiment.config.launch, plans
 

@@ -8,8 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,13 +18,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from dparallel.manifest import CLAIM, MANIFEST
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
-from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, find_format
+from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, find_format, is_computed
+from dparallel.models.hub import checkpoint_folder
 from dparallel.models.weights import Stored, read_json
 
 __all__ = [
     "CheckpointError",
+    "checkpoint_folder",
     "choose_format",
     "load_model",
     "load_tokenizer",
@@ -42,11 +43,14 @@ DiffusionConfig.register_for_auto_class()
 DiffusionTransformer.register_for_auto_class("AutoModel")
 
 WRITABLE = ("native", "original")
-# What stands beside the weights and config.json of a published checkpoint: tokenizer and model code.
+DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors name those of tensors that can be computed with
+# What stands beside the weights and config.json of a published checkpoint: tokenizer, model code, licence.
 COMPANIONS = (
-    *("tokenizer*", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model"),
-    *("chat_template*", "generation_config.json", "*.py"),
+    *("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.tiktoken", "vocab.*", "*.txt"),
+    *("*.py", "LICENSE*", "NOTICE*"),
 )
+# Not those that name weights in files of their own, and not what this project writes beside a model.
+NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
 # Classes of tokenizers that AutoTokenizer would not find, or only with a warning about the model beside them.
 TOKENIZERS: dict[str | None, Any] = {
     "DreamTokenizer": Qwen2Tokenizer,  # its remote code repeats this one
@@ -63,9 +67,9 @@ def load_model(
     (privately mapped) files, so that no second copy is made.
 
     Args:
-        path: a folder, or the name of a repository on the hub.
+        path: a folder, or the name of a repository on the hub (`owner/name`, `owner/name@revision`).
         device: where to put it; a GPU if there is one unless told.
-        dtype: None keeps the checkpoint's.
+        dtype: None keeps the checkpoint's, which may store norms in another one than all else.
 
     Raises:
         CheckpointError: no such checkpoint, one of another architecture, missing or damaged files, or
@@ -73,6 +77,8 @@ def load_model(
     """
     folder = checkpoint_folder(path)
     config, stored = _inspect(folder)
+    if dtype is None:
+        _check_one_dtype(stored)
     if config.tie_word_embeddings:
         _untie(folder, stored)
     if device is None:
@@ -89,8 +95,14 @@ def load_model(
 
 
 def read_config(path: str | Path) -> DiffusionConfig:
-    """The model's shape and special tokens, without its weights; raises as `load_model` does."""
-    return _inspect(checkpoint_folder(path))[0]
+    """The model's shape and special tokens; raises as `load_model` does.
+
+    Of a model on the hub the weights are not downloaded for this; those that are here are checked.
+    """
+    folder = checkpoint_folder(path, with_weights=False)
+    if Path(path).is_dir() or weights.are_here(folder):
+        return _inspect(folder)[0]
+    return _read_config(folder)[1]
 
 
 def save_model(
@@ -127,12 +139,14 @@ def save_model(
             _write_native(model, tokenizer, partial)
         else:
             _write_original(model, source, Path(partial))
-        names = sorted(os.listdir(partial))
+        files = [file for file in Path(partial).rglob("*") if file.is_file()]
+        names = sorted(file.relative_to(partial).as_posix() for file in files)
         if stale := sorted({file.name for file in folder.glob("model*.safetensors*")}.difference(names)):
             raise CheckpointError(
                 f"{folder} already holds {stale[0]} of another checkpoint: save into an empty folder"
             )
         for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
             os.replace(Path(partial, name), folder / name)
     return names
 
@@ -146,7 +160,7 @@ def choose_format(choice: str, source: str | Path) -> str:
     Raises:
         CheckpointError: `original` where `source` is in our own format.
     """
-    folder = checkpoint_folder(source)
+    folder = checkpoint_folder(source, with_weights=False)
     native = _read_config(folder)[0] is FORMATS[NATIVE]
     if choice == "original" and native:
         raise CheckpointError(_no_original(f"comes from {folder}, which is in our own format"))
@@ -159,10 +173,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is none, or it does not have the mask token of the model beside it.
     """
-    folder = checkpoint_folder(path)
+    folder = checkpoint_folder(path, with_weights=False)
     mask_token_id = _read_config(folder)[1].mask_token_id
     settings = folder / "tokenizer_config.json"
     named = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+    if not isinstance(named, str | None):
+        raise CheckpointError(f"{settings} has tokenizer_class={named!r}, expected a name")
     try:
         tokenizer = TOKENIZERS.get(named, AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -177,30 +193,27 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {folder} has mask token {tokenizer.mask_token_id}, config.json has "
             f"mask_token_id={mask_token_id}: correct the wrong one"
         )
-    return tokenizer
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """The folder itself, or that of a model on the hub, downloaded unless it is already here."""
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(
-            snapshot_download(
-                str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    added = tokenizer.added_tokens_decoder.get(mask_token_id)
+    if tokenizer.mask_token_id is None and not (added and added.special):
+        token = tokenizer.convert_ids_to_tokens(mask_token_id)
         raise CheckpointError(
-            f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub ({reason})"
-        ) from error
+            f"the tokenizer in {folder} has the ordinary token {token!r} at {mask_token_id}, config.json's "
+            "mask_token_id, which must be a special one: it belongs to another model"
+        )
+    return tokenizer
 
 
 def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
     """What the folder holds, checked as far as it can be without reading a tensor; keys: our names."""
     known, config = _read_config(folder)
-    stored = {known.tensor_name(each.name): each for each in weights.locate(folder)}
+    held = [each for each in weights.locate(folder) if not is_computed(each.name)]
+    for each in held:
+        if each.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{each.file}: tensor {each.name} is stored as {each.dtype}; only {', '.join(DTYPES)} can be "
+                "computed with: take the checkpoint that is not quantized"
+            )
+    stored = {known.tensor_name(each.name): each for each in held}
     with torch.device("meta"):
         model = DiffusionTransformer(config)
     _check_tensors(folder, model, stored)
@@ -214,11 +227,12 @@ def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
     raw = {**_generation_tokens(folder), **read_json(file)}
     known = find_format(raw, file)
     config = known.config(raw)
-    if not 0 <= config.mask_token_id < config.vocab_size:
-        raise CheckpointError(
-            f"{file} has mask_token_id={config.mask_token_id}, outside the vocabulary "
-            f"(0 to {config.vocab_size - 1})"
-        )
+    for field in ("mask_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(config, field)
+        if token is not None and not 0 <= token < config.vocab_size:
+            raise CheckpointError(
+                f"{file} has {field}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
+            )
     return known, config
 
 
@@ -246,6 +260,17 @@ def _check_tensors(folder: Path, model: DiffusionTransformer, stored: dict[str, 
             raise CheckpointError(
                 f"{found.file}: tensor {found.name} has shape {found.shape}, config.json says {shape}"
             )
+
+
+def _check_one_dtype(stored: dict[str, Stored]) -> None:
+    """Norms may be wider or narrower; matrices are multiplied with each other's products."""
+    found = {each.dtype: each for name, each in stored.items() if not name.endswith("norm.weight")}
+    if len(found) > 1:
+        (dtype, one), (other_dtype, other) = list(found.items())[:2]
+        raise CheckpointError(
+            f"{one.file} stores {one.name} as {dtype}, {other.file.name} stores {other.name} as "
+            f"{other_dtype}: say which dtype to load all in, or save it once in one dtype"
+        )
 
 
 def _untie(folder: Path, stored: dict[str, Stored]) -> None:
@@ -301,14 +326,19 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
     tensors = model.state_dict()
     if config.tie_word_embeddings:  # where the source has both, its file needs two
         tensors["lm_head.weight"] = tensors["embedding.weight"].clone()
-    names = [each.name for each in weights.locate(source)]
+    before = weights.locate(source)
+    names = [each.name for each in before if not is_computed(each.name)]
     weights.write_like(source, {name: tensors[known.tensor_name(name)] for name in names}, folder)
 
-    raw: dict[str, Any] = read_json(source / "config.json")
-    for field in ("torch_dtype", "dtype"):
-        if raw.get(field):
-            raw[field] = str(model.dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+    shutil.copyfile(source / "config.json", folder / "config.json")
+    if [each.dtype for each in before] != [each.dtype for each in weights.locate(folder)]:
+        raw: dict[str, Any] = read_json(source / "config.json")
+        for field in ("torch_dtype", "dtype"):
+            if raw.get(field):
+                raw[field] = str(model.dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
     for file in sorted({file for pattern in COMPANIONS for file in source.glob(pattern)}):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
+        name = file.relative_to(source)
+        if file.is_file() and not any(name.match(pattern) for pattern in NO_COMPANIONS):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)

@@ -4,6 +4,7 @@ of files.
 All that is particular to a family stops here; the rest of the project sees one model.
 """
 
+import math
 from collections.abc import Callable
 from types import NoneType
 from typing import Any, NamedTuple
@@ -15,10 +16,21 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message names the file, the field or the tensor."""
 
 
+class Kind(NamedTuple):
+    """What a field may hold. NoneType: it may be absent."""
+
+    types: tuple[type, ...]
+    limit: str = ""
+    fits: Callable[[Any], bool] = lambda value: True
+
+
 class Format(NamedTuple):
     """One ecosystem's way to write a checkpoint: its config fields and its tensor names."""
 
-    fields: dict[str, tuple[type, ...]]  # what the fields read may hold; NoneType: may be absent
+    fields: dict[str, Kind]  # that are read
+    heads: tuple[
+        str, str, str
+    ]  # the fields of the hidden size and of the counts of heads and key/value heads
     fixed: dict[str, Any]  # fields of which another value means another architecture
     config: Callable[[dict[str, Any]], DiffusionConfig]
     tensor_name: Callable[[str], str]  # its name of a tensor -> ours
@@ -33,32 +45,64 @@ def find_format(raw: dict[str, Any], file: object) -> Format:
     known = FORMATS.get(str(raw.get("model_type")))
     if known is None:
         raise CheckpointError(f"{file} has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}")
-    for field, types in known.fields.items():
-        if type(raw.get(field)) not in types:  # not isinstance: a bool is no int here
-            expected = " or ".join(each.__name__ for each in types)
-            raise CheckpointError(f"{file} has {field}={raw.get(field)!r}, expected {expected}")
+    for field, kind in known.fields.items():
+        value = raw.get(field)
+        if type(value) not in kind.types:  # not isinstance: a bool is no int here
+            expected = " or ".join(each.__name__ for each in kind.types)
+            raise CheckpointError(f"{file} has {field}={value!r}, expected {expected}")
+        if value is not None and not kind.fits(value):
+            raise CheckpointError(f"{file} has {field}={value!r}, expected one {kind.limit}")
     for field, value in known.fixed.items():
         found = raw.get(field, value)
         if found != value and (found or value):  # null is as good as false
             raise CheckpointError(
                 f"{file} has {field}={found!r}; only {value!r} is known for {raw['model_type']}"
             )
+    _check_heads(raw, known.heads, file)
     return known
 
 
-_INTEGER, _OPTIONAL_INTEGER = (int,), (int, NoneType)
-_NUMBER, _OPTIONAL_SWITCH = (int, float), (bool, NoneType)
+def _check_heads(raw: dict[str, Any], fields: tuple[str, str, str], file: object) -> None:
+    """Heads share the hidden size evenly, groups of them share keys, and rotation needs pairs."""
+    size, heads, groups = (raw.get(field) for field in fields)
+    assert isinstance(size, int)  # as was found above
+    assert isinstance(heads, int)
+    if size % (2 * heads):
+        raise CheckpointError(
+            f"{file} has {fields[0]}={size} and {fields[1]}={heads}, expected a multiple of twice the heads"
+        )
+    if groups and heads % groups:
+        raise CheckpointError(
+            f"{file} has {fields[1]}={heads} and {fields[2]}={groups}, expected a divisor of the heads"
+        )
+    if raw.get("head_dim") not in (None, size // heads):
+        raise CheckpointError(
+            f"{file} has head_dim={raw['head_dim']!r}; only {fields[0]} / {fields[1]} = {size // heads}"
+        )
 
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor only repeats what config.json says, as rotary frequencies that old code stored do."""
+    return name.endswith(".inv_freq")
+
+
+_INTEGER, _OPTIONAL_INTEGER = Kind((int,)), Kind((int, NoneType))
+_COUNT = Kind((int,), "of at least 1", lambda value: value > 0)
+_OPTIONAL_COUNT = _COUNT._replace(types=(int, NoneType))
+_POSITIVE = Kind((int, float), "above 0 and finite", lambda value: 0 < value < math.inf)
+_OPTIONAL_SWITCH = Kind((bool, NoneType))
+
+_HEADS = ("hidden_size", "num_attention_heads", "num_key_value_heads")
 _NATIVE_FIELDS = {
-    "vocab_size": _INTEGER,
-    "hidden_size": _INTEGER,
-    "intermediate_size": _INTEGER,
-    "num_hidden_layers": _INTEGER,
-    "num_attention_heads": _INTEGER,
-    "num_key_value_heads": _OPTIONAL_INTEGER,
-    "max_position_embeddings": _INTEGER,
-    "rope_theta": _NUMBER,
-    "rms_norm_eps": _NUMBER,
+    "vocab_size": _COUNT,
+    "hidden_size": _COUNT,
+    "intermediate_size": _COUNT,
+    "num_hidden_layers": _COUNT,
+    "num_attention_heads": _COUNT,
+    "num_key_value_heads": _OPTIONAL_COUNT,
+    "max_position_embeddings": _COUNT,
+    "rope_theta": _POSITIVE,
+    "rms_norm_eps": _POSITIVE,
     "qkv_bias": _OPTIONAL_SWITCH,
     "tie_word_embeddings": _OPTIONAL_SWITCH,
     "predicts_next": _OPTIONAL_SWITCH,
@@ -73,27 +117,32 @@ def _native_config(raw: dict[str, Any]) -> DiffusionConfig:
 
 
 _LLADA_FIELDS = {
-    "vocab_size": _INTEGER,
-    "embedding_size": _OPTIONAL_INTEGER,
-    "d_model": _INTEGER,
-    "mlp_hidden_size": _INTEGER,
-    "n_layers": _INTEGER,
-    "n_heads": _INTEGER,
-    "n_kv_heads": _OPTIONAL_INTEGER,
-    "max_sequence_length": _INTEGER,
-    "rope_theta": _NUMBER,
-    "rms_norm_eps": _NUMBER,
+    "vocab_size": _COUNT,
+    "embedding_size": _OPTIONAL_COUNT,
+    "d_model": _COUNT,
+    "mlp_hidden_size": _COUNT,
+    "n_layers": _COUNT,
+    "n_heads": _COUNT,
+    "n_kv_heads": _OPTIONAL_COUNT,
+    "max_sequence_length": _COUNT,
+    "rope_theta": _POSITIVE,
+    "rms_norm_eps": _POSITIVE,
     "include_qkv_bias": _OPTIONAL_SWITCH,
     "weight_tying": _OPTIONAL_SWITCH,
     "mask_token_id": _INTEGER,
     "eos_token_id": _INTEGER,
     "pad_token_id": _INTEGER,
 }
+_LLADA_HEADS = ("d_model", "n_heads", "n_kv_heads")
 _LLADA_FIXED = {
     "block_type": "llama",
     "activation_type": "silu",
     "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
     "rope": True,
+    "rope_full_precision": True,
+    "rope_scaling": None,
     "alibi": False,
     "include_bias": False,
     "attention_layer_norm": False,
@@ -147,15 +196,15 @@ def _llada_tensor(name: str) -> str:
 
 
 _DREAM_FIELDS = {
-    "vocab_size": _INTEGER,
-    "hidden_size": _INTEGER,
-    "intermediate_size": _INTEGER,
-    "num_hidden_layers": _INTEGER,
-    "num_attention_heads": _INTEGER,
-    "num_key_value_heads": _OPTIONAL_INTEGER,
-    "max_position_embeddings": _INTEGER,
-    "rope_theta": _NUMBER,
-    "rms_norm_eps": _NUMBER,
+    "vocab_size": _COUNT,
+    "hidden_size": _COUNT,
+    "intermediate_size": _COUNT,
+    "num_hidden_layers": _COUNT,
+    "num_attention_heads": _COUNT,
+    "num_key_value_heads": _OPTIONAL_COUNT,
+    "max_position_embeddings": _COUNT,
+    "rope_theta": _POSITIVE,
+    "rms_norm_eps": _POSITIVE,
     "tie_word_embeddings": _OPTIONAL_SWITCH,
     "mask_token_id": _INTEGER,
     "eos_token_id": _OPTIONAL_INTEGER,
@@ -165,6 +214,7 @@ _DREAM_FIELDS = {
 _DREAM_FIXED = {
     "architectures": ["DreamModel"],  # others of this model_type are causal in blocks, or do not shift
     "hidden_act": "silu",
+    "attention_bias": True,  # of queries, keys and values; most do not say it
     "rope_scaling": None,
     "use_mrope": False,
     "use_sliding_window": False,
@@ -212,7 +262,7 @@ def _dream_tensor(name: str) -> str:
 
 NATIVE = "dparallel"
 FORMATS = {
-    NATIVE: Format(_NATIVE_FIELDS, {}, _native_config, lambda name: name),
-    "llada": Format(_LLADA_FIELDS, _LLADA_FIXED, _llada_config, _llada_tensor),
-    "Dream": Format(_DREAM_FIELDS, _DREAM_FIXED, _dream_config, _dream_tensor),
+    NATIVE: Format(_NATIVE_FIELDS, _HEADS, {}, _native_config, lambda name: name),
+    "llada": Format(_LLADA_FIELDS, _LLADA_HEADS, _LLADA_FIXED, _llada_config, _llada_tensor),
+    "Dream": Format(_DREAM_FIELDS, _HEADS, _DREAM_FIXED, _dream_config, _dream_tensor),
 }

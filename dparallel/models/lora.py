@@ -2,13 +2,15 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from dparallel.config import LoraSettings
 from dparallel.models.backbone import DiffusionTransformer
@@ -99,8 +101,8 @@ def _check_tensor(name: str, shape: tuple[int, ...], modules: dict[str, nn.Modul
         )
 
 
-def merge(student: PeftModel) -> DiffusionTransformer:
-    """Fold the adapter into its base's weights (in place) and return the plain model.
+def detach(student: PeftModel) -> tuple[DiffusionTransformer, dict[nn.Parameter, Linear]]:
+    """Take the adapter off (in place): the plain model, and what is to be added to which of its matrices.
 
     Raises:
         AdapterError: the adapter holds numbers that are not finite.
@@ -108,4 +110,31 @@ def merge(student: PeftModel) -> DiffusionTransformer:
     for name, weight in student.named_parameters():
         if "lora_" in name and not weight.isfinite().all():
             raise AdapterError(f"{name} is not finite: its training diverged")
-    return student.merge_and_unload()
+    adapters = [module for module in student.modules() if isinstance(module, Linear)]
+    return student.unload(), {each.get_base_layer().weight: each for each in adapters}  # type: ignore[misc]
+
+
+def merged_weight(weight: Tensor, adapter: Linear) -> Tensor:
+    """A matrix and its adapter as one matrix, in float32."""
+    [name] = adapter.active_adapters
+    return weight.float().add(adapter.get_delta_weight(name))
+
+
+def merge(student: PeftModel) -> DiffusionTransformer:
+    """Fold the adapter into its base's weights (in place) and return the plain model.
+
+    Each sum is taken in float32 and rounded to the matrix's own dtype, one matrix after the other.
+
+    Raises:
+        AdapterError: the adapter holds numbers that are not finite.
+    """
+    model, adapters = detach(student)
+    fold(adapters)
+    return model
+
+
+@torch.no_grad()
+def fold(adapters: Mapping[nn.Parameter, Linear]) -> None:
+    """Write each merged matrix in the place of its base (in place), in the base's dtype."""
+    for weight, adapter in adapters.items():
+        weight.data = merged_weight(weight, adapter).to(weight.dtype)

@@ -1,6 +1,7 @@
 """The weight files of a checkpoint: where each tensor lies, read and written a tensor or a file at a time."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
@@ -15,14 +16,16 @@ from torch import Tensor
 from dparallel.models.formats import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 class Stored(NamedTuple):
-    """A tensor that was not read yet: its file, its name there, its shape."""
+    """A tensor that was not read yet: its file, its name there, its shape, its dtype (BF16, ...)."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -40,14 +43,14 @@ def locate(folder: Path) -> list[Stored]:
     """All tensors of the checkpoint, file by file, from the files' headers alone.
 
     Raises:
-        CheckpointError: a file is missing, damaged or cut short, or lacks a tensor that the index
-            says it holds.
+        CheckpointError: a file is missing, damaged or cut short, or does not hold the tensors that the
+            index says it holds.
     """
     weight_map = _weight_map(folder)
-    files = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    files = _files(weight_map)
     for file in files:
         if not (folder / file).is_file():
-            raise CheckpointError(f"{folder / file} is missing: the checkpoint is incomplete")
+            raise CheckpointError(_missing(folder, file))
     stored = []
     for file in files:
         with _open(folder / file) as shard:
@@ -55,9 +58,20 @@ def locate(folder: Path) -> list[Stored]:
             names = held if weight_map is None else [name for name in weight_map if weight_map[name] == file]
             if lost := sorted(set(names).difference(held)):
                 raise CheckpointError(f"{folder / INDEX} says {lost[0]} is in {file}, which does not hold it")
+            if unnamed := sorted(set(held).difference(names)):
+                raise CheckpointError(
+                    f"{folder / file} holds {unnamed[0]}, which {INDEX} does not place there: "
+                    "correct the index, or the file is another checkpoint's"
+                )
             for name in names:
-                stored.append(Stored(folder / file, name, tuple(shard.get_slice(name).get_shape())))
+                header = shard.get_slice(name)
+                stored.append(Stored(folder / file, name, tuple(header.get_shape()), header.get_dtype()))
     return stored
+
+
+def are_here(folder: Path) -> bool:
+    """Whether the folder holds all files of weights, as far as their names tell."""
+    return all((folder / file).is_file() for file in _files(_weight_map(folder)))
 
 
 def read(
@@ -74,16 +88,41 @@ def read(
 
 
 def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `tensors` into files that have the names and hold the tensors of the files in `source`."""
+    """Write `tensors` into files that have the names and hold the tensors of the files in `source`.
+
+    What `source` holds and `tensors` does not is copied.
+    """
     total_size = 0
-    for file, stored in groupby(locate(source), key=lambda each: each.file.name):
-        shard = {each.name: tensors[each.name].cpu().contiguous() for each in stored}
+    for file, group in groupby(locate(source), key=lambda each: each.file):
+        stored = {each.name: each for each in group}
+        copied = read({name: each for name, each in stored.items() if name not in tensors}, "cpu", None)
+        given = {name: tensors[name].cpu().contiguous() for name in stored if name in tensors}
+        shard = given | copied
         total_size += sum(tensor.nbytes for tensor in shard.values())
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if (source / INDEX).is_file():
-        index = read_json(source / INDEX)
-        index["metadata"] = {**index.get("metadata", {}), "total_size": total_size}
+        save_file(shard, folder / file.name, metadata={"format": "pt"})
+    if not (source / INDEX).is_file():
+        return
+    index = read_json(source / INDEX)
+    metadata = index.get("metadata") or {}
+    if metadata.get("total_size", total_size) == total_size:
+        shutil.copyfile(source / INDEX, folder / INDEX)
+    else:
+        index["metadata"] = {**metadata, "total_size": total_size}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _files(weight_map: dict[str, str] | None) -> list[str]:
+    return [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+
+
+def _missing(folder: Path, file: str) -> str:
+    pickled = sorted(each.name for pattern in PICKLED for each in folder.glob(pattern))
+    if file == SINGLE and pickled:
+        return (
+            f"{folder} has its weights in {pickled[0]}, which may run code and is not read: make safetensors "
+            "of it with AutoModel.from_pretrained(FOLDER, trust_remote_code=True).save_pretrained(FOLDER)"
+        )
+    return f"{folder / file} is missing: the checkpoint is incomplete, fetch the file again"
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
@@ -94,6 +133,11 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map, which says what file holds which tensor")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(
+                f"{index} says {name} is in {file!r}, expected the name of a file beside it"
+            )
     return weight_map
 
 

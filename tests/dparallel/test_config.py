@@ -8,7 +8,6 @@ from dparallel.config import (
     LoraSettings,
     OptimizerConfig,
     ProblemsConfig,
-    RecipeConfig,
     SourceConfig,
     Sweep,
     TrainingConfig,
@@ -93,13 +92,6 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (RecipeConfig, {"masking": "random"}, "give block_length for region='block'"),
-        (RecipeConfig, {"masking": "random", "region": "response", "block_length": 8}, "and only there"),
-        (
-            RecipeConfig,
-            {"masking": "trajectory", "block_length": 8, "complement": True},
-            "set complement: false",
-        ),
         (TrainingConfig, {"optimizer": {"learning_rate": 1e-3}}, "give exactly one"),
         (
             TrainingConfig,

@@ -49,6 +49,19 @@ def test_other_settings_or_inputs_are_refused_by_name(tmp_path, model_folder):
     assert verify(tmp_path / "out").stage == "merging"
 
 
+def test_a_models_fingerprint_holds_all_that_it_is_spoken_to_with(model_folder):
+    """Merges decide how a text becomes tokens, templates how a turn becomes a text."""
+    (model_folder / "additional_chat_templates").mkdir()
+    known = {fingerprint(model_folder)}
+    for name in ("merges.txt", "vocab.tiktoken", "additional_chat_templates/tools.jinja", "config.json"):
+        for content in ("a", "b"):
+            (model_folder / name).write_text(content)
+            assert fingerprint(model_folder) not in known
+            known.add(fingerprint(model_folder))
+    (model_folder / "README.md").write_text("says nothing")
+    assert fingerprint(model_folder) in known
+
+
 def test_foreign_folders_are_left_alone(tmp_path, model_folder):
     with pytest.raises(StageError, match="not empty and not a stage's folder"):
         Stage("merging", MergingConfig(), {}, model_folder)

@@ -1,14 +1,19 @@
 """The published experiments, checked whole with a small teacher from a hub's cache and local data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from dparallel.config import ConfigError
 from dparallel.evaluation.text import ChatTemplateError
-from dparallel.models.checkpoints import save_model
+from dparallel.models.checkpoints import CheckpointError, save_model
+from dparallel.plan import RESERVED
 from dparallel.tiny.tokenizer import build_tokenizer
+from flows import distill, training
 from tasks.checks import checked_experiment
 from tests.conftest import random_model
 
@@ -71,3 +76,39 @@ def test_a_teacher_without_a_chat_template_is_refused(data: Path, tmp_path: Path
     settings = [*overrides(data, tmp_path), f"teacher={folder}"]
     with pytest.raises(ChatTemplateError, match="has no chat template"):
         checked_experiment(str(CONFIGS / "llada_8b.yaml"), settings)
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU with room for the driver and 16 MiB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    device = SimpleNamespace(total_memory=RESERVED + 2**24)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: device)
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_gpu_too_small_for_training_is_named_before_anything_is_recorded(tmp_path: Path) -> None:
+    """Unless training runs elsewhere; the tiny teacher itself fits."""
+    settings = [f"runs={tmp_path}", f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}"]
+    with pytest.raises(ConfigError, match="training needs .* on each GPU"):
+        distill.plan(str(CONFIGS / "tiny.yaml"), settings)
+    with pytest.raises(ConfigError, match="training needs .* on each GPU"):
+        training.plan(str(CONFIGS / "tiny.yaml"), settings)
+    distill.plan(str(CONFIGS / "tiny.yaml"), settings, on_pools=("training",))
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_gpu_too_small_to_decode_is_named(tmp_path: Path) -> None:
+    shape = {"vocab_size": 50, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
+    save_model(random_model(**shape), tmp_path / "teacher", tokenizer=build_tokenizer())
+    settings = [f"runs={tmp_path}", f"teacher={tmp_path / 'teacher'}"]
+    with pytest.raises(ConfigError, match="recording trajectories and the benchmark need .* one row"):
+        distill.plan(str(CONFIGS / "tiny.yaml"), settings, on_pools=("training",))
+    distill.plan(str(CONFIGS / "tiny.yaml"), settings, on_pools=("training", "trajectories", "benchmark"))
+
+
+def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
+    settings = [f"runs={tmp_path}", f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}"]
+    with pytest.raises(CheckpointError, match="in our own format"):
+        checked_experiment(str(CONFIGS / "tiny.yaml"), [*settings, "merging.format=original"])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 
 from dparallel import load_model, load_tokenizer, save_model
 from dparallel.models import weights
@@ -135,6 +137,9 @@ def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monke
     refused(r"index\.json says model\.extra\.weight is in model-00003-of-00003\.safetensors, which does not")
     edit_json(folder / INDEX, weight_map={"a": "model-00004-of-00003.safetensors"})
     refused(r"model-00004-of-00003\.safetensors is missing: the checkpoint is incomplete")
+    for file in (3, None, "../x.safetensors"):
+        edit_json(folder / INDEX, weight_map={"a": file})
+        refused(r"index\.json says a is in .*, expected the name of a file beside it")
     edit_json(folder / INDEX, weight_map={})
     refused(r"index\.json has no weight_map")
     (folder / INDEX).write_text("{")
@@ -145,6 +150,9 @@ def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monke
     name = "model.transformer.blocks.0.attn_norm.weight"
     save_file({**whole, name: whole[name][:-1].contiguous()}, folder / first)
     refused(rf"tensor {name} has shape \(63,\), config\.json says \(64,\)")
+    save_file(whole, folder / first)
+    save_file({**whole, "model.transformer.extra.weight": torch.ones(8)}, folder / first)
+    refused(r"00001-of-00003\.safetensors holds model\.transformer\.extra\.weight, .*: correct the index")
     save_file(whole, folder / first)
     content = (folder / last).read_bytes()
     (folder / last).write_bytes(content[:-100])
@@ -196,6 +204,8 @@ def edited(tiny_checkpoint, tmp_path, **fields):
     [
         ({"model_type": "gpt2"}, "model_type='gpt2'; known: dparallel, llada, Dream"),
         ({"mask_token_id": 50}, r"mask_token_id=50, outside the vocabulary \(0 to 49\)"),
+        ({"eos_token_id": 50}, r"eos_token_id=50, outside the vocabulary \(0 to 49\)"),
+        ({"pad_token_id": -1}, r"pad_token_id=-1, outside the vocabulary \(0 to 49\)"),
         ({"mask_token_id": None}, r"config\.json has mask_token_id=None, expected int"),
         ({"vocab_size": "50"}, r"config\.json has vocab_size='50', expected int"),
         ({"rope_theta": "1e4"}, r"config\.json has rope_theta='1e4', expected int or float"),
@@ -317,6 +327,38 @@ def test_a_tokenizer_without_the_models_mask_token_is_refused(tiny_checkpoint, t
     edit_json(foreign / "config.json", mask_token_id=7)
     with pytest.raises(CheckpointError, match=r"has mask token 1, config\.json has mask_token_id=7"):
         load_tokenizer(foreign)
+
+
+def test_a_foreign_tokenizer_whose_word_is_at_the_masks_id_is_refused(tmp_path):
+    folder = publish(tmp_path / "llada", "llada")
+    words = Tokenizer(WordLevel({f"v{index}": index for index in range(300)}, unk_token="v0"))
+    words.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255, .* a special one"):
+        load_tokenizer(folder)
+    words.add_tokens([AddedToken("v255", special=False)])  # an added token is no special one either
+    words.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "mask_token": "v255"}))
+    assert load_tokenizer(folder).mask_token_id == 255
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": ["a"]}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_class=\['a'\], expected a name"):
+        load_tokenizer(folder)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    folder = publish(tmp_path / "llada", "llada")
+    for file in folder.glob("model*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(
+        CheckpointError, match=r"weights in pytorch_model\.bin, .* make safetensors of it with"
+    ):
+        load_model(folder)
 
 
 def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):

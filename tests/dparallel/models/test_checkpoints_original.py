@@ -64,6 +64,48 @@ def test_published_checkpoints_survive_whole(family: str, tmp_path: Path) -> Non
     assert_same_weights(twice, source)
 
 
+def test_what_stands_beside_the_weights_is_handed_on(tmp_path: Path) -> None:
+    source, copy = publish(tmp_path / "source", "dream"), tmp_path / "copy"
+    handed_on = ["LICENSE", "NOTICE.txt", "preprocessor_config.json", "any.json", "tokenizer.tiktoken"]
+    handed_on += ["chat_template.jinja", "additional_chat_templates/tools.jinja"]
+    left = [
+        "manifest.json",
+        "stage.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        ".gitattributes",
+    ]
+    (source / "additional_chat_templates").mkdir()
+    for name in (*handed_on, *left):
+        (source / name).write_text(f'{{"content": "{name}"}}')
+    model = load_model(source, "cpu")
+    names = save_model(model, copy, format="original")
+    assert set(handed_on) <= set(names)
+    assert not {*left, "README.md"}.intersection(names)
+    for name in handed_on:
+        assert (copy / name).read_bytes() == (source / name).read_bytes()
+    assert save_model(model, copy, format="original") == names  # into the same folder again
+    assert sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()) == names
+
+
+def test_stored_frequencies_are_not_read_but_handed_on(tmp_path: Path) -> None:
+    """Old code stored what follows from rope_theta."""
+    source, copy = publish(tmp_path / "source", "dream"), tmp_path / "copy"
+    plain = load_model(source, "cpu")
+    first = "model-00001-of-00003.safetensors"
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({**load_file(source / first), name: torch.full((8,), 0.3)}, source / first, {"format": "pt"})
+    edit_json(source / INDEX, weight_map={**read(source / INDEX)["weight_map"], name: first})
+    edit_json(source / INDEX, metadata={"total_size": read(source / INDEX)["metadata"]["total_size"] + 32})
+    model = load_model(source, "cpu")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids), plain(ids))
+    save_model(model, copy, format="original")
+    assert_same_weights(copy, source)
+    assert (copy / INDEX).read_bytes() == (source / INDEX).read_bytes()
+
+
 def test_changed_weights_and_dtypes_are_what_is_written(tmp_path: Path) -> None:
     source, out = publish(tmp_path / "source", "dream"), tmp_path / "out"
     model = load_model(source, "cpu", torch.float32)
@@ -110,7 +152,7 @@ def test_a_model_of_no_publisher_has_no_original_format(
         save_model(tiny_model, out, format="gguf")
     model = load_model(publish(tmp_path / "gone", "dream"), "cpu")
     shutil.rmtree(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match="gone is neither a folder here"):
+    with pytest.raises(CheckpointError, match="gone: no such folder"):
         save_model(model, out, format="original")
     assert not out.exists()
 

@@ -15,7 +15,7 @@ from dparallel.manifest import Stage, StageError, file_digest, verify
 from dparallel.models import merging
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import CheckpointError, load_model, load_tokenizer, save_model
-from dparallel.models.lora import AdapterError
+from dparallel.models.lora import AdapterError, load_adapter, merge
 from dparallel.models.merging import MergeError, check_canvases, masked_logits, max_difference, run_stage
 from dparallel.trajectories import store
 from tests.conftest import random_model
@@ -211,3 +211,48 @@ def test_a_gpu_too_small_for_the_check_is_left_alone(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(merging, "free_bytes", lambda device: free)
     assert merging.roomy_device(tiny_checkpoint).type == expected
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: `VmRSS` now, `VmHWM` at its peak since `clear_refs` was written."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux tells it")
+def test_the_check_in_float64_needs_no_wide_copy_of_the_model(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two times a bf16 model: the files as they are mapped, and what was merged. Float64 is four times."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    teacher = random_model(
+        hidden_size=512, intermediate_size=2048, num_hidden_layers=8, vocab_size=2000
+    ).bfloat16()
+    size = sum(weight.nbytes for weight in teacher.parameters())
+    assert size > 60e6
+    save_model(teacher, tmp_path / "teacher", tokenizer=load_tokenizer(inputs["teacher"]))
+    training = write_training(tmp_path / "training", tmp_path / "teacher", teacher)
+    del teacher
+    own = {**inputs, "teacher": str(tmp_path / "teacher"), "training": str(training)}
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    manifest = run_stage(MergingConfig(check_prompts=2), own, tmp_path / "out")
+    assert (resident("VmHWM") - before) / size < 3
+    assert manifest.details["dtype"] == "bfloat16"
+    assert merging.merging_bytes(tmp_path / "teacher") < 2 * size
+
+
+def test_an_adapter_on_a_narrow_model_keeps_its_own_precision(inputs: dict[str, str], tmp_path: Path) -> None:
+    """Merged in bf16's place, the sum is of the adapter as it was saved, and is rounded once."""
+    teacher = random_model().bfloat16()
+    training = write_training(tmp_path / "training", Path(inputs["teacher"]), random_model())
+    trained = load_file(training / "adapter" / "adapter_model.safetensors")
+    student = load_adapter(teacher, training / "adapter")
+    loaded = {name.replace(".default", ""): weight for name, weight in student.named_parameters()}
+    assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
+    name = "layers.0.attention.q_proj"
+    a, b = (trained[f"base_model.model.{name}.lora_{each}.weight"] for each in "AB")
+    before = random_model().bfloat16().get_submodule(name).weight.float()
+    scaling = student.get_submodule(f"base_model.model.{name}").scaling["default"]
+    expected = (before + scaling * (b @ a)).bfloat16()
+    assert torch.equal(merge(student).get_submodule(name).weight, expected)

@@ -1,0 +1,93 @@
+"""Where a checkpoint lies: in a folder here, or on the hub, whose files are kept in a cache here."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from dparallel.models.formats import CheckpointError
+
+WEIGHTS = "*.safetensors"
+# All else that is used or handed on: config, index, tokenizer, model code, licence. A `*` spans folders.
+SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
+
+
+def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
+    """The folder itself, or that of a model on the hub, downloaded unless it is already here.
+
+    Args:
+        path: a folder, or a name on the hub: `owner/name`, or `owner/name@revision` for another branch,
+            tag or commit than the main one.
+        with_weights: False where config and tokenizer are enough: no weights are downloaded.
+
+    Raises:
+        CheckpointError: neither of both, or the download failed or has no room on the disk.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists():
+        raise CheckpointError(f"{path} is a file: give the folder that holds the model")
+    if _looks_local(str(path)):
+        raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
+    name, _, revision = str(path).partition("@")
+    wanted = [*SMALL, WEIGHTS] if with_weights else [*SMALL]
+    try:
+        if with_weights:
+            _check_room(name, revision or None, wanted)
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except IncompleteSnapshotError as error:
+        raise CheckpointError(f"{path} is here only in part: {_first_line(error)}") from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{path} is gated: accept its terms on the hub, and log in with `hf auth login` "
+            f"({_first_line(error)})"
+        ) from error
+    except (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub ({_first_line(error)})"
+        ) from error
+    except (OSError, HTTPError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room there or set HF_HOME to a larger disk" if full else "try again"
+        raise CheckpointError(
+            f"{path} could not be downloaded to {constants.HF_HUB_CACHE} ({_first_line(error)}): {remedy}"
+        ) from error
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path
+
+
+def _check_room(name: str, revision: str | None, wanted: list[str]) -> None:
+    try:
+        files = snapshot_download(name, revision=revision, allow_patterns=wanted, dry_run=True)
+    except DryRunError:
+        return  # not reached, so that nothing will be downloaded
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+    if needed > free:
+        raise CheckpointError(
+            f"{name} needs {needed / 1e9:.3g} GB more on the disk of {cache}, which has {free / 1e9:.3g} GB "
+            "free: make room there or set HF_HOME to a larger disk"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,30 @@
+"""How large a checkpoint is, from its files' names and headers alone."""
+
+from pathlib import Path
+
+import torch
+
+from dparallel.models import weights
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import read_config
+from dparallel.models.hub import checkpoint_folder
+
+
+def stored_bytes(path: str | Path) -> int:
+    """Of the weights as they are stored, in whatever dtypes.
+
+    Of a model on the hub whose weights are not here: as its index says, else as its config's dtype (bf16
+    where that says nothing) has it.
+    """
+    folder = checkpoint_folder(path, with_weights=False)
+    if weights.are_here(folder):
+        return sum(file.stat().st_size for file in {each.file for each in weights.locate(folder)})
+    index = folder / weights.INDEX
+    stated = weights.read_json(index).get("metadata") if index.is_file() else None
+    if isinstance(stated, dict) and isinstance(stated.get("total_size"), int):
+        return stated["total_size"]
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = DiffusionTransformer(config)
+    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    return dtype.itemsize * sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,199 @@
+"""Models on the hub: what is downloaded when, from a server here or out of a cache that is here already."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from huggingface_hub import constants
+
+from dparallel import load_model, load_tokenizer
+from dparallel.models import hub
+from dparallel.models.checkpoints import CheckpointError, choose_format, read_config
+from tests.dparallel.models.published import publish
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUGE = 10**18
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+
+
+class Hub(ThreadingHTTPServer):
+    """Enough of the hub to serve `folder` as `some/model`, and as `some/giant` with shards of HUGE bytes."""
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), Requests)
+        self.folder = folder
+        self.fetched: list[str] = []
+
+
+class Requests(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self._answer(self._described(parts))
+        name, file = "/".join(parts[:2]), self.server.folder / "/".join(parts[4:])
+        if not file.is_file():
+            return self._answer(b"", 404, {"X-Error-Code": "EntryNotFound"})
+        if self.command == "GET":
+            self.server.fetched.append(file.name)
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{name}-{file.name}"'.replace("/", "-")}
+        headers["X-Linked-Size"] = str(self._size(name, file))
+        return self._answer(file.read_bytes(), 200, headers)
+
+    do_GET = do_HEAD  # the base class's names
+
+    def _described(self, parts: list[str]) -> bytes:
+        name, kind = "/".join(parts[2:4]), parts[4]
+        if kind == "tree":
+            files = [each for each in self.server.folder.iterdir() if each.is_file()]
+            tree = [
+                {"type": "file", "path": each.name, "size": self._size(name, each), "oid": each.name}
+                for each in files
+            ]
+            return json.dumps(tree).encode()
+        return json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode()
+
+    def _size(self, name: str, file: Path) -> int:
+        giant = name == "some/giant" and file.suffix == ".safetensors"
+        return HUGE if giant else file.stat().st_size
+
+    def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(publish(tmp_path / "source", "llada")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_weights_are_downloaded_for_a_model_alone(server: Hub, tmp_path: Path) -> None:
+    """In a process of its own, whose hub is the server."""
+    script = """
+import json, sys
+from dparallel import load_model, load_tokenizer
+from dparallel.models.checkpoints import CheckpointError, choose_format, read_config
+def shards():
+    from pathlib import Path
+    return len([each for each in Path(sys.argv[1]).glob("hub/*/snapshots/*/*.safetensors")])
+said = {"vocabulary": read_config("some/model").vocab_size, "format": choose_format("auto", "some/model")}
+said["mask"] = load_tokenizer("some/model").convert_ids_to_tokens(255)
+said["before"] = shards()
+try:
+    load_model("some/giant", "cpu")
+except CheckpointError as error:
+    said["giant"] = str(error)
+said["between"] = shards()
+said["pinned"] = read_config("some/model@COMMIT").vocab_size
+load_model("some/model", "cpu")
+said["after"] = shards()
+print(json.dumps(said))
+""".replace("COMMIT", COMMIT)
+    home = tmp_path / "home"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(home)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["vocabulary"], said["pinned"], said["format"]) == (256, 256, "original")
+    assert said["mask"] == "<|mask|>"
+    assert (said["before"], said["between"], said["after"]) == (0, 0, 3)
+    assert "some/giant needs 3e+09 GB more on the disk of" in said["giant"]
+    assert "GB free: make room there or set HF_HOME to a larger disk" in said["giant"]
+    assert sorted(name for name in server.fetched if name.endswith(".safetensors")) == SHARDS
+    assert server.fetched.count("config.json") == 1
+    assert "README.md" not in server.fetched
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `some/model` in the hub's cache; nothing outside this machine is asked."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert constants.HF_HUB_OFFLINE
+    repository = tmp_path / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / "other").write_text(COMMIT)
+    return publish(repository / "snapshots" / COMMIT, "llada")
+
+
+def test_a_cache_without_weights_is_enough_but_for_the_model(cached: Path) -> None:
+    for shard in SHARDS:
+        (cached / shard).unlink()
+    assert read_config("some/model").mask_token_id == 255
+    assert len(load_tokenizer("some/model")) == 256
+    assert choose_format("auto", "some/model@other") == "original"
+    with pytest.raises(CheckpointError, match="model-00001-of-00003.safetensors is missing"):
+        load_model("some/model")
+    with pytest.raises(CheckpointError, match="model-00001-of-00003.safetensors is missing"):
+        read_config(cached)  # as a folder it is to be whole
+
+
+def test_weights_in_the_cache_are_loaded_and_checked(cached: Path) -> None:
+    assert load_model("some/model", "cpu").config.name_or_path == str(cached)
+    (cached / SHARDS[1]).write_bytes(b"cut")
+    for read in (load_model, read_config):
+        with pytest.raises(CheckpointError, match="model-00002-of-00003.safetensors is damaged or cut short"):
+            read("some/model")
+
+
+def test_a_full_disk_is_no_missing_model(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hub, "snapshot_download", full)  # a disk that fills up meanwhile cannot be had here
+    message = (
+        r"some/model could not be downloaded to .*hub \(.*No space left.*\): make room there or set HF_HOME"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        read_config("some/model")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere/model", "./model", "../model", "~/model", "runs/a/model", "model/"]
+)
+def test_a_folder_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
+    with pytest.raises(CheckpointError, match=r": no such folder \(looked in "):
+        read_config(path)
+
+
+@pytest.mark.parametrize("name", ["some/other", "some/model@nowhere", "a name"])
+def test_unknown_names_are_named(cached: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} is neither a folder here .* nor a model on the hub"):
+        read_config(name)
+
+
+def test_a_file_is_no_folder(cached: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is a file: give the folder that holds the model"
+    ):
+        read_config(cached / "config.json")
+
+
+def test_a_folder_comes_before_a_name(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(cached, tmp_path / "some" / "model")
+    assert load_model("some/model", "cpu").config.name_or_path == str(tmp_path / "some" / "model")
