@@ -157,7 +157,8 @@ def _forward(
     """Logits at the response positions `offsets` (b, n), (b, n, V)."""
     start, block_length = state.prompt_length[:, None], decoding.block_length
     if shape.window is None:
-        positions, read_at = None, start + offsets
+        # A row that only fills up the shape may name a position of a block that nobody has opened.
+        positions, read_at = None, (start + offsets).clamp(max=shape.length - 1)
         input_ids = state.tokens[:, : shape.length]
     else:
         window = _window(state, decoding)  # (b, K)

@@ -208,7 +208,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--gen-length", "ten"], r"--gen-length ten: .*valid integer"),
         (["--gen-length", "25"], r"gen_length=25 is not divisible by block_length=8.*24"),
         (["--rule", "best"], r"unknown rule='best'; known rules: .*entropy"),
-        (["--mode", "parallel"], r"--mode parallel: .*'sequential' or 'multi_block'"),
+        (["--mode", "parallel"], r"--mode parallel: .*'pipelined' or 'autoregressive'"),
         (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
         (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
         (["--device", "abacus"], r"--device abacus cannot be used .*try cpu"),
@@ -287,7 +287,7 @@ def test_bad_files_are_named(tiny_checkpoint, tmp_path, capsys):
 def test_bad_models_are_one_line(tmp_path, capsys):
     arguments = ["generate", "--prompt", "?", "--model"]
     assert "holds no config.json" in refused([*arguments, str(tmp_path)], capsys)
-    assert "neither a folder here" in refused([*arguments, str(tmp_path / "none")], capsys)
+    assert "none: no such folder" in refused([*arguments, str(tmp_path / "none")], capsys)
     damaged = random_model()
     with torch.no_grad():
         damaged.lm_head.weight[5] = torch.nan

@@ -126,6 +126,8 @@ def test_more_processes_than_gpus_here_are_no_error(
     """Training may run on another machine, and fits itself to that."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    large = SimpleNamespace(total_memory=2**36)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: large)
     assert flows.distill.plan(str(config_file), ["launch.processes=2"]).config.launch.processes == 2
 
 

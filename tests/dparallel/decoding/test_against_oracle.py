@@ -169,6 +169,16 @@ def test_what_follows_a_block_changes_nothing_before_it(prompts, model, threshol
         assert one.tokens[: short.gen_length] == other.tokens
 
 
+def test_a_row_behind_its_batch_mate_reads_within_the_canvas_in_use():
+    """A forward without a cache ends with the last block open in any row; who reads less fills up."""
+    shape = {"gen_length": 24, "block_length": 4, "rule": "margin", "threshold": 0.25, "cache": "none"}
+    decoding = DecodingConfig(**shape, mode="pipelined", block_add_threshold=0.5, stop_at_eos=False)
+    prompts = [[2] * 7, [2, 2, 2, 5], [3, 9], [7]]
+    for model in MODELS:
+        for prompt, generation in zip(prompts, generate(model, prompts, decoding), strict=True):
+            assert_equals_the_oracle(generation, model, prompt, decoding)
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "exact"])
 @pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
 def test_rows_that_stop_early_make_room_for_others(mode, cache):

@@ -239,7 +239,7 @@ def test_the_check_in_float64_needs_no_wide_copy_of_the_model(
     manifest = run_stage(MergingConfig(check_prompts=2), own, tmp_path / "out")
     assert (resident("VmHWM") - before) / size < 3
     assert manifest.details["dtype"] == "bfloat16"
-    assert merging.merging_bytes(tmp_path / "teacher") < 2 * size
+    assert merging.merging_bytes(tmp_path / "teacher") < 2.5 * size  # a layer is an eighth of it
 
 
 def test_an_adapter_on_a_narrow_model_keeps_its_own_precision(inputs: dict[str, str], tmp_path: Path) -> None:
