@@ -3,9 +3,9 @@
     python -m benchmarks.pipelined --shape llada-8b            random weights of LLaDA's size, on a GPU
     python -m benchmarks.pipelined --shape tiny-8l             a small shape, on a CPU
 
-Random weights are sure of nothing, so every row commits as many tokens at a forward as told
-(`--commit-share` of a block; the autoregressive row one): the table says what a forward costs and what
-follows from that, not how many tokens a trained model would commit. The autoregressive row reads the same
+Random weights are sure of nothing, so every row commits about as many tokens at a forward as told
+(`--commit-share` of a block; the autoregressive rows one): the table says what a forward costs and what
+follows from that, not how many tokens a trained model would commit. The autoregressive rows read the same
 weights as if they predicted the next token. Every round times every row once; numbers are medians.
 """
 
@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.decoding import DTYPES, Prompts, Row, Timing, chosen_device, positive, prepare, time_once
+from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, chosen_device, positive, prepare, time_once
 from benchmarks.hardware import Limits, describe, measure_limits
 from benchmarks.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
+from benchmarks.side_by_side import bare_loop
 from dparallel.config import DecodingConfig
 from dparallel.decoding import Generation, generate
 from dparallel.models.backbone import DiffusionTransformer
@@ -63,7 +64,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 
 
 def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: float) -> list[Row]:
-    """The same tokens per forward in all but the last."""
+    """About the same tokens per forward in all but the autoregressive ones."""
     sequential = workload.decoding
     several = several_blocks(sequential, vocabulary)
     pipelined = changed(several, mode="pipelined", cache="exact", block_add_threshold=add_threshold)
@@ -74,19 +75,21 @@ def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: fl
         Row("several blocks, dual cache", changed(several, cache="dual"), batch_size),
         Row("pipelined, no cache", changed(pipelined, cache="none"), batch_size),
         Row("pipelined, exact cache", pipelined, batch_size),
-        Row("autoregressive, exact cache", tokens, batch_size, run=next_tokens),
+        Row("pipelined, compiled", changed(pipelined, compile=True), batch_size),
+        Row("autoregressive, exact cache", tokens, batch_size, run=partial(next_tokens, generate)),
+        Row("autoregressive, bare loop", tokens, batch_size, run=partial(next_tokens, bare_loop)),
     ]
 
 
 def next_tokens(
-    model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
+    run: Run, model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
     """The same weights, taken to predict the next token."""
-    model.config.predicts_next = True
+    model.config.predicts_next, model.config.attention_pattern = True, "causal"
     try:
-        return generate(model, prompts, decoding, batch_size)
+        return run(model, prompts, decoding, batch_size)
     finally:
-        model.config.predicts_next = False
+        model.config.predicts_next, model.config.attention_pattern = False, "full"
 
 
 def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:

@@ -74,6 +74,8 @@ def main() -> None:
                 headlines(options.seeds, results),
                 f"{first['reference']['samples']} test problems, batch {first['batch_size']}, "
                 f"{first['hardware']}; AUP on the {first['aup'][0]['split']} problems",
+                f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
+                f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),
                 " · ".join(f"{name}: {value}" for name, value in machine.items()),
             ]

@@ -80,12 +80,13 @@ def speed_table(speeds: Sequence[Speed]) -> str:
     """Tokens per second side by side; ratios to the autoregressive bare loop, where there is one."""
     sizes = sorted({each.batch_size for each in speeds})
     base = next((BARE for each in speeds if each.method == BARE), None)
-    rows = [["model", "method", "NFE"]]
+    rows = [["model", "method", "solution %", "NFE"]]
     rows[0] += [f"tokens/s, batch {size}" for size in sizes]
     rows[0] += [f"times the {base}, batch {size}" for size in sizes if base]
     for model, method in dict.fromkeys((each.model, each.method) for each in speeds):
         own = {each.batch_size: each for each in speeds if (each.model, each.method) == (model, method)}
-        cells = [plain(model), plain(method), f"{own[sizes[0]].nfe:.1f}"]
+        one = own[sizes[0]]
+        cells = [plain(model), plain(method), f"{one.accuracy:.1%}".rstrip("%"), f"{one.nfe:.1f}"]
         cells += [f"{own[size].tokens_per_second:.0f}" for size in sizes]
         cells += [f"{own[size].ratio:.2f}" for size in sizes if base]
         rows.append(cells)

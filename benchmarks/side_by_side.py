@@ -27,11 +27,12 @@ BARE = "bare loop"
 
 @dataclass(frozen=True)
 class Contender:
-    """A model (the name of an input) and how it is decoded."""
+    """A model (the name of an input), how it is decoded, and its accuracy (0..1) in the benchmark."""
 
     model: str
     method: str
     decoding: DecodingConfig
+    accuracy: float
     run: Run = generate
 
 
@@ -50,34 +51,56 @@ class GrownCache:
         self.stored[layer] = key, value
         return key, value
 
+    def keep(self, rows: torch.Tensor) -> None:
+        self.stored = {layer: (key[rows], value[rows]) for layer, (key, value) in self.stored.items()}
 
-@torch.inference_mode()
+
 def bare_loop(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
-    """Greedy decoding of an autoregressive model, for prompts of one length; a batch ends as a whole."""
-    mask, eos = model.config.mask_token_id, model.config.eos_token_id
-    generations = []
-    for start in range(0, len(prompts), batch_size):
-        ids = torch.tensor(prompts[start : start + batch_size], device=model.device)  # (B, P)
-        cache, new, positions = GrownCache(), ids, torch.arange(ids.shape[1], device=model.device)
-        tokens: list[torch.Tensor] = []
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
-        while len(tokens) < decoding.gen_length and not ended.all():
-            cache.length += new.shape[1]
-            seen = torch.arange(cache.length, device=model.device).expand(len(ids), -1)
-            last = torch.full((len(ids), 1), new.shape[1], device=model.device)  # one beyond: the next token
-            logits = model(new, None, last, positions, cache, seen if new.shape[1] > 1 else None)
-            logits[..., mask] = -torch.inf
-            new = logits.argmax(-1)  # (B, 1)
-            positions = positions[-1:] + 1
-            tokens.append(new)
-            ended |= new[:, 0] == eos
-        for row in torch.cat(tokens, 1).tolist():
-            count = row.index(eos) + 1 if eos in row else len(row)
-            filled = row[:count] + [eos] * (decoding.gen_length - count)
-            generations.append(Generation(filled, [*range(count)], [], count, count))
-    return generations
+    """Greedy decoding of an autoregressive model, in batches of prompts of one length."""
+    generations: dict[int, Generation] = {}
+    for length in sorted(set(map(len, prompts))):
+        equal = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+        for start in range(0, len(equal), batch_size):
+            rows = equal[start : start + batch_size]
+            decoded = _decode_together(model, [prompts[row] for row in rows], decoding.gen_length)
+            generations |= dict(zip(rows, decoded, strict=True))
+    return [generations[row] for row in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: int) -> list[Generation]:
+    """A row that ends leaves the batch."""
+    mask, eos, device = model.config.mask_token_id, model.config.eos_token_id, model.device
+    new = torch.tensor(prompts, device=device)  # (B, P), later (B, 1)
+    cache, positions = GrownCache(), torch.arange(new.shape[1], device=device)
+    responses: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    for _ in range(gen_length):
+        cache.length += new.shape[1]
+        causal = (
+            torch.arange(cache.length, device=device).expand(len(new), -1) if len(positions) > 1 else None
+        )
+        beyond = torch.full((len(new), 1), new.shape[1], device=device)  # the next token is read
+        logits = model(new, None, beyond, positions, cache, causal)
+        logits[..., mask] = -torch.inf
+        new, positions = logits.argmax(-1), positions[-1:] + 1
+        for row, token in zip(going, new[:, 0].tolist(), strict=True):
+            responses[row].append(token)
+        left = [at for at, row in enumerate(going) if responses[row][-1] != eos]
+        if len(left) < len(going):
+            going, kept = [going[at] for at in left], torch.tensor(left, dtype=torch.long, device=device)
+            if not going:
+                break
+            new = new[kept]
+            cache.keep(kept)
+    return [
+        Generation(
+            each + [eos or 0] * (gen_length - len(each)), [*range(len(each))], [], len(each), len(each)
+        )
+        for each in responses
+    ]
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,7 @@ class Speed:
     tokens_per_second: float
     ratio: float
     nfe: float
+    accuracy: float
 
 
 @dataclass
@@ -121,7 +145,9 @@ def contenders(rows: Sequence[dict[str, Any]]) -> list[Contender]:
         and (row["operating_point"] or row["model"].startswith("baseline/") or row is _reference(rows))
     ]
     return [
-        Contender(row["model"], row["method"], DecodingConfig.model_validate(row["decoding"]))
+        Contender(
+            row["model"], row["method"], DecodingConfig.model_validate(row["decoding"]), row["accuracy"]
+        )
         for row in chosen
     ]
 
@@ -180,4 +206,5 @@ def _speed(race: Race, base: Race) -> Speed:
         tokens_per_second=statistics.median(race.rates),
         ratio=statistics.median(a / b for a, b in zip(race.rates, base.rates, strict=True)),
         nfe=race.nfe,
+        accuracy=race.contender.accuracy,
     )

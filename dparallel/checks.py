@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dparallel.config import ConfigError, DistillConfig
+from dparallel.decoding import check_prompts
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
@@ -57,6 +58,14 @@ def _check_recipes(settings: DistillConfig) -> None:
                 f"students.{name}.{misfit} does not divide "
                 f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
             )
+        for sweep in settings.benchmark.sweeps_of(name):
+            mode = settings.benchmark.sweeps[sweep].decoding.mode
+            if (mode == "pipelined") != (recipe.attention == "block_causal"):
+                raise ConfigError(
+                    f"students.{name}.attention={recipe.attention} with benchmark.sweeps.{sweep}.decoding."
+                    f"mode={mode}: a block_causal student is decoded with mode: pipelined, and no other is; "
+                    f"give {name} its own sweeps in benchmark.student_sweeps"
+                )
 
 
 def _check_teacher(settings: DistillConfig) -> Prompts:
@@ -67,12 +76,19 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     if settings.training.quantization is not None:
         check_blocks(teacher)
     choose_format(settings.merging.format, settings.teacher)
+    if teacher.config.attention_pattern != "full":
+        raise ConfigError(
+            f"{settings.teacher} has attention_pattern={teacher.config.attention_pattern!r}: a teacher "
+            "must have full attention; give the model that this one was made from"
+        )
     tokenizer = load_tokenizer(settings.teacher)
     benchmark = settings.benchmark
-    sweeps = [
-        benchmark.sweeps[name].decoding for name in {*benchmark.teacher_sweeps, *benchmark.all_student_sweeps}
-    ]
-    longest = max([benchmark.reference, *benchmark.fixed.values(), *sweeps], key=lambda each: each.gen_length)
+    sweeps = [benchmark.sweeps[name].decoding for name in benchmark.teacher_sweeps]
+    sweeps += [benchmark.sweeps[name].decoding for name in benchmark.all_student_sweeps]
+    decodings = [benchmark.reference, *benchmark.fixed.values(), *sweeps]
+    for decoding in decodings:
+        check_prompts(teacher, [], decoding)
+    longest = max(decodings, key=lambda each: each.gen_length)
     recording = settings.trajectories
     trajectories, test, validation = map(
         load_problems, (recording.problems, benchmark.test, benchmark.validation)

@@ -158,12 +158,13 @@ def _decoding_memory(
 
 
 def _decodings(config: DistillConfig, prompts: Prompts) -> Iterator[tuple[Sequence[int], DecodingConfig]]:
-    """Everything that the teacher or a student decodes at least once."""
+    """Everything that the teacher, a student or a baseline (taken to be as large) decodes at least once."""
     benchmark = config.benchmark
     yield prompts.trajectories, config.trajectories.decoding
     names = {*benchmark.teacher_sweeps, *benchmark.all_student_sweeps}
     sweeps = [benchmark.sweeps[name].decoding for name in sorted(names)]
-    for decoding in (benchmark.reference, *benchmark.fixed.values(), *sweeps):
+    baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
+    for decoding in (benchmark.reference, *benchmark.fixed.values(), *sweeps, *baselines):
         yield prompts.test, decoding
         yield prompts.validation, decoding
 

@@ -2,7 +2,7 @@ from prefect import flow
 
 from dparallel.experiment import StagePlan
 from flows.command import main
-from flows.dispatch import dispatch_all
+from flows.dispatch import deal
 from tasks.benchmark import make_pieces, run_benchmark
 from tasks.checks import checked_experiment
 
@@ -27,18 +27,8 @@ def benchmark(
     experiment = checked_experiment(config, overrides)
 
     def on_workers(missing: list[str]) -> list[str]:
-        count = min(experiment.config.launch.parts, len(missing))
-        return dispatch_all(
-            "measurements/part",
-            {
-                f"measurements, part {part + 1} of {count}": {
-                    "config": config,
-                    "overrides": overrides,
-                    "pieces": missing[part::count],
-                }
-                for part in range(count)
-            },
-        )
+        settings = {"config": config, "overrides": overrides}
+        return deal("measurements/part", experiment.config.launch.parts, "pieces", missing, settings)
 
     return run_benchmark(experiment.benchmark(), parent, on_workers if on_pool else None)
 

@@ -1,7 +1,7 @@
 """Flows as deployment runs on their work pools; what becomes of them is the caller's to know."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -38,6 +38,20 @@ def dispatch(
     """
     if failures := dispatch_all(deployment, {name: parameters}, poll_seconds):
         raise DispatchError(failures[0])
+
+
+def deal(deployment: str, parts: int, key: str, work: Sequence[Any], parameters: dict[str, Any]) -> list[str]:
+    """Share `work` among at most `parts` runs of `flow/deployment`, which get theirs as `key`.
+
+    Returns:
+        As `dispatch_all`.
+    """
+    flow, count = deployment.partition("/")[0], min(parts, len(work))
+    runs = {
+        f"{flow}, part {part + 1} of {count}": {**parameters, key: list(work[part::count])}
+        for part in range(count)
+    }
+    return dispatch_all(deployment, runs)
 
 
 def dispatch_all(

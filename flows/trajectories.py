@@ -2,7 +2,7 @@ from prefect import flow
 
 from dparallel.experiment import StagePlan
 from flows.command import main
-from flows.dispatch import dispatch_all
+from flows.dispatch import deal
 from tasks.checks import checked_experiment
 from tasks.trajectories import record_shards, record_trajectories
 
@@ -27,18 +27,8 @@ def trajectories(
     experiment = checked_experiment(config, overrides)
 
     def on_workers(missing: list[int]) -> list[str]:
-        count = min(experiment.config.launch.parts, len(missing))
-        return dispatch_all(
-            "shards/part",
-            {
-                f"shards, part {part + 1} of {count}": {
-                    "config": config,
-                    "overrides": overrides,
-                    "numbers": missing[part::count],
-                }
-                for part in range(count)
-            },
-        )
+        settings = {"config": config, "overrides": overrides}
+        return deal("shards/part", experiment.config.launch.parts, "numbers", missing, settings)
 
     return record_trajectories(experiment.trajectories(), parent, on_workers if on_pool else None)
 

@@ -19,6 +19,12 @@ from dparallel.models.backbone import DiffusionTransformer
 __all__ = ["RULES", "Generation", "Step", "check_prompts", "generate"]
 
 DEFAULT_BATCH_SIZE = 32
+# By attention pattern. Published block-causal checkpoints do not say that they are: `full` may be one.
+MODES = {
+    "full": ("sequential", "multi_block", "pipelined"),
+    "block_causal": ("pipelined",),
+    "causal": ("autoregressive",),
+}
 log = logging.getLogger(__name__)
 
 
@@ -96,10 +102,16 @@ def check_prompts(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
+    fitting = MODES[config.attention_pattern]
+    if decoding.mode not in fitting:
+        raise ValueError(
+            f"mode={decoding.mode!r} with a model of attention_pattern={config.attention_pattern!r} "
+            f"(its config.json): it was trained to be decoded with mode={' or '.join(map(repr, fitting))}"
+        )
     if decoding.mode == "autoregressive" and not config.predicts_next:
         raise ValueError(
             f"mode='autoregressive' with a model whose predicts_next is {config.predicts_next}: it needs one "
-            "trained to predict the next token; use mode='sequential', or 'pipelined' if it is block-causal"
+            "trained to predict the next token; correct its config.json"
         )
     limit = config.max_position_embeddings - decoding.gen_length
     if limit < 0:

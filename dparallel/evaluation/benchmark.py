@@ -18,7 +18,7 @@ from dparallel.evaluation.pieces import (
     Piece,
     Split,
     Work,
-    have_made,
+    have_pieces_made,
     loader,
     make_here,
     read_certainty,
@@ -70,7 +70,7 @@ def run_stage(
     Raises:
         ValueError: no teacher or no student, names or problems that overlap, prompts that do not fit.
         StageError: `out_dir` belongs to other settings, models or problems; pieces that are still
-            missing after `ROUNDS` rounds elsewhere.
+            missing after three rounds elsewhere.
     """
     students = [name for name in inputs if name.startswith(STUDENT)]
     reference_name = _reference_name(config.reference)
@@ -84,7 +84,7 @@ def run_stage(
     work = Work(config, stage, sets)
     make: Make = partial(make_here, load=loader(inputs))
     if elsewhere is not None:
-        make = partial(have_made, elsewhere=elsewhere)
+        make = partial(have_pieces_made, elsewhere=elsewhere)
 
     # 1. What to measure; the picture shows fixed decodings and sweeps on the same problems.
     reference_case = Case(TEACHER, reference_name, config.reference)

@@ -17,6 +17,7 @@ import torch
 
 from dparallel.config import BenchmarkConfig, DecodingConfig
 from dparallel.decoding import generate
+from dparallel.elsewhere import have_made
 from dparallel.evaluation.certainty import CertaintyMap, replay
 from dparallel.evaluation.measure import ProblemSet, Request, measure_slice, read_slice, stored, write_slice
 from dparallel.evaluation.text import encode_problems
@@ -27,8 +28,6 @@ from dparallel.models.checkpoints import load_model, load_tokenizer
 log = logging.getLogger(__name__)
 
 MEASUREMENTS, PIECES = "measurements", "pieces"
-ROUNDS = 3  # how often missing pieces are asked for elsewhere: the second and third redo what was lost
-NAMED = 5  # of the missing pieces, in a message
 
 Elsewhere = Callable[[list[str]], Sequence[str]]
 Load = Callable[[str], tuple[DiffusionTransformer, Any]]
@@ -155,31 +154,15 @@ def make_here(pieces: Sequence[Piece], load: Load) -> None:
         log.info("%d/%d: %s: %s; about %.0f s left", count, len(pieces), piece.label, summary, left)
 
 
-def have_made(pieces: Sequence[Piece], elsewhere: Elsewhere) -> None:
-    """Ask for missing pieces until all are there; what one round lost, all workers share in the next.
-
-    Raises:
-        StageError: pieces that are still missing after `ROUNDS` rounds, or after one where none failed.
-    """
-    count = len(pieces)
-    missing = sorted(pieces, key=lambda piece: piece.index)  # they are dealt out in turn: long ones to all
-    failures: Sequence[str] = []
-    for _ in range(ROUNDS):
-        if not missing:
-            return
-        log.info("having %d pieces made elsewhere", len(missing))
-        failures = elsewhere([piece.path.name for piece in missing])
-        missing = [piece for piece in missing if piece.missing]
-        if not failures:
-            break
-        log.warning("%d of %d pieces are missing after: %s", len(missing), count, "; ".join(failures))
-    if missing:
-        named = [f"{piece.label} ({piece.path.name})" for piece in missing[:NAMED]]
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        why = failures[-1] if failures else "yet every run ended well: do all workers share this folder?"
-        raise StageError(
-            f"{missing[0].path.parent}: {len(missing)} of {count} pieces are still missing: "
-            f"{'; '.join(named)}{more}; {why}\nRun the stage again to make these alone."
+def have_pieces_made(pieces: Sequence[Piece], elsewhere: Elsewhere) -> None:
+    if pieces:
+        have_made(
+            sorted(pieces, key=lambda piece: piece.index),  # they are dealt out in turn: long ones to all
+            ask=lambda those: elsewhere([piece.path.name for piece in those]),
+            is_missing=lambda piece: piece.missing,
+            name=lambda piece: f"{piece.label} ({piece.path.name})",
+            noun="pieces",
+            folder=pieces[0].path.parent,
         )
 
 

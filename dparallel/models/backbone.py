@@ -23,7 +23,8 @@ class DiffusionConfig(PretrainedConfig):
 
     `family` says which ecosystem the weights come from (`tiny`, `llada`, `dream`); nothing but
     the checkpoint adapters looks at it. With `predicts_next` the weights predict, at each position,
-    the next one's token; the model's logits are aligned all the same.
+    the next one's token; the model's logits are aligned all the same. `attention_pattern` says whom they
+    were trained to see: `full`, `block_causal` or `causal`. Callers heed it: the model attends as it is told.
     """
 
     model_type = "dparallel"
@@ -47,6 +48,7 @@ class DiffusionConfig(PretrainedConfig):
         bos_token_id: int | None = None,
         family: str = "tiny",
         predicts_next: bool = False,
+        attention_pattern: str = "full",
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -63,6 +65,7 @@ class DiffusionConfig(PretrainedConfig):
         self.mask_token_id = mask_token_id
         self.family = family
         self.predicts_next = predicts_next
+        self.attention_pattern = attention_pattern
         self.initializer_range = initializer_range
         super().__init__(
             eos_token_id=eos_token_id,  # type: ignore[call-arg]
@@ -141,7 +144,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tenso
 @cached
 def _block_sparse(device: str) -> Any:
     """Flex attention; compiled where that makes the kernel that skips what is empty."""
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
 
 
 class Attention(nn.Module):
@@ -279,7 +282,7 @@ class DiffusionTransformer(PreTrainedModel):
         else:
             check_levels(levels, attention_mask, input_ids, keys)
             own = levels if cache is None else levels.gather(1, positions.expand(input_ids.shape))
-            skips = cache is None and input_ids.is_cuda and torch.is_grad_enabled()
+            skips = self.training and cache is None and input_ids.is_cuda
             visible = skip_unseen(levels) if skips else lower_levels(levels, own)
         hidden = self.embedding(input_ids)  # (B, L, D)
         for layer in self.layers[:-1]:

@@ -50,6 +50,8 @@ COMPANIONS = (
     *("*.py", "LICENSE*", "NOTICE*"),
 )
 # Not those that name weights in files of their own, and not what this project writes beside a model.
+# A field of config.json that no publisher writes: how a model was distilled to attend.
+PATTERN, PATTERNS = "attention_pattern", ("full", "block_causal", "causal")
 NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
 # Classes of tokenizers that AutoTokenizer would not find, or only with a warning about the model beside them.
 TOKENIZERS: dict[str | None, Any] = {
@@ -233,6 +235,11 @@ def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
             raise CheckpointError(
                 f"{file} has {field}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
             )
+    config.attention_pattern = raw.get(PATTERN, "full")
+    if config.attention_pattern not in PATTERNS:
+        raise CheckpointError(
+            f"{file} has {PATTERN}={config.attention_pattern!r}; known are {', '.join(PATTERNS)}"
+        )
     return known, config
 
 
@@ -331,8 +338,11 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
     weights.write_like(source, {name: tensors[known.tensor_name(name)] for name in names}, folder)
 
     shutil.copyfile(source / "config.json", folder / "config.json")
+    if config.attention_pattern != model.config.attention_pattern:
+        raw: dict[str, Any] = {**read_json(source / "config.json"), PATTERN: model.config.attention_pattern}
+        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
     if [each.dtype for each in before] != [each.dtype for each in weights.locate(folder)]:
-        raw: dict[str, Any] = read_json(source / "config.json")
+        raw = read_json(folder / "config.json")
         for field in ("torch_dtype", "dtype"):
             if raw.get(field):
                 raw[field] = str(model.dtype).removeprefix("torch.")

@@ -75,6 +75,7 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
     canvases = check_canvases(rows, mask_token_id)
     expected = masked_logits(student, canvases, mask_token_id)
     merged, adapters = detach(student)
+    merged.config.attention_pattern = training.config["recipe"]["attention"]
     actual = masked_logits(merged, canvases, mask_token_id, adapters)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN

@@ -33,6 +33,7 @@ class Objective(NamedTuple):
     """
 
     predicts_next: bool
+    attention_pattern: str
     view: Callable[[Tensor, int, TeacherConfig, DiffusionConfig, torch.Generator], View]
     decoding: Callable[[TeacherConfig], DecodingConfig]
 
@@ -100,6 +101,6 @@ def token_by_token(config: TeacherConfig) -> DecodingConfig:
 
 
 OBJECTIVES = {
-    "diffusion": Objective(predicts_next=False, view=masked_view, decoding=one_token_per_step),
-    "autoregressive": Objective(predicts_next=True, view=causal_view, decoding=token_by_token),
+    "diffusion": Objective(False, "full", view=masked_view, decoding=one_token_per_step),
+    "autoregressive": Objective(True, "causal", view=causal_view, decoding=token_by_token),
 }

@@ -89,6 +89,7 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             predicts_next=OBJECTIVES[config.objective].predicts_next,
+            attention_pattern=OBJECTIVES[config.objective].attention_pattern,
         )
     )
     train(model, config, stage.folder)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from dparallel.config import TrajectoriesConfig
 from dparallel.decoding import Generation, generate
+from dparallel.elsewhere import have_made
 from dparallel.evaluation.benchmarks import Problem, check_unchanged, load_problems, problems_digest, score
 from dparallel.evaluation.metrics import tokens_per_forward
 from dparallel.evaluation.text import decode_response, encode_problems, tokenizer_fingerprint
@@ -23,7 +24,6 @@ from dparallel.trajectories.store import read_shard, remove_partials, shard_name
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 3  # how often missing shards are asked for elsewhere: the second and third redo what was lost
 
 Elsewhere = Callable[[list[int]], Sequence[str]]
 
@@ -54,7 +54,7 @@ def run_stage(
     Raises:
         ProblemsError: the problems cannot be read.
         StageError: `out_dir` belongs to other settings, another teacher or other problems; shards that
-            are still missing after `ROUNDS` rounds elsewhere.
+            are still missing after three rounds elsewhere.
         ValueError: a prompt does not fit the model.
     """
     problems = load_problems(config.problems)
@@ -163,24 +163,14 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
 
 
 def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> None:
-    """Ask for the missing shards until all are there; what one round lost, all workers share in the next."""
-    count = len(missing)
-    failures: Sequence[str] = []
-    for _ in range(ROUNDS):
-        if not missing:
-            return
-        failures = elsewhere([shard.index for shard in missing])
-        missing = [shard for shard in missing if not shard.path.is_file()]
-        if not failures:
-            break
-        log.warning("%d of %d shards are missing after: %s", len(missing), count, "; ".join(failures))
-    if missing:
-        names = ", ".join(shard.path.name for shard in missing)
-        why = failures[-1] if failures else "yet every run ended well: do all workers share this folder?"
-        raise StageError(
-            f"{folder}: {len(missing)} of {count} shards are still missing: {names}; {why}\n"
-            "Run the stage again to record these alone."
-        )
+    have_made(
+        missing,
+        ask=lambda shards: elsewhere([shard.index for shard in shards]),
+        is_missing=lambda shard: not shard.path.is_file(),
+        name=lambda shard: shard.path.name,
+        noun="shards",
+        folder=folder,
+    )
 
 
 def _decode(

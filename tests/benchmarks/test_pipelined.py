@@ -15,13 +15,13 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     main([*command, "--device", "cpu", "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     printed = capsys.readouterr().out
-    assert [row["batch_size"] for row in rows] == [1] * 6 + [2] * 6
+    assert [row["batch_size"] for row in rows] == [1] * 8 + [2] * 8
     for row in rows:
         assert row["name"] in printed
         wanted = 16 if row["name"].startswith("autoregressive") else 4
         assert row["nfe"] == pytest.approx(wanted, abs=1)  # a budget of entropies is met roughly
     assert rows[0]["ratio"] == 1
-    width = {row["name"]: row["width"] for row in rows[:6]}
+    width = {row["name"]: row["width"] for row in rows[:8]}
     assert width["sequential"] == 24  # a prompt of 8 and all 16
     assert width["autoregressive, exact cache"] == pytest.approx((9 + 15) / 16)  # prompt and a mask, then 1
     assert width["pipelined, exact cache"] < width["pipelined, no cache"] < 24

@@ -37,7 +37,7 @@ def part(prefect_server: None) -> None:
 
 @pytest.fixture(autouse=True)
 def polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.benchmark.dispatch_all", partial(dispatch_all, poll_seconds=0.1))
+    monkeypatch.setattr("flows.dispatch.dispatch_all", partial(dispatch_all, poll_seconds=0.1))
 
 
 @pytest.fixture(autouse=True)

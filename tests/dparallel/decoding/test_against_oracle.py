@@ -35,7 +35,8 @@ MODELS = [
     model_of(4, num_key_value_heads=1, num_hidden_layers=3),
     model_of(5, num_key_value_heads=2, qkv_bias=True, predicts_next=True),
 ]
-AUTOREGRESSIVE = {seed: model_of(seed, num_key_value_heads=2, predicts_next=True) for seed in (5, 7)}
+CAUSAL = {"predicts_next": True, "attention_pattern": "causal"}
+AUTOREGRESSIVE = {seed: model_of(seed, num_key_value_heads=2, **CAUSAL) for seed in (5, 7)}
 THRESHOLDS = {  # around what these models predict, so that a forward commits some of what it read
     "confidence": st.floats(0.1, 0.5),
     "entropy": st.floats(1.5, 3.5),

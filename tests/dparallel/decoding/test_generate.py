@@ -151,8 +151,26 @@ def test_bad_model_ids_and_batch_size(tiny_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         generate(tiny_model, [[5]], decoding, batch_size=0)
     assert generate(tiny_model, [], decoding) == []
-    with pytest.raises(ValueError, match="mode='autoregressive' with a model whose predicts_next is False"):
-        generate(tiny_model, [[5]], DecodingConfig(gen_length=8, mode="autoregressive"))
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "message"),
+    [
+        (
+            {},
+            "autoregressive",
+            "attention_pattern='full' .* mode='sequential' or 'multi_block' or 'pipelined'",
+        ),
+        ({"attention_pattern": "causal"}, "autoregressive", "predicts_next is False"),
+        ({"attention_pattern": "causal"}, "sequential", "decoded with mode='autoregressive'"),
+        ({"attention_pattern": "block_causal"}, "sequential", "decoded with mode='pipelined'"),
+        ({"attention_pattern": "block_causal"}, "multi_block", "decoded with mode='pipelined'"),
+    ],
+)
+def test_a_model_is_decoded_as_it_was_trained_to_attend(model, mode, message):
+    shape = {"gen_length": 8, "mode": mode} | ({} if mode == "autoregressive" else {"block_length": 8})
+    with pytest.raises(ValueError, match=message):
+        generate(random_model(**model), [[5]], DecodingConfig(**shape))
 
 
 def test_damaged_weights_are_not_taken_for_certainty():

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from dparallel.config import BenchmarkConfig, DecodingConfig, Sweep
+from dparallel.elsewhere import NAMED, ROUNDS
 from dparallel.evaluation import measure, pieces
 from dparallel.evaluation.benchmark import make_pieces, run_stage
-from dparallel.evaluation.pieces import NAMED, ROUNDS, Piece, have_made
+from dparallel.evaluation.pieces import Piece, have_pieces_made
 from dparallel.manifest import StageError, verify
 from dparallel.models.checkpoints import load_model
 from tests.dparallel.evaluation.oracle import disturbed, own_answers
@@ -278,9 +279,9 @@ def test_missing_pieces_are_asked_for_until_all_are_there(tmp_path: Path) -> Non
             (tmp_path / names[0]).touch()
         return ["one was lost"]
 
-    have_made(every, elsewhere)
+    have_pieces_made(every, elsewhere)
     assert asked == [["a-0", "b-0", "a-1", "b-1"], ["a-0"]]
-    have_made([], elsewhere)
+    have_pieces_made([], elsewhere)
     assert len(asked) == 2
 
 

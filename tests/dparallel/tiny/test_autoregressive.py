@@ -38,7 +38,7 @@ def test_a_view_reads_the_response_to_its_first_end_of_text():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_a_llama(shape):
     """Position i holds what the Llama says at i - 1."""
-    model = random_model(predicts_next=True, **shape)
+    model = random_model(predicts_next=True, attention_pattern="causal", **shape)
     ids = random_ids(3, 20)
     with torch.inference_mode():
         ours, theirs = model(ids, levels=causal(ids)), as_llama(model)(ids).logits
@@ -47,7 +47,7 @@ def test_logits_are_those_of_a_llama(shape):
 
 
 def test_the_training_loss_is_that_of_a_llama():
-    model = random_model(predicts_next=True)
+    model = random_model(predicts_next=True, attention_pattern="causal")
     ids, prompt_length = pretraining.batch(8, step=0, seed=0)
     labels = ids.clone()
     labels[:, :prompt_length] = -100
@@ -64,7 +64,7 @@ def test_the_training_loss_is_that_of_a_llama():
 def test_decoding_gives_the_tokens_of_a_llama(shape):
     """Greedily, for prompts of three lengths in one batch, to the first end of text."""
     model = random_model(
-        seed=4, predicts_next=True, **shape
+        seed=4, predicts_next=True, attention_pattern="causal", **shape
     )  # which ends most rows early, at several lengths
     llama = as_llama(model)
     prompts = [random_ids(1, length, seed=length)[0].tolist() for length in (12, 7, 10)]

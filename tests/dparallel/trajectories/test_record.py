@@ -11,12 +11,13 @@ import pytest
 
 from dparallel.config import DecodingConfig, ProblemsConfig, TrajectoriesConfig
 from dparallel.decoding import generate
+from dparallel.elsewhere import ROUNDS
 from dparallel.evaluation.benchmarks import load_problems, score
 from dparallel.evaluation.text import encode_problems
 from dparallel.manifest import StageError
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.trajectories import store
-from dparallel.trajectories.record import ROUNDS, record_shards, run_stage, summarize
+from dparallel.trajectories.record import record_shards, run_stage, summarize
 from tests.dparallel.evaluation.oracle import dataset
 
 DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
