@@ -223,7 +223,10 @@ def _warm_up(decoding: DecodingConfig) -> DecodingConfig:
     """What to decode before the clock starts: everything at once, or as it is where that compiles."""
     if decoding.compile:
         return decoding
+    if decoding.mode == "autoregressive":
+        return DecodingConfig(mode=decoding.mode, gen_length=min(2, decoding.gen_length))
     return DecodingConfig(
+        mode="pipelined" if decoding.looks_back else "sequential",
         gen_length=decoding.gen_length,
         block_length=decoding.gen_length,
         rule="confidence",

@@ -139,8 +139,8 @@ def test_speeds_by_hand():
         Speed("baseline/rival", "bare loop", 16, 600.0, 1.0, 30.0, 1.0),
     ]
     assert speed_table(speeds).splitlines() == [
-        "| model | method | solution % | NFE | tokens/s, batch 1 | tokens/s, batch 16 | times the bare loop, batch 1 "
-        "| times the bare loop, batch 16 |",
+        "| model | method | solution % | NFE | tokens/s, batch 1 | tokens/s, batch 16 "
+        "| times the bare loop, batch 1 | times the bare loop, batch 16 |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
         "| x | entropy | 90.0 | 3.0 | 200 | 900 | 2.00 | 1.50 |",
         "| rival | bare loop | 100.0 | 30.0 | 100 | 600 | 1.00 | 1.00 |",

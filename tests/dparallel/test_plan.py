@@ -79,9 +79,10 @@ def test_a_teacher_that_is_asked_costs_a_forward_and_its_logits() -> None:
     """A step of 64 views in one process, for three students of 150 steps; 36 positions of 50 tokens each."""
     alone = "launch.processes=1"
     recipe = f"students.consistency={ROOT}/configs/recipes/d2f.yaml"
-    made, before = plan(alone, recipe), plan(alone)
+    full = "students.consistency.attention=full"  # decoded as the others are
+    made, before = plan(alone, recipe, full), plan(alone)
     assert made.work["training"].forwards - before.work["training"].forwards == 150 * 64
-    hard = plan(alone, recipe, "students.consistency.targets=trajectory")
+    hard = plan(alone, recipe, full, "students.consistency.targets=trajectory")
     assert hard.work["training"].forwards == before.work["training"].forwards
     assert made.memory.activations - hard.memory.activations == 2 * 64 * 36 * 50  # in bf16
 

@@ -8,6 +8,8 @@ import pytest
 from dparallel.config import Baseline, BenchmarkConfig, DecodingConfig, Sweep
 from dparallel.evaluation.benchmark import run_stage
 from dparallel.manifest import StageError, verify
+from dparallel.models.checkpoints import load_tokenizer, save_model
+from tests.conftest import random_model
 from tests.dparallel.evaluation.oracle import dataset, disturbed, own_answers
 
 SHAPE = {"gen_length": 12, "block_length": 6, "stop_at_eos": False}
@@ -214,6 +216,12 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
     settings, inputs, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     pipelined = {**SHAPE, "mode": "pipelined"}
+    token_by_token = DecodingConfig(mode="autoregressive", gen_length=12)
+    rival, block_causal = tmp_path / "rival", tmp_path / "block_causal"
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    save_model(random_model(predicts_next=True, attention_pattern="causal"), rival, tokenizer=tokenizer)
+    save_model(random_model(attention_pattern="block_causal"), block_causal, tokenizer=tokenizer)
+    inputs = {**inputs, "student/other": str(block_causal)}
     by_pipeline = settings.model_copy(
         update={
             "fixed": {},
@@ -223,14 +231,12 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
             },
             "teacher_sweeps": ("entropy",),
             "student_sweeps": {"copy": ("entropy",), "other": ("pipelined",)},
-            "baselines": {
-                "rival": Baseline(model=str(tiny_checkpoint), decoding=DecodingConfig(**pipelined))
-            },
+            "baselines": {"rival": Baseline(model=str(rival), decoding=token_by_token)},
         }
     )
     with pytest.raises(ValueError, match=r"baselines \(baseline/rival\); got teacher, student/copy"):
         run_stage(by_pipeline, inputs, tmp_path / "out")
-    inputs = {**inputs, "baseline/rival": str(tiny_checkpoint)}
+    inputs["baseline/rival"] = str(rival)
     run_stage(by_pipeline, inputs, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     measured = {(row["model"], row["method"], row["threshold"]) for row in results["rows"]}
@@ -240,7 +246,7 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
         ("student/copy", "entropy", 1.0),
         ("student/other", "pipelined", 0.0),
         ("student/other", "pipelined", 1.0),
-        ("baseline/rival", "baseline", 0.5),
+        ("baseline/rival", "baseline", None),
     }
     rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
     assert {row["split"] for row in rival} == {"validation", "test"}

@@ -195,7 +195,7 @@ def test_shards_that_stay_missing_are_named_with_the_last_failure(
     with pytest.raises(StageError, match="2 of 3 shards are still missing") as error:
         run_stage(config(), inputs(tiny_checkpoint), out, dies)
     assert rounds == [[0, 1, 2], *[[0, 2]] * (ROUNDS - 1)]
-    assert "part-00000.parquet, part-00002.parquet; part 1: Crashed in round 3" in str(error.value)
+    assert "part-00000.parquet; part-00002.parquet; part 1: Crashed in round 3" in str(error.value)
     assert not (out / "manifest.json").exists()
     assert run_stage(config(), inputs(tiny_checkpoint), out).counts["rows"] == 7
 
