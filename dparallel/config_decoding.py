@@ -50,7 +50,8 @@ class DecodingConfig(Config):
             block alone. `multi_block` recomputes everything at every `refresh_every`-th forward, and
             a full block for `settle_rounds` more forwards. `exact`, of `pipelined` and `autoregressive`:
             what no later token can change is computed once.
-        stop_at_eos: end a row once an end-of-text token and everything before it are committed.
+        stop_at_eos: end a row once an end-of-text token and everything before it are committed; in
+            `autoregressive` that is so in any case.
         temperature, top_p, seed: draw tokens instead of taking the likeliest. The same seed and
             prompt give the same tokens, whatever else is in the batch.
         compile: run compiled kernels of fixed shapes, on a GPU as CUDA graphs.

@@ -1,5 +1,6 @@
 """Every file in configs/ loads, and opens with a header that says how to run it."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ def test_config_loads(path):
     if kind(path) in (DistillConfig, TeacherConfig):
         for entry in ("command", "hardware", "time", "expect"):
             assert f"#   {entry}" in path.read_text(), f"{path} does not state its {entry}"
+        assert not re.search(r"[A-Z]+_[A-Z0-9]+", header), "a number is still to be filled in"
 
 
 @pytest.mark.parametrize("name", TEACHERS)

@@ -58,7 +58,11 @@ def overrides(data: Path, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("config", "teacher"),
-    [("llada_8b", "GSAI-ML/LLaDA-8B-Instruct"), ("dream_7b", "Dream-org/Dream-v0-Instruct-7B")],
+    [
+        ("llada_8b", "GSAI-ML/LLaDA-8B-Instruct"),
+        ("llada_8b_d2f", "GSAI-ML/LLaDA-8B-Instruct"),
+        ("dream_7b", "Dream-org/Dream-v0-Instruct-7B"),
+    ],
 )
 def test_the_published_experiments_fit_together(
     config: str, teacher: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,3 +116,42 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
     settings = [f"runs={tmp_path}", f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}"]
     with pytest.raises(CheckpointError, match="in our own format"):
         checked_experiment(str(CONFIGS / "tiny.yaml"), [*settings, "merging.format=original"])
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "message"),
+    [
+        (
+            "tiny",
+            "benchmark.fixed.rival={mode: autoregressive, gen_length: 36}",
+            r"mode='autoregressive' .* attention_pattern='full'",
+        ),
+        (
+            "tiny",
+            "students.consistency=../configs/recipes/d2f.yaml",
+            r"consistency.attention=block_causal with benchmark.sweeps.entropy.*give consistency its own",
+        ),
+        (
+            "tiny_d2f",
+            "students.d2f=../configs/recipes/consistency.yaml",
+            r"d2f.attention=full with benchmark.sweeps.pipelined.decoding.mode=pipelined",
+        ),
+        (
+            "tiny",
+            "teacher=teachers/tiny_autoregressive",
+            r"attention_pattern='causal': a teacher must have full attention",
+        ),
+        (
+            "tiny_recipes",
+            "benchmark.student_sweeps={d2f: [pipelined]}",
+            "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for each",
+        ),
+    ],
+)
+def test_models_are_decoded_as_they_attend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, setting: str, message: str
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    setting = setting.replace("../configs", str(CONFIGS))
+    with pytest.raises(ValueError, match=message):
+        checked_experiment(str(CONFIGS / f"{config}.yaml"), [f"runs={tmp_path}", setting])

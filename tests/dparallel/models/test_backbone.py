@@ -77,6 +77,31 @@ def test_levels_are_a_square_mask(data, predicts_next):
         assert torch.allclose(skipping, attend(query, key, value, square[:, None]), atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gpu_training_skips_what_is_not_seen(dtype, checkpointing):
+    """The block-sparse kernel gives the mask's logits and gradients, over several lengths, grouped heads."""
+    shape = {"hidden_size": 448, "num_attention_heads": 28, "num_key_value_heads": 4, "qkv_bias": True}
+    model = random_model(**shape, max_position_embeddings=600).cuda().to(dtype).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for length in (40, 130, 257, 512):
+        ids = torch.randint(3, 50, (2, length), device="cuda")
+        prompts = torch.tensor([7, 19], device="cuda")
+        levels = block_levels(torch.arange(length, device="cuda"), prompts, 16)
+        square = levels[:, None, :] <= levels[:, :, None]
+        results = []
+        for whom in ({"levels": levels}, {"attention_mask": square}):
+            model.zero_grad()
+            logits = model(ids, **whom)
+            logits.float().square().mean().backward()
+            results.append((logits, model.layers[0].attention.q_proj.weight.grad.clone()))
+        tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+        for skipping, masked in zip(*results, strict=True):
+            assert torch.allclose(skipping.float(), masked.float(), atol=tolerance, rtol=tolerance)
+
+
 def test_levels_of_another_shape_or_beside_a_mask_are_refused():
     ids = torch.zeros(2, 12).long()
     with pytest.raises(ValueError, match=r"levels has shape \(2, 11\); give \(B, M\) = \(2, 12\)"):

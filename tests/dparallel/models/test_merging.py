@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dparallel.config import MergingConfig
+from dparallel.config import DecodingConfig, MergingConfig, RecipeConfig
+from dparallel.decoding import generate
 from dparallel.experiment import StudentConfig
 from dparallel.manifest import Stage, StageError, file_digest, verify
 from dparallel.models import merging
@@ -37,9 +38,11 @@ def inputs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return {"teacher": str(tiny_checkpoint), "trajectories": str(trajectories), "training": str(training)}
 
 
-def write_training(folder: Path, teacher: Path, model: DiffusionTransformer) -> Path:
+def write_training(
+    folder: Path, teacher: Path, model: DiffusionTransformer, recipe: RecipeConfig = RECIPE
+) -> Path:
     """A finished training stage whose adapter was made for `model`."""
-    config = StudentConfig(training=training_config(), recipe=RECIPE)
+    config = StudentConfig(training=training_config(), recipe=recipe)
     stage = Stage("training", config, {"teacher": teacher}, folder)
     trained_adapter(model).save_pretrained(str(folder / "adapter"))
     stage.finish(["adapter/adapter_model.safetensors", "adapter/adapter_config.json"])
@@ -63,6 +66,25 @@ def test_merged_model_stands_alone(inputs: dict[str, str], tmp_path: Path) -> No
     torch.testing.assert_close(merged, student, atol=1e-4, rtol=0)
     assert load_tokenizer(tmp_path / "merged").mask_token_id == 1
     torch.testing.assert_close(plain_transformers_logits(tmp_path / "merged", canvas, tmp_path), merged)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_merged_model_says_whom_its_student_saw(
+    published: bool, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """In our own format and in LLaDA's, where its other fields stay as they were."""
+    teacher = publish(tmp_path / "teacher", "llada") if published else Path(inputs["teacher"])
+    made_for = load_model(teacher, "cpu", torch.float32) if published else random_model()
+    recipe = RECIPE.model_copy(update={"attention": "block_causal"})
+    training = write_training(tmp_path / "training", teacher, made_for, recipe)
+    own = {**inputs, "teacher": str(teacher), "training": str(training)}
+    out = tmp_path / "out"
+    assert run_stage(MergingConfig(), own, out).details["format"] == ("original" if published else "native")
+    assert load_model(out).config.attention_pattern == "block_causal"
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, out))
+    assert after == {**before, "attention_pattern": "block_causal"}
+    with pytest.raises(ValueError, match="decoded with mode='pipelined'"):
+        generate(load_model(out), [[5]], DecodingConfig(gen_length=8, block_length=8))
 
 
 def plain_transformers_logits(folder: Path, canvas: torch.Tensor, scratch: Path) -> torch.Tensor:
