@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make test    the tests (10 minutes on 2 busy cores)"
+	@echo "make test    the tests (10 to 15 minutes on 2 busy cores)"
 	@echo "make demo    the whole pipeline on the embedded teacher (6 to 8 minutes on 2 cores)"
 	@echo "make check   format, lint, types, tests"
 	@echo "make ui      the MLflow UI on http://127.0.0.1:5000"

@@ -86,8 +86,6 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     sweeps = [benchmark.sweeps[name].decoding for name in benchmark.teacher_sweeps]
     sweeps += [benchmark.sweeps[name].decoding for name in benchmark.all_student_sweeps]
     decodings = [benchmark.reference, *benchmark.fixed.values(), *sweeps]
-    for decoding in decodings:
-        check_prompts(teacher, [], decoding)
     longest = max(decodings, key=lambda each: each.gen_length)
     recording = settings.trajectories
     trajectories, test, validation = map(
@@ -99,6 +97,8 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     prompts = encode_problems(recording.problems, trajectories, tokenizer, teacher, recording.decoding)
     on_test = encode_problems(benchmark.test, test, tokenizer, teacher, longest)
     on_validation = encode_problems(benchmark.validation, validation, tokenizer, teacher, longest)
+    for decoding in decodings:
+        check_prompts(teacher, [], decoding)
     for baseline in benchmark.baselines.values():
         with torch.device("meta"):
             model = DiffusionTransformer(read_config(baseline.model))

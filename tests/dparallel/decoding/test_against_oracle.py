@@ -128,7 +128,7 @@ def test_what_only_fills_up_a_batch_has_not_been_read():
             assert_equals_the_oracle(generation, model, prompt, decoding)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(prompts, st.sampled_from([5, 7]), st.booleans(), st.sampled_from(["none", "exact"]), batch_sizes)
 def test_autoregressive_rows_equal_the_oracle(prompts, seed, stop_at_eos, cache, batch_size):
     model = AUTOREGRESSIVE[seed]
@@ -139,7 +139,7 @@ def test_autoregressive_rows_equal_the_oracle(prompts, seed, stop_at_eos, cache,
         assert generation.nfe == generation.num_tokens
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     prompts,
     st.sampled_from(sorted(THRESHOLDS)).flatmap(decodings).filter(lambda each: each.mode == "pipelined"),
