@@ -22,11 +22,19 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from benchmarks.common.hardware import Forward, Limits, describe, measure_limits, recorded, timed
+from benchmarks.common.shapes import (
+    SHAPES,
+    Workload,
+    changed,
+    random_workload,
+    several_blocks,
+    teacher_workload,
+)
 from benchmarks.decoding_report import Mark, Result, cpu_marks, gpu_marks, marks_table, table
-from benchmarks.hardware import Forward, Limits, describe, measure_limits, recorded, timed
-from benchmarks.shapes import SHAPES, Workload, changed, random_workload, several_blocks, teacher_workload
-from dparallel.config import DecodingConfig, plain_message
-from dparallel.decoding import Generation, generate
+from dparallel.config.decoding import DecodingConfig, plain_message
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
 from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.hardware import describe
+from benchmarks.common.hardware import describe
+from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
-from benchmarks.side_by_side import contenders, measure_speeds
-from dparallel.config import DistillConfig
-from dparallel.config_files import load_config
-from dparallel.experiment import Experiment, StagePlan
-from dparallel.manifest import read_manifest
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
+from dparallel.stages.experiment import Experiment, StagePlan
+from dparallel.stages.manifest import read_manifest
 from tasks import tracking
 
 

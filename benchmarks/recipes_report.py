@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.side_by_side import BARE, Speed
+from benchmarks.common.side_by_side import BARE, Speed
 from dparallel.evaluation.plots import BLACK, COLOURS, DASHES, MARKERS, plain
 from dparallel.evaluation.selection import TEACHER
 

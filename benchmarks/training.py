@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from benchmarks.decoding_report import Mark, marks_table
-from benchmarks.hardware import (
+from benchmarks.common.hardware import (
     Forward,
     activation_bytes,
     describe,
@@ -41,8 +40,10 @@ from benchmarks.hardware import (
     reset_peak_memory,
     timed,
 )
-from benchmarks.shapes import SHAPES, TEACHER, random_model
-from dparallel.config import LoraSettings, RecipeConfig
+from benchmarks.common.shapes import SHAPES, TEACHER, random_model
+from benchmarks.decoding_report import Mark, marks_table
+from dparallel.config.experiment import LoraSettings
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.checkpoints import read_config

@@ -2,7 +2,7 @@
 
 import sys
 
-from dparallel.cli import main
+from dparallel.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

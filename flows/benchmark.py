@@ -1,6 +1,6 @@
 from prefect import flow
 
-from dparallel.experiment import StagePlan
+from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import deal
 from tasks.benchmark import make_pieces, run_benchmark

@@ -2,7 +2,7 @@ from typing import Literal, get_args
 
 from prefect import Flow, flow, runtime
 
-from dparallel.experiment import Experiment
+from dparallel.stages.experiment import Experiment
 from flows.benchmark import benchmark
 from flows.command import main
 from flows.dispatch import dispatch

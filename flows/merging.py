@@ -1,6 +1,6 @@
 from prefect import flow
 
-from dparallel.experiment import StagePlan
+from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from tasks.checks import checked_experiment, chosen_students
 from tasks.merging import merge_student

@@ -1,7 +1,7 @@
 from prefect import flow
 
-from dparallel.config import LaunchConfig
-from dparallel.experiment import StagePlan
+from dparallel.config.experiment import LaunchConfig
+from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from tasks.checks import checked_experiment, chosen_students
 from tasks.training import train_student

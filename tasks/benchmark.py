@@ -3,10 +3,10 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dparallel.evaluation import benchmark
+from dparallel.evaluation import stage as benchmark
 from dparallel.evaluation.pieces import Elsewhere
-from dparallel.experiment import StagePlan
-from dparallel.manifest import read_manifest
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import read_manifest
 from tasks.stages import publish, run_tracked
 from tasks.tracking import Run, how_to_open
 

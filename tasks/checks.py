@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from dparallel.checks import check_folder, check_inputs
-from dparallel.config import ConfigError, DistillConfig, TeacherConfig
-from dparallel.config_files import load_config
-from dparallel.disk import free_disk
-from dparallel.experiment import Experiment
-from dparallel.models.checkpoints import checkpoint_folder
-from dparallel.plan import Prompts, check_decoding, check_disk, check_training, make_plan
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import DistillConfig, TeacherConfig
+from dparallel.config.files import load_config
+from dparallel.models.hub import checkpoint_folder
+from dparallel.preflight.checks import check_folder, check_inputs
+from dparallel.preflight.disk import free_disk
+from dparallel.preflight.plan import Prompts, check_decoding, check_disk, check_training, make_plan
+from dparallel.stages.experiment import Experiment
 from tasks.launch import fit_to_gpus
 
 

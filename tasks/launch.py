@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from dparallel.config import ConfigError, LaunchConfig, TrainingConfig
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
-from dparallel.experiment import StagePlan
+from dparallel.stages.experiment import StagePlan
 
 logger = logging.getLogger("dparallel.launch")
 

@@ -1,7 +1,7 @@
 from prefect import task
 
-from dparallel.experiment import StagePlan
-from dparallel.models import merging
+from dparallel.distillation import merging
+from dparallel.stages.experiment import StagePlan
 from tasks.stages import run_tracked
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from dparallel.experiment import StagePlan
-from dparallel.manifest import MANIFEST, Manifest
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import MANIFEST, Manifest
 from tasks import tracking
 
 

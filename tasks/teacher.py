@@ -2,8 +2,8 @@ from pathlib import Path
 
 from prefect import task
 
-from dparallel.config import TeacherConfig
-from dparallel.experiment import StagePlan
+from dparallel.config.experiment import TeacherConfig
+from dparallel.stages.experiment import StagePlan
 from dparallel.tiny import pretraining
 from tasks.stages import run_tracked
 

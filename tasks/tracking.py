@@ -33,9 +33,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
-from dparallel import metrics_log
-from dparallel.manifest import Manifest, read_manifest, write_atomically
-from dparallel.metrics_log import METRICS
+from dparallel.stages import metrics_log
+from dparallel.stages.manifest import Manifest, read_manifest, write_atomically
+from dparallel.stages.metrics_log import METRICS
 
 logger = logging.getLogger("dparallel.tracking")
 

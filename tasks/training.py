@@ -3,11 +3,11 @@ from pathlib import Path
 import torch
 from prefect import get_run_logger, task
 
-from dparallel.config import LaunchConfig
+from dparallel.config.experiment import LaunchConfig
 from dparallel.evaluation import plots
-from dparallel.experiment import StagePlan, StudentConfig
-from dparallel.manifest import MANIFEST, Manifest, verify
-from dparallel.metrics_log import METRICS
+from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.manifest import MANIFEST, Manifest, verify
+from dparallel.stages.metrics_log import METRICS
 from tasks.launch import fit_to_gpus, launch
 from tasks.stages import run_tracked
 from tasks.tracking import Run

@@ -1,7 +1,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dparallel.experiment import StagePlan
+from dparallel.stages.experiment import StagePlan
 from dparallel.trajectories import record
 from tasks.stages import run_tracked
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dparallel.config import BenchmarkConfig, DistillConfig, RecipeConfig, TeacherConfig
-from dparallel.config_files import load_config
+from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TeacherConfig
+from dparallel.config.files import load_config
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import step_shape
-from dparallel.evaluation.benchmarks import load_problems, score
-from dparallel.manifest import verify
+from dparallel.problems.registry import load_problems, score
+from dparallel.stages.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dparallel.config import DecodingConfig
-from dparallel.decoding import check_prompts
-from dparallel.evaluation.text import ChatTemplateError, Messages, check_chat_template, encode_chat
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.problems.prompts import ChatTemplateError, Messages, check_chat_template, encode_chat
 
 
 class ChatError(ValueError):

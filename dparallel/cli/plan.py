@@ -4,12 +4,13 @@ import re
 
 import torch
 
-from dparallel.checks import check_inputs
-from dparallel.config import ConfigError, DistillConfig
-from dparallel.config_files import load_config
-from dparallel.disk import free_disk
-from dparallel.plan import RESERVED, Plan, check_fits, make_plan, size
-from dparallel.rate import Rate, measure_rate
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
+from dparallel.preflight.checks import check_inputs
+from dparallel.preflight.disk import free_disk
+from dparallel.preflight.plan import RESERVED, Plan, check_fits, make_plan, size
+from dparallel.preflight.rate import Rate, measure_rate
 
 UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # of a GPU's memory GB means GiB
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dparallel.config import DecodingConfig
-from dparallel.decoding import Generation, check_prompts
-from dparallel.evaluation.text import encode_prompt
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.problems.prompts import encode_prompt
 
 RESULT_FIELDS = ("response", "nfe", "num_tokens")
 

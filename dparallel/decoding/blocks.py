@@ -7,7 +7,7 @@ Legend: b rows, K blocks, n positions read.
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.models.attention import block_levels
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.models.backbone import DiffusionConfig
 
 LENGTHS = 64  # compiled steps know canvas lengths that are multiples of this

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.denoise import Outcome, Shape, Workspace, denoise
 from dparallel.models.backbone import DiffusionTransformer

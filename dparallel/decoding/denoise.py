@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.blocks import (
     first_full,
     from_first,

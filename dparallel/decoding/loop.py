@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.compiled import compiled_denoise
 from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status

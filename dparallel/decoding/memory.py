@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.cache import bytes_per_row
 from dparallel.decoding.rules import RULES
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer

@@ -16,8 +16,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
-from dparallel.decoding import Generation
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer, Layer
 
 # Of each layer: the key and the value, (E, head size) each, of every canvas position.

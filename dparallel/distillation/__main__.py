@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dparallel.config import ConfigError
+from dparallel.config.decoding import ConfigError
 from dparallel.distillation.engine import LaunchError, launched_process
 from dparallel.distillation.trainer import DivergedError, run_stage
-from dparallel.experiment import StagePlan
-from dparallel.manifest import StageError
-from dparallel.models.checkpoints import CheckpointError
+from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import StageError
 from dparallel.trajectories.schema import ForeignShardError
 
 # What a user can put right; the message suffices. Anything else is a bug and keeps its traceback.

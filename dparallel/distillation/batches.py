@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import Samples, StepShape, row_generator, sample_order
 from dparallel.distillation.recipe import Batch, make_batch, make_views, normaliser
 from dparallel.models.backbone import DiffusionConfig

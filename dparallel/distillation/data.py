@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dparallel.config import ConfigError, RecipeConfig, TrainingConfig
-from dparallel.manifest import StageError, fingerprint, read_manifest
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import TrainingConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.models.backbone import DiffusionConfig
+from dparallel.stages.manifest import StageError, fingerprint, read_manifest
 from dparallel.trajectories import store
 
 ORDER, ROW, DROPOUT = range(3)  # one family of random streams each

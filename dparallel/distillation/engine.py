@@ -16,14 +16,14 @@ from peft import PeftModel
 from pydantic import BaseModel
 from torch import Tensor
 
-from dparallel.config import OptimizerConfig, TrainingConfig
+from dparallel.config.experiment import OptimizerConfig, TrainingConfig
 from dparallel.distillation.settings import (
     KEPT_CHECKPOINTS,
     REDUCE_BUCKET_SIZE,
     check_deepspeed,
     offloads_optimizer,
 )
-from dparallel.manifest import StageError, write_atomically
+from dparallel.stages.manifest import StageError, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import losses
 from dparallel.distillation.corruption import (
     View,

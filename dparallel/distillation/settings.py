@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from dparallel.config import ConfigError, TrainingConfig
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import TrainingConfig
 
 KEPT_CHECKPOINTS = 2
 REDUCE_BUCKET_SIZE = 50_000_000  # elements; DeepSpeed's own 500 million are more than an adapter's gradients

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from dparallel import metrics_log
-from dparallel.config import TrainingConfig
+from dparallel.config.experiment import TrainingConfig
 from dparallel.distillation import engine as ds
 from dparallel.distillation.batches import step_batches
 from dparallel.distillation.data import (
@@ -33,11 +32,12 @@ from dparallel.distillation.losses import entropy
 from dparallel.distillation.quantization import quantize
 from dparallel.distillation.recipe import loss, teacher_logits
 from dparallel.distillation.settings import check_builds, check_quantization, zero_stage
-from dparallel.experiment import StudentConfig
-from dparallel.manifest import MANIFEST, Manifest, Stage, read_manifest
-from dparallel.metrics_log import METRICS
 from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
+from dparallel.stages import metrics_log
+from dparallel.stages.experiment import StudentConfig
+from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
+from dparallel.stages.metrics_log import METRICS
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dparallel.config import DecodingConfig
-from dparallel.decoding import Generation
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.blocks import seen_levels
+from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer
 
 FORWARD_ROWS = 16

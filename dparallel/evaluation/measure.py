@@ -22,13 +22,16 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
 
-from dparallel.config import DecodingConfig, ProblemsConfig
-from dparallel.decoding import Generation, generate
-from dparallel.evaluation.benchmarks import Problem, load_problems, problems_digest, score
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
 from dparallel.evaluation.metrics import accuracy, tokens_per_forward
-from dparallel.evaluation.text import decode_response, encode_problems
-from dparallel.manifest import StageError, digest, write_atomically
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.problems.prompts import decode_response, encode_problems
+from dparallel.problems.registry import load_problems, problems_digest, score
+from dparallel.problems.sources import Problem
+from dparallel.stages.manifest import StageError, digest, write_atomically
 
 log = logging.getLogger(__name__)
 

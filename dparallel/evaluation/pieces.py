@@ -15,15 +15,16 @@ from typing import Any, Literal
 
 import torch
 
-from dparallel.config import BenchmarkConfig, DecodingConfig
-from dparallel.decoding import generate
-from dparallel.elsewhere import have_made
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import BenchmarkConfig
+from dparallel.decoding.generate import generate
 from dparallel.evaluation.certainty import CertaintyMap, replay
 from dparallel.evaluation.measure import ProblemSet, Request, measure_slice, read_slice, stored, write_slice
-from dparallel.evaluation.text import encode_problems
-from dparallel.manifest import Stage, StageError, write_atomically
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.prompts import encode_problems
+from dparallel.stages.manifest import Stage, StageError, write_atomically
+from dparallel.stages.sharing import have_made
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dparallel import metrics_log
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.selection import TEACHER, Row
+from dparallel.stages import metrics_log
 
 DPI = 200
 BLACK, GREY = "#000000", "#888888"

@@ -18,12 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dparallel.manifest import CLAIM, MANIFEST
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, find_format, is_computed
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.weights import Stored, read_json
+from dparallel.stages.manifest import CLAIM, MANIFEST
 
 __all__ = [
     "CheckpointError",

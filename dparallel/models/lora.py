@@ -12,7 +12,7 @@ from peft.tuners.lora import Linear
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dparallel.config import LoraSettings
+from dparallel.config.experiment import LoraSettings
 from dparallel.models.backbone import DiffusionTransformer
 
 

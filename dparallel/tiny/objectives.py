@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dparallel.config import DecodingConfig, TeacherConfig
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import TeacherConfig
 from dparallel.models.backbone import DiffusionConfig
-from dparallel.tiny import coins
+from dparallel.problems import coins
 
 
 class View(NamedTuple):

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dparallel import metrics_log
-from dparallel.config import TeacherConfig
-from dparallel.decoding import generate
-from dparallel.evaluation.text import decode_response
-from dparallel.manifest import Manifest, Stage
-from dparallel.metrics_log import METRICS
+from dparallel.config.experiment import TeacherConfig
+from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
-from dparallel.tiny import coins
+from dparallel.problems import coins
+from dparallel.problems.prompts import decode_response
+from dparallel.stages import metrics_log
+from dparallel.stages.manifest import Manifest, Stage
+from dparallel.stages.metrics_log import METRICS
 from dparallel.tiny.objectives import OBJECTIVES
 from dparallel.tiny.tokenizer import build_tokenizer
 

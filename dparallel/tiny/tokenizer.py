@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dparallel.tiny import coins
+from dparallel.problems import coins
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -10,15 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dparallel.config import TrajectoriesConfig
-from dparallel.decoding import Generation, generate
-from dparallel.elsewhere import have_made
-from dparallel.evaluation.benchmarks import Problem, check_unchanged, load_problems, problems_digest, score
+from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
 from dparallel.evaluation.metrics import tokens_per_forward
-from dparallel.evaluation.text import decode_response, encode_problems, tokenizer_fingerprint
-from dparallel.manifest import Manifest, Stage, StageError
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.prompts import decode_response, encode_problems, tokenizer_fingerprint
+from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, score
+from dparallel.problems.sources import Problem
+from dparallel.stages.manifest import Manifest, Stage, StageError
+from dparallel.stages.sharing import have_made
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import read_shard, remove_partials, shard_name, write_shard
 

@@ -9,7 +9,7 @@ import json
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 
 SCHEMA_VERSION = 1
 SCHEMA = pa.schema(

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dparallel.manifest import CLAIM, MANIFEST, StageError, verify
+from dparallel.stages.manifest import CLAIM, MANIFEST, StageError, verify
 from dparallel.trajectories.schema import ForeignShardError, ShardMetadata, check_schema, with_metadata
 
 

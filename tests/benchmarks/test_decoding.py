@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
+from benchmarks.common.hardware import Forward, Limits, flops, measure_limits, recorded, traffic, weight_count
+from benchmarks.common.shapes import SHAPES, random_model, random_workload, several_blocks, teacher_workload
 from benchmarks.decoding import Row, Timing, best_batch, differing_share, main, one_by_one, summarise
 from benchmarks.decoding_report import COLUMNS, Mark, Result, cpu_marks, gpu_marks, marks_table, table
-from benchmarks.hardware import Forward, Limits, flops, measure_limits, recorded, traffic, weight_count
-from benchmarks.shapes import SHAPES, random_model, random_workload, several_blocks, teacher_workload
 from dparallel import DecodingConfig, generate
-from dparallel.decoding import Generation
+from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionConfig
 from tests.conftest import random_model as tiny_random_model
 

@@ -1,10 +1,10 @@
 import pytest
 
+from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
-from benchmarks.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
-from dparallel.config import ProblemsConfig
-from dparallel.evaluation.benchmarks import load_problems
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.problems.registry import load_problems
 
 TEACHER, RIVAL = "teachers/tiny", "teachers/tiny_autoregressive"
 

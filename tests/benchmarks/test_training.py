@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.hardware import activation_bytes
+from benchmarks.common.hardware import activation_bytes
 from benchmarks.training import (
     Result,
     Work,
@@ -17,7 +17,7 @@ from benchmarks.training import (
     straightforward_loss,
     works,
 )
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.recipe import make_batch, make_views
 from dparallel.models.backbone import DiffusionConfig
 from tests.conftest import random_model

@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from dparallel.config import DistillConfig
-from dparallel.config_files import load_config
-from dparallel.experiment import Experiment
-from dparallel.manifest import StageError
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
+from dparallel.stages.experiment import Experiment
+from dparallel.stages.manifest import StageError
 from flows.benchmark import benchmark, measurements
 from flows.dispatch import dispatch_all
 from tests.dparallel.evaluation.oracle import disturbed

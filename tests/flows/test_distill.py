@@ -6,7 +6,7 @@ import mlflow.entities
 import pytest
 from mlflow import MlflowClient
 
-from dparallel.manifest import MANIFEST, read_manifest
+from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
 from tasks.launch import LaunchError
 from tasks.tracking import ALIAS

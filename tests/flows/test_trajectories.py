@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import get_current_settings
 
-from dparallel.manifest import StageError, read_manifest
+from dparallel.stages.manifest import StageError, read_manifest
 from flows.dispatch import dispatch_all
 from flows.trajectories import shards, trajectories
 

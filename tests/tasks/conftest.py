@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dparallel.config import MergingConfig
-from dparallel.manifest import Stage
+from dparallel.config.experiment import MergingConfig
+from dparallel.stages.manifest import Stage
 
 METRICS = [{"train_step": step, "loss": 1.0 / step, "entropy": 0.5} for step in range(1, 6)]
 

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dparallel.config import ConfigError
-from dparallel.evaluation.text import ChatTemplateError
-from dparallel.models.checkpoints import CheckpointError, save_model
-from dparallel.plan import RESERVED
+from dparallel.config.decoding import ConfigError
+from dparallel.models.checkpoints import save_model
+from dparallel.models.formats import CheckpointError
+from dparallel.preflight.plan import RESERVED
+from dparallel.problems.prompts import ChatTemplateError
 from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from dparallel.config import LaunchConfig, OptimizerConfig, TrainingConfig
-from dparallel.experiment import StagePlan
+from dparallel.config.experiment import LaunchConfig, OptimizerConfig, TrainingConfig
+from dparallel.stages.experiment import StagePlan
 from tasks.launch import LaunchError, command, environment, fit_to_gpus, launch
 
 CHILD = "tests.tasks.child"

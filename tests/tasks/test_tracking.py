@@ -12,7 +12,7 @@ import mlflow.entities
 import pytest
 from mlflow import MlflowClient
 
-from dparallel.manifest import StageError
+from dparallel.stages.manifest import StageError
 from tasks import tracking
 from tests.tasks.conftest import METRICS, finish_stage
 

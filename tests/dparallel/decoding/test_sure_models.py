@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
-from dparallel.config import ProblemsConfig
+from dparallel.config.experiment import ProblemsConfig
 from dparallel.decoding import loop
 from dparallel.decoding.denoise import denoise
 from dparallel.decoding.oracle import decode_one
-from dparallel.evaluation.benchmarks import load_problems
+from dparallel.problems.registry import load_problems
 
 TEACHER = Path(__file__).parents[3] / "teachers" / "tiny"
 SHAPE = {"gen_length": 36, "block_length": 12}

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config import (
-    DecodingConfig,
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import (
     LoraSettings,
     OptimizerConfig,
     ProblemsConfig,
-    RecipeConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
-from dparallel.config_files import load_config
-from dparallel.experiment import StagePlan, StudentConfig
-from dparallel.manifest import Stage
-from dparallel.tiny import coins
+from dparallel.config.files import load_config
+from dparallel.config.recipe import RecipeConfig
+from dparallel.problems import coins
+from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.manifest import Stage
 from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import shard_name, write_shard

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.batches import step_batches
 from dparallel.distillation.data import Samples, step_shape
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views, normaliser

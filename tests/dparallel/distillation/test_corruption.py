@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.corruption import (
     View,
     content_length,

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from dparallel.config import LoraSettings
+from dparallel.config.experiment import LoraSettings
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views, teacher_logits
 from dparallel.models.attention import block_levels
 from dparallel.models.checkpoints import load_model

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.config import ConfigError, RecipeConfig
+from dparallel.config.decoding import ConfigError
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import (
     Samples,
     check_samples,

@@ -8,10 +8,11 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from dparallel.config import ConfigError, OptimizerConfig
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import OptimizerConfig
 from dparallel.distillation import engine
 from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, ZERO_KNOWN, check_deepspeed
-from dparallel.manifest import StageError
+from dparallel.stages.manifest import StageError
 from tests.dparallel.distillation.conftest import training_config
 
 

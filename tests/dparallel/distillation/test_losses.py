@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dparallel.config import RecipeConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import losses
 from dparallel.distillation.corruption import View
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dparallel.config import RecipeConfig
-from dparallel.config_files import load_config
+from dparallel.config.files import load_config
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.engine import deepspeed_config
 from tests.dparallel.distillation.conftest import CONFIGS, shipped, training_config
 

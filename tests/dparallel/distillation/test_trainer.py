@@ -16,14 +16,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from dparallel import metrics_log
-from dparallel.config import LoraSettings, OptimizerConfig, RecipeConfig
+from dparallel.config.experiment import LoraSettings, OptimizerConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import engine
 from dparallel.distillation.__main__ import main
 from dparallel.distillation.trainer import run_stage
-from dparallel.experiment import StagePlan
-from dparallel.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
 from dparallel.models.checkpoints import load_model, save_model
+from dparallel.stages import metrics_log
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
 from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ForeignShardError
 from tests.conftest import random_model

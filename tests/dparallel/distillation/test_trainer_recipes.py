@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config import LoraSettings
-from dparallel.manifest import verify
+from dparallel.config.experiment import LoraSettings
+from dparallel.stages.manifest import verify
 from tests.dparallel.distillation.conftest import read_metrics, run, shipped, torchrun, write_plan
 
 CURVE = (

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config import DecodingConfig, ProblemsConfig, SourceConfig
-from dparallel.decoding import generate
-from dparallel.evaluation.benchmarks import load_problems
-from dparallel.evaluation.text import decode_response, encode_problems
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig, SourceConfig
+from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.problems.prompts import decode_response, encode_problems
+from dparallel.problems.registry import load_problems
 
 
 def dataset(path: Path) -> ProblemsConfig:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dparallel.config import DecodingConfig
-from dparallel.decoding import generate
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.generate import generate
 from dparallel.evaluation.certainty import replay
 
 PROMPT = [10, 20, 30]

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dparallel.config import DecodingConfig, ProblemsConfig
-from dparallel.decoding import generate
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.decoding.generate import generate
 from dparallel.evaluation import measure
-from dparallel.evaluation.benchmarks import Problem, load_problems
 from dparallel.evaluation.measure import (
     LATENCY_SAMPLES,
     SAMPLES,
@@ -26,9 +26,11 @@ from dparallel.evaluation.measure import (
     stored,
     write_slice,
 )
-from dparallel.evaluation.text import decode_response, encode_problems
-from dparallel.manifest import StageError
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.prompts import decode_response, encode_problems
+from dparallel.problems.registry import load_problems
+from dparallel.problems.sources import Problem
+from dparallel.stages.manifest import StageError
 from tests.dparallel.evaluation.oracle import dataset, own_answers
 
 DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from dparallel.config import BenchmarkConfig, DecodingConfig, Sweep
-from dparallel.elsewhere import NAMED, ROUNDS
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import BenchmarkConfig, Sweep
 from dparallel.evaluation import measure, pieces
-from dparallel.evaluation.benchmark import make_pieces, run_stage
 from dparallel.evaluation.pieces import Piece, have_pieces_made
-from dparallel.manifest import StageError, verify
+from dparallel.evaluation.stage import make_pieces, run_stage
 from dparallel.models.checkpoints import load_model
+from dparallel.stages.manifest import StageError, verify
+from dparallel.stages.sharing import NAMED, ROUNDS
 from tests.dparallel.evaluation.oracle import disturbed, own_answers
 
 SHAPE: dict[str, Any] = {"gen_length": 12, "block_length": 6, "stop_at_eos": False}
@@ -208,7 +209,7 @@ def test_a_run_that_was_killed_goes_on_from_its_slices(
 
     out, decoded = tmp_path / "out", counted(monkeypatch)
     with monkeypatch.context() as killed:
-        killed.setattr("dparallel.evaluation.benchmark._plot_certainty", interrupted)
+        killed.setattr("dparallel.evaluation.stage._plot_certainty", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_stage(settings, inputs, out)
     records = sorted((out / "measurements").glob("*.json"))

@@ -1,6 +1,6 @@
 import pytest
 
-from dparallel.config import DecodingConfig
+from dparallel.config.decoding import DecodingConfig
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.metrics import accuracy_under_parallelism
 from dparallel.evaluation.report import Results, table

@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 
 from dparallel import load_model, load_tokenizer, save_model
 from dparallel.models import weights
-from dparallel.models.checkpoints import CheckpointError, read_config
+from dparallel.models.checkpoints import read_config
+from dparallel.models.formats import CheckpointError
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import GOLDEN, random_model
 from tests.dparallel.models.published import INDEX, edit_json, publish

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dparallel import load_model, save_model
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.checkpoints import CheckpointError
+from dparallel.models.formats import CheckpointError
 from tests.conftest import GOLDEN, random_model
 from tests.dparallel.models.published import EXTRAS, INDEX, edit_json, publish
 

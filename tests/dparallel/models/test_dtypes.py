@@ -8,12 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dparallel import DecodingConfig, generate, load_model, save_model
-from dparallel.config import MergingConfig
-from dparallel.models.checkpoints import CheckpointError, read_config
-from dparallel.models.merging import run_stage
+from dparallel.config.experiment import MergingConfig
+from dparallel.distillation.merging import run_stage
+from dparallel.models.checkpoints import read_config
+from dparallel.models.formats import CheckpointError
 from tests.dparallel.distillation.conftest import record, trajectory_rows
+from tests.dparallel.distillation.test_merging import write_training
 from tests.dparallel.models.published import INDEX, publish
-from tests.dparallel.models.test_merging import write_training
 
 SHIFT = 1e-5  # lost where a norm is rounded to bf16
 

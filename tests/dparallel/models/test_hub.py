@@ -16,7 +16,8 @@ from huggingface_hub import constants
 
 from dparallel import load_model, load_tokenizer
 from dparallel.models import hub
-from dparallel.models.checkpoints import CheckpointError, choose_format, read_config
+from dparallel.models.checkpoints import choose_format, read_config
+from dparallel.models.formats import CheckpointError
 from tests.dparallel.models.published import publish
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

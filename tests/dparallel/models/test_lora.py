@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from dparallel.config import LoraSettings
+from dparallel.config.experiment import LoraSettings
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.lora import AdapterError, attach, load_adapter, merge
 from tests.conftest import random_model

@@ -4,11 +4,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dparallel.config import DecodingConfig, TeacherConfig
-from dparallel.decoding import generate
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import TeacherConfig
+from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model
-from dparallel.tiny import coins, pretraining
+from dparallel.problems import coins
+from dparallel.tiny import pretraining
 from dparallel.tiny.objectives import causal_view
 from tests.conftest import random_model
 from tests.dparallel.tiny.llama import as_llama

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from dparallel import metrics_log
-from dparallel.config import TeacherConfig
+from dparallel.config.experiment import TeacherConfig
 from dparallel.models.checkpoints import load_model, load_tokenizer
-from dparallel.tiny import coins, pretraining
+from dparallel.problems import coins
+from dparallel.stages import metrics_log
+from dparallel.tiny import pretraining
 from dparallel.tiny.objectives import noise
 from tests.conftest import random_model
 

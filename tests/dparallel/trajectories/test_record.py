@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dparallel.config import DecodingConfig, ProblemsConfig, TrajectoriesConfig
-from dparallel.decoding import generate
-from dparallel.elsewhere import ROUNDS
-from dparallel.evaluation.benchmarks import load_problems, score
-from dparallel.evaluation.text import encode_problems
-from dparallel.manifest import StageError
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig, TrajectoriesConfig
+from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.prompts import encode_problems
+from dparallel.problems.registry import load_problems, score
+from dparallel.stages.manifest import StageError
+from dparallel.stages.sharing import ROUNDS
 from dparallel.trajectories import store
 from dparallel.trajectories.record import record_shards, run_stage, summarize
 from tests.dparallel.evaluation.oracle import dataset

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dparallel.config import DecodingConfig, ProblemsConfig, TrajectoriesConfig
-from dparallel.manifest import Stage, StageError
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig, TrajectoriesConfig
+from dparallel.stages.manifest import Stage, StageError
 from dparallel.trajectories import store
 from dparallel.trajectories.schema import METADATA_KEY, SCHEMA, ForeignShardError, ShardMetadata
 

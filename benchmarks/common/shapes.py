@@ -1,0 +1,187 @@
+"""What is decoded to be timed: the tiny teacher on its own problems, or random weights of a given shape."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.hardware import weight_count
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.evaluation.metrics import accuracy
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.problems.prompts import decode_response, encode_prompt
+from dparallel.problems.registry import load_problems, score
+
+TEACHER = Path(__file__).parents[2] / "teachers" / "tiny"
+TEACHER_DECODING = DecodingConfig(
+    gen_length=36, block_length=12, rule="entropy", threshold=0.6, stop_at_eos=False
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and what to decode with it.
+
+    Attributes:
+        build: makes the model on a device in a dtype; the same weights every time.
+        prompts: gives the first so many prompts.
+        decoding: as published: sequential, no cache, no end-of-text stop.
+        accuracy: share of right solutions to the first prompts and its standard error; None for
+            random weights, whose responses mean nothing and never end by themselves.
+        weights: how many the model has.
+        large: each compilation takes minutes, and float32 is an order of magnitude slower.
+    """
+
+    build: Callable[[torch.device, torch.dtype], DiffusionTransformer]
+    prompts: Callable[[int], list[list[int]]]
+    decoding: DecodingConfig
+    accuracy: Callable[[Sequence[Generation]], tuple[float, float]] | None
+    weights: int
+    large: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a random model, and of what it decodes; `steps` fixes the NFE, so that rows compare."""
+
+    config: DiffusionConfig
+    prompt_length: int
+    gen_length: int
+    block_length: int
+    steps: int
+    large: bool = False
+
+
+def _config(
+    size: int,
+    layers: int,
+    heads: int,
+    feed_forward: int,
+    vocabulary: int,
+    rope_theta: float = 10_000.0,
+    **more: Any,
+) -> DiffusionConfig:
+    return DiffusionConfig(
+        vocab_size=vocabulary,
+        hidden_size=size,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=4096,
+        rope_theta=rope_theta,
+        mask_token_id=vocabulary - 1,
+        **more,
+    )
+
+
+SHAPES = {
+    "llada-8b": Shape(_config(4096, 32, 32, 12288, 126464, 5e5), 128, 256, 32, steps=64, large=True),
+    "dream-7b": Shape(
+        _config(3584, 28, 28, 18944, 152064, 1e6, num_key_value_heads=4, qkv_bias=True, rms_norm_eps=1e-6),
+        128,
+        256,
+        32,
+        steps=64,
+        large=True,
+    ),
+    "llada-8b-1000th": Shape(_config(256, 8, 4, 768, 2304), 8, 16, 8, steps=4),
+    "wide-vocabulary": Shape(_config(256, 4, 4, 704, 32768), 32, 64, 32, steps=16),
+    "tiny-8l": Shape(_config(256, 8, 4, 704, 4096), 32, 64, 16, steps=16),
+    "tiny-2l": Shape(_config(64, 2, 4, 160, 256), 8, 16, 8, steps=8),
+}
+
+
+def teacher_workload() -> Workload:
+    """The tiny teacher on coins problems of the validation split."""
+    tokenizer = load_tokenizer(TEACHER)
+
+    def problems(count: int) -> ProblemsConfig:
+        return ProblemsConfig(benchmark="coins", split="validation", count=count)
+
+    def prompts(count: int) -> list[list[int]]:
+        return [
+            encode_prompt(tokenizer, problem.prompt, chat=False) for problem in load_problems(problems(count))
+        ]
+
+    def judged(generations: Sequence[Generation]) -> tuple[float, float]:
+        config = problems(len(generations))
+        eos = tokenizer.eos_token_id
+        pairs = zip(load_problems(config), generations, strict=True)
+        texts = ((problem, decode_response(tokenizer, each.tokens, eos)) for problem, each in pairs)
+        return accuracy([bool(score(config, problem, text).solution) for problem, text in texts])
+
+    return Workload(
+        build=lambda device, dtype: load_model(TEACHER, device, dtype),
+        prompts=prompts,
+        decoding=TEACHER_DECODING,
+        accuracy=judged,
+        weights=weight_count(read_config(TEACHER)),
+        large=False,
+    )
+
+
+def random_workload(shape: Shape) -> Workload:
+    """Random weights and prompts."""
+
+    def prompts(count: int) -> list[list[int]]:
+        numbers = torch.Generator().manual_seed(0)
+        vocabulary = shape.config.mask_token_id  # every id below the mask's
+        return torch.randint(vocabulary, (count, shape.prompt_length), generator=numbers).tolist()
+
+    decoding = DecodingConfig(
+        gen_length=shape.gen_length,
+        block_length=shape.block_length,
+        rule="steps",
+        steps=shape.steps,
+        stop_at_eos=False,
+    )
+    return Workload(
+        build=lambda device, dtype: random_model(shape.config, device, dtype),
+        prompts=prompts,
+        decoding=decoding,
+        accuracy=None,
+        weights=weight_count(shape.config),
+        large=shape.large,
+    )
+
+
+def random_model(config: DiffusionConfig, device: torch.device, dtype: torch.dtype) -> DiffusionTransformer:
+    """Weights drawn on the device in bf16, so that they are the same numbers in every dtype."""
+    torch.manual_seed(0)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            model = DiffusionTransformer(config)
+    finally:
+        torch.set_default_dtype(usual)
+    return model.to(dtype).eval()  # type: ignore[arg-type]
+
+
+def several_blocks(decoding: DecodingConfig, vocabulary: int) -> DecodingConfig:
+    """`decoding` with several blocks open at once.
+
+    The schedule of `steps` is per block, so a budget takes its place: that of as many predictions
+    of random weights. The same number of tokens per forward.
+    """
+    if decoding.rule != "steps":
+        return changed(decoding, mode="multi_block")
+    assert decoding.steps is not None
+    budget = ignorance(decoding.gen_length / decoding.steps, vocabulary)
+    return changed(decoding, mode="multi_block", rule="entropy_budget", steps=None, threshold=budget)
+
+
+def ignorance(predictions: float, vocabulary: int) -> float:
+    """Entropy in nats of so many predictions that know nothing, which is what random weights make."""
+    return predictions * math.log(vocabulary)
+
+
+def changed(decoding: DecodingConfig, **changes: object) -> DecodingConfig:
+    """A validated copy; what the changes make senseless must be among them."""
+    return DecodingConfig(**{**decoding.model_dump(), **changes})

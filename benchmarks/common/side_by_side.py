@@ -1,0 +1,212 @@
+"""Tokens per second of several models, timed in turn: all share the machine's good and bad moments.
+
+An autoregressive model races twice: decoded by `generate`, whose bookkeeping costs the same at each of its
+many small forwards, and by a loop that does nothing but predict, append and keep keys and values. The
+latter is the rival that the others are compared with.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks.common.hardware import timed
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.prompts import encode_problems
+from dparallel.problems.registry import load_problems
+
+Prompts = Sequence[Sequence[int]]
+Run = Callable[[DiffusionTransformer, Prompts, DecodingConfig, int], list[Generation]]
+BARE = "bare loop"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model (the name of an input), how it is decoded, and its accuracy (0..1) in the benchmark."""
+
+    model: str
+    method: str
+    decoding: DecodingConfig
+    accuracy: float
+    run: Run = generate
+
+
+class GrownCache:
+    """Keys and values of all positions so far, each layer's in one tensor."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer in self.stored:
+            key, value = (
+                torch.cat([old, new], 2) for old, new in zip(self.stored[layer], (key, value), strict=True)
+            )
+        self.stored[layer] = key, value
+        return key, value
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.stored = {layer: (key[rows], value[rows]) for layer, (key, value) in self.stored.items()}
+
+
+def bare_loop(
+    model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
+) -> list[Generation]:
+    """Greedy decoding of an autoregressive model, in batches of prompts of one length."""
+    generations: dict[int, Generation] = {}
+    for length in sorted(set(map(len, prompts))):
+        equal = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+        for start in range(0, len(equal), batch_size):
+            rows = equal[start : start + batch_size]
+            decoded = _decode_together(model, [prompts[row] for row in rows], decoding.gen_length)
+            generations |= dict(zip(rows, decoded, strict=True))
+    return [generations[row] for row in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: int) -> list[Generation]:
+    """A row that ends leaves the batch."""
+    mask, eos, device = model.config.mask_token_id, model.config.eos_token_id, model.device
+    new = torch.tensor(prompts, device=device)  # (B, P), later (B, 1)
+    cache, positions = GrownCache(), torch.arange(new.shape[1], device=device)
+    responses: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    for _ in range(gen_length):
+        cache.length += new.shape[1]
+        causal = (
+            torch.arange(cache.length, device=device).expand(len(new), -1) if len(positions) > 1 else None
+        )
+        beyond = torch.full((len(new), 1), new.shape[1], device=device)  # the next token is read
+        logits = model(new, None, beyond, positions, cache, causal)
+        logits[..., mask] = -torch.inf
+        new, positions = logits.argmax(-1), positions[-1:] + 1
+        for row, token in zip(going, new[:, 0].tolist(), strict=True):
+            responses[row].append(token)
+        left = [at for at, row in enumerate(going) if responses[row][-1] != eos]
+        if len(left) < len(going):
+            going, kept = [going[at] for at in left], torch.tensor(left, dtype=torch.long, device=device)
+            if not going:
+                break
+            new = new[kept]
+            cache.keep(kept)
+    return [
+        Generation(
+            each + [eos or 0] * (gen_length - len(each)), [*range(len(each))], [], len(each), len(each)
+        )
+        for each in responses
+    ]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians over rounds; `ratio` is to the rival of the same batch size in the same round."""
+
+    model: str
+    method: str
+    batch_size: int
+    tokens_per_second: float
+    ratio: float
+    nfe: float
+    accuracy: float
+
+
+@dataclass
+class Race:
+    """A contender at one batch size, on its way."""
+
+    contender: Contender
+    model: DiffusionTransformer
+    prompts: list[list[int]]
+    batch_size: int
+    rates: list[float] = field(default_factory=list)
+    nfe: float = 0.0
+
+    def once(self) -> None:
+        def decode() -> list[Generation]:
+            return self.contender.run(self.model, self.prompts, self.contender.decoding, self.batch_size)
+
+        generations, seconds = timed(decode, self.model.device)
+        self.rates.append(sum(each.num_tokens for each in generations) / seconds)
+        self.nfe = statistics.mean(each.nfe for each in generations)
+
+
+def contenders(rows: Sequence[dict[str, Any]]) -> list[Contender]:
+    """Reference, operating points and baselines among a benchmark's rows of the test problems."""
+    chosen = [
+        row
+        for row in rows
+        if row["split"] == "test"
+        and (row["operating_point"] or row["model"].startswith("baseline/") or row is _reference(rows))
+    ]
+    return [
+        Contender(
+            row["model"], row["method"], DecodingConfig.model_validate(row["decoding"]), row["accuracy"]
+        )
+        for row in chosen
+    ]
+
+
+def _reference(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["split"] == "test")
+
+
+def measure_speeds(
+    those: Sequence[Contender],
+    inputs: dict[str, str],
+    config: ProblemsConfig,
+    batch_sizes: Sequence[int],
+    problems: int,
+    rounds: int,
+) -> list[Speed]:
+    """Time `those` on the first so many problems; ratios are to the first of all without a rival.
+
+    Args:
+        inputs: folders of models by name.
+    """
+    those = [each for one in those for each in ((one, bare(one)) if is_autoregressive(one) else (one,))]
+    drawn = load_problems(config)[:problems]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {name: load_model(inputs[name], device) for name in dict.fromkeys(each.model for each in those)}
+    races = []
+    for each in those:
+        tokenizer = load_tokenizer(inputs[each.model])
+        prompts = encode_problems(config, drawn, tokenizer, models[each.model], each.decoding)
+        races += [Race(each, models[each.model], prompts, size) for size in batch_sizes]
+    for race in races:  # warm-up
+        race.contender.run(
+            race.model, race.prompts[: race.batch_size], race.contender.decoding, race.batch_size
+        )
+    for _ in range(rounds):
+        for race in races:
+            race.once()
+    rival = next((each for each in those if each.method == BARE), those[0])
+    bases = {race.batch_size: race for race in races if race.contender == rival}
+    return [_speed(race, bases[race.batch_size]) for race in races]
+
+
+def is_autoregressive(contender: Contender) -> bool:
+    return contender.decoding.mode == "autoregressive"
+
+
+def bare(contender: Contender) -> Contender:
+    return replace(contender, method=BARE, run=bare_loop)
+
+
+def _speed(race: Race, base: Race) -> Speed:
+    return Speed(
+        model=race.contender.model,
+        method=race.contender.method,
+        batch_size=race.batch_size,
+        tokens_per_second=statistics.median(race.rates),
+        ratio=statistics.median(a / b for a, b in zip(race.rates, base.rates, strict=True)),
+        nfe=race.nfe,
+        accuracy=race.contender.accuracy,
+    )

@@ -1,0 +1,200 @@
+"""Pipelined decoding beside sequential and autoregressive decoding of the same shape. One command, one table.
+
+    python -m benchmarks.modes --shape llada-8b            random weights of LLaDA's size, on a GPU
+    python -m benchmarks.modes --shape tiny-8l             a small shape, on a CPU
+
+Random weights are sure of nothing, so every row commits about as many tokens at a forward as told
+(`--commit-share` of a block; the autoregressive rows one): the table says what a forward costs and what
+follows from that, not how many tokens a trained model would commit. The autoregressive rows read the same
+weights as if they predicted the next token. Every round times every row once; numbers are medians.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.hardware import Limits, describe, measure_limits
+from benchmarks.common.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
+from benchmarks.common.side_by_side import bare_loop
+from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, chosen_device, positive, prepare, time_once
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
+from dparallel.models.backbone import DiffusionTransformer
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table; times are medians over rounds.
+
+    Attributes:
+        ratio: tokens per second over those of sequential decoding without a cache at the same batch.
+        ms: per call of the model. width: positions that a call computes for each row, on average.
+        of_limit: the time a call would take at the device's measured limits over the time it took.
+    """
+
+    name: str
+    batch_size: int
+    tokens_per_second: float
+    ratio: float
+    nfe: float
+    ms: float
+    width: float
+    of_limit: float
+    peak_bytes: int | None
+
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "decoding": lambda row: row.name,
+    "batch": lambda row: str(row.batch_size),
+    "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
+    "times sequential": lambda row: f"{row.ratio:.2f}",
+    "NFE": lambda row: f"{row.nfe:.1f}",
+    "ms/forward": lambda row: f"{row.ms:.2f}",
+    "positions/forward": lambda row: f"{row.width:.0f}",
+    "of the limit": lambda row: f"{row.of_limit:.0%}",
+    "peak GiB": lambda row: "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f}",
+}
+
+
+def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: float) -> list[Row]:
+    """About the same tokens per forward in all but the autoregressive ones."""
+    sequential = workload.decoding
+    several = several_blocks(sequential, vocabulary)
+    pipelined = changed(several, mode="pipelined", cache="exact", block_add_threshold=add_threshold)
+    tokens = DecodingConfig(mode="autoregressive", gen_length=sequential.gen_length, stop_at_eos=False)
+    return [
+        Row("sequential", sequential, batch_size),
+        Row("sequential, dual cache", changed(sequential, cache="dual"), batch_size),
+        Row("several blocks, dual cache", changed(several, cache="dual"), batch_size),
+        Row("pipelined, no cache", changed(pipelined, cache="none"), batch_size),
+        Row("pipelined, exact cache", pipelined, batch_size),
+        Row("pipelined, compiled", changed(pipelined, compile=True), batch_size),
+        Row("autoregressive, exact cache", tokens, batch_size, run=partial(next_tokens, generate)),
+        Row("autoregressive, bare loop", tokens, batch_size, run=partial(next_tokens, bare_loop)),
+    ]
+
+
+def next_tokens(
+    run: Run, model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
+) -> list[Generation]:
+    """The same weights, taken to predict the next token."""
+    model.config.predicts_next, model.config.attention_pattern = True, "causal"
+    try:
+        return run(model, prompts, decoding, batch_size)
+    finally:
+        model.config.predicts_next, model.config.attention_pattern = False, "full"
+
+
+def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:
+    calls, config = len(timing.forwards), model.config
+    limit = sum(
+        max(limits.memory_seconds(each, config, model.dtype.itemsize), limits.compute_seconds(each, config))
+        for each in timing.forwards
+    )
+    seconds = statistics.median(timing.seconds)
+    return Result(
+        name=timing.row.name,
+        batch_size=timing.row.batch_size,
+        tokens_per_second=statistics.median(timing.rates),
+        ratio=statistics.median(rate / other for rate, other in zip(timing.rates, base.rates, strict=False)),
+        nfe=statistics.mean(each.nfe for each in timing.generations),
+        ms=seconds / calls * 1e3,
+        width=statistics.mean(each.width for each in timing.forwards),
+        of_limit=limit / seconds,
+        peak_bytes=timing.peak_bytes,
+    )
+
+
+def measure(
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_sizes: Sequence[int],
+    add_threshold: float,
+    rounds: int,
+) -> tuple[list[Result], Limits]:
+    limits = measure_limits(device, dtype)
+    model = workload.build(device, dtype)
+    timings: dict[int, list[Timing]] = {}
+    for batch_size in batch_sizes:
+        for row in rows(workload, model.config.vocab_size, batch_size, add_threshold):
+            print(f"{row.name}, batch {batch_size} ...", file=sys.stderr)
+            timing = prepare(model, row, workload.prompts(batch_size))
+            timings.setdefault(batch_size, []).append(timing)
+    everything = [timing for group in timings.values() for timing in group]
+    for _ in range(rounds):
+        for timing in everything:
+            time_once(model, timing)
+    limits = limits.or_faster(measure_limits(device, dtype))
+    summary = partial(summarise, model=model, limits=limits)
+    return [summary(each, group[0]) for group in timings.values() for each in group], limits
+
+
+def table(results: Sequence[Result]) -> str:
+    shown = {title: show for title, show in COLUMNS.items() if any(show(result) for result in results)}
+    lines = [list(shown), ["---", *["---:"] * (len(shown) - 1)]]
+    lines += [[show(result) for show in shown.values()] for result in results]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def committing(shape: Shape, share: float) -> Workload:
+    """The shape's workload, with `share` of a block committed at a forward."""
+    workload = random_workload(shape)
+    tokens = round(share * shape.block_length)
+    if not tokens or shape.block_length % tokens or abs(tokens - share * shape.block_length) > 1e-6:
+        raise ValueError(
+            f"--commit-share {share:g} of a block of {shape.block_length} is "
+            f"{share * shape.block_length:g} tokens: give a share whose tokens divide a block, such as "
+            f"{1 / shape.block_length:g} or 0.5"
+        )
+    decoding = changed(workload.decoding, steps=shape.gen_length // tokens)
+    return Workload(**{**vars(workload), "decoding": decoding})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llada-8b")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one unless told")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="bfloat16 on a GPU, else float32")
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 16])
+    parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, at each forward")
+    parser.add_argument("--block-add-threshold", type=float, default=0.5, help="when the next block opens")
+    parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
+    parser.add_argument("--out", help="write everything as JSON, too")
+    options = parser.parse_args(arguments)
+    device = chosen_device(parser, options)
+    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    if not 0 < options.commit_share <= 1 or not 0 < options.block_add_threshold <= 1:
+        parser.error("--commit-share and --block-add-threshold are shares: give more than 0, at most 1")
+    try:
+        workload = committing(SHAPES[options.shape], options.commit_share)
+    except ValueError as error:
+        parser.error(str(error))
+    machine = describe(device)
+    print(" · ".join(f"{name}: {value}" for name, value in machine.items()))
+    results, limits = measure(
+        workload, device, DTYPES[dtype], options.batch_sizes, options.block_add_threshold, options.repeat
+    )
+    print(
+        f"{options.shape}, {dtype}, {workload.decoding.gen_length} tokens in blocks of "
+        f"{workload.decoding.block_length}, {options.commit_share:g} of a block at each forward; "
+        f"{limits.bandwidth / 1e9:.0f} GB/s, {limits.matrix_rate / 1e9:.0f} GFLOP/s\n\n{table(results)}"
+    )
+    if options.out:
+        record = {"machine": machine, "options": vars(options), "limits": asdict(limits)}
+        rows_as_json = [asdict(each) for each in results]
+        Path(options.out).write_text(json.dumps(record | {"rows": rows_as_json}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""What every stage takes at a published model's size: one command, one table.
+
+    python -m benchmarks.stages --shape llada-8b             random weights, on a GPU
+    python -m benchmarks.stages --shape llada-8b-1000th      the same on a CPU
+
+Saves a checkpoint of random weights with a tokenizer and problems of random words, then runs trajectories,
+training, merging and benchmark as an experiment does: through files, training in a process of its own.
+What is decoded means nothing; how long it takes and what it holds does. A stage's seconds are all of it:
+hashing its inputs, loading the model and writing the result among them.
+
+`peak memory`: on a GPU the most that tensors held, on a CPU the most that was resident, libraries among it;
+of training its own process's. `rate`: of trajectories with loading; of training the canvas tokens in its last
+train steps; of the benchmark the tokens of the teacher's reference.
+"""
+
+import argparse
+import gc
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.common.hardware import describe, peak_memory_bytes, reset_peak_memory, timed, weight_count
+from benchmarks.common.shapes import SHAPES, Shape, changed, ignorance, random_model, random_workload
+from dparallel.config.decoding import ConfigError
+from dparallel.config.experiment import (
+    BenchmarkConfig,
+    DistillConfig,
+    LaunchConfig,
+    LoraSettings,
+    OptimizerConfig,
+    ProblemsConfig,
+    SourceConfig,
+    Sweep,
+    TrainingConfig,
+    TrajectoriesConfig,
+)
+from dparallel.config.recipe import RecipeConfig
+from dparallel.distillation import merging
+from dparallel.evaluation import stage as benchmark
+from dparallel.models.backbone import DiffusionConfig
+from dparallel.models.checkpoints import save_model
+from dparallel.preflight.disk import free_disk
+from dparallel.preflight.plan import size
+from dparallel.preflight.training_memory import adapter_count, empty_model
+from dparallel.stages.experiment import Experiment, StagePlan
+from dparallel.stages.manifest import Manifest, verify
+from dparallel.trajectories import record
+from tasks.launch import launch
+
+Result = TypeVar("Result")
+RUNS = Path("runs")
+PROBLEMS = 32  # to train on, and as many to measure on
+VALIDATION_PROBLEMS = 8
+TRAIN_STEPS = 20
+STUDENT = "certainty_forcing"
+FASTER = 4  # the sweep commits so many times as many tokens per forward as the reference
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `rate` is in `unit` per second."""
+
+    stage: str
+    made: str
+    seconds: float
+    peak_bytes: int
+    rate: float | None = None
+    unit: str = ""
+
+
+def model_config(shape: Shape) -> DiffusionConfig:
+    """The shape's, with an end-of-text token, which also pads, below the mask."""
+    config = deepcopy(shape.config)
+    config.eos_token_id = config.pad_token_id = config.mask_token_id - 1
+    return config
+
+
+def make_tokenizer(config: DiffusionConfig) -> PreTrainedTokenizerFast:
+    """A token for each word `w0`, `w1`, ... up to the two special ones."""
+    names = [f"w{index}" for index in range(config.vocab_size)]
+    names[config.eos_token_id], names[config.mask_token_id] = "<eos>", "<mask>"
+    words = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, mask_token="<mask>", eos_token="<eos>", pad_token="<eos>"
+    )
+
+
+def write_problems(path: Path, shape: Shape) -> None:
+    """Prompts and references of random words, for training, measuring and choosing thresholds."""
+    rng = random.Random(0)
+    words = shape.config.mask_token_id - 1
+
+    def text(length: int) -> str:
+        return " ".join(f"w{rng.randrange(words)}" for _ in range(length))
+
+    rows = [
+        {"prompt": text(shape.prompt_length), "reference": text(shape.gen_length)}
+        for _ in range(2 * PROBLEMS + VALIDATION_PROBLEMS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_checkpoint(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    config = model_config(shape)
+    save_model(random_model(config, device, dtype), folder, tokenizer=make_tokenizer(config))
+
+
+def experiment_config(folder: Path, shape: Shape) -> DistillConfig:
+    """One student as in configs/llada_8b.yaml, with a train step a quarter as large."""
+
+    def problems(rows: str) -> ProblemsConfig:
+        source = SourceConfig(path=str(folder / "problems.jsonl"), split=f"train[{rows}]")
+        return ProblemsConfig(benchmark="dataset", sources=(source,))
+
+    decoding = random_workload(shape).decoding
+    assert decoding.steps is not None
+    threshold = ignorance(FASTER * decoding.gen_length / decoding.steps, shape.config.vocab_size)
+    faster = changed(decoding, rule="entropy_budget", steps=None, threshold=threshold)
+    rank, views = (128, 32) if shape.large else (8, 8)
+    return DistillConfig(
+        name="pipeline",
+        teacher=str(folder / "teacher"),
+        runs=str(folder),
+        trajectories=TrajectoriesConfig(problems=problems(f":{PROBLEMS}"), decoding=decoding),
+        training=TrainingConfig(
+            lora=LoraSettings(rank=rank, alpha=rank),
+            optimizer=OptimizerConfig(learning_rate=2e-5),
+            train_steps=TRAIN_STEPS,
+            views_per_step=views,
+            micro_batch_size=4,
+            only_correct=False,
+            gradient_checkpointing=True,
+        ),
+        students={
+            STUDENT: RecipeConfig(
+                block_length=shape.block_length, masking="random", complement=True, certainty_weight=2.0
+            )
+        },
+        benchmark=BenchmarkConfig(
+            test=problems(f"{PROBLEMS}:{2 * PROBLEMS}"),
+            validation=problems(f"{2 * PROBLEMS}:"),
+            reference=decoding,
+            sweeps={"entropy_budget": Sweep(decoding=faster, thresholds=(threshold,))},
+            teacher_sweeps=("entropy_budget",),
+            student_sweeps=("entropy_budget",),
+        ),
+    )
+
+
+def check_disk(folder: Path, shape: Shape, dtype: torch.dtype) -> None:
+    """Refuse a disk without room for checkpoint and merged model, adapter and training's last checkpoint."""
+    lora = experiment_config(folder, shape).training.lora
+    adapter = adapter_count(empty_model(shape.config), lora)
+    optimizer = 3 * torch.float32.itemsize  # its copy of a weight and two moments
+    needed = 2 * dtype.itemsize * (weight_count(shape.config) + adapter) + optimizer * adapter
+    if needed > (free := free_disk(folder)):
+        raise ConfigError(
+            f"{folder} needs {size(needed)} of disk, and {size(free)} are free: free some, or give --folder "
+            "on a larger disk"
+        )
+
+
+def run_training(plan: StagePlan, launch_config: LaunchConfig) -> Manifest:
+    """In a process of its own, whose log goes on to stderr."""
+    launch(plan, launch_config, lambda line: print(line, file=sys.stderr), lambda: None)
+    return verify(plan.out_dir, plan.stage)
+
+
+def clocked(stage: str, run: Callable[[], Result], device: torch.device) -> tuple[Result, float, int]:
+    """What `run` gives, its seconds and the peak memory in bytes of this process."""
+    print(f"{stage} ...", file=sys.stderr)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the stage before left over, training's process may need
+    reset_peak_memory(device)
+    result, seconds = timed(run, device)
+    print(f"{stage}: {seconds:.1f} s", file=sys.stderr)
+    return result, seconds, peak_memory_bytes(device)
+
+
+def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> list[Row]:
+    """Make the checkpoint and the problems in `folder`, then run stage after stage."""
+    config = experiment_config(folder, shape)
+    experiment = Experiment(config)
+    stages: dict[str, Callable[[], Manifest]] = {
+        "trajectories": lambda: _run_here(record.run_stage, experiment.trajectories()),
+        "training": lambda: run_training(experiment.training(STUDENT), config.launch),
+        "merging": lambda: _run_here(merging.run_stage, experiment.merging(STUDENT)),
+        "benchmark": lambda: _run_here(benchmark.run_stage, experiment.benchmark()),
+    }
+    write_problems(folder / "problems.jsonl", shape)
+    _, seconds, peak = clocked(
+        "checkpoint", lambda: make_checkpoint(Path(config.teacher), shape, device, dtype), device
+    )
+    rows = [Row("checkpoint", f"{weight_count(shape.config):,} random weights", seconds, peak)]
+    for stage, run in stages.items():
+        manifest, seconds, peak = clocked(stage, run, device)
+        rows.append(stage_row(manifest, seconds, peak))
+    return rows
+
+
+def _run_here(run_stage: Callable[..., Manifest], plan: StagePlan) -> Manifest:
+    return run_stage(plan.settings(), plan.inputs, plan.out_dir)
+
+
+def stage_row(manifest: Manifest, seconds: float, peak_bytes: int) -> Row:
+    """Args: peak_bytes: of this process; training states its own."""
+    stage, counts, metrics = manifest.stage, manifest.counts, manifest.metrics
+    match stage:
+        case "trajectories":
+            return Row(
+                stage, f"{counts['rows']} rows", seconds, peak_bytes, metrics["rows_per_second"], "rows"
+            )
+        case "training":
+            steps, own_peak = f"{counts['train_steps']} train steps", int(metrics["peak_memory_bytes"])
+            return Row(stage, steps, seconds, own_peak, metrics["tokens_per_second"], "tokens")
+        case "benchmark":
+            made = f"{counts['measurements']} measurements"
+            return Row(stage, made, seconds, peak_bytes, metrics["teacher/reference/tps"], "tokens")
+    return Row(stage, f"checked on {counts['check_prompts']} prompts", seconds, peak_bytes)
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "stage": lambda row: row.stage,
+    "made": lambda row: row.made,
+    "seconds": lambda row: f"{row.seconds:.1f}",
+    "peak memory GiB": lambda row: f"{row.peak_bytes / 2**30:.2f}",
+    "rate": lambda row: "" if row.rate is None else f"{row.rate:,.1f} {row.unit}/s",
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    rules = ["---" if title in ("stage", "made") else "---:" for title in COLUMNS]
+    lines = [list(COLUMNS), rules, *([cell(each) for cell in COLUMNS.values()] for each in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@contextmanager
+def scratch(folder: Path | None, keep: bool) -> Iterator[Path]:
+    """An empty folder, a new one in `runs/` unless given; gone afterwards unless `keep`."""
+    if folder is None:
+        RUNS.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=RUNS, prefix="pipeline-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    options = _options(arguments, dtype)
+    machine = describe(device)
+    print(" · ".join(f"{name}: {value}" for name, value in machine.items()), f"· {dtype}")
+    with scratch(options.folder, options.keep) as folder:
+        rows = measure(folder, SHAPES[options.shape], device, dtype)
+    print(f"\n{options.shape}\n\n{table(rows)}")
+    if options.out:
+        record_of_all = {"machine": machine, "shape": options.shape, "rows": [asdict(each) for each in rows]}
+        options.out.write_text(json.dumps(record_of_all, indent=1) + "\n")
+
+
+def _options(arguments: Sequence[str] | None, dtype: torch.dtype) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True, help="of the random weights")
+    parser.add_argument(
+        "--folder", type=Path, help="where everything is made; a new one in runs/ unless told"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the folder there")
+    parser.add_argument("--out", type=Path, help="write everything as JSON, too")
+    options = parser.parse_args(arguments)
+    if SHAPES[options.shape].large and not torch.cuda.is_available():
+        small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)
+        parser.error(f"--shape {options.shape} needs a GPU, and torch sees none: choose one of {small}")
+    folder = options.folder or RUNS
+    if options.folder and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        parser.error(f"--folder {folder} is not an empty folder: it would be removed; give a new one")
+    try:
+        check_disk(folder, SHAPES[options.shape], dtype)
+    except ConfigError as error:
+        parser.error(str(error))
+    return options
+
+
+if __name__ == "__main__":
+    main()

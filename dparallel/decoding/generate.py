@@ -1,0 +1,142 @@
+"""Fill masked canvases: one call, `generate`, for prompts of any lengths."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Canvas, Generation, Step
+from dparallel.decoding.denoise import Outcome
+from dparallel.decoding.loop import DONE, decode
+from dparallel.decoding.memory import rows_that_fit
+from dparallel.decoding.rules import RULES
+from dparallel.models.backbone import DiffusionTransformer
+
+__all__ = ["RULES", "Generation", "Step", "check_prompts", "generate"]
+
+DEFAULT_BATCH_SIZE = 32
+# By attention pattern. Published block-causal checkpoints do not say that they are: `full` may be one.
+MODES = {
+    "full": ("sequential", "multi_block", "pipelined"),
+    "block_causal": ("pipelined",),
+    "causal": ("autoregressive",),
+}
+log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def generate(
+    model: DiffusionTransformer,
+    prompts: Sequence[Sequence[int]],
+    decoding: DecodingConfig,
+    batch_size: int | None = None,
+    observe: Callable[[list[Step]], None] | None = None,
+) -> list[Generation]:
+    """Decode one response for each prompt, in the order given.
+
+    A row's tokens, commit steps and NFE do not depend on what else is in its batch.
+
+    Args:
+        prompts: token ids, of any lengths.
+        batch_size: rows decoded together (32 unless told); fewer, with a warning, where memory is short.
+        observe: called after every forward with what it did to each row in it.
+
+    Raises:
+        ValueError: a prompt that does not fit the model or holds impossible ids, or a model
+            without a usable mask or end-of-text id.
+        MemoryError: not even one row fits.
+    """
+    check_prompts(model, prompts, decoding)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # longest first: memory peaks now
+    ordered = [prompts[row] for row in order]
+    fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
+    wanted = min(batch_size or DEFAULT_BATCH_SIZE, len(prompts))
+    if fitting < wanted:
+        log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
+
+    seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
+    canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
+    tell = None if observe is None else lambda outcome, rows: observe(_steps(outcome, rows, order, canvas))
+    with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
+        decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
+    decoded = canvas.generations(len(order), model.config.eos_token_id)
+    generations = dict(zip(order, decoded, strict=True))
+    return [generations[row] for row in range(len(prompts))]
+
+
+def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
+    """What a forward did to canvas `rows`, as prompts are numbered."""
+    denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
+    done = outcome.status[:, DONE].cpu().numpy() > 0
+    masked = outcome.masked.cpu().numpy()
+    columns = (outcome.offsets, outcome.token, outcome.probability, outcome.entropy, outcome.commit)
+    read = [column.cpu().numpy() for column in columns]
+    return [
+        Step(
+            order[row],
+            int(denoise_step[at]),
+            bool(done[at]),
+            *(column[at][masked[at]].tolist() for column in read),
+        )
+        for at, row in enumerate(rows.tolist())
+    ]
+
+
+def check_prompts(
+    model: DiffusionTransformer, prompts: Sequence[Sequence[int]], decoding: DecodingConfig
+) -> None:
+    """Raise a ValueError for what `generate` cannot decode, before any work."""
+    config = model.config
+    for name, used in (("mask_token_id", True), ("eos_token_id", decoding.stop_at_eos)):
+        token_id = getattr(config, name)
+        if used and (token_id is None or not 0 <= token_id < config.vocab_size):
+            raise ValueError(
+                f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
+                f"set it in the checkpoint's config.json"
+            )
+    fitting = MODES[config.attention_pattern]
+    if decoding.mode not in fitting:
+        raise ValueError(
+            f"mode={decoding.mode!r} with a model of attention_pattern={config.attention_pattern!r} "
+            f"(its config.json): it was trained to be decoded with mode={' or '.join(map(repr, fitting))}"
+        )
+    if decoding.mode == "autoregressive" and not config.predicts_next:
+        raise ValueError(
+            f"mode='autoregressive' with a model whose predicts_next is {config.predicts_next}: it needs one "
+            "trained to predict the next token; correct its config.json"
+        )
+    limit = config.max_position_embeddings - decoding.gen_length
+    if limit < 0:
+        raise ValueError(
+            f"gen_length={decoding.gen_length} is longer than this model's canvas "
+            f"(max_position_embeddings={config.max_position_embeddings}): lower gen_length"
+        )
+    for row, prompt in enumerate(prompts):
+        if len(prompt) > limit:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; with gen_length={decoding.gen_length} this model "
+                f"(max_position_embeddings={config.max_position_embeddings}) takes at most {limit}: "
+                "shorten the prompt or gen_length"
+            )
+        outside = next((each for each in prompt if not 0 <= each < config.vocab_size), None)
+        if outside is not None or config.mask_token_id in prompt:
+            raise ValueError(
+                f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "
+                f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
+            )
+
+
+def _row_seed(seed: int | None, prompt: Sequence[int]) -> int:
+    """A seed of the row's own, so that its draws do not depend on its place in a batch."""
+    if seed is None:
+        return int(torch.randint(2**62, ()))
+    text = f"{seed}/{','.join(map(str, prompt))}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)

@@ -1,0 +1,100 @@
+"""What an experiment writes, by kind, and how much of that is still to be written."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from dparallel.config.experiment import DistillConfig
+from dparallel.distillation.settings import KEPT_CHECKPOINTS
+from dparallel.models.hub import checkpoint_folder
+from dparallel.stages.experiment import Experiment
+from dparallel.stages.manifest import MANIFEST
+
+CHECKPOINTS = "checkpoints"  # in a training's folder
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a trajectory; of a student's checkpoint, adapter and merged model."""
+
+    trajectory: int
+    checkpoint: int
+    adapter: int
+    merged: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What of an experiment is on the disk: rows recorded, students trained and merged.
+
+    `checkpoints` are the bytes of those students' that are not trained to the end.
+    """
+
+    rows: int = 0
+    trained: int = 0
+    merged: int = 0
+    checkpoints: int = 0
+
+
+def progress(config: DistillConfig, rows: int) -> Progress:
+    """Of an experiment of `rows` trajectories, in its folder; nothing is hashed where there is none.
+
+    Raises:
+        StageError: a finished stage was damaged.
+    """
+    folder = str(checkpoint_folder(config.teacher, with_weights=False))
+    experiment = Experiment(config.model_copy(update={"teacher": folder}))
+    if not any(experiment.folder.glob("trajectories-*")):
+        return Progress()
+    recorded = Path(experiment.trajectories().out_dir)
+    if not (recorded / MANIFEST).is_file():
+        shards = len(list(recorded.glob("part-*.parquet")))
+        return Progress(rows=min(rows, shards * config.trajectories.shard_size))
+    trained = merged = checkpoints = 0
+    for student in config.students:
+        training = Path(experiment.training(student).out_dir)
+        if (training / MANIFEST).is_file():
+            trained += 1
+            merged += (Path(experiment.merging(student).out_dir) / MANIFEST).is_file()
+        else:
+            files = (training / CHECKPOINTS).rglob("*")
+            checkpoints += sum(file.stat().st_size for file in files if file.is_file())
+    return Progress(rows, trained, merged, checkpoints)
+
+
+def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -> dict[str, int]:
+    """Bytes still to be written, by kind, nothing compressed.
+
+    While a checkpoint is written, the ones before it still stand. MLflow copies adapters and merged models
+    where its store is on the same disk.
+    """
+    to_train, to_merge = len(config.students) - done.trained, len(config.students) - done.merged
+    checkpoints = sizes.checkpoint * (KEPT_CHECKPOINTS * to_train + (to_train > 0))
+    needed = {
+        "trajectories": (rows - done.rows) * sizes.trajectory,
+        "checkpoints": max(0, checkpoints - done.checkpoints),
+        "adapters": to_train * sizes.adapter,
+        "merged models": to_merge * sizes.merged,
+    }
+    if _mlflow_copies_beside(config.runs):
+        needed["copies in MLflow"] = needed["adapters"] + needed["merged models"]
+    return needed
+
+
+def _mlflow_copies_beside(runs: str) -> bool:
+    """Whether runs go to a store of this machine, whose files are on the disk of `runs`."""
+    store = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if "://" in store and not store.startswith(("sqlite:", "file:")):
+        return False
+    return _existing("mlruns").stat().st_dev == _existing(runs).stat().st_dev
+
+
+def free_disk(folder: str | Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: str | Path) -> Path:
+    path = Path(folder).absolute()
+    return next(each for each in (path, *path.parents) if each.exists())

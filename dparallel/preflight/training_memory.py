@@ -1,0 +1,213 @@
+"""What training holds on each GPU, by kind, from shapes alone.
+
+Legend: B views in a forward, L canvas length, T = B L tokens, N positions read, D hidden size, E width
+of all key/value heads, F feed-forward size, V vocabulary, H heads, r LoRA rank, w bytes of a number.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from dparallel.config.experiment import LoraSettings, TrainingConfig
+from dparallel.distillation.losses import CHUNK_BYTES
+from dparallel.distillation.quantization import BLOCK
+from dparallel.distillation.settings import (
+    REDUCE_BUCKET_SIZE,
+    offloads_optimizer,
+    offloads_weights,
+    zero_stage,
+)
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.lora import check_targets
+
+FLOAT32 = torch.float32.itemsize
+NF4_SCALES = 256  # that share one of their own
+NF4_TABLES = FLOAT32 * (16 + 256 + 1)  # of each matrix: its code, its scales' code and their mean
+ZERO3_LIVE = 1_000_000_000  # weights that ZeRO stage 3 keeps gathered unless told
+LOSS_COPIES = 4  # of a chunk of float32 logits while its entropy is differentiated
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU.
+
+    Attributes:
+        weights: the base's and the adapter's; under ZeRO stage 3 a part of them and what is gathered.
+        optimizer: the adapter in float32 and AdamW's two moments.
+        gradients: the adapter's, those accumulated, and the buffer they are reduced in.
+        activations: what a forward keeps, and what its backward pass works with.
+        update: the gradients in float32 while the optimizer steps; by then no activations are held.
+    """
+
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.optimizer + self.gradients + max(self.activations, self.update)
+
+    def kinds(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The shapes of one forward and backward pass: B, L and N; `soft` if the teacher's logits are targets."""
+
+    views: int
+    length: int
+    read: int
+    soft: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.views * self.length
+
+
+def empty_model(config: DiffusionConfig) -> DiffusionTransformer:
+    """The model's modules and shapes; no weights."""
+    with torch.device("meta"):
+        return DiffusionTransformer(config)
+
+
+def training_memory(
+    model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, processes: int, dtype: torch.dtype
+) -> Memory:
+    """What each of `processes` holds on its GPU while it trains.
+
+    Args:
+        model: an `empty_model` will do.
+        dtype: of weights and activations.
+
+    Raises:
+        AdapterError: a LoRA target does not match in every layer.
+    """
+    w, zero, stage = (
+        dtype.itemsize,
+        training.deepspeed.get("zero_optimization", {}),
+        zero_stage(training.deepspeed),
+    )
+    trainable = adapter_count(model, training.lora)
+    part = -(-trainable // processes)
+    weights = base_bytes(model, training.quantization, dtype) + w * trainable
+    if stage == 3:
+        gathered = min(weights, w * int(zero.get("stage3_max_live_parameters", ZERO3_LIVE)))
+        weights = gathered + (0 if offloads_weights(training.deepspeed) else -(-weights // processes))
+    offloaded = offloads_optimizer(training.deepspeed)
+    bucket = w * int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE))
+    return Memory(
+        weights=weights,
+        optimizer=0 if offloaded else 3 * FLOAT32 * part,
+        gradients=w * (part if stage == 3 else trainable) + bucket + (0 if offloaded else w * part),
+        activations=activation_bytes(model, training, shapes, dtype),
+        update=0 if offloaded else FLOAT32 * part,
+    )
+
+
+def weight_count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def adapter_count(model: DiffusionTransformer, lora: LoraSettings) -> int:
+    """Trainable weights: r (in + out) of every matrix adapted."""
+    check_targets(model, lora.targets)
+    adapted = _adapted(model, lora)
+    pairs = (
+        (module.in_features, module.out_features)
+        for layer in model.layers
+        for name, module in layer.named_modules()
+        if name.rpartition(".")[2] in adapted and isinstance(module, nn.Linear)
+    )
+    return lora.rank * sum(inputs + outputs for inputs, outputs in pairs)
+
+
+def base_bytes(model: DiffusionTransformer, quantization: str | None, dtype: torch.dtype) -> int:
+    """Of the frozen weights; quantization is of the layers' matrices alone."""
+    total = dtype.itemsize * weight_count(model)
+    if quantization is None:
+        return total
+    matrices = [
+        module.weight.numel()
+        for layer in model.layers
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    return total - dtype.itemsize * sum(matrices) + sum(map(_nf4_bytes, matrices))
+
+
+def _nf4_bytes(weights: int) -> int:
+    scales = -(-weights // BLOCK)  # one byte each
+    return -(-weights // 2) + scales + FLOAT32 * -(-scales // NF4_SCALES) + NF4_TABLES
+
+
+def activation_bytes(
+    model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, dtype: torch.dtype
+) -> int:
+    """The most that is held at once between forward and optimizer: kept, and worked with on the way back."""
+    config, w = model.config, dtype.itemsize
+    logits = shapes.read * config.vocab_size
+    loss = 2 * w * logits + LOSS_COPIES * min(FLOAT32 * logits, CHUNK_BYTES)  # their gradient, those right
+    layer = w * shapes.tokens * (3 * config.intermediate_size + 4 * config.hidden_size)  # gradients in it
+    layer += 2 * FLOAT32 * shapes.tokens * config.hidden_size  # norms and rotary positions
+    if training.gradient_checkpointing:
+        layer += layer_bytes(model, training.lora, shapes.tokens, shapes.tokens, w)
+    return kept_bytes(model, training, shapes, dtype) + max(loss, layer)
+
+
+def kept_bytes(
+    model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, dtype: torch.dtype
+) -> int:
+    """What a forward keeps for the backward pass."""
+    config, w, tokens = model.config, dtype.itemsize, shapes.tokens
+    layers = config.num_hidden_layers
+    head = shapes.read * (_norm_bytes(config) + (1 + shapes.soft) * w * config.vocab_size)
+    if training.gradient_checkpointing:  # each layer's input
+        return w * layers * tokens * config.hidden_size + head
+    inner = layer_bytes(model, training.lora, tokens, tokens, w)
+    last = layer_bytes(model, training.lora, tokens, shapes.read, w)
+    first_norm = tokens * _norm_bytes(config)  # the embedding is frozen: nothing flows back into it
+    return (layers - 1) * inner + last - first_norm + head
+
+
+def layer_bytes(model: DiffusionTransformer, lora: LoraSettings, tokens: int, queries: int, w: int) -> int:
+    """What one layer keeps, whose keys and values are of `tokens` and the rest of `queries` only."""
+    config, adapted = model.config, _adapted(model, lora)
+    size, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    kv_size = size // heads * config.num_key_value_heads
+    # Inputs are kept where an adapter reads them: (its matrices, rows, width).
+    inputs = [
+        ({"k_proj", "v_proj"} if queries < tokens else {"q_proj", "k_proj", "v_proj"}, tokens, size),
+        ({"q_proj"} if queries < tokens else set(), queries, size),
+        ({"gate_proj", "up_proj"}, queries, size),
+        ({"down_proj"}, queries, wide),
+    ]
+    total = sum(w * rows * width for matrices, rows, width in inputs if matrices & adapted)
+    total += (tokens + queries) * _norm_bytes(config)
+    total += w * (2 * tokens * kv_size + 2 * queries * size)  # keys and values; queries and what they mix
+    total += FLOAT32 * queries * heads  # the softmax's normalisers
+    total += w * queries * 3 * wide  # gate, silu(gate), up
+    total += sum(w * lora.rank * (tokens if name in ("k_proj", "v_proj") else queries) for name in adapted)
+    if lora.dropout:  # of each matrix's input: what is left, and the draw
+        widths = {name: wide if name == "down_proj" else size for name in adapted}
+        total += sum((w + 1) * tokens * width for width in widths.values())
+    return total
+
+
+def _norm_bytes(config: DiffusionConfig) -> int:
+    """A norm keeps its input and one factor of each token in float32."""
+    return FLOAT32 * (config.hidden_size + 1)
+
+
+def _adapted(model: DiffusionTransformer, lora: LoraSettings) -> set[str]:
+    """The names of the matrices that have an adapter, without what comes before the last dot."""
+    names = [name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear)]
+    targets = lora.targets
+    return {
+        name.rpartition(".")[2]
+        for name in names
+        if any(name == target or name.endswith("." + target) for target in targets)
+    }

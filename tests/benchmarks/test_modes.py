@@ -1,0 +1,48 @@
+import json
+import re
+
+import pytest
+import torch
+
+from benchmarks.common.shapes import SHAPES
+from benchmarks.modes import committing, main, measure
+
+
+def test_every_row_commits_as_much_as_told(tmp_path, capsys):
+    """16 tokens in blocks of 8, half a block at a forward: 4 forwards; token by token 16."""
+    out = tmp_path / "result.json"
+    command = ["--shape", "tiny-2l", "--commit-share", "0.5", "--batch-sizes", "1", "2", "--repeat", "1"]
+    main([*command, "--device", "cpu", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    printed = capsys.readouterr().out
+    assert [row["batch_size"] for row in rows] == [1] * 8 + [2] * 8
+    for row in rows:
+        assert row["name"] in printed
+        wanted = 16 if row["name"].startswith("autoregressive") else 4
+        assert row["nfe"] == pytest.approx(wanted, abs=1)  # a budget of entropies is met roughly
+    assert rows[0]["ratio"] == 1
+    width = {row["name"]: row["width"] for row in rows[:8]}
+    assert width["sequential"] == 24  # a prompt of 8 and all 16
+    assert width["autoregressive, exact cache"] == pytest.approx((9 + 15) / 16)  # prompt and a mask, then 1
+    assert width["pipelined, exact cache"] < width["pipelined, no cache"] < 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--commit-share", "0.3"], r"0.3 of a block of 8 is 2.4 tokens: .* such as 0.125"),
+        (["--commit-share", "0"], "give more than 0, at most 1"),
+        (["--block-add-threshold", "1.5"], "give more than 0, at most 1"),
+    ],
+)
+def test_bad_shares_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["--shape", "tiny-2l", "--device", "cpu", *options])
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_small_shape_on_a_gpu():
+    workload = committing(SHAPES["tiny-8l"], 0.25)
+    results, _ = measure(workload, torch.device("cuda"), torch.bfloat16, [1], 0.5, 1)
+    assert all(each.peak_bytes for each in results)

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common.hardware import peak_memory_bytes, reset_peak_memory, weight_count
+from benchmarks.common.shapes import SHAPES, Shape
+from benchmarks.stages import PROBLEMS, TRAIN_STEPS, check_disk, main, make_tokenizer, model_config, scratch
+from dparallel.config.decoding import ConfigError
+from dparallel.models.backbone import DiffusionConfig
+from dparallel.stages.manifest import verify
+
+SMALL = SHAPES["llada-8b-1000th"]
+STAGES = ["trajectories", "training", "merging", "benchmark"]
+
+
+@pytest.fixture(autouse=True)
+def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the small shape is for CPUs")
+def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--shape", "llada-8b-1000th", "--folder", "made", "--keep", "--out", "out.json"])
+
+    # 1. The table, line by line
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {each}" for each in ["checkpoint", *STAGES]]
+    assert "| 7,995,392 random weights |" in lines[2]
+    assert f"| {PROBLEMS} rows |" in lines[3]
+    assert f"| {TRAIN_STEPS} train steps |" in lines[4]
+
+    # 2. Every stage is finished and whole, and its line says what its manifest says
+    made = {path.name.partition("-")[0]: verify(path) for path in Path("made/pipeline").glob("*/")}
+    assert sorted(made) == sorted(STAGES)
+    rows = {row["stage"]: row for row in json.loads(Path("out.json").read_text())["rows"]}
+    assert all(rows[stage]["seconds"] >= made[stage].seconds for stage in STAGES)
+    assert all(row["peak_bytes"] > 4 * weight_count(SMALL.config) for row in rows.values())
+    assert rows["trajectories"]["rate"] == made["trajectories"].metrics["rows_per_second"]
+    assert rows["training"]["peak_bytes"] == made["training"].metrics["peak_memory_bytes"]
+    assert made["trajectories"].metrics["nfe"] == SMALL.steps
+
+    # 3. The benchmark read its 32 prompts with both models, and the sweep took fewer forwards
+    [results] = Path("made/pipeline").glob("benchmark-*/results.json")
+    test = [row for row in json.loads(results.read_text())["rows"] if row["split"] == "test"]
+    assert [(row["model"], row["samples"]) for row in test] == [
+        ("teacher", PROBLEMS),
+        ("teacher", PROBLEMS),
+        ("student/certainty_forcing", PROBLEMS),
+    ]
+    assert all(row["nfe"] < test[0]["nfe"] == SMALL.steps for row in test[1:])
+
+
+def test_the_small_shape_is_a_thousandth() -> None:
+    whole, part = weight_count(SHAPES["llada-8b"].config), weight_count(SMALL.config)
+    assert part / whole == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_scratch_folder_is_gone_afterwards_whatever_happens() -> None:
+    with scratch(None, keep=False) as folder:
+        (folder / "file").touch()
+    assert folder.parent == Path("runs")
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), scratch(Path("mine"), keep=False) as folder:
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    with scratch(Path("mine"), keep=True) as folder:
+        pass
+    assert folder.exists()
+
+
+def test_one_word_for_each_token() -> None:
+    config = model_config(SMALL)
+    tokenizer = make_tokenizer(config)
+    assert len(tokenizer) == config.vocab_size == 2304
+    assert tokenizer.encode("w0 w2301 <eos> <mask>") == [0, 2301, 2302, 2303]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (2302, 2302, 2303)
+    assert SMALL.config.eos_token_id is None, "the shape itself stays as it was"
+
+
+def test_peak_memory_of_a_process_counts_anew() -> None:
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before = peak_memory_bytes(cpu)
+    held = bytearray(2**28)
+    assert peak_memory_bytes(cpu) - before > 0.9 * len(held)
+    del held
+    reset_peak_memory(cpu)
+    assert peak_memory_bytes(cpu) - before < 2**26
+
+
+def test_too_little_disk_is_said_before_anything_is_made() -> None:
+    config = DiffusionConfig(vocab_size=10**12, hidden_size=64, mask_token_id=10**12 - 1)
+    with pytest.raises(ConfigError, match=r"^made needs \d+\.\d+ GiB of disk, and .* are free"):
+        check_disk(Path("made"), Shape(config, 8, 16, 8, steps=4), torch.bfloat16)
+    assert not Path("made").exists()
+
+
+def test_a_folder_with_files_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    for folder in (".", "file"):
+        with pytest.raises(SystemExit):
+            main(["--shape", "llada-8b-1000th", "--folder", folder])
+        assert f"--folder {folder} is not an empty folder" in capsys.readouterr().err
+    assert Path("file").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_large_shapes_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--shape", "llada-8b"])
+    assert "--shape llada-8b needs a GPU, and torch sees none" in capsys.readouterr().err

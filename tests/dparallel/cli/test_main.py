@@ -1,0 +1,308 @@
+"""`dparallel generate`, run in this process as a user would."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from dparallel import DecodingConfig, generate, load_model, load_tokenizer, save_model
+from dparallel.cli.main import main
+from dparallel.problems.prompts import decode_response
+from dparallel.tiny.tokenizer import build_tokenizer
+from tests.conftest import random_model
+
+PROMPT = "Tom 7 coins buys 2 loses 1 finds 1 . . ?"
+SHAPE = ["--gen-length", "24", "--block-length", "8", "--threshold", "1.5"]
+DECODING = DecodingConfig(gen_length=24, block_length=8, threshold=1.5)
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def decoded(checkpoint: Path, prompts: list[str]) -> list[tuple[str, int, int]]:
+    """Response, NFE and number of tokens as the library gives them."""
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    generations = generate(model, [tokenizer.encode(prompt) for prompt in prompts], DECODING)
+    eos = model.config.eos_token_id
+    return [(decode_response(tokenizer, each.tokens, eos), each.nfe, each.num_tokens) for each in generations]
+
+
+def run_on_terminal(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """The exit code, and what a terminal as stdout received."""
+    ours, theirs = pty.openpty()
+    received: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while part := os.read(ours, 65536):
+                received.append(part)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        code = main(arguments)
+        monkeypatch.undo()
+    reader.join()
+    os.close(ours)
+    return code, b"".join(received).decode()
+
+
+def test_a_pipe_gets_the_text_alone(tiny_checkpoint, capsys):
+    assert main(["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE]) == 0
+    out, err = capsys.readouterr()
+    [(response, nfe, num_tokens)] = decoded(tiny_checkpoint, [PROMPT])
+    assert out == response + "\n"
+    assert f"NFE {nfe} | TPF {num_tokens / nfe:.2f} | TPS " in err
+    assert f"({num_tokens} tokens in " in err
+    assert "on cpu, batch size 1)" in err
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return monkeypatch
+
+
+def test_a_terminal_sees_the_canvas_fill(tiny_checkpoint, terminal):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE]
+    code, text = run_on_terminal(arguments, terminal)
+    assert code == 0
+    assert "·" in text, "masks are drawn at first"
+    colours = set(re.findall(r"38;[25];[\d;]+", text))
+    assert len(colours) > 2, "tokens committed at different steps differ in colour"
+    [(response, _, _)] = decoded(tiny_checkpoint, [PROMPT])
+    words = ESCAPE.sub("", text).split()
+    assert words[-len(response.split()) :] == response.split(), "the last frame is the response alone"
+
+
+@pytest.mark.parametrize("plain", ["--plain", "NO_COLOR", "TERM"])
+def test_plain_terminals_get_no_escape_codes(tiny_checkpoint, terminal, plain):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE]
+    if plain == "--plain":
+        arguments.append("--plain")
+    else:
+        terminal.setenv(plain, {"NO_COLOR": "1", "TERM": "dumb"}[plain])
+    code, text = run_on_terminal(arguments, terminal)
+    assert code == 0
+    assert "\x1b" not in text
+    [(response, _, _)] = decoded(tiny_checkpoint, [PROMPT])
+    assert text.split() == response.split()
+
+
+def test_the_text_ends_at_the_first_end_of_text(tmp_path, capsys):
+    """Also where decoding goes on behind it, as the published loops do."""
+    model, tokenizer = random_model(1), build_tokenizer()
+    save_model(model, tmp_path, tokenizer=tokenizer)
+    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.5, stop_at_eos=False)
+    candidates = [f"{first} {second}" for first in ("Tom", "Ann", "Sam") for second in range(10)]
+    generations = generate(model, [tokenizer.encode(prompt) for prompt in candidates], decoding)
+    longer = [
+        (prompt, one)
+        for prompt, one in zip(candidates, generations, strict=True)
+        if set(one.tokens[one.num_tokens :]) - {tokenizer.eos_token_id}
+    ]
+    prompt, one = longer[0]
+    assert main(["generate", "--model", str(tmp_path), "--prompt", prompt, *SHAPE, "--no-stop-at-eos"]) == 0
+    assert capsys.readouterr().out == tokenizer.decode(one.tokens[: one.num_tokens - 1]) + "\n"
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_file_of_prompts(tiny_checkpoint, tmp_path, capsys):
+    """Input order, input fields kept, each row as the library decodes it, totals summed before dividing."""
+    prompts = [PROMPT, "Ann 3 pens wins 2 ?", "?", "Eva 5 hats loses 3 buys 2 wins 1 . . ?"]
+    records = [{"id": str(i), "question": each, "n": [i]} for i, each in enumerate(prompts)]
+    lines = [json.dumps(record) for record in records]
+    file = write_lines(tmp_path / "in.jsonl", lines[0], "", *lines[1:], "")
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompts", str(file), *SHAPE]
+    arguments += ["--prompt-field", "question", "--batch-size", "3"]
+
+    assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 0
+    printed, err = capsys.readouterr()
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    expected = decoded(tiny_checkpoint, prompts)
+    assert found == [
+        {**record, "response": response, "nfe": nfe, "num_tokens": count}
+        for record, (response, nfe, count) in zip(records, expected, strict=True)
+    ]
+    nfe, count = sum(each[1] for each in expected), sum(each[2] for each in expected)
+    assert f"NFE {nfe / 4:.4g} | TPF {count / nfe:.2f} | TPS " in err
+    assert "batch size 3)" in err
+    assert "/4 prompts" in err
+    assert "\x1b" not in err
+    assert printed == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == (tmp_path / "out.jsonl").read_text()
+
+
+def test_every_decoding_field_is_a_flag(tiny_checkpoint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--help"])
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    for field, info in DecodingConfig.model_fields.items():
+        flag = f"--{field.replace('_', '-')}"
+        assert flag in help_text
+        if info.annotation is bool:
+            assert f"--no-{flag[2:]}" in help_text
+
+    model = load_model(tiny_checkpoint)
+    tokens = load_tokenizer(tiny_checkpoint).encode(PROMPT)
+    for flags, changed in (
+        (["--no-stop-at-eos"], {"stop_at_eos": False}),
+        (["--mode", "multi_block", "--cache", "dual", "--refresh-every", "3"], None),
+        (
+            ["--temperature", "1", "--seed", "3", "--top-p", "0.9"],
+            {"temperature": 1, "seed": 3, "top_p": 0.9},
+        ),
+    ):
+        changed = changed or {"mode": "multi_block", "cache": "dual", "refresh_every": 3}
+        assert main(["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE, *flags]) == 0
+        [one] = generate(model, [tokens], DecodingConfig(**{**DECODING.model_dump(), **changed}))
+        assert f"NFE {one.nfe} | TPF {one.num_tokens / one.nfe:.2f} " in capsys.readouterr().err
+
+
+def test_the_chat_template_is_applied_unless_raw(tmp_path, capsys):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for each in messages %}Tom has {{ each.content }} then{% endfor %}"
+    save_model(random_model(), tmp_path, tokenizer=tokenizer)
+    printed = {}
+    for prompt, flags in (("7 coins", []), ("Tom has 7 coins then", ["--raw"]), ("7 coins", ["--raw"])):
+        assert main(["generate", "--model", str(tmp_path), "--prompt", prompt, *SHAPE, *flags]) == 0
+        printed[prompt, *flags] = capsys.readouterr().out
+    assert printed[("7 coins",)] == printed["Tom has 7 coins then", "--raw"]
+    assert printed[("7 coins",)] != printed["7 coins", "--raw"]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one line on stderr of a command that ends with exit code 2 and prints nothing."""
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--threshold", "-1"], r"--threshold -1: .*greater than or equal to 0"),
+        (["--gen-length", "ten"], r"--gen-length ten: .*valid integer"),
+        (["--gen-length", "25"], r"gen_length=25 is not divisible by block_length=8.*24"),
+        (["--rule", "best"], r"unknown rule='best'; known rules: .*entropy"),
+        (["--mode", "parallel"], r"--mode parallel: .*'pipelined' or 'autoregressive'"),
+        (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
+        (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
+        (["--device", "abacus"], r"--device abacus cannot be used .*try cpu"),
+        (["--dtype", "float8"], r"--dtype: invalid choice: 'float8'"),
+        (["--treshold", "1"], r"unrecognized arguments: --treshold 1"),
+        (["--out", "x.jsonl"], r"--out x.jsonl takes the results of --prompts"),
+        (["--trace", "/nowhere/trace.html"], r"--trace /nowhere/trace.html: /nowhere cannot be written to"),
+        (["--trace", "."], r"--trace . is a folder; name a file in it"),
+    ],
+)
+def test_bad_options_are_one_line(tiny_checkpoint, capsys, flags, message):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE, *flags]
+    assert re.search(message, refused(arguments, capsys))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (" ", "--prompt: the prompt is empty"),
+        ("1 " * 41, r"--prompt: .*has 41 tokens; with gen_length=24 .* takes at most 40"),
+        ("Tom <mask>", r"--prompt: .*holds token id 1; .*without the mask"),
+        ("Tom \udc80", r"--prompt: .*surrogates not allowed"),
+    ],
+)
+def test_bad_prompts_are_one_line(tiny_checkpoint, capsys, prompt, message):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", prompt, *SHAPE]
+    assert re.search(message, refused(arguments, capsys))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'prompt'", r"line 2: not JSON"),
+        ("[1]", r"line 2: holds list, expected an object"),
+        (
+            '{"question": "?", "id": 3}',
+            r"line 2: field 'prompt' is missing; its fields: question, id; .*--prompt-field",
+        ),
+        ('{"prompt": 3}', r"line 2: field 'prompt' is 3, not a text"),
+        ('{"prompt": "?", "nfe": 3}', r"line 2: field 'nfe' would be overwritten .*rename"),
+        ('{"prompt": ""}', r"line 2: the prompt is empty"),
+        (json.dumps({"prompt": "1 " * 41}), r"line 2: .*takes at most 40"),
+        ('{"prompt": "\\ud800"}', r"line 2: .*surrogates not allowed"),
+    ],
+)
+def test_bad_lines_are_named(tiny_checkpoint, tmp_path, capsys, line, message):
+    file = write_lines(tmp_path / "in.jsonl", '{"prompt": "?"}', line)
+    out = tmp_path / "out.jsonl"
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_checkpoint),
+        "--prompts",
+        str(file),
+        "--out",
+        str(out),
+        *SHAPE,
+    ]
+    error = refused(arguments, capsys)
+    assert f"{file}, line 2: " in error
+    assert re.search(message, error)
+    assert not out.exists()
+
+
+def test_bad_files_are_named(tiny_checkpoint, tmp_path, capsys):
+    arguments = ["generate", "--model", str(tiny_checkpoint), *SHAPE, "--prompts"]
+    assert "No such file" in refused([*arguments, str(tmp_path / "none.jsonl")], capsys)
+    assert "Is a directory" in refused([*arguments, str(tmp_path)], capsys)
+    empty = write_lines(tmp_path / "empty.jsonl", "", " ")
+    assert "holds no prompt" in refused([*arguments, str(empty)], capsys)
+    binary = tmp_path / "binary.jsonl"
+    binary.write_bytes(b"\xff\xfe")
+    assert "not a text file in UTF-8" in refused([*arguments, str(binary)], capsys)
+
+
+def test_bad_models_are_one_line(tmp_path, capsys):
+    arguments = ["generate", "--prompt", "?", "--model"]
+    assert "holds no config.json" in refused([*arguments, str(tmp_path)], capsys)
+    assert "none: no such folder" in refused([*arguments, str(tmp_path / "none")], capsys)
+    damaged = random_model()
+    with torch.no_grad():
+        damaged.lm_head.weight[5] = torch.nan
+    save_model(damaged, tmp_path, tokenizer=build_tokenizer())
+    assert "NaN or infinite" in refused([*arguments, str(tmp_path), *SHAPE], capsys)
+
+
+def test_no_command_and_no_prompt_are_one_line(capsys):
+    assert "COMMAND" in refused([], capsys)
+    assert "--prompt --prompts is required" in refused(["generate", "--model", "x"], capsys)
+
+
+def test_as_a_module():
+    ran = subprocess.run(
+        [sys.executable, "-m", "dparallel", "generate", "--model", "x"], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("dparallel generate: error: ")

@@ -1,0 +1,161 @@
+"""The trace page: its data against the generations, and its script in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from dparallel import DecodingConfig, generate
+from dparallel.cli.display import pieces
+from dparallel.cli.trace.page import trace_page
+from dparallel.tiny.tokenizer import build_tokenizer
+from tests.conftest import random_model
+
+TOKENIZER = build_tokenizer()
+DECODING = DecodingConfig(gen_length=24, block_length=8, threshold=1.5)
+PROMPTS = ["Tom 7 coins buys 2 ?", "</script><script>alert(1)</script><!-- & \u2028 Ann"]
+
+
+def page_of(tokenizer=TOKENIZER, prompts=PROMPTS, model=None):
+    model = model or random_model(1)
+    steps = []
+    encoded = [[4 + len(prompt) % 40, 7] for prompt in prompts]
+    generations = generate(model, encoded, DECODING, observe=steps.extend)
+    page = trace_page("some/<model>", DECODING, tokenizer, model.config, prompts, generations, steps)
+    return page, generations
+
+
+def data_of(page: str) -> dict:
+    [data] = re.findall(r'<script type="application/json" id="trace">(.*?)</script>', page, re.DOTALL)
+    assert not set("<>&") & set(data)
+    return json.loads(data)
+
+
+def test_the_data_rebuilds_every_generation():
+    page, generations = page_of()
+    trace = data_of(page)
+    assert trace["model"] == "some/<model>"
+    assert trace["decoding"]["threshold"] == 1.5
+    assert "steps" not in trace["decoding"], "settings that are not in use are left out"
+    assert [row["prompt"] for row in trace["rows"]] == PROMPTS
+    for row, generation in zip(trace["rows"], generations, strict=True):
+        assert row["commit_step"] == generation.commit_step
+        assert row["num_tokens"] == generation.num_tokens
+        assert len(row["forwards"]) == generation.nfe
+        assert [trace["words"][word] for word in row["words"]] == [
+            TOKENIZER.decode([token]) for token in generation.tokens
+        ]
+        assert "".join(row["pieces"]) == TOKENIZER.decode(generation.tokens)
+        committed = {}
+        for number, forward in enumerate(row["forwards"]):
+            assert all(generation.commit_step[offset] >= number for offset in forward["offsets"])
+            for offset, word, p, commit in zip(
+                *(forward[name] for name in ("offsets", "words", "probability", "commit")), strict=True
+            ):
+                if commit:
+                    committed[offset] = (number, word, p)
+        for offset, word in enumerate(row["words"]):
+            if offset in committed:
+                expected = (generation.commit_step[offset], word, round(generation.confidence[offset], 4))
+                assert committed[offset] == expected
+            else:
+                assert word == trace["eos"], "only end-of-text is filled in without a prediction"
+
+
+def test_the_page_loads_nothing():
+    page, _ = page_of()
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://|src=|@import|url\(", page)
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, so that most characters beyond ASCII are several tokens."""
+    alphabet = sorted(ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken("<mask>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)
+
+
+BYTES = byte_level_tokenizer()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_pieces_join_to_the_text(text):
+    tokens = BYTES.encode(text)
+    assert "".join(pieces(BYTES, tokens)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 256), max_size=20))
+def test_pieces_join_to_whatever_the_tokens_say(tokens):
+    assert "".join(pieces(BYTES, tokens)) == BYTES.decode(tokens)
+
+
+def test_pieces_of_a_character_in_several_tokens():
+    assert pieces(BYTES, BYTES.encode("a🙂b")) == ["a", "", "", "", "🙂", "b"]
+    assert pieces(TOKENIZER, TOKENIZER.encode("Tom has 3")) == ["Tom", " has", " 3"]
+
+
+PLAYS = """<script>
+const seen = [];
+addEventListener("error", (event) => seen.push(event.message));
+const key = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
+const faces = () => [...document.querySelectorAll(".face")].map((face) => face.textContent);
+const masks = () => document.querySelectorAll(".masked").length;
+const report = { last: faces(), clock: $("clock").textContent };
+key("Home"); report.first = masks();
+key("ArrowRight"); report.second = masks();
+key("ArrowLeft"); report.back = masks();
+document.getElementsByName("view")[1].click();
+key("End"); report.confidence = document.querySelector(".note").textContent;
+const box = $("map").getBoundingClientRect();
+$("map").dispatchEvent(new MouseEvent("click",
+  { clientX: box.left + map.left + 1, clientY: box.top + map.top + 1.5 * map.cellHeight }));
+report.clicked = state.done;
+key(" "); report.playing = state.timer !== null; key(" "); report.paused = state.timer === null;
+$("row").value = "1"; $("row").dispatchEvent(new Event("change")); report.prompt = $("prompt").textContent;
+report.errors = seen;
+document.title = JSON.stringify(report);
+</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_the_page_replays_in_a_browser(tmp_path):
+    page, generations = page_of()
+    file = tmp_path / "trace.html"
+    file.write_text(page.replace("</body>", PLAYS))
+    command = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}/user",
+    ]
+    ran = subprocess.run(
+        [*command, "--dump-dom", f"file://{file}"], capture_output=True, text=True, timeout=60
+    )
+    [title] = re.findall(r"<title>(.*?)</title>", ran.stdout)
+    report = json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    one = generations[0]
+    eos = TOKENIZER.eos_token
+    assert report["errors"] == []
+    assert report["clock"] == f"forward {one.nfe} of {one.nfe}"
+    words = [TOKENIZER.decode([token]) for token in one.tokens]
+    assert report["last"] == ["∎" if word == eos else word for word in words]
+    assert report["first"] == report["back"] == 24
+    assert report["second"] == sum(step > 0 for step in one.commit_step)
+    assert report["confidence"] == str(round(100 * round(one.confidence[0], 4)))
+    assert report["clicked"] == 2
+    assert report["playing"]
+    assert report["paused"]
+    assert report["prompt"] == PROMPTS[1]

@@ -1,0 +1,148 @@
+import pytest
+
+from dparallel.config.decoding import ConfigError, DecodingConfig
+from dparallel.config.experiment import (
+    BenchmarkConfig,
+    DistillConfig,
+    LoraSettings,
+    OptimizerConfig,
+    ProblemsConfig,
+    SourceConfig,
+    Sweep,
+    TrainingConfig,
+    TrajectoriesConfig,
+)
+from dparallel.config.files import load_config
+
+BENCHMARK = {
+    "test": {"benchmark": "coins", "count": 1, "split": "test"},
+    "validation": {"benchmark": "coins", "count": 1, "split": "validation"},
+    "reference": {"rule": "steps", "steps": 8},
+    "sweeps": {"entropy": {"decoding": {}, "thresholds": [0.1]}},
+    "teacher_sweeps": ["entropy"],
+    "student_sweeps": ["entropy"],
+}
+TRAJECTORIES = """
+problems: {benchmark: coins, count: 10}
+decoding: decoding.yaml
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "decoding.yaml").write_text("{gen_length: 36, block_length: 12, rule: steps, steps: 36}")
+    path = tmp_path / "trajectories.yaml"
+    path.write_text(TRAJECTORIES)
+    return path
+
+
+def test_files_are_inlined_and_overrides_laid_on_top(config_file):
+    config = load_config(
+        TrajectoriesConfig, config_file, ["decoding.steps=18", "problems.split=validation", "batch_size=2"]
+    )
+    assert config.decoding == DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=18)
+    assert (config.problems.split, config.batch_size) == ("validation", 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoding.stepz=18"], r"decoding\.stepz: unknown key; did you mean 'steps'\? known: block_add_thr"),
+        (["batchsize=1"], r"batchsize: unknown key; did you mean 'batch_size'"),
+        (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
+        (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
+        (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
+        (["decoding.rule=fastest"], r"decoding: unknown rule='fastest'; known rules: confidence, "),
+        (["problems.benchmark=gsm9k"], r"problems\.benchmark: .*'coins'.*'gsm9k'"),
+        (["problems="], r"problems: .*got None"),
+        (["batch_size"], r"override 'batch_size' is not of the form"),
+        (["decoding.steps.more=1"], r"lies below a plain value"),
+        (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
+        (["batch_size=[1"], r"not a YAML value"),
+    ],
+)
+def test_mistakes_are_named(config_file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrajectoriesConfig, config_file, overrides)
+
+
+def test_missing_broken_and_empty_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such config file"):
+        load_config(TrajectoriesConfig, tmp_path / "none.yaml")
+    for text, message in (
+        ("a: [1", "not valid YAML"),
+        ("", "holds NoneType"),
+        ("{}", "problems: required key"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(TrajectoriesConfig, tmp_path / "bad.yaml")
+
+
+def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
+    (tmp_path / "twice.yaml").write_text("batch_size: 1\nbatch_size: 2\n")
+    with pytest.raises(ConfigError, match="key 'batch_size' twice"):
+        load_config(TrajectoriesConfig, tmp_path / "twice.yaml")
+    (tmp_path / "loop.yaml").write_text("problems: loop.yaml")
+    with pytest.raises(ConfigError, match=r"loop\.yaml includes itself"):
+        load_config(TrajectoriesConfig, tmp_path / "loop.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (TrainingConfig, {"optimizer": {"learning_rate": 1e-3}}, "give exactly one"),
+        (
+            TrainingConfig,
+            {"optimizer": {"learning_rate": 1e-3, "schedule": "step"}, "epochs": 1},
+            "'constant', 'linear' or 'cosine'",
+        ),
+        (ProblemsConfig, {"benchmark": "coins"}, "give count"),
+        (ProblemsConfig, {"benchmark": "coins", "count": 1, "sources": [{"path": "a"}]}, "its own score"),
+        (ProblemsConfig, {"benchmark": "dataset"}, "needs sources"),
+        (ProblemsConfig, {"benchmark": "dataset", "sources": [{"path": "a"}], "count": 3}, "each of its"),
+        (
+            ProblemsConfig,
+            {"benchmark": "coins", "count": 1, "chat_template": "a.jinja"},
+            "no effect with chat=false",
+        ),
+        (SourceConfig, {"path": "a", "prompt": "put it in \\boxed{}"}, "must name the columns"),
+        (SourceConfig, {"path": "a", "prompt": "{question"}, "write {{ and }} for braces"),
+        (SourceConfig, {"path": "a", "seed": 3}, "give count"),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "fixed": {"entropy": {}}},
+            "'entropy' names a fixed decoding and a sweep",
+        ),
+        (BenchmarkConfig, {**BENCHMARK, "student_sweeps": []}, "at least 1 item"),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "teacher_sweeps": ["entrpy"]},
+            r"unknown sweep \['entrpy'\]; sweeps defines \['entropy'\]",
+        ),
+        (DistillConfig, {"name": "a/b"}, "should match pattern"),
+        (DistillConfig, {"name": ".."}, "should match pattern"),
+        (
+            DistillConfig,
+            {"students": {"a b": {"masking": "trajectory", "region": "response"}}},
+            "match pattern",
+        ),
+        (
+            Sweep,
+            {"decoding": {"rule": "confidence", "threshold": 0.5}, "thresholds": [1.5]},
+            "compares probabilities",
+        ),
+        (Sweep, {"decoding": {"rule": "steps", "steps": 8}, "thresholds": [0.5]}, "no threshold"),
+        (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
+        (LoraSettings, {"targets": []}, "at least 1 item"),
+        (OptimizerConfig, {"learning_rate": 1e-3, "betas": [2, 3]}, "less than 1"),
+        (
+            TrajectoriesConfig,
+            {"problems": {"benchmark": "coins", "count": 1}, "decoding": {"temperature": 1.0}},
+            "give a seed",
+        ),
+    ],
+)
+def test_other_settings_without_sense(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model(**settings)

@@ -1,0 +1,133 @@
+"""Which recipes make sense, and what they are at a point of the training."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dparallel.config.decoding import ConfigError
+from dparallel.config.files import load_config
+from dparallel.config.recipe import RecipeConfig
+
+BLOCK = {"masking": "random", "block_length": 8}
+RESPONSE = {"region": "response", "block_length": 8}
+MONOTONE = {**RESPONSE, "masking": "monotone"}
+CURRICULUM = RecipeConfig(
+    masking="trajectory",
+    block_length={"start": 6, "end": 12},
+    mask_ratio=[{"start": 0.0, "end": 0.8}, 0.8],
+    complement=True,
+)
+
+
+def test_schedules_by_hand() -> None:
+    """36 has the divisors 6, 9 and 12 between 6 and 12: a third of the training each."""
+    points = [CURRICULUM.at(progress, 36) for progress in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
+    assert [point.block_length for point in points] == [6, 6, 9, 9, 12, 12]
+    assert [point.mask_ratio for point in points[:2]] == [(0.0, 0.8), pytest.approx((0.264, 0.8))]
+    assert points[-1].mask_ratio == (0.8, 0.8)
+    assert CURRICULUM.at(0.5, 256 * 3).block_length == 8  # of 6, 8 and 12
+    assert (points[-1].masking, points[-1].complement) == ("trajectory", True)
+    falling = RecipeConfig(**BLOCK, mask_ratio={"start": 1.0, "end": 0.5})
+    assert [falling.at(progress, 8).mask_ratio for progress in (0, 0.5, 1)] == [1.0, 0.75, 0.5]
+
+
+def test_without_schedules_every_point_is_the_same() -> None:
+    recipe = RecipeConfig(**BLOCK)
+    assert recipe.at(0.7, 16) == recipe
+    assert (recipe.mask_ratio, recipe.fixed_block_length) == (0.5, 8)
+    whole = RecipeConfig(region="response", masking="trajectory")
+    assert whole.at(0.7, 16) == whole
+    assert (whole.mask_ratio, whole.fixed_block_length) == (None, None)
+
+
+@given(st.floats(0, 1), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
+def test_a_growing_block_divides_and_never_shrinks(
+    progress: float, start: int, factor: int, other: int
+) -> None:
+    gen_length = start * factor * other
+    recipe = RecipeConfig(masking="random", block_length={"start": start, "end": start * factor})
+    assert recipe.misfit(gen_length) is None
+    length = recipe.at(progress, gen_length).block_length
+    assert start <= length <= start * factor
+    assert gen_length % length == 0
+    assert recipe.at(0.0, gen_length).block_length == start
+    assert recipe.at(1.0, gen_length).block_length == start * factor
+    assert recipe.at(progress / 2, gen_length).block_length <= length
+
+
+def test_schedules_are_not_read_as_numbers() -> None:
+    with pytest.raises(ValueError, match=r"block_length=\{'start': 6, 'end': 12\} grows over .* at a point"):
+        _ = CURRICULUM.fixed_block_length
+    with pytest.raises(ValueError, match=r"mask_ratio: \{'start': 0\.0, 'end': 0\.8\} changes .* at a point"):
+        CURRICULUM.ratio_bounds()
+    assert CURRICULUM.at(0.5, 36).ratio_bounds() == CURRICULUM.ratio_bounds(0.5) == (0.4, 0.8)
+
+
+def test_what_does_not_divide_a_response_is_named() -> None:
+    assert CURRICULUM.misfit(36) is None
+    assert CURRICULUM.misfit(32) == "block_length.start=6"
+    assert CURRICULUM.misfit(30) == "block_length.end=12"
+    assert RecipeConfig(**BLOCK).misfit(36) == "block_length=8"
+    assert RecipeConfig(region="response", masking="random").misfit(37) is None
+
+
+def test_the_longest_region() -> None:
+    assert CURRICULUM.region_length(36) == 12
+    assert RecipeConfig(**BLOCK).region_length(36) == 8
+    assert RecipeConfig(**MONOTONE, mask_ratio=[0.2, 0.7]).region_length(36) == 36
+
+
+@pytest.mark.parametrize("recipe", [CURRICULUM, RecipeConfig(**MONOTONE, mask_ratio=[0.2, 0.7])])
+def test_a_recipe_survives_json(recipe: RecipeConfig) -> None:
+    assert RecipeConfig.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert RecipeConfig.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"masking": "random"},
+            "region='block'.* with block_length=None: it works by blocks; give block_len",
+        ),
+        (
+            {**RESPONSE, "masking": "random"},
+            "block_length=8: nothing here works by blocks; drop block_length",
+        ),
+        ({**MONOTONE, "block_length": None, "mask_ratio": [0, 1]}, "give block_length"),
+        ({"region": "response", "masking": "random", "attention": "block_causal"}, "give block_length"),
+        ({**BLOCK, "masking": "monotone", "mask_ratio": [0.2, 0.7]}, "set region: response, or masking"),
+        (MONOTONE, r"masking='monotone' with mask_ratio=None: give mask_ratio=\[low, high\]"),
+        ({**MONOTONE, "mask_ratio": 0.5}, r"mask_ratio=0\.5: give mask_ratio=\[low, high\]"),
+        ({**BLOCK, "mask_ratio": 0}, "mask_ratio=0.* masks nothing at the start of training"),
+        ({**BLOCK, "mask_ratio": {"start": 1, "end": 0}}, "masks nothing at the end of training"),
+        ({**BLOCK, "mask_ratio": [0.7, 0.2]}, r"at the start of training low=0\.7 is above high=0\.2"),
+        (
+            {**BLOCK, "mask_ratio": [{"start": 0.0, "end": 0.9}, 0.8]},
+            r"mask_ratio=\[\{'start': 0\.0, 'end': 0\.9\}, 0\.8\]: at the end of training low=0\.9 is above",
+        ),
+        ({**BLOCK, "mask_ratio": 2}, r"2 has no valid form: give a number from 0 to 1, or \[low, high\]"),
+        ({**BLOCK, "mask_ratio": [0.1, 0.2, 0.3]}, "has no valid form"),
+        ({**BLOCK, "block_length": {"start": 12, "end": 6}}, "to grow over training, start <= end"),
+        ({**BLOCK, "block_length": 0}, "0 has no valid form: give a number of positions"),
+        (
+            {**BLOCK, "masking": "trajectory", "weighting": "inverse_ratio"},
+            "weighting='inverse_ratio' with masking='trajectory'.* use weighting='view_mean'",
+        ),
+        ({**BLOCK, "certainty_on_complement": False}, "with complement=false: there is no complement view"),
+        ({**BLOCK, "cross_entropy_weight": 0}, "certainty_weight=0: nothing is left of the loss"),
+    ],
+)
+def test_recipes_without_sense(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecipeConfig(**settings)
+
+
+def test_a_file_names_the_key_once(tmp_path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("{masking: random, block_length: 8, mask_ratio: [0.2, {begin: 0.5}]}")
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: mask_ratio: \[0\.2, \{'begin': 0\.5\}\] has no"
+    ) as e:
+        load_config(RecipeConfig, file)
+    assert str(e.value).count("mask_ratio") == 1

@@ -1,0 +1,291 @@
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import Baseline, BenchmarkConfig, Sweep
+from dparallel.evaluation.stage import run_stage
+from dparallel.models.checkpoints import load_tokenizer, save_model
+from dparallel.stages.manifest import StageError, verify
+from tests.conftest import random_model
+from tests.dparallel.evaluation.oracle import dataset, disturbed, own_answers
+
+SHAPE = {"gen_length": 12, "block_length": 6, "stop_at_eos": False}
+REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
+
+
+@pytest.fixture(scope="module")
+def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return disturbed(tiny_checkpoint, tmp_path_factory.mktemp("students") / "student")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkConfig:
+    """The teacher's answers at one token per step are the references, so it is always right there."""
+    folder = tmp_path_factory.mktemp("problems")
+    validation, test = (
+        own_answers(tiny_checkpoint, folder / f"{split}.jsonl", REFERENCE, count=6, split=split)
+        for split in ("validation", "test")
+    )
+    return BenchmarkConfig(
+        test=test,
+        validation=validation,
+        reference=REFERENCE,
+        fixed={"few_step": DecodingConfig(**SHAPE, rule="steps", steps=4)},
+        sweeps={
+            "confidence": Sweep(
+                decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=0.9), thresholds=(1.0, 0.2)
+            ),
+            "entropy": Sweep(decoding=DecodingConfig(**SHAPE), thresholds=(0.0, 1.0, 10.0)),
+        },
+        teacher_sweeps=("confidence", "entropy"),
+        student_sweeps=("confidence", "entropy"),
+        batch_size=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_checkpoint: Path, student: Path) -> dict[str, str]:
+    return {
+        "teacher": str(tiny_checkpoint),
+        "student/copy": str(tiny_checkpoint),
+        "student/other": str(student),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(
+    settings: BenchmarkConfig, inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "benchmark"
+    run_stage(settings, inputs, folder)
+    return folder
+
+
+def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
+    manifest = verify(finished, "benchmark")
+    assert {name for name in manifest.files if "/" not in name} == {
+        *("results.json", "table.md", "tradeoff.png", "certainty.png")
+    }
+    results = json.loads((finished / "results.json").read_text())
+    rows = results["rows"]
+    validation = [row for row in rows if row["split"] == "validation"]
+    test = [row for row in rows if row["split"] == "test"]
+    # one reference, one fixed, and 2 + 3 thresholds of each of three models
+    assert len(validation) == 2 + 3 * 5
+    # one reference, one fixed, and the operating points of two sweeps of each model, ...
+    assert [row["operating_point"] for row in test[:8]] == [False] * 2 + [True] * 6
+    # ... and what is slower in the teacher's sweep by entropy, which never keeps the accuracy
+    assert {(row["model"], row["method"], row["operating_point"]) for row in test[8:]} == {
+        ("teacher", "entropy", False)
+    }
+    assert results["reference"] == test[0]
+    assert (test[0]["accuracy"], test[0]["nfe"]) == (1.0, 12.0)
+
+    for point in results["chosen"]:
+        sweep = [
+            row for row in validation if (row["model"], row["method"]) == (point["model"], point["method"])
+        ]
+        kept = [row for row in sweep if row["accuracy"] >= 1.0 - 0.01]
+        assert point["qualifies"] == bool(kept)
+        best = max(row["tpf"] for row in kept) if kept else max(row["accuracy"] for row in sweep)
+        assert point["tpf" if kept else "accuracy"] == best
+        assert [row["threshold"] for row in sweep if row["operating_point"]] == [point["threshold"]]
+
+    assert results["default_student"] == manifest.details["default_student"]
+    # only the copy answers as its teacher does, and only where it commits one token at a time
+    qualifying = [row for row in results["chosen"] if row["qualifies"] and row["model"] != "teacher"]
+    assert [(row["model"], row["method"]) for row in qualifying] == [("student/copy", "confidence")]
+    assert results["default_student"] == "student/copy"
+    assert results["headline"]["student"]["method"] == "confidence"
+    assert {(each["model"], each["method"]) for each in results["aup"]} == {
+        (model, method)
+        for model in ("teacher", "student/copy", "student/other")
+        for method in ("confidence", "entropy")
+    }
+    assert {each["split"] for each in results["aup"]} == {"validation"}
+
+
+def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> None:
+    rows = json.loads((finished / "results.json").read_text())["rows"]
+
+    def curve(model: str) -> list:
+        timed = ("tps", "latency", "model", "samples_file")
+        return [
+            {key: value for key, value in row.items() if key not in timed}
+            for row in rows
+            if row["model"] == model
+            and row["method"] == "entropy"
+            and (row["split"] == "validation" or row["operating_point"])
+        ]
+
+    assert curve("student/copy") == curve("teacher")
+    assert curve("student/other") != curve("teacher")
+
+
+def test_metrics_are_flat_and_agree_with_the_results(finished: Path) -> None:
+    manifest = verify(finished)
+    results = json.loads((finished / "results.json").read_text())
+    assert manifest.metrics["teacher/one_token_per_step/tpf"] == results["reference"]["tpf"]
+    assert manifest.metrics["headline/nfe_ratio"] == results["headline"]["nfe_ratio"]
+    student, best = results["headline"]["student"], results["headline"]["teacher_best"]
+    assert results["headline"]["tpf_ratio_to_teacher_best"] == pytest.approx(student["tpf"] / best["tpf"])
+    assert manifest.metrics["student/copy/entropy/nfe"] > 0
+    assert "teacher/few_step/accuracy" in manifest.metrics
+
+
+def test_samples_hold_the_text_behind_every_number(finished: Path) -> None:
+    for row in json.loads((finished / "results.json").read_text())["rows"]:
+        samples = pq.read_table(finished / row["samples_file"])
+        assert len(samples) == row["samples"] == 6
+        assert sum(samples["solution"].to_pylist()) / 6 == row["accuracy"]
+        assert sum(samples["nfe"].to_pylist()) / 6 == pytest.approx(row["nfe"])
+
+
+def test_a_finished_benchmark_is_not_redone(finished: Path, settings, inputs) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    assert run_stage(settings, inputs, finished) == verify(finished)
+    assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
+
+
+def test_a_run_that_stopped_makes_only_what_is_missing(
+    finished: Path, settings, inputs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    shutil.copytree(finished, folder)
+    (folder / "manifest.json").unlink()
+    measured = sorted((folder / "measurements").glob("*.json"))
+    gone = measured[3]
+    before = {file: file.stat().st_mtime_ns for file in measured}
+    gone.unlink()
+    run_stage(settings, inputs, folder)
+    assert [file for file in measured if file.stat().st_mtime_ns != before[file]] == [gone]
+    assert verify(folder).counts == verify(finished).counts
+
+
+def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
+    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On validation only the reckless 0.1 is right; on test it and 0.2 miss, and 0.3 keeps."""
+    sweep = Sweep(
+        decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=1.0), thresholds=(1.0, 0.1, 0.3, 0.2)
+    )
+    reckless = sweep.decodings()[1]
+    misled = settings.model_copy(
+        update={
+            "validation": own_answers(
+                tiny_checkpoint, tmp_path / "v.jsonl", reckless, count=6, split="validation"
+            ),
+            "sweeps": {"confidence": sweep},
+            "teacher_sweeps": ("confidence",),
+            "student_sweeps": ("confidence",),
+            "fixed": {},
+        }
+    )
+    run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    teacher = [row for row in results["rows"] if (row["split"], row["model"]) == ("test", "teacher")]
+    assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.3]
+    assert [row["accuracy"] >= 0.99 for row in teacher] == [True, False, False, True]
+    best = results["headline"]["teacher_best"]
+    assert best["threshold"] == 0.3
+    assert best["tpf"] > results["reference"]["tpf"]
+    shown, notes = (tmp_path / "out" / "table.md").read_text().split("\n\n")
+    assert len(shown.splitlines()) == 2 + 3  # the reference and two operating points
+    assert "confidence 0.3" in notes
+    assert "not in the table" in notes
+
+
+def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, tmp_path: Path) -> None:
+    entropy = {"teacher_sweeps": ("entropy",), "student_sweeps": ("entropy",)}
+    swept = settings.model_copy(update={"sweep_test": True, **entropy})
+    only = {name: inputs[name] for name in ("teacher", "student/other")}
+    manifest = run_stage(swept, only, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    test = [row for row in results["rows"] if row["split"] == "test"]
+    assert len(test) == 2 + 3 + 3
+    assert sum(row["operating_point"] for row in test) == 2
+    assert {each["split"] for each in results["aup"]} == {"test"}
+    assert len((tmp_path / "out" / "table.md").read_text().split("\n\n")[0].splitlines()) == 2 + 4
+    assert manifest.counts["students"] == 1
+
+
+def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
+    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pipelined = {**SHAPE, "mode": "pipelined"}
+    token_by_token = DecodingConfig(mode="autoregressive", gen_length=12)
+    rival, block_causal = tmp_path / "rival", tmp_path / "block_causal"
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    save_model(random_model(predicts_next=True, attention_pattern="causal"), rival, tokenizer=tokenizer)
+    save_model(random_model(attention_pattern="block_causal"), block_causal, tokenizer=tokenizer)
+    inputs = {**inputs, "student/other": str(block_causal)}
+    by_pipeline = settings.model_copy(
+        update={
+            "fixed": {},
+            "sweeps": {
+                "entropy": Sweep(decoding=DecodingConfig(**SHAPE), thresholds=(1.0,)),
+                "pipelined": Sweep(decoding=DecodingConfig(**pipelined), thresholds=(0.0, 1.0)),
+            },
+            "teacher_sweeps": ("entropy",),
+            "student_sweeps": {"copy": ("entropy",), "other": ("pipelined",)},
+            "baselines": {"rival": Baseline(model=str(rival), decoding=token_by_token)},
+        }
+    )
+    with pytest.raises(ValueError, match=r"baselines \(baseline/rival\); got teacher, student/copy"):
+        run_stage(by_pipeline, inputs, tmp_path / "out")
+    inputs["baseline/rival"] = str(rival)
+    run_stage(by_pipeline, inputs, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    measured = {(row["model"], row["method"], row["threshold"]) for row in results["rows"]}
+    assert measured == {
+        ("teacher", "one_token_per_step", None),
+        ("teacher", "entropy", 1.0),
+        ("student/copy", "entropy", 1.0),
+        ("student/other", "pipelined", 0.0),
+        ("student/other", "pipelined", 1.0),
+        ("baseline/rival", "baseline", None),
+    }
+    rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
+    assert {row["split"] for row in rival} == {"validation", "test"}
+    assert not any(row["operating_point"] for row in rival)
+    assert "rival" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_students_without_sweeps_are_named(settings, inputs, tmp_path: Path) -> None:
+    lacking = settings.model_copy(update={"student_sweeps": {"copy": ("entropy",)}})
+    with pytest.raises(ValueError, match="student_sweeps lists copy; the students are copy, other: give a"):
+        run_stage(lacking, inputs, tmp_path / "out")
+
+
+def test_validation_and_test_problems_must_not_overlap(settings, inputs, tmp_path: Path) -> None:
+    mixed = settings.model_copy(update={"validation": settings.test})
+    with pytest.raises(ValueError, match="benchmark.validation and benchmark.test share 6 prompts"):
+        run_stage(mixed, inputs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [["teacher"], ["student/copy"], ["teacher", "student/copy", "pupil"]])
+def test_teacher_and_students_must_be_given(settings, inputs, tmp_path: Path, names: list[str]) -> None:
+    given = {name: inputs.get(name, "") for name in names}
+    with pytest.raises(ValueError, match=f"one or more 'student/<name>' .*; got {', '.join(names)}"):
+        run_stage(settings, given, tmp_path / "out")
+
+
+def test_two_methods_of_one_name_are_refused(settings, inputs, tmp_path: Path) -> None:
+    twice = settings.model_copy(update={"fixed": {"entropy": settings.fixed["few_step"]}})
+    with pytest.raises(ValueError, match="share the name entropy"):
+        run_stage(twice, inputs, tmp_path / "out")
+
+
+def test_a_problems_file_that_changed_is_refused(settings, inputs, tmp_path: Path) -> None:
+    folder, path = tmp_path / "out", tmp_path / "test.jsonl"
+    shutil.copy(settings.test.sources[0].path, path)
+    moved = settings.model_copy(update={"test": dataset(path), "teacher_sweeps": (), "fixed": {}})
+    only = {name: inputs[name] for name in ("teacher", "student/copy")}
+    run_stage(moved, only, folder)
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    with pytest.raises(StageError, match="made from other problems"):
+        run_stage(moved, only, folder)

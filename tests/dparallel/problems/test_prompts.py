@@ -1,0 +1,137 @@
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.models.checkpoints import load_tokenizer, save_model
+from dparallel.problems.prompts import (
+    ChatTemplateError,
+    decode_response,
+    encode_chat,
+    encode_problems,
+    encode_prompt,
+    tokenizer_fingerprint,
+)
+from dparallel.problems.sources import Problem
+from dparallel.tiny.tokenizer import build_tokenizer
+
+DECODING = DecodingConfig(gen_length=36, block_length=12)
+
+
+def ids(words: str) -> list[int]:
+    return [build_tokenizer().get_vocab()[word] for word in words.split()]
+
+
+def test_text_ends_before_the_first_end_of_text_and_keeps_stray_special_tokens() -> None:
+    tokens = ids("Tom <pad> has <eos> 7 <eos>")
+    assert decode_response(build_tokenizer(), tokens, eos_token_id=ids("<eos>")[0]) == "Tom <pad> has"
+    assert decode_response(build_tokenizer(), ids("Tom has"), eos_token_id=ids("<eos>")[0]) == "Tom has"
+
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not message.content %}{{ raise_exception('an empty turn') }}{% endif %}"
+    "first {{ message.content }} {% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+)
+COINS = ProblemsConfig(benchmark="coins", count=1)
+CHAT = COINS.model_copy(update={"chat": True})
+
+
+def encode(config: ProblemsConfig, tokenizer, model, *prompts: str) -> list[list[int]]:
+    problems = [Problem(f"p-{index}", "s", prompt, None) for index, prompt in enumerate(prompts)]
+    return encode_problems(config, problems, tokenizer, model, DECODING)
+
+
+def test_the_config_decides_whether_a_problem_is_a_turn(tiny_model) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    assert encode(COINS, tokenizer, tiny_model, "Tom 7") == [ids("Tom 7")]
+    assert encode(CHAT, tokenizer, tiny_model, "Tom 7", "Ann") == [
+        ids("first Tom 7 answer"),
+        ids("first Ann answer"),
+    ]
+
+
+def test_a_template_beside_the_tokenizer_is_its_own(tiny_model, tmp_path) -> None:
+    save_model(tiny_model, tmp_path, tokenizer=build_tokenizer())
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert encode(CHAT, load_tokenizer(tmp_path), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
+
+
+def test_no_template_says_how_to_give_one(tiny_model, tmp_path) -> None:
+    remedy = r"no chat template.*chat_template\.jinja beside its tokenizer.*chat_template: FILE.*chat: false"
+    with pytest.raises(ChatTemplateError, match=remedy):
+        encode(CHAT, build_tokenizer(), tiny_model, "Tom 7")
+    file = tmp_path / "mine.jinja"
+    given = CHAT.model_copy(update={"chat_template": str(file)})
+    with pytest.raises(ChatTemplateError, match=r"chat_template=.*mine\.jinja: .*No such file"):
+        encode(given, build_tokenizer(), tiny_model, "Tom 7")
+    file.write_text(TEMPLATE)
+    assert encode(given, build_tokenizer(), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
+
+
+@pytest.mark.parametrize("template", ["{% for", TEMPLATE])
+def test_a_template_that_refuses_says_why(template: str) -> None:
+    turns = [{"role": "user", "content": ""}]
+    with pytest.raises(ChatTemplateError, match="the chat template refuses this conversation: ."):
+        encode_chat(build_tokenizer(), turns, template)
+
+
+def test_a_template_that_fails_or_says_nothing_is_named_with_its_problem(tiny_model, tmp_path) -> None:
+    """Division by zero is no error of the template language's own."""
+    file = tmp_path / "mine.jinja"
+    given = CHAT.model_copy(update={"chat_template": str(file)})
+    failures = {
+        "{{ 1 / 0 }}": "fails on this conversation: ZeroDivisionError: division by zero",
+        "{{ messages[0].content + 1 }}": "fails on this conversation: TypeError",
+        "": "makes an empty prompt of this conversation",
+        "{{ raise_exception('no turns') }}": "refuses this conversation: no turns",
+    }
+    for template, message in failures.items():
+        file.write_text(template)
+        where = rf"problem p-0 \(s\): the chat template {message}.*\(template of .*mine\.jinja\)"
+        with pytest.raises(ChatTemplateError, match=where):
+            encode(given, build_tokenizer(), tiny_model, "Tom 7")
+
+
+def test_a_token_in_front_of_every_text_is_not_doubled() -> None:
+    tokenizer = build_tokenizer()
+    eos = ids("<eos>")[0]
+    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "Tom Tom Tom", chat=False) == ids("Tom Tom Tom")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", eos)]
+    )
+    assert encode_prompt(tokenizer, "Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
+    assert encode_prompt(tokenizer, "<eos> <eos> Tom", chat=False) == ids("<eos> <eos> Tom")
+    assert encode_prompt(tokenizer, "", chat=False) == ids("<eos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A <pad>", special_tokens=[("<eos>", eos), ("<pad>", ids("<pad>")[0])]
+    )
+    assert encode_prompt(tokenizer, "<eos> Tom", chat=False) == ids("<eos> Tom <pad>")
+
+
+def test_a_conversation_is_encoded_turn_by_turn() -> None:
+    turns = [{"role": "user", "content": "Tom"}, {"role": "assistant", "content": "7"}]
+    assert encode_chat(build_tokenizer(), turns, TEMPLATE) == ids("first Tom first 7 answer")
+
+
+def test_a_prompt_that_does_not_fit_names_problem_and_lengths(tiny_model) -> None:
+    with pytest.raises(ValueError, match=r"problem p-1 \(s\).* 29 tokens.*gen_length=36.*at most 28"):
+        encode(COINS, build_tokenizer(), tiny_model, "Tom 7", "Tom " * 29)
+
+
+def test_a_prompt_that_holds_the_mask_is_refused(tiny_model) -> None:
+    with pytest.raises(ValueError, match="problem p-0.*holds token id 1"):
+        encode(COINS, build_tokenizer(), tiny_model, "Tom <mask>")
+
+
+def test_tokenizer_fingerprint_sees_vocabulary_and_template() -> None:
+    one, other = build_tokenizer(), build_tokenizer()
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
+    other.chat_template = "{{ messages }}"
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+    other = build_tokenizer()
+    other.add_tokens(["word"])
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)

@@ -1,0 +1,182 @@
+"""Data sets as JSONL, JSON and Parquet files and folders; a hub's name takes the path of a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.config.experiment import ProblemsConfig
+from dparallel.problems.sources import Problem, ProblemsError, dataset_problems, local_files
+
+ROWS = [{"question": f"How many is {n} + 1?", "answer": str(n + 1), "level": n} for n in range(6)]
+
+
+def write(path: Path, rows: list[dict] = ROWS) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config(*sources: dict[str, Any], **settings: Any) -> ProblemsConfig:
+    return ProblemsConfig.model_validate({"benchmark": "dataset", "sources": sources, **settings})
+
+
+def read(path: Path | str, **settings: Any) -> list[Problem]:
+    columns = {"prompt": "{question}", "reference": "answer"}
+    return dataset_problems(config({"path": str(path), **columns, **settings}))
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.parquet"])
+def test_every_kind_of_file_gives_the_same_problems(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    problems = read(path)
+    assert problems[1] == Problem("p-00002", str(path), "How many is 1 + 1?", "2")
+    assert [problem.reference for problem in problems] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_a_folder_has_splits_and_slices_as_a_hub_data_set_has(tmp_path: Path) -> None:
+    write(tmp_path / "gsm" / "train-00000-of-00001.parquet")
+    write(tmp_path / "gsm" / "test-00000-of-00001.parquet", ROWS[4:])
+    assert len(read(tmp_path / "gsm")) == 6
+    assert [problem.reference for problem in read(tmp_path / "gsm", split="test")] == ["5", "6"]
+    assert [problem.reference for problem in read(tmp_path / "gsm", split="train[:2]")] == ["1", "2"]
+    assert [problem.reference for problem in read(tmp_path / "gsm", split="train[5:]")] == ["6"]
+    with pytest.raises(ProblemsError, match=r"gsm dev cannot be read: Unknown split \"dev\""):
+        read(tmp_path / "gsm", split="dev")
+
+
+def test_files_by_pattern_are_one_data_set_whose_split_may_be_sliced(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", ROWS[:3])
+    write(tmp_path / "b.parquet", ROWS[3:])
+    sliced = read(tmp_path / "*.parquet", split="test[2:4]")
+    assert [problem.reference for problem in sliced] == ["3", "4"]
+
+
+def test_the_prompt_is_made_of_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl")
+    prompt = "Question: {question} (level {level})\nAnswer: within \\boxed{{}}."
+    first, *_ = read(path, prompt=prompt, id="question", reference=None)
+    assert first.prompt == "Question: How many is 0 + 1? (level 0)\nAnswer: within \\boxed{}."
+    assert first.problem_id == "How many is 0 + 1?"
+    assert first.reference is None
+
+
+def test_columns_of_our_own_names_need_no_map(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "reference": "b", "id": 7}, {"prompt": "c", "reference": None, "id": 8}]
+    path = write(tmp_path / "p.jsonl", rows)
+    known, unknown = dataset_problems(config({"path": str(path)}))
+    assert known == Problem("7", str(path), "a", "b")
+    assert unknown.reference is None
+
+
+def test_count_takes_the_first_and_seed_draws(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl")
+    assert [problem.reference for problem in read(path, count=2)] == ["1", "2"]
+    drawn = read(path, count=4, seed=1)
+    assert drawn == read(path, count=4, seed=1)
+    assert drawn != read(path, count=4, seed=3)
+    assert len({problem.problem_id for problem in drawn}) == 4
+    assert drawn[-1] in read(path), "a drawn row keeps its number"
+
+
+def test_sources_are_mixed_in_their_order(tmp_path: Path) -> None:
+    math = write(tmp_path / "math.parquet", [{"problem": "x + y?", "solution": "z"}])
+    mixed = config(
+        {"path": str(write(tmp_path / "p.jsonl")), "prompt": "{question}", "count": 2},
+        {"path": str(math), "prompt": "{problem}", "reference": "solution"},
+    )
+    assert [problem.prompt for problem in dataset_problems(mixed)] == [
+        "How many is 0 + 1?",
+        "How many is 1 + 1?",
+        "x + y?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": "{qustion}"}, "no column 'qustion'; its columns: question, answer, level"),
+        ({"reference": "anwser"}, "no column 'anwser'; its columns: question, answer, level"),
+        ({"id": "key"}, "no column 'key'"),
+        ({"count": 7}, "holds 6 problems, wanted 7: lower count"),
+        ({"split": "train[6:]"}, "train.6:. cannot be read: .* corresponds to no data"),
+    ],
+)
+def test_what_a_data_set_lacks_is_named(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ProblemsError, match=rf"p\.jsonl.*{message}"):
+        read(write(tmp_path / "p.jsonl"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROWS[0], {"question": " ", "answer": "1"}], "row 2: column 'question' of the prompt is empty"),
+        ([ROWS[0], {"answer": "1"}], "row 2: column 'question' of the prompt is empty"),
+        ([{"question": ["a"], "answer": "1"}], r"row 1: column 'question' holds \['a'\], expected a text"),
+        ([{"question": "a", "answer": True}], "row 1: column 'answer' holds True, expected .* as a text"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, rows: list[dict], message: str) -> None:
+    with pytest.raises(ProblemsError, match=rf"p\.jsonl, {message}"):
+        read(write(tmp_path / "p.jsonl", rows))
+
+
+def test_numbers_are_texts_as_they_are_written(tmp_path: Path) -> None:
+    rows = [{"question": 0.1, "answer": 3}, {"question": 1.5, "answer": None}]
+    problems = read(write(tmp_path / "p.parquet", rows))
+    assert [(each.prompt, each.reference) for each in problems] == [("0.1", "3"), ("1.5", None)]
+    table = pa.table({"question": ["a", "b"], "answer": [3.0, float("nan")]})
+    pq.write_table(table, tmp_path / "gaps.parquet")
+    assert read(tmp_path / "gaps.parquet", count=1)[0].reference == "3"
+    with pytest.raises(ProblemsError, match="row 2: column 'answer' holds nan, expected a text or a number"):
+        read(tmp_path / "gaps.parquet")
+
+
+@pytest.mark.parametrize("prompt", ["{question!x}", "{question:>d}", "{question:q}"])
+def test_a_prompt_that_cannot_be_filled_in_names_its_source(tmp_path: Path, prompt: str) -> None:
+    with pytest.raises(ProblemsError, match=r"p\.jsonl, row 1: prompt='.*' cannot be .* name them alone"):
+        read(write(tmp_path / "p.jsonl"), prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", b"", "it holds 0 problems"),
+        ("p.jsonl", b'{"question": "a"}\n{"question": \n', "JSON parse error"),
+        ("p.jsonl", b"\xff\xfe\x00\x01", "JSON parse error"),
+        ("p.parquet", b"PAR1", "Parquet"),
+        ("weights.bin", b"\x00", "files of one kind, named .jsonl, .json, .parquet"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ProblemsError, match=rf"{name}.*{message}"):
+        read(tmp_path / name)
+
+
+def test_a_missing_file_is_named_and_not_looked_for_on_the_hub() -> None:
+    for path in ("nowhere.jsonl", "/nowhere/data", "a/b/c"):
+        with pytest.raises(ProblemsError, match=f"{path}: no such problems file"):
+            read(path)
+
+
+def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ProblemsError, match=r"nobody/nothing main test\[:5\] cannot be read.*local copy"):
+        read("nobody/nothing", subset="main", split="test[:5]")
+
+
+def test_every_local_file_is_known(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "p.jsonl"), write(tmp_path / "folder" / "train.parquet")
+    template = tmp_path / "chat.jinja"
+    sources = [{"path": str(one)}, {"path": str(tmp_path / "folder")}, {"path": "openai/gsm8k"}]
+    files = local_files(config(*sources, chat=True, chat_template=str(template)))
+    assert files == [one, other, template]
