@@ -32,7 +32,8 @@ from benchmarks.common.shapes import (
     teacher_workload,
 )
 from benchmarks.decoding_report import Mark, Result, cpu_marks, gpu_marks, marks_table, table
-from dparallel.config.decoding import DecodingConfig, plain_message
+from dparallel.config.base import plain_message
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.decoding.oracle import decode_one

@@ -33,19 +33,18 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common.hardware import describe, peak_memory_bytes, reset_peak_memory, timed, weight_count
 from benchmarks.common.shapes import SHAPES, Shape, changed, ignorance, random_model, random_workload
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     LaunchConfig,
     LoraSettings,
     OptimizerConfig,
-    ProblemsConfig,
-    SourceConfig,
     Sweep,
     TrainingConfig,
     TrajectoriesConfig,
 )
+from dparallel.config.problems import ProblemsConfig, SourceConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import merging
 from dparallel.evaluation import stage as benchmark

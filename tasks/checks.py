@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig, TeacherConfig
 from dparallel.config.files import load_config
 from dparallel.models.hub import checkpoint_folder

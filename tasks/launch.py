@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size

@@ -34,7 +34,8 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 from dparallel.stages import metrics_log
-from dparallel.stages.manifest import Manifest, read_manifest, write_atomically
+from dparallel.stages.files import write_atomically
+from dparallel.stages.manifest import Manifest, read_manifest
 from dparallel.stages.metrics_log import METRICS
 
 logger = logging.getLogger("dparallel.tracking")

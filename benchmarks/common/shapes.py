@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common.hardware import weight_count
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.evaluation.metrics import accuracy
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer

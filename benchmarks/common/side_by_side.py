@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common.hardware import timed
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import ChatTemplateError, Messages, check_chat_template, encode_chat
 
 
-class ChatError(ValueError):
+class ChatError(UserError):
     """A model that cannot converse, or a turn that cannot be decoded; the message names the remedy."""
 
 

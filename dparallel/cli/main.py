@@ -24,7 +24,8 @@ from dparallel.cli.chat import ChatError, check_can_chat, converse, turn_prompt
 from dparallel.cli.plan import print_plan
 from dparallel.cli.prompts import PromptError, Request, encode, read_requests, results
 from dparallel.cli.trace.page import trace_page
-from dparallel.config.decoding import ConfigError, DecodingConfig, plain_message
+from dparallel.config.base import ConfigError, UserError, plain_message
+from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
@@ -33,12 +34,12 @@ from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError
 from dparallel.problems.prompts import decode_response
 from dparallel.problems.sources import ProblemsError
-from dparallel.stages.manifest import write_atomically
+from dparallel.stages.files import write_atomically
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class DecodingError(ValueError):
+class DecodingError(UserError):
     """A model that cannot decode these prompts here; the message says why."""
 
 

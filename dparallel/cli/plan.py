@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.preflight.checks import check_inputs

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import check_prompts
@@ -15,7 +16,7 @@ from dparallel.problems.prompts import encode_prompt
 RESULT_FIELDS = ("response", "nfe", "num_tokens")
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A prompt that cannot be read or decoded; the message names where it stands and the remedy."""
 
 

@@ -1,27 +1,15 @@
-"""The settings of decoding, and what all settings have in common."""
+"""The settings of decoding."""
 
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveInt,
     model_validator,
 )
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says which key, why and what to write."""
-
-
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-def plain_message(error: Any) -> str:
-    return error["msg"].removeprefix("Value error, ")
+from dparallel.config.base import Config
 
 
 class DecodingConfig(Config):

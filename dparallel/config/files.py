@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from dparallel.config.decoding import Config, ConfigError, plain_message
+from dparallel.config.base import Config, ConfigError, plain_message
 
 Loaded = TypeVar("Loaded", bound=Config)
 

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from dparallel.config.decoding import Config
+from dparallel.config.base import Config
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.distillation.engine import LaunchError, launched_process
 from dparallel.distillation.trainer import DivergedError, run_stage
 from dparallel.models.formats import CheckpointError

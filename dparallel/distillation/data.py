@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.models.backbone import DiffusionConfig

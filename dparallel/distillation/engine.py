@@ -23,7 +23,8 @@ from dparallel.distillation.settings import (
     check_deepspeed,
     offloads_optimizer,
 )
-from dparallel.stages.manifest import StageError, write_atomically
+from dparallel.stages.files import write_atomically
+from dparallel.stages.manifest import StageError
 
 logger = logging.getLogger(__name__)
 

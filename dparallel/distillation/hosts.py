@@ -5,7 +5,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import LaunchConfig
 
 LINE = re.compile(r"(\S+)\s+slots=([1-9]\d*)")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.models.backbone import DiffusionTransformer
 
 BLOCK = 64  # weights that share a scale

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
 
 KEPT_CHECKPOINTS = 2

@@ -23,7 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.evaluation.metrics import accuracy, tokens_per_forward
@@ -31,7 +31,8 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import decode_response, encode_problems
 from dparallel.problems.registry import load_problems, problems_digest, score
 from dparallel.problems.sources import Problem
-from dparallel.stages.manifest import StageError, digest, write_atomically
+from dparallel.stages.files import write_atomically
+from dparallel.stages.manifest import StageError, digest
 
 log = logging.getLogger(__name__)
 

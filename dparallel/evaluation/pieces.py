@@ -23,7 +23,8 @@ from dparallel.evaluation.measure import ProblemSet, Request, measure_slice, rea
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import encode_problems
-from dparallel.stages.manifest import Stage, StageError, write_atomically
+from dparallel.stages.files import write_atomically
+from dparallel.stages.manifest import Stage, StageError
 from dparallel.stages.sharing import have_made
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Any, NamedTuple
 
+from dparallel.config.base import UserError
 from dparallel.models.backbone import DiffusionConfig
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read or written; the message names the file, the field or the tensor."""
 
 

@@ -12,11 +12,12 @@ from peft.tuners.lora import Linear
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from dparallel.config.base import UserError
 from dparallel.config.experiment import LoraSettings
 from dparallel.models.backbone import DiffusionTransformer
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError):
     """An adapter that does not fit its model; the message names the module and what would fit."""
 
 

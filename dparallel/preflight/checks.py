@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape

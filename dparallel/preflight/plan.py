@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from dparallel.config.decoding import ConfigError, DecodingConfig
+from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TrainingConfig
 from dparallel.decoding.memory import USABLE, row_bytes
 from dparallel.distillation.data import step_shape

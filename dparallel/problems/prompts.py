@@ -6,8 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.sources import Problem
@@ -16,7 +17,7 @@ from dparallel.stages.manifest import digest
 Messages = list[dict[str, str]]  # `role` (user, assistant) and `content` of each, as chat templates take them
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UserError):
     """No chat template, or one that refuses a conversation; the message names the remedy."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.problems import coins
 from dparallel.problems.scoring import NUMBER, SCORINGS, Score, final_answer
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from dparallel.config.experiment import ProblemsConfig, SourceConfig
+from dparallel.config.base import UserError
+from dparallel.config.problems import ProblemsConfig, SourceConfig
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-class ProblemsError(ValueError):
+class ProblemsError(UserError):
     """Problems that cannot be read; the message names the data set, the row or column, and the remedy."""
 
 
@@ -34,12 +34,6 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
         ProblemsError: a data set that is missing, empty, too short, or without a column that is asked for.
     """
     return [problem for source in config.sources for problem in _read(source)]
-
-
-def local_files(config: ProblemsConfig) -> list[Path]:
-    """Every file of this machine that `config` reads, so that a change of them can be seen."""
-    files = [file for source in config.sources for file in _files(source.path)]
-    return files if config.chat_template is None else [*files, Path(config.chat_template)]
 
 
 def _read(source: SourceConfig) -> list[Problem]:
@@ -121,7 +115,7 @@ def _load(source: SourceConfig) -> Any:
         return datasets.load_dataset(**arguments, split=source.split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
         reason = str(error.__cause__ or error) or "it holds 0 problems"
-        hint = "" if _files(source.path) else "; offline, give the path of a local copy"
+        hint = "" if source.files() else "; offline, give the path of a local copy"
         raise ProblemsError(f"{source.label} cannot be read: {reason}{hint}") from error
 
 
@@ -130,7 +124,7 @@ def _local(source: SourceConfig) -> dict[str, Any] | None:
     path = Path(source.path)
     if path.is_dir():
         return None
-    files = _files(source.path)
+    files = source.files()
     if not files and (path.suffix in FORMATS or path.is_absolute() or source.path.count("/") > 1):
         raise ProblemsError(f"{path}: no such problems file (looked in {Path.cwd()})")
     if not files:
@@ -140,9 +134,3 @@ def _local(source: SourceConfig) -> dict[str, Any] | None:
         raise ProblemsError(f"{path}: give files of one kind, named {', '.join(FORMATS)}")
     split = source.split.partition("[")[0]  # the files are this split, whatever it is called
     return {"path": formats.pop(), "data_files": {split: [str(file) for file in files]}}
-
-
-def _files(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        return sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return sorted(Path(file) for file in glob(path))

@@ -9,17 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dparallel.config.decoding import Config
+from dparallel.config.base import Config
 from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
-    ProblemsConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
+from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
-from dparallel.problems.sources import local_files
 from dparallel.stages.manifest import StageError, digest, file_digest, fingerprint
 
 
@@ -98,7 +97,7 @@ class Experiment:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         settings = config.model_dump(mode="json")
         problems = [section for _, section in config if isinstance(section, ProblemsConfig)]
-        data = [file_digest(file) for section in problems for file in local_files(section)]
+        data = [file_digest(file) for section in problems for file in section.files()]
         key = digest({"config": settings, "inputs": made_from, "data": data})[:10]
         label = f"{stage}-{student}-{key}" if student else f"{stage}-{key}"
         return StagePlan(

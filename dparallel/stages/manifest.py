@@ -6,7 +6,6 @@ A stage's folder holds its files, `stage.json` (what it is made from, written fi
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,16 +13,18 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
+
+from dparallel.config.base import UserError
+from dparallel.stages.files import write_atomically
 
 CLAIM, MANIFEST = "stage.json", "manifest.json"
 # What a model is and how it is spoken to: weights, config, tokenizer (merges.txt), chat templates.
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*/*.jinja")
 
 
-class StageError(ValueError):
+class StageError(UserError):
     """A stage's folder that is missing, foreign or damaged; the message names it and the remedy."""
 
 
@@ -162,14 +163,6 @@ class Stage:
         )
         write_atomically(self.folder / MANIFEST, manifest.model_dump_json(indent=1))
         return manifest
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _claim(stage: str, config: dict, inputs: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dparallel.stages.manifest import write_atomically
+from dparallel.stages.files import write_atomically
 
 METRICS = "metrics.jsonl"
 

@@ -9,6 +9,7 @@ import json
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 
 SCHEMA_VERSION = 1
@@ -32,7 +33,7 @@ SCHEMA = pa.schema(
 METADATA_KEY = b"dparallel.trajectories"
 
 
-class ForeignShardError(ValueError):
+class ForeignShardError(UserError):
     """A Parquet file that is no trajectory shard of this version; the message says what differs."""
 
 

@@ -3,7 +3,7 @@ import pytest
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import load_problems
 
 TEACHER, RIVAL = "teachers/tiny", "teachers/tiny_autoregressive"

@@ -7,7 +7,7 @@ import torch
 from benchmarks.common.hardware import peak_memory_bytes, reset_peak_memory, weight_count
 from benchmarks.common.shapes import SHAPES, Shape
 from benchmarks.stages import PROBLEMS, TRAIN_STEPS, check_disk, main, make_tokenizer, model_config, scratch
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.stages.manifest import verify
 

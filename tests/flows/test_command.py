@@ -19,7 +19,7 @@ import flows.merging
 import flows.teacher
 import flows.training
 import flows.trajectories
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from flows.command import main
 
 Refused = pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.models.checkpoints import save_model
 from dparallel.models.formats import CheckpointError
 from dparallel.preflight.plan import RESERVED

@@ -1,18 +1,18 @@
 import pytest
 
-from dparallel.config.decoding import ConfigError, DecodingConfig
+from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     LoraSettings,
     OptimizerConfig,
-    ProblemsConfig,
-    SourceConfig,
     Sweep,
     TrainingConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.files import load_config
+from dparallel.config.problems import ProblemsConfig, SourceConfig
 
 BENCHMARK = {
     "test": {"benchmark": "coins", "count": 1, "split": "test"},

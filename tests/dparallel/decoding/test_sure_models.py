@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding import loop
 from dparallel.decoding.denoise import denoise
 from dparallel.decoding.oracle import decode_one

@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import (
-    LoraSettings,
-    OptimizerConfig,
-    ProblemsConfig,
-    TrainingConfig,
-    TrajectoriesConfig,
-)
+from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
+from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.problems import coins
 from dparallel.stages.experiment import StagePlan, StudentConfig

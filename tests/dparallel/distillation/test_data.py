@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import (
     Samples,

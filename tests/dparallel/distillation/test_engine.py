@@ -8,7 +8,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import OptimizerConfig
 from dparallel.distillation import engine
 from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, ZERO_KNOWN, check_deepspeed

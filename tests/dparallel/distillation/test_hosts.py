@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import LaunchConfig
 from dparallel.distillation.hosts import check_hosts, is_this_machine, read_hostfile, world_size
 

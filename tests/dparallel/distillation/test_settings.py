@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.distillation import settings
 from dparallel.distillation.settings import check_builds, check_quantization, offloads_weights, zero_stage
 from tests.dparallel.distillation.conftest import training_config

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig, SourceConfig
+from dparallel.config.problems import ProblemsConfig, SourceConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
 from dparallel.problems.prompts import decode_response, encode_problems

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import generate
 from dparallel.evaluation import measure
 from dparallel.evaluation.measure import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dparallel.cli.main import main
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.distillation.quantization import check_blocks

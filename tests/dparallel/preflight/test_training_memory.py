@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.common.hardware import activation_bytes as measured_bytes
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import LoraSettings, TrainingConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.quantization import quantize

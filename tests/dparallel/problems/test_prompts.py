@@ -2,7 +2,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.models.checkpoints import load_tokenizer, save_model
 from dparallel.problems.prompts import (
     ChatTemplateError,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.experiment import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest, score
 from dparallel.problems.scoring import Score
 from dparallel.problems.sources import Problem, ProblemsError

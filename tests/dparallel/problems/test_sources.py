@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dparallel.config.experiment import ProblemsConfig
-from dparallel.problems.sources import Problem, ProblemsError, dataset_problems, local_files
+from dparallel.config.problems import ProblemsConfig
+from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 
 ROWS = [{"question": f"How many is {n} + 1?", "answer": str(n + 1), "level": n} for n in range(6)]
 
@@ -178,5 +178,5 @@ def test_every_local_file_is_known(tmp_path: Path) -> None:
     one, other = write(tmp_path / "p.jsonl"), write(tmp_path / "folder" / "train.parquet")
     template = tmp_path / "chat.jinja"
     sources = [{"path": str(one)}, {"path": str(tmp_path / "folder")}, {"path": "openai/gsm8k"}]
-    files = local_files(config(*sources, chat=True, chat_template=str(template)))
+    files = config(*sources, chat=True, chat_template=str(template)).files()
     assert files == [one, other, template]

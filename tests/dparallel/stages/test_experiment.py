@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.decoding import ConfigError
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
 from dparallel.stages.experiment import Experiment, StagePlan

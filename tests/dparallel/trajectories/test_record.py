@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig, TrajectoriesConfig
+from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import encode_problems

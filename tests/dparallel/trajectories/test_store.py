@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import ProblemsConfig, TrajectoriesConfig
+from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.stages.manifest import Stage, StageError
 from dparallel.trajectories import store
 from dparallel.trajectories.schema import METADATA_KEY, SCHEMA, ForeignShardError, ShardMetadata
