@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "rows": [each.as_dict() for each in results],
             "marks": [dataclasses.asdict(each) | {"met": each.met} for each in marks],
         }
-        Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
+        Path(options.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

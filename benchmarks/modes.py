@@ -193,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         record = {"machine": machine, "options": vars(options), "limits": asdict(limits)}
         rows_as_json = [asdict(each) for each in results]
-        Path(options.out).write_text(json.dumps(record | {"rows": rows_as_json}, indent=1) + "\n")
+        Path(options.out).write_text(
+            json.dumps(record | {"rows": rows_as_json}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
     with tracking.run(experiment.folder, "comparison", "comparison", vars(options)) as record:
         plans = [run(options.config, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
-        results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+        results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
         metrics = [read_manifest(folder, "benchmark").metrics for folder in folders]
         speeds = measure_speeds(
             contenders(results[0]["rows"]),
@@ -81,7 +81,7 @@ def main() -> None:
             ]
         )
         out = experiment.folder
-        (out / "comparison.md").write_text(text + "\n")
+        (out / "comparison.md").write_text(text + "\n", encoding="utf-8")
         figure(results).savefig(out / "comparison.png", dpi=200)
         record_of_all = {
             "machine": machine,
@@ -89,7 +89,7 @@ def main() -> None:
             "pooled": numbers(metrics),
             "speeds": [vars(each) for each in speeds],
         }
-        (out / "comparison.json").write_text(json.dumps(record_of_all, indent=1) + "\n")
+        (out / "comparison.json").write_text(json.dumps(record_of_all, indent=1) + "\n", encoding="utf-8")
         made = [str(out / f"comparison.{ending}") for ending in ("md", "png", "json")]
         record.update(files=made, metrics=numbers(metrics))
     print(f"\n{text}\n\n" + "\n".join(made))

@@ -109,7 +109,7 @@ def write_problems(path: Path, shape: Shape) -> None:
         {"prompt": text(shape.prompt_length), "reference": text(shape.gen_length)}
         for _ in range(2 * PROBLEMS + VALIDATION_PROBLEMS)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def make_checkpoint(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{options.shape}\n\n{table(rows)}")
     if options.out:
         record_of_all = {"machine": machine, "shape": options.shape, "rows": [asdict(each) for each in rows]}
-        options.out.write_text(json.dumps(record_of_all, indent=1) + "\n")
+        options.out.write_text(json.dumps(record_of_all, indent=1) + "\n", encoding="utf-8")
 
 
 def _options(arguments: Sequence[str] | None, dtype: torch.dtype) -> argparse.Namespace:

@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "rows": [asdict(each) for each in results],
             "marks": [asdict(each) | {"met": each.met} for each in reached],
         }
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

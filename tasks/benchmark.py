@@ -36,7 +36,7 @@ def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
     pictures.append(Path(loss_curves))
     files = [str(path.resolve()) for path in (table, *pictures)]
     run.update(files=files, metrics=manifest.metrics)  # on the parent, where experiments are compared
-    text = table.read_text().strip()
+    text = table.read_text(encoding="utf-8").strip()
     publish("distill", text, run.link)
     lines = [text, "", "pictures:", *(f"  {each}" for each in pictures), "MLflow:", f"  {how_to_open()}"]
     return "\n".join(lines)

@@ -89,7 +89,7 @@ def write_plan(plan: StagePlan) -> Path:
     """The plan as a file beside the stage's folder, which stays the stage's own."""
     path = Path(plan.out_dir + ".plan.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(plan.model_dump_json(indent=1))
+    path.write_text(plan.model_dump_json(indent=1), encoding="utf-8")
     return path
 
 
@@ -141,7 +141,7 @@ def _processes(
     process = subprocess.Popen(
         arguments,
         env=env,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -372,7 +372,7 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _read(path: Path) -> Record:
-    return Record.model_validate_json(path.read_text())
+    return Record.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, record: Record) -> None:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from prefect import Flow
 
+from tests.test_encoding import unencoded
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "dparallel": {"flows", "tasks", "prefect", "mlflow"},
@@ -26,7 +28,7 @@ LIBRARIES = {
 def imported(path: Path) -> set[str]:
     """Top-level packages that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -52,7 +54,7 @@ def test_flows_reach_the_library_for_types_only() -> None:
     """What a flow needs done is a task."""
     allowed = {"dparallel.stages.experiment", "dparallel.config.experiment"}
     for path in (ROOT / "flows").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dparallel"):
                 assert node.module in allowed, f"{path} imports {node.module}"
 
@@ -63,10 +65,18 @@ def test_no_module_shadows_a_library() -> None:
         assert path.stem not in LIBRARIES | set(sys.stdlib_module_names), path
 
 
+def test_every_text_file_is_opened_as_utf_8() -> None:
+    """Files do not depend on the locale they are read and written in."""
+    for folder in (*FORBIDDEN, "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            lines = list(unencoded(ast.parse(path.read_text(encoding="utf-8"))))
+            assert not lines, f'{path}, lines {lines}: give encoding="utf-8" ("utf-8-sig" where users write)'
+
+
 def deployments() -> dict[str, tuple[Flow, dict[str, Any]]]:
     """What prefect.yaml deploys: its flow and its settings, by the deployment's full name."""
     found = {}
-    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         file, function = deployment["entrypoint"].split(":")
         flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
         assert isinstance(flow, Flow)

@@ -30,11 +30,11 @@ def kind(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config_loads(path):
     assert load_config(kind(path), path)
-    header = path.read_text().split("\n\n")[0]
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     if kind(path) in (DistillConfig, TeacherConfig):
         for entry in ("command", "hardware", "time", "expect"):
-            assert f"#   {entry}" in path.read_text(), f"{path} does not state its {entry}"
+            assert f"#   {entry}" in path.read_text(encoding="utf-8"), f"{path} does not state its {entry}"
         assert not re.search(r"[A-Z]+_[A-Z0-9]+", header), "a number is still to be filled in"
 
 

@@ -39,7 +39,7 @@ def _read(path: Path, including: tuple[Path, ...] = ()) -> Any:
     if path.resolve() in including:
         raise ConfigError(f"{path} includes itself")
     try:
-        data = yaml.load(path.read_text(), _Loader)
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):

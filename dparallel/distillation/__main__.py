@@ -34,7 +34,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # peft, torch and transformers about each other
     try:
         launched_process()
-        plan = StagePlan.model_validate_json(arguments.plan.read_text())
+        plan = StagePlan.model_validate_json(arguments.plan.read_text(encoding="utf-8"))
         if plan.stage != "training":
             raise ConfigError(f"{arguments.plan} is a plan of stage {plan.stage!r}, expected 'training'")
         run_stage(plan.settings(), plan.inputs, plan.out_dir)

@@ -194,7 +194,7 @@ def last_checkpoint(folder: Path, process: Process) -> Checkpoint | None:
     """The last complete checkpoint; `StageError` if another number of processes wrote it."""
     if not (folder / LATEST).is_file():
         return None
-    found = Checkpoint.model_validate_json((folder / LATEST).read_text())
+    found = Checkpoint.model_validate_json((folder / LATEST).read_text(encoding="utf-8"))
     if found.processes != process.count:
         raise StageError(
             f"{folder} was written by {found.processes} processes, this launch has {process.count}: "
@@ -229,7 +229,7 @@ def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> lis
 
 def _sort_targets(file: Path) -> None:
     """PEFT writes a set in any order; the same adapter should be the same bytes."""
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     write_atomically(file, json.dumps(config, indent=2, sort_keys=True))
 

@@ -26,7 +26,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     if not file.is_file():
         raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})")
     slots: dict[str, int] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not (entry := line.partition("#")[0].strip()):
             continue
         found = LINE.fullmatch(entry)

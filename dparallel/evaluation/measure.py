@@ -283,7 +283,7 @@ def stored(folder: Path, request: Request) -> Measurement | None:
     if not (record.is_file() and samples.is_file()):
         return None
     try:
-        found = StoredMeasurement.model_validate_json(record.read_text())
+        found = StoredMeasurement.model_validate_json(record.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise StageError(f"{record} is damaged: delete it to measure again ({error})") from error
     if found.made_from != request.made_from:
@@ -308,6 +308,6 @@ def hardware() -> str:
 
 def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else f"{platform.machine()} CPU"

@@ -137,7 +137,7 @@ class Work:
 
 def read_certainty(path: Path, label: str) -> CertaintyMap:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return CertaintyMap(label, torch.tensor(found["probability"]), found["commit_step"], found["tokens"])
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"{path} is damaged: delete it to make it again ({error})") from error

@@ -142,8 +142,8 @@ def run_stage(
 
     # 4. Write.
     folder = stage.folder
-    (folder / "results.json").write_text(json.dumps(results.as_json(), indent=1))
-    (folder / "table.md").write_text(table(results))
+    (folder / "results.json").write_text(json.dumps(results.as_json(), indent=1), encoding="utf-8")
+    (folder / "table.md").write_text(table(results), encoding="utf-8")
     plots.tradeoff(swept, list(config.sweeps), swept[0], config.max_loss, folder / "tradeoff.png")
     _plot_certainty(certainty, best, folder / "certainty.png")
     shutil.rmtree(work.folder, ignore_errors=True)  # they are added up

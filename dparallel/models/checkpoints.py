@@ -340,13 +340,17 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
     shutil.copyfile(source / "config.json", folder / "config.json")
     if config.attention_pattern != model.config.attention_pattern:
         raw: dict[str, Any] = {**read_json(source / "config.json"), PATTERN: model.config.attention_pattern}
-        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+        (folder / "config.json").write_text(
+            json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     if [each.dtype for each in before] != [each.dtype for each in weights.locate(folder)]:
         raw = read_json(folder / "config.json")
         for field in ("torch_dtype", "dtype"):
             if raw.get(field):
                 raw[field] = str(model.dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+        (folder / "config.json").write_text(
+            json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     for file in sorted({file for pattern in COMPANIONS for file in source.glob(pattern)}):
         name = file.relative_to(source)
         if file.is_file() and not any(name.match(pattern) for pattern in NO_COMPANIONS):

@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 def read_json(file: Path) -> dict[str, Any]:
     """The fields of a JSON file; `CheckpointError` where it does not hold an object."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -108,7 +108,7 @@ def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> Non
         shutil.copyfile(source / INDEX, folder / INDEX)
     else:
         index["metadata"] = {**metadata, "total_size": total_size}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _files(weight_map: dict[str, str] | None) -> list[str]:

@@ -93,7 +93,7 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise StageError(f"{folder}: no {MANIFEST}, so no finished stage; run the stage that makes it")
-    manifest = Manifest.model_validate_json(path.read_text())
+    manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     if stage is not None and manifest.stage != stage:
         raise StageError(f"{folder} was made by stage {manifest.stage!r}, expected {stage!r}")
     return manifest
@@ -126,7 +126,7 @@ class Stage:
         claim = _claim(self.name, self.config, self.inputs)
         path = self.folder / CLAIM
         if path.is_file():
-            _refuse_to_mix(self.folder, json.loads(path.read_text()), claim)
+            _refuse_to_mix(self.folder, json.loads(path.read_text(encoding="utf-8")), claim)
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise StageError(f"{self.folder} is not empty and not a stage's folder; choose another")
         else:

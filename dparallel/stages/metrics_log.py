@@ -9,13 +9,13 @@ METRICS = "metrics.jsonl"
 
 
 def append(file: Path, record: dict[str, float]) -> None:
-    with file.open("a") as lines:
+    with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def read(file: Path) -> list[dict[str, float]]:
     """The records in order; a last line that a kill cut short is left out."""
-    text = file.read_text() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

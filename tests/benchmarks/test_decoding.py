@@ -243,7 +243,7 @@ def test_one_command_one_table(capsys, tmp_path, uncompiled):
     out = tmp_path / "decoding.json"
     main(["--prompts", "4", "--batch-sizes", "4", "--repeat", "1", "--device", "cpu", "--out", str(out)])
     printed = capsys.readouterr().out
-    record = json.loads(out.read_text())
+    record = json.loads(out.read_text(encoding="utf-8"))
     assert {"hardware", "threads", "torch", "commit"} <= record["machine"].keys()
     rows = record["rows"]
     assert [row["name"] for row in rows[:6]] == [

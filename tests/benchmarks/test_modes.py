@@ -13,7 +13,7 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     out = tmp_path / "result.json"
     command = ["--shape", "tiny-2l", "--commit-share", "0.5", "--batch-sizes", "1", "2", "--repeat", "1"]
     main([*command, "--device", "cpu", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     printed = capsys.readouterr().out
     assert [row["batch_size"] for row in rows] == [1] * 8 + [2] * 8
     for row in rows:

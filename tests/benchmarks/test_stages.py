@@ -34,7 +34,7 @@ def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -
     # 2. Every stage is finished and whole, and its line says what its manifest says
     made = {path.name.partition("-")[0]: verify(path) for path in Path("made/pipeline").glob("*/")}
     assert sorted(made) == sorted(STAGES)
-    rows = {row["stage"]: row for row in json.loads(Path("out.json").read_text())["rows"]}
+    rows = {row["stage"]: row for row in json.loads(Path("out.json").read_text(encoding="utf-8"))["rows"]}
     assert all(rows[stage]["seconds"] >= made[stage].seconds for stage in STAGES)
     assert all(row["peak_bytes"] > 4 * weight_count(SMALL.config) for row in rows.values())
     assert rows["trajectories"]["rate"] == made["trajectories"].metrics["rows_per_second"]
@@ -43,7 +43,7 @@ def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -
 
     # 3. The benchmark read its 32 prompts with both models, and the sweep took fewer forwards
     [results] = Path("made/pipeline").glob("benchmark-*/results.json")
-    test = [row for row in json.loads(results.read_text())["rows"] if row["split"] == "test"]
+    test = [row for row in json.loads(results.read_text(encoding="utf-8"))["rows"] if row["split"] == "test"]
     assert [(row["model"], row["samples"]) for row in test] == [
         ("teacher", PROBLEMS),
         ("teacher", PROBLEMS),

@@ -98,7 +98,7 @@ def test_one_command_prints_one_table(tmp_path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "| tiny-2l | straightforward |" in printed
     assert "| tiny-2l | ours |" in printed
-    record = json.loads((tmp_path / "out.json").read_text())
+    record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     theirs, ours = record["rows"]
     assert ours["activation_bytes"] < theirs["activation_bytes"]
     assert len(ours["seconds"]) == len(theirs["seconds"]) == 2

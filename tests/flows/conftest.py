@@ -64,7 +64,7 @@ def small_settings(teacher: Path, runs: Path) -> dict[str, Any]:
 @pytest.fixture
 def config_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_settings(tiny_checkpoint, tmp_path / "runs")))
+    path.write_text(yaml.safe_dump(small_settings(tiny_checkpoint, tmp_path / "runs")), encoding="utf-8")
     return path
 
 

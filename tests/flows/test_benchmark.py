@@ -42,9 +42,9 @@ def polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def one_student(config_file: Path) -> None:
-    small = yaml.safe_load(config_file.read_text())
+    small = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     del small["students"]["no_certainty"]
-    config_file.write_text(yaml.safe_dump(small))
+    config_file.write_text(yaml.safe_dump(small), encoding="utf-8")
 
 
 def settings(config_file: Path, runs: str) -> list[str]:
@@ -97,7 +97,7 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
 
 
 def results(folder: str) -> list[dict[str, Any]]:
-    rows = json.loads((Path(folder) / "results.json").read_text())["rows"]
+    rows = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["rows"]
     return [{key: value for key, value in row.items() if key not in ("tps", "latency")} for row in rows]
 
 

@@ -75,7 +75,7 @@ def test_no_server_is_started_for_a_bad_experiment(config_file: Path, tmp_path: 
     home = tmp_path / "prefect"
     command = [sys.executable, "-m", "flows.distill", "--config", str(config_file), "--set", "nme=3"]
     environment = {**os.environ, "PREFECT_HOME": str(home)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Refuse
 
 def replace_in_config(teacher: Path, **fields: Any) -> None:
     file = teacher / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

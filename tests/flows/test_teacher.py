@@ -20,7 +20,8 @@ SETTINGS = {
 def config_for(folder: Path, min_accuracy: float) -> str:
     path = folder / "teacher.yaml"
     path.write_text(
-        yaml.safe_dump({**SETTINGS, "out": str(folder / "teacher"), "min_accuracy": min_accuracy})
+        yaml.safe_dump({**SETTINGS, "out": str(folder / "teacher"), "min_accuracy": min_accuracy}),
+        encoding="utf-8",
     )
     return str(path)
 
@@ -31,7 +32,12 @@ def test_a_teacher_by_command_ends_with_its_folder(tmp_path: Path, local_store: 
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
     ended = subprocess.run(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
     )
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "teacher")

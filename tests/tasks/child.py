@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def main() -> None:
-    plan = json.loads(Path(sys.argv[1]).read_text())
+    plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rank, folder = os.environ["RANK"], Path(plan["out_dir"])
     folder.mkdir(exist_ok=True)
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    (folder / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
     print(
         f"rank {rank} of {os.environ['WORLD_SIZE']}, {os.environ.get('OMP_NUM_THREADS')} threads", flush=True
     )

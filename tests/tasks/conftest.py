@@ -31,12 +31,14 @@ def finish_stage(folder: Path, name: str) -> None:
     """A finished stage's folder with a weights file, a picture, a shard and metrics over steps."""
     teacher = folder.parent / "teacher"
     teacher.mkdir(exist_ok=True)
-    (teacher / "config.json").write_text("{}")
+    (teacher / "config.json").write_text("{}", encoding="utf-8")
     stage = Stage(name, MergingConfig(check_prompts=3), {"teacher": teacher}, folder)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "weights.bin").write_bytes(b"weights")
     (folder / "curve.png").write_bytes(b"picture")
     (folder / "part-00000.parquet").write_bytes(b"rows")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in METRICS), encoding="utf-8"
+    )
     files = ["adapter/weights.bin", "curve.png", "part-00000.parquet", "metrics.jsonl"]
     stage.finish(files, counts={"rows": 24}, metrics={"max_difference": 1e-6})

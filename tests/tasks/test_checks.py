@@ -36,7 +36,7 @@ def snapshot(cache: Path, name: str, chat_template: str | None) -> Path:
     """A checkpoint as the hub's client keeps it."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc")
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
     tokenizer = build_tokenizer()
     tokenizer.chat_template = chat_template
     save_model(

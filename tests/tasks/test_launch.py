@@ -21,7 +21,7 @@ def plan_in(folder: Path, ends: str) -> StagePlan:
 
 
 def on_hosts(folder: Path, text: str) -> LaunchConfig:
-    (folder / "hosts").write_text(text)
+    (folder / "hosts").write_text(text, encoding="utf-8")
     return LaunchConfig(launcher="deepspeed", hostfile=str(folder / "hosts"))
 
 
@@ -29,7 +29,7 @@ def children_in(folder: Path, count: int) -> list[int]:
     """The process ids of `count` children, as soon as all of them have started."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        written = [path.read_text() for path in folder.glob("training/pid-*")]
+        written = [path.read_text(encoding="utf-8") for path in folder.glob("training/pid-*")]
         if len(written) == count and all(written):
             return [int(text) for text in written]
         time.sleep(0.05)

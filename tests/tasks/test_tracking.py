@@ -27,7 +27,7 @@ def mlflow_server(port: int, folder: Path) -> Iterator[None]:
     ]
     command = [sys.executable, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    with (folder / "server.log").open("w") as log:
+    with (folder / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -38,7 +38,7 @@ def mlflow_server(port: int, folder: Path) -> Iterator[None]:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
             except OSError:
-                assert server.poll() is None, (folder / "server.log").read_text()
+                assert server.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
         yield
@@ -55,7 +55,7 @@ def runs_of(client: MlflowClient, experiment: str) -> list[mlflow.entities.Run]:
 
 def upload_command(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tasks.tracking", "upload", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
 
 
 def track_everything(home: Path) -> None:
@@ -116,7 +116,10 @@ def assert_everything_arrived(client: MlflowClient, experiment: str) -> None:
 
 
 def pending(folder: Path) -> list[tracking.Record]:
-    records = [tracking.Record.model_validate_json(path.read_text()) for path in folder.glob("**/tracking/*")]
+    records = [
+        tracking.Record.model_validate_json(path.read_text(encoding="utf-8"))
+        for path in folder.glob("**/tracking/*")
+    ]
     return [record for record in records if not record.uploaded]
 
 
@@ -175,7 +178,7 @@ def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowCli
         folder.mkdir(parents=True)
         log = folder / "metrics.jsonl"
         first, second = (json.dumps(line) + "\n" for line in METRICS[:2])
-        log.write_text(first + second[:5])  # the second line is being written
+        log.write_text(first + second[:5], encoding="utf-8")  # the second line is being written
         run.forward(log)
         (going_on,) = runs_of(store, "coins")
         assert going_on.info.status == "RUNNING"
@@ -271,7 +274,7 @@ def test_a_record_that_cannot_be_read_holds_nothing_else_up(
 ) -> None:
     damaged = away(tmp_path / "coins", monkeypatch)
     damaged = damaged.rename(damaged.with_name("0.json"))  # the first in order
-    damaged.write_text("{")
+    damaged.write_text("{", encoding="utf-8")
     away(tmp_path / "coins", monkeypatch)
     (failure,) = tracking.upload(tmp_path)
     assert failure.startswith(f"{damaged}: ")
@@ -279,7 +282,7 @@ def test_a_record_that_cannot_be_read_holds_nothing_else_up(
 
 
 def change(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
 def test_a_process_that_took_over_the_number_of_a_killed_one_is_not_it(

@@ -46,7 +46,7 @@ def run_on_terminal(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tu
 
     reader = threading.Thread(target=read)
     reader.start()
-    with os.fdopen(theirs, "w") as stdout:
+    with os.fdopen(theirs, "w", encoding="utf-8") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         code = main(arguments)
         monkeypatch.undo()
@@ -116,7 +116,7 @@ def test_the_text_ends_at_the_first_end_of_text(tmp_path, capsys):
 
 
 def write_lines(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -131,7 +131,7 @@ def test_a_file_of_prompts(tiny_checkpoint, tmp_path, capsys):
 
     assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 0
     printed, err = capsys.readouterr()
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     expected = decoded(tiny_checkpoint, prompts)
     assert found == [
         {**record, "response": response, "nfe": nfe, "num_tokens": count}
@@ -146,7 +146,7 @@ def test_a_file_of_prompts(tiny_checkpoint, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
     assert main(arguments) == 0
-    assert capsys.readouterr().out == (tmp_path / "out.jsonl").read_text()
+    assert capsys.readouterr().out == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
 def test_every_decoding_field_is_a_flag(tiny_checkpoint, capsys):
@@ -302,7 +302,10 @@ def test_no_command_and_no_prompt_are_one_line(capsys):
 
 def test_as_a_module():
     ran = subprocess.run(
-        [sys.executable, "-m", "dparallel", "generate", "--model", "x"], capture_output=True, text=True
+        [sys.executable, "-m", "dparallel", "generate", "--model", "x"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("dparallel generate: error: ")

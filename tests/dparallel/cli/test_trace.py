@@ -133,7 +133,7 @@ document.title = JSON.stringify(report);
 def test_the_page_replays_in_a_browser(tmp_path):
     page, generations = page_of()
     file = tmp_path / "trace.html"
-    file.write_text(page.replace("</body>", PLAYS))
+    file.write_text(page.replace("</body>", PLAYS), encoding="utf-8")
     command = [
         "chromium",
         "--headless=new",
@@ -142,7 +142,11 @@ def test_the_page_replays_in_a_browser(tmp_path):
         f"--user-data-dir={tmp_path}/user",
     ]
     ran = subprocess.run(
-        [*command, "--dump-dom", f"file://{file}"], capture_output=True, text=True, timeout=60
+        [*command, "--dump-dom", f"file://{file}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        encoding="utf-8",
     )
     [title] = re.findall(r"<title>(.*?)</title>", ran.stdout)
     report = json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -30,9 +30,11 @@ decoding: decoding.yaml
 
 @pytest.fixture
 def config_file(tmp_path):
-    (tmp_path / "decoding.yaml").write_text("{gen_length: 36, block_length: 12, rule: steps, steps: 36}")
+    (tmp_path / "decoding.yaml").write_text(
+        "{gen_length: 36, block_length: 12, rule: steps, steps: 36}", encoding="utf-8"
+    )
     path = tmp_path / "trajectories.yaml"
-    path.write_text(TRAJECTORIES)
+    path.write_text(TRAJECTORIES, encoding="utf-8")
     return path
 
 
@@ -74,16 +76,16 @@ def test_missing_broken_and_empty_files(tmp_path):
         ("", "holds NoneType"),
         ("{}", "problems: required key"),
     ):
-        (tmp_path / "bad.yaml").write_text(text)
+        (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):
             load_config(TrajectoriesConfig, tmp_path / "bad.yaml")
 
 
 def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
-    (tmp_path / "twice.yaml").write_text("batch_size: 1\nbatch_size: 2\n")
+    (tmp_path / "twice.yaml").write_text("batch_size: 1\nbatch_size: 2\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="key 'batch_size' twice"):
         load_config(TrajectoriesConfig, tmp_path / "twice.yaml")
-    (tmp_path / "loop.yaml").write_text("problems: loop.yaml")
+    (tmp_path / "loop.yaml").write_text("problems: loop.yaml", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"loop\.yaml includes itself"):
         load_config(TrajectoriesConfig, tmp_path / "loop.yaml")
 

@@ -125,7 +125,7 @@ def test_recipes_without_sense(settings: dict, message: str) -> None:
 
 def test_a_file_names_the_key_once(tmp_path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text("{masking: random, block_length: 8, mask_ratio: [0.2, {begin: 0.5}]}")
+    file.write_text("{masking: random, block_length: 8, mask_ratio: [0.2, {begin: 0.5}]}", encoding="utf-8")
     with pytest.raises(
         ConfigError, match=r"recipe\.yaml: mask_ratio: \[0\.2, \{'begin': 0\.5\}\] has no"
     ) as e:

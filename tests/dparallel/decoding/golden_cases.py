@@ -11,10 +11,10 @@ Case = dict[str, Any]
 
 def _load() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
-    for case in json.loads((GOLDEN / "llada_decode.json").read_text()):
+    for case in json.loads((GOLDEN / "llada_decode.json").read_text(encoding="utf-8")):
         cases.setdefault(case.get("cache", case["rule"]), []).append(case)
-    multi_block = json.loads((GOLDEN / "multi_block_decode.json").read_text())
-    pipelined = json.loads((GOLDEN / "d2f_decode.json").read_text())
+    multi_block = json.loads((GOLDEN / "multi_block_decode.json").read_text(encoding="utf-8"))
+    pipelined = json.loads((GOLDEN / "d2f_decode.json").read_text(encoding="utf-8"))
     return cases | {
         "multi_block": [{**case, "mode": "multi_block"} for case in multi_block],
         "pipelined": [

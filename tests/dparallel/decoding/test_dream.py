@@ -9,7 +9,7 @@ from dparallel.decoding.oracle import decode_one
 from tests.conftest import GOLDEN
 from tests.dparallel.decoding.golden_cases import decoding_of
 
-CASES = json.loads((GOLDEN / "dream_decode.json").read_text())
+CASES = json.loads((GOLDEN / "dream_decode.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

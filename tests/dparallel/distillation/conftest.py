@@ -103,7 +103,7 @@ def write_plan(
         inputs={"teacher": str(teacher), "trajectories": str(trajectories)},
         out_dir=str(folder / "student"),
     )
-    (folder / "plan.json").write_text(plan.model_dump_json())
+    (folder / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
     return folder / "plan.json", folder / "student"
 
 
@@ -119,10 +119,16 @@ NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 def run(command: list[str], env: dict[str, str] = NO_GPU) -> tuple[int, str]:
     """Exit code and all output."""
     done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        encoding="utf-8",
     )
     return done.returncode, done.stdout
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -83,7 +83,7 @@ def test_checking_settings_does_not_import_deepspeed() -> None:
 
 def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
     made = engine.Checkpoint(train_step=5, processes=2)
-    (tmp_path / engine.LATEST).write_text(made.model_dump_json())
+    (tmp_path / engine.LATEST).write_text(made.model_dump_json(), encoding="utf-8")
     assert engine.last_checkpoint(tmp_path, engine.Process(0, 0, 2)) == made
     with pytest.raises(StageError, match="written by 2 processes, this launch has 1"):
         engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1))

@@ -12,7 +12,7 @@ from dparallel.distillation.hosts import check_hosts, is_this_machine, read_host
 
 def launched_on(folder: Path, text: str) -> LaunchConfig:
     path = folder / "hosts"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return LaunchConfig(launcher="deepspeed", hostfile=str(path))
 
 
@@ -52,7 +52,7 @@ def test_other_machines_need_ssh_and_pdsh(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="names node-a, node-b, .* not installed here: ssh, pdsh"):
         check_hosts(config)
     for program in ("ssh", "pdsh"):
-        (bare / program).write_text("#!/bin/sh\n")
+        (bare / program).write_text("#!/bin/sh\n", encoding="utf-8")
         (bare / program).chmod(0o755)
     assert shutil.which("pdsh")
     check_hosts(config)

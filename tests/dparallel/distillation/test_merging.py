@@ -85,7 +85,9 @@ def test_a_merged_model_says_whom_its_student_saw(
     out = tmp_path / "out"
     assert run_stage(MergingConfig(), own, out).details["format"] == ("original" if published else "native")
     assert load_model(out).config.attention_pattern == "block_causal"
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (teacher, out))
+    before, after = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (teacher, out)
+    )
     assert after == {**before, "attention_pattern": "block_causal"}
     with pytest.raises(ValueError, match="decoded with mode='pipelined'"):
         generate(load_model(out), [[5]], DecodingConfig(gen_length=8, block_length=8))
@@ -104,7 +106,13 @@ with torch.no_grad():
 """
     env = {**os.environ, "HF_MODULES_CACHE": str(scratch / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=scratch, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=scratch,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
@@ -156,7 +164,9 @@ def test_a_published_teacher_gives_a_student_in_its_publishers_format(
     assert manifest.details == {"dtype": "bfloat16", "format": "original"}
     copied = {file.name for file in teacher.iterdir()} - {"README.md"}
     assert set(manifest.files) == copied
-    assert json.loads((out / "config.json").read_text()) == json.loads((teacher / "config.json").read_text())
+    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == json.loads(
+        (teacher / "config.json").read_text(encoding="utf-8")
+    )
     changed = set()
     for shard in teacher.glob("*.safetensors"):
         before, after = load_file(shard), load_file(out / shard.name)
@@ -241,7 +251,11 @@ def test_a_gpu_too_small_for_the_check_is_left_alone(
 
 def resident(field: str) -> int:
     """Bytes of this process: `VmRSS` now, `VmHWM` at its peak since `clear_refs` was written."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -261,7 +275,7 @@ def test_the_check_in_float64_needs_no_wide_copy_of_the_model(
     del teacher
     own = {**inputs, "teacher": str(tmp_path / "teacher"), "training": str(training)}
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     manifest = run_stage(MergingConfig(check_prompts=2), own, tmp_path / "out")
     assert (resident("VmHWM") - before) / size < 3
     assert manifest.details["dtype"] == "bfloat16"

@@ -46,12 +46,12 @@ def test_d3llm_grows_and_masks_more(name: str, gen_length: int, grows: list[int]
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_loads(file: Path) -> None:
-    assert file.read_text().startswith("# ")
+    assert file.read_text(encoding="utf-8").startswith("# ")
     load_config(RecipeConfig, file)
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda file: file.stem)
 def test_every_zero_setting_is_accepted(file: Path) -> None:
-    settings = json.loads(file.read_text())
+    settings = json.loads(file.read_text(encoding="utf-8"))
     made = deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
     assert made["zero_optimization"].items() >= settings["zero_optimization"].items()

@@ -108,7 +108,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_plan(file: Path) -> Manifest:
-    plan = StagePlan.model_validate_json(file.read_text())
+    plan = StagePlan.model_validate_json(file.read_text(encoding="utf-8"))
     return run_stage(plan.settings(), plan.inputs, plan.out_dir)
 
 
@@ -156,7 +156,7 @@ def test_two_processes_killed_and_resumed_give_the_same_curve(
     kill_at_first_checkpoint(torchrun(plan, processes=2), out)
     assert not (out / MANIFEST).exists()
     # What a kill can leave behind: half a line, half a checkpoint.
-    with (out / "metrics.jsonl").open("a") as file:
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"train_step": 3')
     (out / "checkpoints" / "step-00000999").mkdir()
 
@@ -270,7 +270,9 @@ def test_a_diverged_step_is_named_and_nothing_of_it_is_kept(
     assert "train_step 2: loss" in output
     assert not (out / MANIFEST).exists()
     assert (
-        engine.Checkpoint.model_validate_json((out / "checkpoints" / engine.LATEST).read_text()).train_step
+        engine.Checkpoint.model_validate_json(
+            (out / "checkpoints" / engine.LATEST).read_text(encoding="utf-8")
+        ).train_step
         == 1
     )
     assert [record["train_step"] for record in read_metrics(out)] == [1]
@@ -318,7 +320,7 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     for train_step in (1, 5, 10):
         metrics_log.append(file, {"train_step": train_step, "loss": 0.5})
-    with file.open("a") as half:
+    with file.open("a", encoding="utf-8") as half:
         half.write('{"train_st')
     metrics_log.cut_back(file, 9)
     assert [record["train_step"] for record in read_metrics(tmp_path)] == [1, 5]

@@ -27,7 +27,7 @@ def own_answers(
     coins = ProblemsConfig(benchmark="coins", split=split, count=count)
     problems = load_problems(coins)
     generations = generate(model, encode_problems(coins, problems, tokenizer, model, decoding), decoding)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for index, (problem, generation) in enumerate(zip(problems, generations, strict=True)):
             answer = decode_response(tokenizer, generation.tokens, model.config.eos_token_id)
             reference = "nothing like it" if index < spoilt else answer

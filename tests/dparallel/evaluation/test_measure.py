@@ -149,7 +149,7 @@ def test_coins_have_an_answer_score_too(tiny_checkpoint: Path) -> None:
 
 
 def test_a_problem_without_reference_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"problem p-00001 .*has no reference"):
         ProblemSet.load(dataset(tmp_path / "p.jsonl"))
 
@@ -158,7 +158,7 @@ def test_a_request_is_known_by_all_that_it_is_made_from_but_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "Tom", "reference": "1"}\n')
+    path.write_text('{"prompt": "Tom", "reference": "1"}\n', encoding="utf-8")
     first = request(dataset(path))
     name = first.name
     monkeypatch.setattr(measure, "hardware", lambda: "another machine")
@@ -170,7 +170,7 @@ def test_a_request_is_known_by_all_that_it_is_made_from_but_the_machine(
         request(COINS),
         request(COINS.model_copy(update={"count": 2})),
     ]
-    path.write_text('{"prompt": "Tom", "reference": "2"}\n')  # same path, new content
+    path.write_text('{"prompt": "Tom", "reference": "2"}\n', encoding="utf-8")  # same path, new content
     others.append(request(dataset(path)))
     assert len({each.name for each in [first, *others]}) == 7
     long = replace(first, problems=replace(first.problems, problems=first.problems.problems * 65))
@@ -200,11 +200,11 @@ def test_a_damaged_stored_measurement_is_named(tiny_checkpoint: Path, tmp_path: 
     asked = request()
     store(tmp_path, asked, *made(tiny_checkpoint, asked))
     record = tmp_path / f"{asked.name}.json"
-    text = record.read_text()
-    record.write_text(text[:50])
+    text = record.read_text(encoding="utf-8")
+    record.write_text(text[:50], encoding="utf-8")
     with pytest.raises(StageError, match=f"{asked.name}.json is damaged"):
         stored(tmp_path, asked)
-    record.write_text(text.replace('"model"', '"mole"'))
+    record.write_text(text.replace('"model"', '"mole"'), encoding="utf-8")
     with pytest.raises(StageError, match=f"{asked.name}.json was measured from something else"):
         stored(tmp_path, asked)
 

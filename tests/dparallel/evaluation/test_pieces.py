@@ -78,7 +78,7 @@ def local(
 
 
 def rows(folder: Path) -> list[dict]:
-    return json.loads((folder / "results.json").read_text())["rows"]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
 
 
 def untimed(folder: Path) -> list[dict]:
@@ -195,10 +195,10 @@ def test_pieces_that_stay_missing_are_named_and_a_run_on_another_machine_makes_t
     assert {each["hardware"] for each in rows(out) if each["split"] == "test"} == {"our CPU"}
     assert untimed(out) == untimed(local)
     assert manifest.details["hardware"] == ["our CPU", "our CPU + their GPU"]
-    notes = (out / "table.md").read_text()
+    notes = (out / "table.md").read_text(encoding="utf-8")
     assert "Times: our CPU; our CPU + their GPU; TPS" in notes
     assert "times are of different hardware" in notes
-    assert "different hardware" not in (local / "table.md").read_text()
+    assert "different hardware" not in (local / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_run_that_was_killed_goes_on_from_its_slices(

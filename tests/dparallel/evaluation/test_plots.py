@@ -86,7 +86,9 @@ def test_loss_curves_are_drawn_from_what_the_students_logged(tmp_path: Path) -> 
             {"train_step": step, **{name: value / step for name, value in terms.items()}}
             for step in (1, 2, 3)
         ]
-        (tmp_path / f"{student}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / f"{student}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
     plots.loss_curves({name: tmp_path / f"{name}.jsonl" for name in "ab"}, tmp_path / "l.png")
     assert_has_ink(tmp_path / "l.png")
 

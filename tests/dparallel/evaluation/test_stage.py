@@ -70,7 +70,7 @@ def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
     assert {name for name in manifest.files if "/" not in name} == {
         *("results.json", "table.md", "tradeoff.png", "certainty.png")
     }
-    results = json.loads((finished / "results.json").read_text())
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
     rows = results["rows"]
     validation = [row for row in rows if row["split"] == "validation"]
     test = [row for row in rows if row["split"] == "test"]
@@ -110,7 +110,7 @@ def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
 
 
 def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> None:
-    rows = json.loads((finished / "results.json").read_text())["rows"]
+    rows = json.loads((finished / "results.json").read_text(encoding="utf-8"))["rows"]
 
     def curve(model: str) -> list:
         timed = ("tps", "latency", "model", "samples_file")
@@ -128,7 +128,7 @@ def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> Non
 
 def test_metrics_are_flat_and_agree_with_the_results(finished: Path) -> None:
     manifest = verify(finished)
-    results = json.loads((finished / "results.json").read_text())
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
     assert manifest.metrics["teacher/one_token_per_step/tpf"] == results["reference"]["tpf"]
     assert manifest.metrics["headline/nfe_ratio"] == results["headline"]["nfe_ratio"]
     student, best = results["headline"]["student"], results["headline"]["teacher_best"]
@@ -138,7 +138,7 @@ def test_metrics_are_flat_and_agree_with_the_results(finished: Path) -> None:
 
 
 def test_samples_hold_the_text_behind_every_number(finished: Path) -> None:
-    for row in json.loads((finished / "results.json").read_text())["rows"]:
+    for row in json.loads((finished / "results.json").read_text(encoding="utf-8"))["rows"]:
         samples = pq.read_table(finished / row["samples_file"])
         assert len(samples) == row["samples"] == 6
         assert sum(samples["solution"].to_pylist()) / 6 == row["accuracy"]
@@ -186,14 +186,14 @@ def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accu
         }
     )
     run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     teacher = [row for row in results["rows"] if (row["split"], row["model"]) == ("test", "teacher")]
     assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.3]
     assert [row["accuracy"] >= 0.99 for row in teacher] == [True, False, False, True]
     best = results["headline"]["teacher_best"]
     assert best["threshold"] == 0.3
     assert best["tpf"] > results["reference"]["tpf"]
-    shown, notes = (tmp_path / "out" / "table.md").read_text().split("\n\n")
+    shown, notes = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").split("\n\n")
     assert len(shown.splitlines()) == 2 + 3  # the reference and two operating points
     assert "confidence 0.3" in notes
     assert "not in the table" in notes
@@ -204,12 +204,15 @@ def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, t
     swept = settings.model_copy(update={"sweep_test": True, **entropy})
     only = {name: inputs[name] for name in ("teacher", "student/other")}
     manifest = run_stage(swept, only, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     test = [row for row in results["rows"] if row["split"] == "test"]
     assert len(test) == 2 + 3 + 3
     assert sum(row["operating_point"] for row in test) == 2
     assert {each["split"] for each in results["aup"]} == {"test"}
-    assert len((tmp_path / "out" / "table.md").read_text().split("\n\n")[0].splitlines()) == 2 + 4
+    assert (
+        len((tmp_path / "out" / "table.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+        == 2 + 4
+    )
     assert manifest.counts["students"] == 1
 
 
@@ -239,7 +242,7 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
         run_stage(by_pipeline, inputs, tmp_path / "out")
     inputs["baseline/rival"] = str(rival)
     run_stage(by_pipeline, inputs, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     measured = {(row["model"], row["method"], row["threshold"]) for row in results["rows"]}
     assert measured == {
         ("teacher", "one_token_per_step", None),
@@ -252,7 +255,7 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
     rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
     assert {row["split"] for row in rival} == {"validation", "test"}
     assert not any(row["operating_point"] for row in rival)
-    assert "rival" in (tmp_path / "out" / "table.md").read_text()
+    assert "rival" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
 def test_students_without_sweeps_are_named(settings, inputs, tmp_path: Path) -> None:
@@ -286,6 +289,6 @@ def test_a_problems_file_that_changed_is_refused(settings, inputs, tmp_path: Pat
     moved = settings.model_copy(update={"test": dataset(path), "teacher_sweeps": (), "fixed": {}})
     only = {name: inputs[name] for name in ("teacher", "student/copy")}
     run_stage(moved, only, folder)
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
     with pytest.raises(StageError, match="made from other problems"):
         run_stage(moved, only, folder)

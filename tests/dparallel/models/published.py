@@ -36,18 +36,18 @@ def publish(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16) -> P
         save_file(shard, folder / file, metadata={"format": "pt"})
     total_size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index))
-    config = {**json.loads((golden / "config.json").read_text()), **EXTRAS}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    config = {**json.loads((golden / "config.json").read_text(encoding="utf-8")), **EXTRAS}
     config["auto_map"] = {
         "AutoConfig": f"configuration_{family}.Config",
         "AutoModel": f"modeling_{family}.Model",
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in (f"configuration_{family}.py", f"modeling_{family}.py", "generation_utils.py"):
-        (folder / name).write_text(CODE)
+        (folder / name).write_text(CODE, encoding="utf-8")
     {"llada": _llada_tokenizer, "dream": _dream_tokenizer}[family](folder)
     (folder / "README.md").write_text(
-        "The publishers' model card says nothing of what was made of the model."
+        "The publishers' model card says nothing of what was made of the model.", encoding="utf-8"
     )
     return folder
 
@@ -59,15 +59,17 @@ def _llada_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(list(SPECIAL.values()))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _dream_tokenizer(folder: Path) -> None:
     """As Dream's: no tokenizer.json, and a class of its own that repeats Qwen2's."""
     pieces = [*map(chr, BYTES), "Ġ", "hi"]
     pieces += [f"w{index}" for index in range(253 - len(pieces))]  # added tokens follow without a gap
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nh i\n")
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(pieces)}), encoding="utf-8"
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\nh i\n", encoding="utf-8")
     settings = {
         "tokenizer_class": "DreamTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
@@ -79,10 +81,12 @@ def _dream_tokenizer(folder: Path) -> None:
         "eos_token": "<|eos|>",
         "mask_token": "<|mask|>",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "tokenization_dream.py").write_text(CODE)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 254, "bos_token_id": 254}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "tokenization_dream.py").write_text(CODE, encoding="utf-8")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 254, "bos_token_id": 254}), encoding="utf-8"
+    )
 
 
 def edit_json(file: Path, **fields: object) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8")

@@ -44,7 +44,7 @@ def test_golden_logits_of_dream():
 def test_special_tokens_may_stand_in_generation_config(tmp_path):
     folder = shutil.copytree(GOLDEN / "dream_tiny", tmp_path / "dream")
     stated = {"eos_token_id": 254, "pad_token_id": 1, "bos_token_id": [7], "temperature": 0.1}
-    (folder / "generation_config.json").write_text(json.dumps(stated))
+    (folder / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
     config = read_config(folder)
     assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (254, 253, None)
 
@@ -102,7 +102,7 @@ def test_sharded_checkpoints_and_dtype(tiny_checkpoint, tmp_path):
     for shard, kept in shards.items():
         save_file({name: tensors[name] for name in kept}, tmp_path / shard)
     index = {"weight_map": {name: shard for shard, kept in shards.items() for name in kept}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     model = load_model(tmp_path, device="cpu", dtype=torch.bfloat16)
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"].bfloat16())
@@ -133,7 +133,7 @@ def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monke
         with pytest.raises(CheckpointError, match=message):
             read(folder)
 
-    index = json.loads((folder / INDEX).read_text())
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     edit_json(folder / INDEX, weight_map={**index["weight_map"], "model.extra.weight": last})
     refused(r"index\.json says model\.extra\.weight is in model-00003-of-00003\.safetensors, which does not")
     edit_json(folder / INDEX, weight_map={"a": "model-00004-of-00003.safetensors"})
@@ -143,9 +143,9 @@ def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monke
         refused(r"index\.json says a is in .*, expected the name of a file beside it")
     edit_json(folder / INDEX, weight_map={})
     refused(r"index\.json has no weight_map")
-    (folder / INDEX).write_text("{")
+    (folder / INDEX).write_text("{", encoding="utf-8")
     refused(r"index\.json is not valid JSON")
-    (folder / INDEX).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
     whole = load_file(folder / first)
     name = "model.transformer.blocks.0.attn_norm.weight"
@@ -164,7 +164,11 @@ def test_broken_shards_are_named_before_any_tensor_is_read(tmp_path, read, monke
 
 def memory(field):
     """Bytes of this process: `VmRSS` now, `VmHWM` at its peak since `clear_refs` was written."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -183,10 +187,10 @@ def test_no_second_copy_of_the_weights(tmp_path):
     weight_map = {name: f"{i % 8}.safetensors" for i, name in enumerate(sorted(tensors))}
     for file in set(weight_map.values()):
         save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, tmp_path / file)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     for dtype in (None, torch.float16):
         before = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         loaded = load_model(tmp_path, "cpu", dtype)
         assert all(bool((weight == 1).all()) for weight in loaded.parameters())  # touches every page
         assert 0.9 < (memory("VmHWM") - before) / size < 1.3
@@ -195,8 +199,8 @@ def test_no_second_copy_of_the_weights(tmp_path):
 
 def edited(tiny_checkpoint, tmp_path, **fields):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "edited")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **fields}), encoding="utf-8")
     return folder
 
 
@@ -226,9 +230,9 @@ ABSENT = object()
 
 def edited_llada(tmp_path, **fields):
     folder = shutil.copytree(GOLDEN / "llada_tiny", tmp_path / "llada")
-    config = {**json.loads((folder / "config.json").read_text()), **fields}
+    config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **fields}
     kept = {field: value for field, value in config.items() if value is not ABSENT}
-    (folder / "config.json").write_text(json.dumps(kept))
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     return folder
 
 
@@ -335,16 +339,18 @@ def test_a_foreign_tokenizer_whose_word_is_at_the_masks_id_is_refused(tmp_path):
     words = Tokenizer(WordLevel({f"v{index}": index for index in range(300)}, unk_token="v0"))
     words.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255, .* a special one"):
         load_tokenizer(folder)
     words.add_tokens([AddedToken("v255", special=False)])  # an added token is no special one either
     words.save(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255"):
         load_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "mask_token": "v255"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "mask_token": "v255"}), encoding="utf-8"
+    )
     assert load_tokenizer(folder).mask_token_id == 255
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": ["a"]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": ["a"]}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer_class=\['a'\], expected a name"):
         load_tokenizer(folder)
 
@@ -374,9 +380,9 @@ def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
         load_model(folder)
-    (folder / "config.json").write_text("{")
+    (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         load_model(folder)
-    (folder / "config.json").write_text("[1]")
+    (folder / "config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json holds a list, expected an object"):
         load_model(folder)

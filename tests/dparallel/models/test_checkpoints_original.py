@@ -35,7 +35,7 @@ def assert_same_weights(actual: Path, expected: Path) -> None:
 
 
 def read(file: Path) -> dict:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -77,7 +77,7 @@ def test_what_stands_beside_the_weights_is_handed_on(tmp_path: Path) -> None:
     ]
     (source / "additional_chat_templates").mkdir()
     for name in (*handed_on, *left):
-        (source / name).write_text(f'{{"content": "{name}"}}')
+        (source / name).write_text(f'{{"content": "{name}"}}', encoding="utf-8")
     model = load_model(source, "cpu")
     names = save_model(model, copy, format="original")
     assert set(handed_on) <= set(names)
@@ -160,7 +160,7 @@ def test_a_model_of_no_publisher_has_no_original_format(
 def test_our_own_format_takes_a_dream_model_too(tmp_path: Path) -> None:
     model = load_model(GOLDEN / "dream_tiny", "cpu")
     save_model(model, tmp_path)
-    assert str(GOLDEN) not in (tmp_path / "config.json").read_text()
+    assert str(GOLDEN) not in (tmp_path / "config.json").read_text(encoding="utf-8")
     again = load_model(tmp_path, "cpu")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():

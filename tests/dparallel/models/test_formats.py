@@ -66,7 +66,7 @@ def test_the_published_models_are_known() -> None:
 def test_fields_that_cannot_be_computed_are_refused(
     family: str, field: str, value: Any, message: str
 ) -> None:
-    raw = json.loads((GOLDEN / f"{family}_tiny" / "config.json").read_text())
+    raw = json.loads((GOLDEN / f"{family}_tiny" / "config.json").read_text(encoding="utf-8"))
     find_format(raw, "config.json")
     with pytest.raises(CheckpointError, match="config.json has .*" + message):
         find_format({**raw, field: value}, "config.json")
@@ -74,5 +74,5 @@ def test_fields_that_cannot_be_computed_are_refused(
 
 @pytest.mark.parametrize(("field", "value"), [("head_dim", 16), ("head_dim", None), ("attention_bias", True)])
 def test_fields_that_say_what_is_computed_are_accepted(field: str, value: Any) -> None:
-    raw = json.loads((GOLDEN / "dream_tiny" / "config.json").read_text())
+    raw = json.loads((GOLDEN / "dream_tiny" / "config.json").read_text(encoding="utf-8"))
     find_format({**raw, field: value}, "config.json")

@@ -115,7 +115,12 @@ print(json.dumps(said))
     env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(home)], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, str(home)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
@@ -136,8 +141,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert constants.HF_HUB_OFFLINE
     repository = tmp_path / "hub" / "models--some--model"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "refs" / "other").write_text(COMMIT)
+    (repository / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    (repository / "refs" / "other").write_text(COMMIT, encoding="utf-8")
     return publish(repository / "snapshots" / COMMIT, "llada")
 
 

@@ -54,7 +54,7 @@ def test_the_config_decides_whether_a_problem_is_a_turn(tiny_model) -> None:
 
 def test_a_template_beside_the_tokenizer_is_its_own(tiny_model, tmp_path) -> None:
     save_model(tiny_model, tmp_path, tokenizer=build_tokenizer())
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     assert encode(CHAT, load_tokenizer(tmp_path), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
 
 
@@ -66,7 +66,7 @@ def test_no_template_says_how_to_give_one(tiny_model, tmp_path) -> None:
     given = CHAT.model_copy(update={"chat_template": str(file)})
     with pytest.raises(ChatTemplateError, match=r"chat_template=.*mine\.jinja: .*No such file"):
         encode(given, build_tokenizer(), tiny_model, "Tom 7")
-    file.write_text(TEMPLATE)
+    file.write_text(TEMPLATE, encoding="utf-8")
     assert encode(given, build_tokenizer(), tiny_model, "Tom 7") == [ids("first Tom 7 answer")]
 
 
@@ -88,7 +88,7 @@ def test_a_template_that_fails_or_says_nothing_is_named_with_its_problem(tiny_mo
         "{{ raise_exception('no turns') }}": "refuses this conversation: no turns",
     }
     for template, message in failures.items():
-        file.write_text(template)
+        file.write_text(template, encoding="utf-8")
         where = rf"problem p-0 \(s\): the chat template {message}.*\(template of .*mine\.jinja\)"
         with pytest.raises(ChatTemplateError, match=where):
             encode(given, build_tokenizer(), tiny_model, "Tom 7")

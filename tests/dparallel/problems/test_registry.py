@@ -32,7 +32,7 @@ def test_problems_are_the_same_every_time_and_others_for_another_seed() -> None:
 
 def test_a_data_set_is_scored_as_its_config_says(tmp_path: Path) -> None:
     lines = [{"prompt": "a", "reference": " 7 apples #### 7"}, {"prompt": "c"}]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     by_text = dataset(tmp_path / "p.jsonl")
     by_number = by_text.model_copy(update={"scoring": "flexible_extract"})
     known, unknown = load_problems(by_number)
@@ -43,7 +43,7 @@ def test_a_data_set_is_scored_as_its_config_says(tmp_path: Path) -> None:
 
 
 def test_a_reference_without_a_number_cannot_be_scored_by_number(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "reference": "one half"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "reference": "one half"}\n', encoding="utf-8")
     config = dataset(tmp_path / "p.jsonl").model_copy(update={"scoring": "flexible_extract"})
     with pytest.raises(ProblemsError, match=r"p-00001 .*compares numbers, .* ends in 'one half'"):
         load_problems(config)

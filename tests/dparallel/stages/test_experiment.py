@@ -19,7 +19,7 @@ def config(tiny_checkpoint, tmp_path):
 
 def finish(plan: StagePlan) -> None:
     stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
-    (stage.folder / "result").write_text(plan.out_dir)
+    (stage.folder / "result").write_text(plan.out_dir, encoding="utf-8")
     stage.finish(["result"])
 
 
@@ -60,7 +60,7 @@ def test_a_changed_problems_file_makes_another_folder(config, tmp_path):
     section = TrajectoriesConfig.model_validate({**config.trajectories.model_dump(), "problems": settings})
     folders = set()
     for text in ("1", "2"):
-        problems.write_text(text)
+        problems.write_text(text, encoding="utf-8")
         folders.add(Experiment(config.model_copy(update={"trajectories": section})).trajectories().out_dir)
     assert len(folders) == 2
 

@@ -10,14 +10,14 @@ from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manif
 def model_folder(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 
 
 def finish(folder, model_folder, text="result", **settings):
     stage = Stage("merging", MergingConfig(**settings), {"teacher": model_folder}, folder)
-    (folder / "result.txt").write_text(text)
+    (folder / "result.txt").write_text(text, encoding="utf-8")
     return stage.finish(["result.txt"], counts={"prompts": 3}, metrics={"difference": 0.5})
 
 
@@ -55,10 +55,10 @@ def test_a_models_fingerprint_holds_all_that_it_is_spoken_to_with(model_folder):
     known = {fingerprint(model_folder)}
     for name in ("merges.txt", "vocab.tiktoken", "additional_chat_templates/tools.jinja", "config.json"):
         for content in ("a", "b"):
-            (model_folder / name).write_text(content)
+            (model_folder / name).write_text(content, encoding="utf-8")
             assert fingerprint(model_folder) not in known
             known.add(fingerprint(model_folder))
-    (model_folder / "README.md").write_text("says nothing")
+    (model_folder / "README.md").write_text("says nothing", encoding="utf-8")
     assert fingerprint(model_folder) in known
 
 
@@ -74,7 +74,7 @@ def test_foreign_folders_are_left_alone(tmp_path, model_folder):
 
 def test_damage_is_found_and_named(tmp_path, model_folder):
     finish(tmp_path / "out", model_folder)
-    (tmp_path / "out" / "result.txt").write_text("resulT")
+    (tmp_path / "out" / "result.txt").write_text("resulT", encoding="utf-8")
     with pytest.raises(StageError, match=r"result\.txt does not match manifest\.json"):
         verify(tmp_path / "out")
     with pytest.raises(StageError, match=r"result\.txt does not match"):  # also as the next stage's input
@@ -96,6 +96,6 @@ def test_fingerprint_follows_content_and_origin_not_time(tmp_path, model_folder)
 
 def test_manifest_is_plain_json(tmp_path, model_folder):
     finish(tmp_path / "out", model_folder)
-    raw = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    raw = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert raw["versions"].keys() == {"dparallel", "torch", "transformers"}
     assert not list((tmp_path / "out").glob(".*.partial"))

@@ -68,7 +68,7 @@ def test_counts_and_metrics_by_hand() -> None:
 
 
 def test_unknown_correctness_is_counted_and_has_no_accuracy(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom 7"}\n{"prompt": "Ann 3 pens"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom 7"}\n{"prompt": "Ann 3 pens"}\n', encoding="utf-8")
     problems = dataset(tmp_path / "p.jsonl")
     manifest = run_stage(config(problems=problems), inputs(tiny_checkpoint), tmp_path / "out")
     assert manifest.counts == {"rows": 2, "correct": 0, "incorrect": 0, "unknown": 2}
@@ -80,10 +80,10 @@ def test_unknown_correctness_is_counted_and_has_no_accuracy(tiny_checkpoint: Pat
 def test_a_problems_file_that_changed_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     settings = config(problems=dataset(path))
-    path.write_text('{"prompt": "Tom 7"}\n')
+    path.write_text('{"prompt": "Tom 7"}\n', encoding="utf-8")
     run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
     run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
-    path.write_text('{"prompt": "Ann 7"}\n')
+    path.write_text('{"prompt": "Ann 7"}\n', encoding="utf-8")
     with pytest.raises(StageError, match="made from other problems"):
         run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()  # the same, had the run not finished
@@ -102,7 +102,7 @@ def test_a_finished_stage_is_not_redone_and_a_missing_shard_alone_is(
     before = [shard.stat().st_mtime_ns for shard in shards]
     shards[1].unlink()
     (out / "manifest.json").unlink()
-    (out / ".part-00002.parquet.1.partial").write_text("half a shard")
+    (out / ".part-00002.parquet.1.partial").write_text("half a shard", encoding="utf-8")
     again = run_stage(config(), inputs(tiny_checkpoint), out)
     after = [shard.stat().st_mtime_ns for shard in shards]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
@@ -158,7 +158,7 @@ def test_a_run_killed_in_the_middle_leaves_whole_shards_and_its_rerun_only_adds(
     whole = run_stage(settings, inputs(tiny_checkpoint), tmp_path / "whole")
     assert store.load(out).equals(store.load(tmp_path / "whole"))
     assert resumed.counts == whole.counts
-    assert json.loads((out / "manifest.json").read_text())["counts"]["rows"] == 150
+    assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["counts"]["rows"] == 150
 
 
 def test_any_parts_in_any_order_make_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:

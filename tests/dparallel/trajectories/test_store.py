@@ -58,7 +58,7 @@ rows = st.builds(
 def recorded(tmp_path: Path) -> Path:
     """A finished recording of two shards, written without a model."""
     (tmp_path / "teacher").mkdir()
-    (tmp_path / "teacher" / "config.json").write_text("{}")
+    (tmp_path / "teacher" / "config.json").write_text("{}", encoding="utf-8")
     folder = tmp_path / "recorded"
     stage = Stage("trajectories", CONFIG, {"teacher": tmp_path / "teacher"}, folder)
     for index, name in enumerate("ab"):
@@ -150,8 +150,8 @@ def test_an_unfinished_folder_is_named(recorded: Path) -> None:
 
 
 def test_another_stages_folder_is_named(recorded: Path) -> None:
-    manifest = json.loads((recorded / "manifest.json").read_text())
-    (recorded / "manifest.json").write_text(json.dumps({**manifest, "stage": "training"}))
+    manifest = json.loads((recorded / "manifest.json").read_text(encoding="utf-8"))
+    (recorded / "manifest.json").write_text(json.dumps({**manifest, "stage": "training"}), encoding="utf-8")
     with pytest.raises(StageError, match="made by stage 'training', expected 'trajectories'"):
         store.load(recorded)
 
@@ -188,6 +188,6 @@ def test_another_schema_version_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data.parquet").write_text("not parquet")
+    (tmp_path / "data.parquet").write_text("not parquet", encoding="utf-8")
     with pytest.raises(ForeignShardError, match=r"data\.parquet is not readable Parquet"):
         store.load(tmp_path)

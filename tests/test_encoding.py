@@ -1,0 +1,94 @@
+"""Text files and pipes are UTF-8 whatever the locale: every call that opens one says so."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+# Where each call takes the mode and the encoding, when they are given by position.
+FUNCTIONS = {"open": (1, 3), "fdopen": (1, 3)}
+METHODS = {"open": (0, 2), "read_text": (None, 0), "write_text": (None, 1)}
+TEMPORARY = {"TemporaryFile": (0, 2), "NamedTemporaryFile": (0, 2)}  # their default mode is binary
+PROCESSES = {"run", "Popen", "check_output", "check_call", "call"}
+
+
+def unencoded(tree: ast.AST) -> Iterator[int]:
+    """Line numbers of the calls that leave the encoding of a text to the locale."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and _leaves_encoding_open(call):
+            yield call.lineno
+
+
+def _leaves_encoding_open(call: ast.Call) -> bool:
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in keywords or None in keywords:  # None: **arguments, not seen through
+        return False
+    module, name = _called(call.func)
+    if module == "subprocess" and name in PROCESSES:
+        return any(_is_true(keywords.get(word)) for word in ("text", "universal_newlines"))
+    if module == "os" and name == "open":
+        return False
+    places = TEMPORARY.get(name) or (METHODS if module not in (None, "os", "io") else FUNCTIONS).get(name)
+    if places is None:
+        return False
+    mode_place, encoding_place = places
+    if len(call.args) > encoding_place:
+        return False
+    mode = keywords.get("mode")
+    if mode is None and mode_place is not None and len(call.args) > mode_place:
+        mode = call.args[mode_place]
+    if isinstance(mode, ast.Constant):
+        return "b" not in str(mode.value)
+    return mode is not None or name not in TEMPORARY
+
+
+def _called(function: ast.expr) -> tuple[str | None, str]:
+    """`subprocess.run` as ("subprocess", "run"), `open` as (None, "open"), `a.b.open` as ("", "open")."""
+    if isinstance(function, ast.Attribute):
+        return (function.value.id if isinstance(function.value, ast.Name) else "", function.attr)
+    return None, function.id if isinstance(function, ast.Name) else ""
+
+
+def _is_true(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path)",
+        "open(path, 'w')",
+        "open(path, mode='a')",
+        "path.open()",
+        "path.open('a')",
+        "path.parent.open(mode)",
+        "os.fdopen(descriptor, 'w')",
+        "path.read_text()",
+        "(folder / 'a').write_text(text)",
+        "subprocess.run(command, text=True)",
+        "subprocess.Popen(command, universal_newlines=True, errors='replace')",
+        "NamedTemporaryFile('w')",
+    ],
+)
+def test_calls_in_the_locales_encoding_are_found(code: str) -> None:
+    assert list(unencoded(ast.parse(code))) == [1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path, 'rb')",
+        "open(path, encoding='utf-8')",
+        "path.open('wb')",
+        "os.open(path, os.O_RDONLY)",
+        "os.fdopen(descriptor, 'rb')",
+        "path.read_text('utf-8')",
+        "path.read_bytes()",
+        "path.write_text(text, encoding='utf-8')",
+        "subprocess.run(command)",
+        "subprocess.run(command, text=True, encoding='utf-8')",
+        "TemporaryFile(dir=folder)",
+    ],
+)
+def test_other_calls_are_not(code: str) -> None:
+    assert not list(unencoded(ast.parse(code)))
