@@ -10,6 +10,7 @@ from pydantic import (
 )
 
 from dparallel.config.base import Config
+from dparallel.config.rules import RULES
 
 
 class DecodingConfig(Config):
@@ -78,8 +79,6 @@ class DecodingConfig(Config):
         """Fill in what the chosen rule, mode and cache need and the caller left out."""
         if not isinstance(data, dict):
             return data
-        from dparallel.decoding.rules import RULES
-
         if data.get("mode") == "autoregressive":
             gen_length = data.get("gen_length", cls.model_fields["gen_length"].default)
             data = {"rule": "steps", "steps": gen_length, "block_length": 1, **data}
@@ -135,8 +134,6 @@ class DecodingConfig(Config):
             )
 
     def _check_rule(self) -> None:
-        from dparallel.decoding.rules import RULES  # here, since decoding itself reads settings
-
         rule = RULES.get(self.rule)
         if rule is None:
             raise ValueError(f"unknown rule={self.rule!r}; known rules: {', '.join(sorted(RULES))}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.rules import RULES
 from dparallel.decoding.blocks import (
     first_full,
     from_first,
@@ -26,7 +27,7 @@ from dparallel.decoding.blocks import (
 )
 from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.rules import RULES, Prediction, Setting, best, best_of_each, commit, predict
+from dparallel.decoding.rules import CHOOSERS, Prediction, Setting, best, best_of_each, commit, predict
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
 
@@ -193,13 +194,12 @@ def _commit(
     setting: Setting,
 ) -> Tensor:
     """The positions fixed, (b, n) bool; `block` (b, n) is that of each position read."""
-    rule = RULES[decoding.rule]
     if decoding.mode != "pipelined":
-        fixed, score = commit(rule, prediction, masked, setting)
+        fixed, score = commit(decoding.rule, prediction, masked, setting)
         if decoding.mode == "multi_block":
             fixed = fixed | best(score, overdue(block, masked, fixed))
         return fixed
-    score, chosen = rule.choose(prediction, masked, setting)
+    score, chosen = CHOOSERS[decoding.rule](prediction, masked, setting)
     fixed = masked & chosen
     needed = tokens_needed(decoding.decoded_token_threshold or 1.0, decoding.block_length)
     fully_active = F.pad(_committed(state, decoding)[:, :-1] >= needed, (1, 0), value=True)  # (b, K)

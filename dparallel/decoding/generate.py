@@ -13,10 +13,7 @@ from dparallel.decoding.canvas import Canvas, Generation, Step
 from dparallel.decoding.denoise import Outcome
 from dparallel.decoding.loop import DONE, decode
 from dparallel.decoding.memory import rows_that_fit
-from dparallel.decoding.rules import RULES
 from dparallel.models.backbone import DiffusionTransformer
-
-__all__ = ["RULES", "Generation", "Step", "check_prompts", "generate"]
 
 DEFAULT_BATCH_SIZE = 32
 # By attention pattern. Published block-causal checkpoints do not say that they are: `full` may be one.

@@ -4,8 +4,8 @@ import psutil
 import torch
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.rules import RULES
 from dparallel.decoding.cache import bytes_per_row
-from dparallel.decoding.rules import RULES
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
 USABLE = 0.9  # of the free memory; the allocator needs room to move

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.rules import RULES
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer, Layer
 
@@ -94,7 +95,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         ranking = _ranking(decoding.rule, reading)
         forwards_of_block = nfe - opened_at[-1]
         commit = set(_chosen(decoding, reading, ranking, forwards_of_block))
-        if not decoding.rule.startswith("dream"):
+        if not RULES[decoding.rule].whole_response:
             late = list(dict.fromkeys(i // length for i in masked if fully_active[i // length]))
             if decoding.mode != "pipelined":
                 commit.add(ranking[0])

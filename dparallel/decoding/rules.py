@@ -1,6 +1,6 @@
 """Commit rules: pure functions from one forward's predictions to the positions it fixes.
 
-To add a rule, write one function here and one line in `RULES`.
+To add a rule, write one function here, one line in `CHOOSERS`, and what it needs in `config.rules`.
 Legend: B rows, n positions that were read, V vocabulary.
 """
 
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dparallel.config.rules import RULES
 
 
 class Prediction(NamedTuple):
@@ -40,23 +42,6 @@ class Choice(NamedTuple):
 
     score: Tensor  # (B, n)
     chosen: Tensor  # (B, n) bool
-
-
-class Rule(NamedTuple):
-    """`choose(prediction, masked (B, n) bool, setting)`, and what it asks for.
-
-    Attributes:
-        scheduled: takes a number of steps instead of a threshold.
-        whole_response: knows no blocks, and may commit nothing at a step.
-        threshold_limit: the largest threshold that makes sense.
-        needs_previous: reads what the forward before predicted.
-    """
-
-    choose: Callable[[Prediction, Tensor, Setting], Choice]
-    scheduled: bool = False
-    whole_response: bool = False
-    threshold_limit: float | None = None
-    needs_previous: bool = False
 
 
 def predict(
@@ -97,10 +82,10 @@ def _certainty(token: Tensor, log_probability: Tensor) -> tuple[Tensor, Tensor]:
     return -(rivals * log_probability.clamp(min=-1e4)).sum(-1) - own.exp() * own, doubt
 
 
-def commit(rule: Rule, prediction: Prediction, masked: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+def commit(rule: str, prediction: Prediction, masked: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     """The positions fixed, (B, n) bool: at least the best; and the rule's score of every one, (B, n)."""
-    score, chosen = rule.choose(prediction, masked, setting)
-    if not rule.whole_response:
+    score, chosen = CHOOSERS[rule](prediction, masked, setting)
+    if not RULES[rule].whole_response:
         chosen = chosen | best(score, masked)
     return masked & chosen, score
 
@@ -199,16 +184,17 @@ def _dream(score: Tensor, masked: Tensor, setting: Setting) -> Choice:
     return Choice(score, _rank(score, masked) < count[:, None])
 
 
-RULES: dict[str, Rule] = {
-    "steps": Rule(steps, scheduled=True),
-    "confidence": Rule(confidence, threshold_limit=1),
-    "entropy": Rule(entropy),
-    "entropy_budget": Rule(entropy_budget),
-    "margin": Rule(margin, threshold_limit=1),
-    "stability": Rule(stability, threshold_limit=1, needs_previous=True),
-    "dream_entropy": Rule(dream_entropy, scheduled=True, whole_response=True),
-    "dream_maskgit_plus": Rule(dream_maskgit_plus, scheduled=True, whole_response=True),
-    "dream_topk_margin": Rule(dream_topk_margin, scheduled=True, whole_response=True),
+# The function of each rule in `config.rules.RULES`: (prediction, masked (B, n) bool, setting) -> choice.
+CHOOSERS: dict[str, Callable[[Prediction, Tensor, Setting], Choice]] = {
+    "steps": steps,
+    "confidence": confidence,
+    "entropy": entropy,
+    "entropy_budget": entropy_budget,
+    "margin": margin,
+    "stability": stability,
+    "dream_entropy": dream_entropy,
+    "dream_maskgit_plus": dream_maskgit_plus,
+    "dream_topk_margin": dream_topk_margin,
 }
 
 

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, Generation, generate
+from dparallel.config.rules import RULES
 from dparallel.decoding import loop
 from dparallel.decoding.canvas import Canvas, Step
 from dparallel.decoding.denoise import Shape, Workspace, denoise
 from dparallel.decoding.oracle import decode_one
-from dparallel.decoding.rules import RULES
 from dparallel.models.backbone import DiffusionTransformer
 from tests.conftest import random_model
 

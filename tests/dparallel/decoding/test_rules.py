@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.decoding.rules import RULES, Prediction, Setting, best, commit, predict
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.rules import RULES
+from dparallel.decoding.rules import CHOOSERS, Prediction, Setting, best, commit, predict
 from dparallel.decoding.sampling import uniform
 
 
@@ -20,7 +22,7 @@ def committed(rule, score, masked, threshold=None, **setting):
 
 
 def run(rule, prediction, masked, **setting):
-    fixed, _ = commit(RULES[rule], prediction, torch.tensor([masked]).bool(), Setting(**setting))
+    fixed, _ = commit(rule, prediction, torch.tensor([masked]).bool(), Setting(**setting))
     return fixed[0].int().tolist()
 
 
@@ -203,3 +205,9 @@ def test_uniform_numbers_are_uniform_and_uncorrelated():
         (numbers[..., 1:], numbers[..., :-1]),
     ):
         assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.03
+
+
+def test_every_rule_has_a_function_and_its_settings():
+    assert list(CHOOSERS) == list(RULES)
+    for rule in RULES.values():
+        assert set(rule.defaults) <= set(DecodingConfig.model_fields)
