@@ -24,7 +24,7 @@ from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import read_manifest
-from tasks import tracking
+from tasks.tracking import upload as tracking
 
 
 def overrides(seed: int, more: Sequence[str]) -> list[str]:

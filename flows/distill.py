@@ -9,7 +9,7 @@ from flows.dispatch import dispatch
 from flows.merging import merging
 from flows.training import training
 from flows.trajectories import trajectories
-from tasks import tracking
+from tasks.tracking import upload as tracking
 from tasks.benchmark import report
 from tasks.checks import checked_experiment
 from tasks.training import draw_loss_curves

@@ -8,7 +8,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import MANIFEST, Manifest
-from tasks import tracking
+from tasks.tracking import upload as tracking
 
 
 def run_tracked(

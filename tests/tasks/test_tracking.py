@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dparallel.stages.manifest import StageError
-from tasks import tracking
+from tasks.tracking import upload as tracking
 from tests.tasks.conftest import METRICS, finish_stage
 
 

@@ -1,0 +1,3 @@
+from tasks.tracking.upload import main
+
+main()
