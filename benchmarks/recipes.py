@@ -24,7 +24,7 @@ from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import read_manifest
-from tasks.tracking import upload as tracking
+from tasks.tracking.run import track
 
 
 def overrides(seed: int, more: Sequence[str]) -> list[str]:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()
     experiment = Experiment(load_config(DistillConfig, options.config, options.more))
-    with tracking.run(experiment.folder, "comparison", "comparison", vars(options)) as record:
+    with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
         plans = [run(options.config, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
         results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]

@@ -9,9 +9,9 @@ from flows.dispatch import dispatch
 from flows.merging import merging
 from flows.training import training
 from flows.trajectories import trajectories
-from tasks.tracking import upload as tracking
 from tasks.benchmark import report
 from tasks.checks import checked_experiment
+from tasks.tracking.run import Run, track
 from tasks.training import draw_loss_curves
 
 StageName = Literal["trajectories", "training", "merging", "benchmark"]
@@ -32,7 +32,7 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
     """
     experiment = plan(config, overrides, on_pools)
     settings = experiment.config.model_dump(mode="json")
-    with tracking.run(experiment.folder, "distill", runtime.flow_run.name, settings) as run:
+    with track(experiment.folder, "distill", runtime.flow_run.name, settings) as run:
 
         def stage(each: Flow, **choice: str) -> None:
             parameters = {"config": config, "overrides": overrides, "parent": run.id, **choice}
@@ -50,7 +50,7 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
         return finish(experiment, run)
 
 
-def finish(experiment: Experiment, run: tracking.Run) -> str:
+def finish(experiment: Experiment, run: Run) -> str:
     """Draw the loss curves and say where everything is."""
     trainings = {student: experiment.training(student) for student in experiment.config.students}
     measured = experiment.benchmark()

@@ -8,7 +8,8 @@ from dparallel.evaluation.pieces import Elsewhere
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from tasks.stages import publish, run_tracked
-from tasks.tracking.upload import Run, how_to_open
+from tasks.tracking.records import how_to_open
+from tasks.tracking.run import Run
 
 
 @task(name="run-benchmark", cache_policy=NO_CACHE)

@@ -8,11 +8,12 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import MANIFEST, Manifest
-from tasks.tracking import upload as tracking
+from tasks.tracking.records import LOCAL_UI, how_to_open
+from tasks.tracking.run import Run, track
 
 
 def run_tracked(
-    plan: StagePlan, parent: str | None, work: Callable[[tracking.Run], Manifest], home: Path | None = None
+    plan: StagePlan, parent: str | None, work: Callable[[Run], Manifest], home: Path | None = None
 ) -> str:
     """Do a stage's work as a run of the tracking server; returns the stage's folder.
 
@@ -22,7 +23,7 @@ def run_tracked(
         home: the experiment's folder, which holds the stage's unless told otherwise.
     """
     name = " ".join(filter(None, (plan.stage, plan.student)))
-    with tracking.run(
+    with track(
         home or Path(plan.out_dir).parent,
         plan.stage,
         name,
@@ -42,10 +43,10 @@ def publish(name: str, markdown: str, link: str | None) -> None:
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description=name)
     if link is not None:
-        how = "`make ui` opens it" if link.startswith(tracking.LOCAL_UI) else None
+        how = "`make ui` opens it" if link.startswith(LOCAL_UI) else None
         create_link_artifact(link, link_text=f"MLflow: {name}", key=f"{key}-mlflow", description=how)
     else:
-        how = f"Run `{name}` of this experiment, in a browser after:\n\n    {tracking.how_to_open()}\n"
+        how = f"Run `{name}` of this experiment, in a browser after:\n\n    {how_to_open()}\n"
         create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {name}")
 
 

@@ -10,7 +10,7 @@ from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import fit_to_gpus, launch
 from tasks.stages import run_tracked
-from tasks.tracking.upload import Run
+from tasks.tracking.run import Run
 
 
 @task(name="train-student")

@@ -1,3 +1,28 @@
-from tasks.tracking.upload import main
+"""`python -m tasks.tracking upload [FOLDER]`: send MLflow the runs that it did not take while it was away."""
 
-main()
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from tasks.tracking.upload import logger, upload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
+    parser.add_argument("command", choices=["upload"])
+    parser.add_argument("folder", nargs="?", default="runs", help="where to look for records (default: runs)")
+    parser.add_argument("--all", action="store_true", help="also close runs of other hosts as killed")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    if not Path(arguments.folder).is_dir():
+        print(f"error: {arguments.folder}: no such folder (looked in {Path.cwd()})", file=sys.stderr)
+        sys.exit(2)
+    failures = upload(arguments.folder, arguments.all)
+    if failures:
+        sys.exit("still pending:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
 from tasks.launch import LaunchError
-from tasks.tracking.upload import ALIAS
+from tasks.tracking.registry import ALIAS
 from tests.test_architecture import deployments
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]

@@ -13,7 +13,10 @@ import pytest
 from mlflow import MlflowClient
 
 from dparallel.stages.manifest import StageError
-from tasks.tracking import upload as tracking
+from tasks.tracking.records import Record, how_to_open, tracking_uri
+from tasks.tracking.registry import ALIAS
+from tasks.tracking.run import track
+from tasks.tracking.upload import upload, upload_record
 from tests.tasks.conftest import METRICS, finish_stage
 
 
@@ -60,18 +63,16 @@ def upload_command(*arguments: str) -> subprocess.CompletedProcess:
 
 def track_everything(home: Path) -> None:
     """A distill run of three stages: one with a model to register, one reused, one that fails."""
-    with tracking.run(home, "distill", "wise-otter", {"name": "coins", "seeds": [1, 2]}) as parent:
+    with track(home, "distill", "wise-otter", {"name": "coins", "seeds": [1, 2]}) as parent:
         merged = home / "merging-random-0"
         config = {"check_prompts": 3}
-        with tracking.run(
-            home, "merging", "merging random", config, parent.id, str(merged), student="random"
-        ):
+        with track(home, "merging", "merging random", config, parent.id, str(merged), student="random"):
             finish_stage(merged, "merging")
-        with tracking.run(home, "merging", "merging random", config, parent.id, str(merged), reused=True):
+        with track(home, "merging", "merging random", config, parent.id, str(merged), reused=True):
             pass
         with (
             pytest.raises(RuntimeError),
-            tracking.run(home, "training", "training random", config, parent.id, str(home / "gone")),
+            track(home, "training", "training random", config, parent.id, str(home / "gone")),
         ):
             raise RuntimeError("out of memory\nsecond line")
 
@@ -100,9 +101,7 @@ def assert_everything_arrived(client: MlflowClient, experiment: str) -> None:
     }
     (version,) = client.search_model_versions(f"name = '{experiment}-random'")
     assert version.run_id == merged.info.run_id
-    assert (
-        client.get_model_version_by_alias(f"{experiment}-random", tracking.ALIAS).version == version.version
-    )
+    assert client.get_model_version_by_alias(f"{experiment}-random", ALIAS).version == version.version
 
     assert reused.data.tags["reused"] == "true"
     assert reused.data.metrics["max_difference"] == 1e-6
@@ -115,10 +114,9 @@ def assert_everything_arrived(client: MlflowClient, experiment: str) -> None:
     assert failed.data.tags["error"] == "RuntimeError: out of memory second line"
 
 
-def pending(folder: Path) -> list[tracking.Record]:
+def pending(folder: Path) -> list[Record]:
     records = [
-        tracking.Record.model_validate_json(path.read_text(encoding="utf-8"))
-        for path in folder.glob("**/tracking/*")
+        Record.model_validate_json(path.read_text(encoding="utf-8")) for path in folder.glob("**/tracking/*")
     ]
     return [record for record in records if not record.uploaded]
 
@@ -132,7 +130,7 @@ def test_a_local_store_gets_everything_at_once(store: MlflowClient, tmp_path: Pa
 def test_uploading_twice_makes_no_duplicates(store: MlflowClient, tmp_path: Path) -> None:
     track_everything(tmp_path / "runs" / "coins")
     for path in (tmp_path / "runs").glob("**/tracking/*.json"):
-        tracking.upload_record(path)
+        upload_record(path)
     assert_everything_arrived(store, "coins")
     assert len(store.search_model_versions("name = 'coins-random'")) == 1
 
@@ -149,7 +147,7 @@ def test_a_server_that_is_away_gets_everything_later(
     assert f"python -m tasks.tracking upload {runs / 'coins'}" in caplog.text
     assert len(pending(runs)) == 4
 
-    assert len(tracking.upload(runs)) == 4, "still away, so still pending"
+    assert len(upload(runs)) == 4, "still away, so still pending"
     assert len(pending(runs)) == 4
 
     with mlflow_server(free_port, tmp_path):
@@ -160,10 +158,10 @@ def test_a_server_that_is_away_gets_everything_later(
         assert pending(runs) == []
         client = MlflowClient(tracking_uri=uri)
         assert_everything_arrived(client, "coins")
-        assert tracking.upload(runs) == []
+        assert upload(runs) == []
         assert_everything_arrived(client, "coins")
 
-        with tracking.run(runs / "linked", "distill", "wise-otter", {}) as run:
+        with track(runs / "linked", "distill", "wise-otter", {}) as run:
             (shown,) = runs_of(client, "linked")
             assert run.link == f"{uri}/#/experiments/{shown.info.experiment_id}/runs/{shown.info.run_id}"
     run.update(files=[])
@@ -173,7 +171,7 @@ def test_a_server_that_is_away_gets_everything_later(
 def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowClient, tmp_path: Path) -> None:
     home = tmp_path / "runs" / "coins"
     folder = home / "training-0"
-    with tracking.run(home, "training", "training random", {}, folder=str(folder)) as run:
+    with track(home, "training", "training random", {}, folder=str(folder)) as run:
         run.forward(folder / "metrics.jsonl")  # not there yet
         folder.mkdir(parents=True)
         log = folder / "metrics.jsonl"
@@ -198,9 +196,9 @@ def test_a_parent_that_is_still_running_is_created_for_its_child(
     """The server comes back between the start of the parent and that of a child."""
     home = tmp_path / "runs" / "coins"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with tracking.run(home, "distill", "wise-otter", {"name": "coins"}) as parent:
+    with track(home, "distill", "wise-otter", {"name": "coins"}) as parent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        with tracking.run(home, "benchmark", "benchmark", {}, parent.id):
+        with track(home, "benchmark", "benchmark", {}, parent.id):
             pass
         above, below = runs_of(store, "coins")
         assert (above.info.status, below.info.status) == ("RUNNING", "FINISHED")
@@ -209,7 +207,7 @@ def test_a_parent_that_is_still_running_is_created_for_its_child(
 
 
 def test_a_cancelled_run_is_killed(store: MlflowClient, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.run(tmp_path / "coins", "training", "training", {}):
+    with pytest.raises(KeyboardInterrupt), track(tmp_path / "coins", "training", "training", {}):
         raise KeyboardInterrupt
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 
@@ -217,15 +215,15 @@ def test_a_cancelled_run_is_killed(store: MlflowClient, tmp_path: Path) -> None:
 def test_a_run_whose_process_was_killed_is_closed_by_the_upload(store: MlflowClient, tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys\n"
-        "from tasks import tracking\n"
-        "run = tracking.run(pathlib.Path(sys.argv[1]), 'distill', 'killed', {})\n"
+        "from tasks.tracking.run import track\n"
+        "run = track(pathlib.Path(sys.argv[1]), 'distill', 'killed', {})\n"
         "run.__enter__()\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "coins")])
-    with tracking.run(tmp_path / "coins", "distill", "going on", {}):
+    with track(tmp_path / "coins", "distill", "going on", {}):
         assert [each.info.status for each in runs_of(store, "coins")] == ["RUNNING", "RUNNING"]
-        assert tracking.upload(tmp_path) == []
+        assert upload(tmp_path) == []
         assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED", "RUNNING"]
 
 
@@ -233,27 +231,27 @@ def test_a_folder_that_is_gone_stays_pending_and_holds_nothing_else_up(
     store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "runs" / "coins"
-    with tracking.run(home, "merging", "merging a", {}, folder=str(home / "gone")):
+    with track(home, "merging", "merging a", {}, folder=str(home / "gone")):
         pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with tracking.run(home, "distill", "b", {}):
+    with track(home, "distill", "b", {}):
         pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    (failure,) = tracking.upload(tmp_path)
+    (failure,) = upload(tmp_path)
     assert StageError.__name__ in failure
     assert [record.name for record in pending(tmp_path)] == ["merging a"]
 
 
 def test_the_ui_is_one_line(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking.how_to_open().endswith(f"mlflow ui --backend-store-uri {tracking.tracking_uri()}")
+    assert how_to_open().endswith(f"mlflow ui --backend-store-uri {tracking_uri()}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000/")
-    assert tracking.how_to_open() == "http://localhost:5000"
+    assert how_to_open() == "http://localhost:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    assert tracking.tracking_uri() == "sqlite:///mlflow.db"
+    assert tracking_uri() == "sqlite:///mlflow.db"
 
 
 def test_a_local_run_links_to_the_ui_to_be_opened(store: MlflowClient, tmp_path: Path) -> None:
-    with tracking.run(tmp_path / "coins", "distill", "wise-otter", {}) as run:
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as run:
         (shown,) = runs_of(store, "coins")
         page = f"/#/experiments/{shown.info.experiment_id}/runs/{shown.info.run_id}"
         assert run.link == f"http://127.0.0.1:5000{page}"
@@ -263,7 +261,7 @@ def away(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished record that waits for its upload."""
     before = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with tracking.run(home, "distill", "waits", {}) as run:
+    with track(home, "distill", "waits", {}) as run:
         pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
     return run.path
@@ -276,7 +274,7 @@ def test_a_record_that_cannot_be_read_holds_nothing_else_up(
     damaged = damaged.rename(damaged.with_name("0.json"))  # the first in order
     damaged.write_text("{", encoding="utf-8")
     away(tmp_path / "coins", monkeypatch)
-    (failure,) = tracking.upload(tmp_path)
+    (failure,) = upload(tmp_path)
     assert failure.startswith(f"{damaged}: ")
     assert [each.info.status for each in runs_of(store, "coins")] == ["FINISHED"]
 
@@ -290,7 +288,7 @@ def test_a_process_that_took_over_the_number_of_a_killed_one_is_not_it(
 ) -> None:
     path = away(tmp_path / "coins", monkeypatch)
     change(path, status="RUNNING", started=1_000_000)  # this process began later than 1970
-    assert tracking.upload(tmp_path) == []
+    assert upload(tmp_path) == []
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 
 
@@ -303,7 +301,7 @@ def test_runs_of_other_hosts_are_closed_only_by_force(
     assert skipped.returncode == 0
     assert "running: on host elsewhere" in skipped.stderr
     assert "--all" in skipped.stderr
-    assert tracking.upload(tmp_path, other_hosts=True) == []
+    assert upload(tmp_path, other_hosts=True) == []
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 
 
@@ -319,23 +317,55 @@ def test_upload_says_when_there_is_nothing_to_do(store: MlflowClient, tmp_path: 
 def test_a_deleted_experiment_comes_with_the_remedy(
     store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tracking.run(tmp_path / "coins", "distill", "before", {}):
+    with track(tmp_path / "coins", "distill", "before", {}):
         pass
     experiment = store.get_experiment_by_name("coins")
     assert experiment is not None
     store.delete_experiment(experiment.experiment_id)
     away(tmp_path / "coins", monkeypatch)
-    (failure,) = tracking.upload(tmp_path)
+    (failure,) = upload(tmp_path)
     assert failure.endswith(f"mlflow experiments restore -x {experiment.experiment_id}")
     remedy = failure.split("mlflow ")[1].split()
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking.tracking_uri()}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri()}
     subprocess.run([sys.executable, "-m", "mlflow", *remedy], env=environment, check=True)
-    assert tracking.upload(tmp_path) == []
+    assert upload(tmp_path) == []
 
 
 def test_params_that_mlflow_would_refuse_are_renamed(store: MlflowClient, tmp_path: Path) -> None:
-    with tracking.run(tmp_path / "coins", "distill", "odd", {"a/../b": 1, "c=d": {"é?": 2}}):
+    with track(tmp_path / "coins", "distill", "odd", {"a/../b": 1, "c=d": {"é?": 2}}):
         pass
     (run,) = runs_of(store, "coins")
     assert run.info.status == "FINISHED"
     assert run.data.params == {"a_.._b": "1", "c_d.é_": "2"}
+
+
+def test_what_ended_the_work_is_seen_though_the_disk_is_full(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full_disk(path: Path, record: Record) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    def work() -> None:
+        with track(tmp_path / "coins", "training", "t", {}):
+            monkeypatch.setattr("tasks.tracking.run.write_record", full_disk)
+            raise RuntimeError("loss is NaN")
+
+    with pytest.raises(RuntimeError, match="loss is NaN"):
+        work()
+    assert "still says that the run goes on (OSError: [Errno 28] No space left on device" in caplog.text
+
+
+def test_nothing_is_asked_of_the_store_while_there_is_no_new_line(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "metrics.jsonl"
+    sent: list[int] = []
+    with track(tmp_path / "coins", "training", "t", {}) as run:
+        monkeypatch.setattr(
+            "tasks.tracking.run.log_lines", lambda *arguments: sent.append(len(arguments[-1]))
+        )
+        run.forward(log)
+        log.write_text("".join(json.dumps(line) + "\n" for line in METRICS[:2]))
+        for _ in range(3):
+            run.forward(log)
+    assert sent == [2]

@@ -1,0 +1,104 @@
+"""A tracked run: recorded on disk at every change, then uploaded if its store answers."""
+
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dparallel.stages import metrics_log
+from tasks.tracking.records import Record, now, one_line, tracking_uri, write_record
+from tasks.tracking.upload import log_lines, page, upload_record
+
+logger = logging.getLogger("dparallel.tracking")
+
+
+class Run:
+    """A run that is going on; `link` is its page, None while its store is away."""
+
+    def __init__(self, path: Path, record: Record):
+        self.path = path
+        self.record = record
+        self.id = record.id
+        self.link: str | None = None
+        self._live = True
+        self._forwarded: int | None = None
+
+    def update(self, **changes: Any) -> None:
+        """Write the changed record, then try to upload it; a server that is away is only a warning."""
+        self.record = self.record.model_copy(update=changes)
+        write_record(self.path, self.record)
+        try:
+            self.link = page(self.record, upload_record(self.path))
+        except Exception as error:  # whatever ails the server, the stage's work must not be lost
+            logger.warning(
+                "MLflow at %s did not take the run (%s). It is recorded in %s; "
+                "upload it later with: python -m tasks.tracking upload %s",
+                tracking_uri(self.record),
+                one_line(error),
+                self.path,
+                self.path.parent.parent,
+            )
+            self.link, self._live = None, False
+
+    def forward(self, metrics: Path) -> None:
+        """Send the lines that `metrics` has gained since the last call; the upload at the end sends all."""
+        if not self._live:
+            return
+        lines = metrics_log.read(metrics)
+        if self._forwarded is None or self._forwarded > len(lines):
+            self._forwarded = len(lines)  # of an earlier attempt, which a resumed training may rewrite
+        new = lines[self._forwarded :]
+        self._forwarded = len(lines)
+        if not new:
+            return
+        try:
+            log_lines(self.path, self.record, new)
+        except Exception as error:
+            logger.warning("live metrics stopped (%s); they are uploaded at the end", one_line(error))
+            self._live = False
+
+
+@contextlib.contextmanager
+def track(
+    home: str | Path,
+    stage: str,
+    name: str,
+    config: dict[str, Any],
+    parent: str | None = None,
+    folder: str | None = None,
+    reused: bool = False,
+    student: str | None = None,
+) -> Iterator[Run]:
+    """Track what happens inside as one run of the experiment whose folder is `home`."""
+    record = Record(
+        id=f"{datetime.now():%Y%m%d-%H%M%S}-{stage}-{uuid.uuid4().hex[:6]}",
+        parent=parent,
+        experiment=Path(home).name,
+        stage=stage,
+        name=name,
+        student=student,
+        config=config,
+        folder=None if folder is None else str(Path(folder).resolve()),
+        reused=reused,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        started=now(),
+        tracking_uri=tracking_uri(),
+    )
+    run = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)
+    run.update()
+    try:
+        yield run
+    except BaseException as error:  # a cancelled run raises no Exception
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        try:
+            run.update(status=status, error=one_line(error), ended=now())
+        except OSError as unwritten:  # a full disk, say; what ended the work is the error to be seen
+            logger.warning("%s still says that the run goes on (%s)", run.path, one_line(unwritten))
+        raise
+    run.update(status="FINISHED", ended=now())
