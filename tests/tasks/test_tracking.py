@@ -365,7 +365,7 @@ def test_nothing_is_asked_of_the_store_while_there_is_no_new_line(
             "tasks.tracking.run.log_lines", lambda *arguments: sent.append(len(arguments[-1]))
         )
         run.forward(log)
-        log.write_text("".join(json.dumps(line) + "\n" for line in METRICS[:2]))
+        log.write_text("".join(json.dumps(line) + "\n" for line in METRICS[:2]), encoding="utf-8")
         for _ in range(3):
             run.forward(log)
     assert sent == [2]
