@@ -86,11 +86,12 @@ def next_tokens(
     run: Run, model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
     """The same weights, taken to predict the next token."""
+    before = model.config.predicts_next, model.config.attention_pattern
     model.config.predicts_next, model.config.attention_pattern = True, "causal"
     try:
         return run(model, prompts, decoding, batch_size)
     finally:
-        model.config.predicts_next, model.config.attention_pattern = False, "full"
+        model.config.predicts_next, model.config.attention_pattern = before
 
 
 def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:

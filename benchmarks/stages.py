@@ -83,6 +83,7 @@ def model_config(shape: Shape) -> DiffusionConfig:
     """The shape's, with an end-of-text token, which also pads, below the mask."""
     config = deepcopy(shape.config)
     config.eos_token_id = config.pad_token_id = config.mask_token_id - 1
+    config.end_token_ids = (config.eos_token_id,)
     return config
 
 

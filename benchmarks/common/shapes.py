@@ -111,9 +111,9 @@ def teacher_workload() -> Workload:
 
     def judged(generations: Sequence[Generation]) -> tuple[float, float]:
         config = problems(len(generations))
-        eos = tokenizer.eos_token_id
+        ends = [tokenizer.eos_token_id]
         pairs = zip(load_problems(config), generations, strict=True)
-        texts = ((problem, decode_response(tokenizer, each.tokens, eos)) for problem, each in pairs)
+        texts = ((problem, decode_response(tokenizer, each.tokens, ends)) for problem, each in pairs)
         return accuracy([bool(score(config, problem, text).solution) for problem, text in texts])
 
     return Workload(

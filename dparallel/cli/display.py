@@ -53,8 +53,7 @@ def drawing(stream: TextIO, tokenizer: Any, config: DiffusionConfig, gen_length:
     with Live(console=console, get_renderable=frame, refresh_per_second=FRAMES_PER_SECOND) as live:
         live.refresh()  # the masks, before the first forward
         yield observe
-        if config.eos_token_id in tokens:
-            shown = tokens.index(config.eos_token_id)
+        shown = next((at for at, token in enumerate(tokens) if token in config.end_token_ids), gen_length)
 
 
 def canvas_text(
@@ -62,7 +61,7 @@ def canvas_text(
 ) -> Text:
     """Tokens coloured by the step that committed them; masks, end-of-text and other special ones dim."""
     special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
-    glyphs = {config.mask_token_id: MASK, config.eos_token_id: END}
+    glyphs = {config.mask_token_id: MASK, **dict.fromkeys(config.end_token_ids, END)}
     latest = max((step for step in commit_step if step is not None), default=0)
     text = Text()
     for token, piece, step in zip(tokens, pieces(tokenizer, tokens), commit_step, strict=True):

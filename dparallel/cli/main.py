@@ -92,8 +92,8 @@ def _generate(options: argparse.Namespace) -> None:
 
     # 3. Write.
     if options.prompts is not None:
-        eos = model.config.eos_token_id
-        responses = [decode_response(tokenizer, each.tokens, eos) for each in generations]
+        ends = model.config.end_token_ids
+        responses = [decode_response(tokenizer, each.tokens, ends) for each in generations]
         lines = results(requests, responses, generations)
         if options.out is None:
             sys.stdout.write(lines)

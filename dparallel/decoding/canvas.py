@@ -26,7 +26,7 @@ class Generation:
         confidence: probability of each token when it was committed; 0 where end-of-text was
             filled in without a prediction.
         nfe: forwards spent on this row.
-        num_tokens: tokens up to and with the first end-of-text.
+        num_tokens: tokens up to and with the first end of text or turn.
     """
 
     tokens: list[int]
@@ -112,7 +112,7 @@ class Canvas:
         for mine, theirs in zip(vars(self).values(), vars(state).values(), strict=True):
             mine.index_copy_(0, rows, theirs)
 
-    def generations(self, count: int, eos_token_id: int | None) -> list[Generation]:
+    def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
         """The first `count` rows, decoded; a ValueError where the predictions were not numbers."""
         if not self.confidence[:count].isfinite().all():
             raise ValueError("the model's logits are NaN or infinite: its weights are damaged or diverged")
@@ -121,7 +121,7 @@ class Canvas:
         columns = (responses, self.commit_step, self.confidence, self.nfe)
         rows = zip(*(column[:count].tolist() for column in columns), strict=True)
         return [
-            Generation(tokens, steps, confidence, nfe, _count(tokens, eos_token_id))
+            Generation(tokens, steps, confidence, nfe, _count(tokens, end_token_ids))
             for tokens, steps, confidence, nfe in rows
         ]
 
@@ -135,5 +135,8 @@ def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:
     return torch.tensor([*values, *[0] * (rows - len(values))], device=device)
 
 
-def _count(response: list[int], eos_token_id: int | None) -> int:
-    return response.index(eos_token_id) + 1 if eos_token_id in response else len(response)
+def _count(response: list[int], end_token_ids: Sequence[int]) -> int:
+    """Tokens up to and with the first that ends the response; all of them where none does."""
+    return min(
+        (response.index(each) + 1 for each in end_token_ids if each in response), default=len(response)
+    )

@@ -5,6 +5,7 @@ Legend: b rows, L canvas length, G `gen_length`, K blocks of l positions, n posi
 recomputed, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,7 +133,7 @@ def denoise(
     state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
     state.confidence = _put(state.confidence, offsets, fixed, prediction.probability)
     state.rounds_left = (state.rounds_left - final_before.long()).clamp(min=0)
-    opens = _open_blocks(state, decoding, model.config.eos_token_id)
+    opens = _open_blocks(state, decoding, model.config.end_token_ids)
     state.nfe = state.nfe + 1
     status = (
         (state.commit_step >= 0).all(1),
@@ -207,29 +208,37 @@ def _commit(
     return fixed | best_of_each(score, late, block, decoding.blocks)
 
 
-def _open_blocks(state: Canvas, decoding: DecodingConfig, eos_token_id: int | None) -> Tensor:
-    """End rows at end-of-text, open blocks; whether a block was opened, (b,) bool."""
+def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequence[int]) -> Tensor:
+    """End rows at the first end of text or turn, open blocks; whether a block was opened, (b,) bool."""
     done = state.commit_step >= 0  # (b, G)
     may_open = torch.ones_like(state.nfe, dtype=torch.bool)
     if decoding.stop_at_eos or decoding.looks_back:
         every = torch.arange(decoding.gen_length, device=done.device)
         where = state.prompt_length[:, None] + every
-        eos = done & (state.tokens.gather(1, where) == (-1 if eos_token_id is None else eos_token_id))
+        ends = done & is_end(state.tokens.gather(1, where), end_token_ids)
         ended = torch.zeros_like(may_open)
         if decoding.stop_at_eos:
-            ended = (eos & done.cummin(1).values).any(1)
+            ended = (ends & done.cummin(1).values).any(1)
         if decoding.looks_back:  # no block opens any more
             unopened = every >= state.opened[:, None] * decoding.block_length
-            ended = ended | (eos.any(1) & (done | unopened).all(1))
+            ended = ended | (ends.any(1) & (done | unopened).all(1))
         filled = ended[:, None] & ~done
-        state.tokens = _put(state.tokens, where, filled, torch.full_like(where, eos_token_id or 0))
+        state.tokens = _put(state.tokens, where, filled, torch.full_like(where, next(iter(end_token_ids), 0)))
         state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
-        may_open = ~eos.any(1)  # nothing behind an end-of-text is asked for
+        may_open = ~ends.any(1)  # nothing behind the end is asked for
     needed = tokens_needed(decoding.block_add_threshold or 1.0, decoding.block_length)
     opens = open_next(_committed(state, decoding), state.opened, needed, may_open)
     state.opened = state.opened + opens
     state.block_forwards = torch.where(opens, 0, state.block_forwards + 1)
     return opens
+
+
+def is_end(tokens: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+    """Where `tokens` end a response, bool of the same shape."""
+    ends = tokens == (end_token_ids[0] if end_token_ids else -1)
+    for token_id in end_token_ids[1:]:
+        ends = ends | (tokens == token_id)
+    return ends
 
 
 def _readable(state: Canvas, decoding: DecodingConfig) -> Tensor:

@@ -16,9 +16,11 @@ from dparallel.decoding.memory import rows_that_fit
 from dparallel.models.backbone import DiffusionTransformer
 
 DEFAULT_BATCH_SIZE = 32
-# By attention pattern. Published block-causal checkpoints do not say that they are: `full` may be one.
+# The modes that decode a model as it was trained to attend, by attention pattern. Published block-causal
+# checkpoints do not state theirs.
 MODES = {
-    "full": ("sequential", "multi_block", "pipelined"),
+    None: ("sequential", "multi_block", "pipelined"),
+    "full": ("sequential", "multi_block"),
     "block_causal": ("pipelined",),
     "causal": ("autoregressive",),
 }
@@ -64,7 +66,7 @@ def generate(
     tell = None if observe is None else lambda outcome, rows: observe(_steps(outcome, rows, order, canvas))
     with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
         decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
-    decoded = canvas.generations(len(order), model.config.eos_token_id)
+    decoded = canvas.generations(len(order), model.config.end_token_ids)
     generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(prompts))]
 
@@ -101,9 +103,13 @@ def check_prompts(
             )
     fitting = MODES[config.attention_pattern]
     if decoding.mode not in fitting:
+        pattern = config.attention_pattern
+        stated = (
+            "that states no attention_pattern" if pattern is None else f"of attention_pattern={pattern!r}"
+        )
         raise ValueError(
-            f"mode={decoding.mode!r} with a model of attention_pattern={config.attention_pattern!r} "
-            f"(its config.json): it was trained to be decoded with mode={' or '.join(map(repr, fitting))}"
+            f"mode={decoding.mode!r} with a model {stated} (its config.json): it was trained to be decoded "
+            f"with mode={' or '.join(map(repr, fitting))}"
         )
     if decoding.mode == "autoregressive" and not config.predicts_next:
         raise ValueError(

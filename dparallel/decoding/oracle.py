@@ -47,7 +47,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         raise ValueError(
             f"temperature={decoding.temperature}: the oracle draws no tokens; set temperature to 0"
         )
-    mask, eos = model.config.mask_token_id, model.config.eos_token_id
+    mask, ends = model.config.mask_token_id, model.config.end_token_ids
     length = decoding.block_length
     response = [mask] * decoding.gen_length
     commit_step = [-1] * decoding.gen_length
@@ -66,13 +66,13 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         fully_active = [
             k == 0 or share[k - 1] >= (decoding.decoded_token_threshold or 1) for k in range(len(blocks))
         ]
-        eos_seen = (decoding.stop_at_eos or decoding.looks_back) and eos in response
+        end_seen = (decoding.stop_at_eos or decoding.looks_back) and _first_end(response, ends) is not None
         last = len(opened_at) - 1
-        if share[last] >= (decoding.block_add_threshold or 1) and last + 1 < len(blocks) and not eos_seen:
+        if share[last] >= (decoding.block_add_threshold or 1) and last + 1 < len(blocks) and not end_seen:
             opened_at.append(nfe)
         in_use = len(opened_at) * length
         if mask not in response[:in_use]:
-            break  # an end-of-text keeps the rest from opening
+            break  # an end token keeps the rest from opening
 
         # (c) One forward, read wherever an open block is masked.
         masked = [i for i in range(in_use) if response[i] == mask]
@@ -107,15 +107,19 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
         nfe += 1
 
-        # An end-of-text token with everything before it committed ends the row.
+        # An end token with everything before it committed ends the row.
         complete = response.index(mask) if mask in response else len(response)
-        ended = decoding.stop_at_eos and eos in response[:complete]
+        ended = decoding.stop_at_eos and _first_end(response[:complete], ends) is not None
 
     for i, token in enumerate(response):
         if token == mask:
-            response[i], commit_step[i] = eos, nfe - 1
-    num_tokens = response.index(eos) + 1 if eos in response else len(response)
-    return Generation(response, commit_step, confidence, nfe, num_tokens)
+            response[i], commit_step[i] = ends[0], nfe - 1
+    end = _first_end(response, ends)
+    return Generation(response, commit_step, confidence, nfe, len(response) if end is None else end + 1)
+
+
+def _first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:
+    return next((i for i, token in enumerate(response) if token in end_token_ids), None)
 
 
 def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:

@@ -171,7 +171,7 @@ def measure_slice(model: DiffusionTransformer, tokenizer: Any, request: Request,
 
     samples = []
     for problem, generation in zip(problems, generations, strict=True):
-        response = decode_response(tokenizer, generation.tokens, model.config.eos_token_id)
+        response = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
         judged = score(config, problem, response)
         samples.append(
             {

@@ -7,6 +7,7 @@ and load with plain `transformers` (`trust_remote_code=True`).
 Legend: B rows, L canvas length, V vocabulary, D hidden size, H heads, n positions read.
 """
 
+from collections.abc import Sequence
 from functools import cache as cached
 from typing import Any, NamedTuple, Protocol
 
@@ -23,8 +24,13 @@ class DiffusionConfig(PretrainedConfig):
 
     `family` says which ecosystem the weights come from (`tiny`, `llada`, `dream`); nothing but
     the checkpoint adapters looks at it. With `predicts_next` the weights predict, at each position,
-    the next one's token; the model's logits are aligned all the same. `attention_pattern` says whom they
-    were trained to see: `full`, `block_causal` or `causal`. Callers heed it: the model attends as it is told.
+    the next one's token; the model's logits are aligned all the same. `attention_pattern` says which
+    positions each position attended to in training: `full`, `block_causal` or `causal`; None where the
+    checkpoint does not say, as published block-causal ones do not. Callers heed it: the model itself attends
+    as it is called.
+
+    A response ends at any of `end_token_ids`: end-of-text and end-of-turn. `eos_token_id` is the first of
+    them, which fills what follows the end.
     """
 
     model_type = "dparallel"
@@ -43,12 +49,13 @@ class DiffusionConfig(PretrainedConfig):
         qkv_bias: bool = False,
         tie_word_embeddings: bool = False,
         mask_token_id: int = -1,  # no default makes sense: load_model and generate refuse this one
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        end_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
         family: str = "tiny",
         predicts_next: bool = False,
-        attention_pattern: str = "full",
+        attention_pattern: str | None = None,
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -67,8 +74,10 @@ class DiffusionConfig(PretrainedConfig):
         self.predicts_next = predicts_next
         self.attention_pattern = attention_pattern
         self.initializer_range = initializer_range
+        named = [eos_token_id] if isinstance(eos_token_id, int) else [*(eos_token_id or ())]
+        self.end_token_ids = tuple(dict.fromkeys([*named, *end_token_ids]))
         super().__init__(
-            eos_token_id=eos_token_id,  # type: ignore[call-arg]
+            eos_token_id=next(iter(self.end_token_ids), None),  # type: ignore[call-arg]
             pad_token_id=pad_token_id,  # type: ignore[call-arg]
             bos_token_id=bos_token_id,  # type: ignore[call-arg]
             tie_word_embeddings=tie_word_embeddings,  # type: ignore[call-arg]

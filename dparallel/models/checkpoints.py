@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.end_tokens import stated_ids, tokenizer_end_ids
 from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, find_format, is_computed
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.weights import Stored, read_json
@@ -52,6 +53,7 @@ COMPANIONS = (
 # Not those that name weights in files of their own, and not what this project writes beside a model.
 # A field of config.json that no publisher writes: how a model was distilled to attend.
 PATTERN, PATTERNS = "attention_pattern", ("full", "block_causal", "causal")
+ENDS = "end_token_ids"
 NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
 # Classes of tokenizers that AutoTokenizer would not find, or only with a warning about the model beside them.
 TOKENIZERS: dict[str | None, Any] = {
@@ -226,29 +228,44 @@ def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no config.json: not a model's folder")
-    raw = {**_generation_tokens(folder), **read_json(file)}
-    known = find_format(raw, file)
-    config = known.config(raw)
-    for field in ("mask_token_id", "eos_token_id", "pad_token_id"):
-        token = getattr(config, field)
-        if token is not None and not 0 <= token < config.vocab_size:
-            raise CheckpointError(
-                f"{file} has {field}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
-            )
-    config.attention_pattern = raw.get(PATTERN, "full")
-    if config.attention_pattern not in PATTERNS:
+    raw, beside = read_json(file), folder / "generation_config.json"
+    generation = read_json(beside) if beside.is_file() else {}
+    named = [
+        (place, field, stated_ids(fields, field, place))
+        for place, fields, field in [
+            (file, raw, "eos_token_id"),
+            (beside, generation, "eos_token_id"),
+            (file, {ENDS: raw.get(ENDS) or None}, ENDS),  # of a model that has none it is empty
+        ]
+    ]
+    ends = [token for _, _, ids in named for token in ids]
+    if not raw.get(ENDS):  # else it names them all
+        ends += tokenizer_end_ids(folder)
+    # Some checkpoints state special tokens in generation_config.json alone.
+    fields = {name: generation[name] for name in ("pad_token_id", "bos_token_id") if _is_id(generation, name)}
+    fields |= {**raw, "eos_token_id": next(iter(ends), None)}
+    known = find_format(fields, file)
+    config = known.config(fields)
+    others = [(file, name, [getattr(config, name)]) for name in ("mask_token_id", "pad_token_id")]
+    for place, name, ids in [*named, *others]:
+        for token in ids:
+            if token is not None and not 0 <= token < config.vocab_size:
+                raise CheckpointError(
+                    f"{place} has {name}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
+                )
+    # A tokenizer may know more tokens than the model; those never end a response.
+    config.end_token_ids = tuple(dict.fromkeys(each for each in ends if each < config.vocab_size))
+    config.eos_token_id = next(iter(config.end_token_ids), None)
+    config.attention_pattern = raw.get(PATTERN)
+    if config.attention_pattern not in (None, *PATTERNS):
         raise CheckpointError(
             f"{file} has {PATTERN}={config.attention_pattern!r}; known are {', '.join(PATTERNS)}"
         )
     return known, config
 
 
-def _generation_tokens(folder: Path) -> dict[str, int]:
-    """Special tokens that some checkpoints state in generation_config.json alone."""
-    file = folder / "generation_config.json"
-    stated = read_json(file) if file.is_file() else {}
-    fields = ("eos_token_id", "pad_token_id", "bos_token_id")
-    return {field: stated[field] for field in fields if isinstance(stated.get(field), int)}
+def _is_id(fields: dict[str, Any], name: str) -> bool:
+    return type(fields.get(name)) is int
 
 
 def _check_tensors(folder: Path, model: DiffusionTransformer, stored: dict[str, Stored]) -> None:

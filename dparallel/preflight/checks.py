@@ -77,7 +77,7 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     if settings.training.quantization is not None:
         check_blocks(teacher)
     choose_format(settings.merging.format, settings.teacher)
-    if teacher.config.attention_pattern != "full":
+    if teacher.config.attention_pattern not in (None, "full"):
         raise ConfigError(
             f"{settings.teacher} has attention_pattern={teacher.config.attention_pattern!r}: a teacher "
             "must have full attention; give the model that this one was made from"

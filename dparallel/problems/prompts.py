@@ -1,6 +1,7 @@
 """From texts to token ids and back."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,12 @@ def _read_template(config: ProblemsConfig, tokenizer: Any) -> str | None:
     return None
 
 
-def decode_response(tokenizer: Any, tokens: Sequence[int], eos_token_id: int | None) -> str:
-    """The text before the first end-of-text token.
+def decode_response(tokenizer: Any, tokens: Sequence[int], end_token_ids: Sequence[int]) -> str:
+    """The text before the first token that ends a text or a turn.
 
     Other special tokens stay visible: one in the middle of a solution is an error to be scored.
     """
-    content = list(tokens)
-    if eos_token_id in content:
-        content = content[: content.index(eos_token_id)]
+    content = list(takewhile(lambda token: token not in end_token_ids, tokens))
     return tokenizer.decode(content, skip_special_tokens=False)
 
 

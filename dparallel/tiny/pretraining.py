@@ -159,7 +159,7 @@ def whole_solution_accuracy(model: DiffusionTransformer, tokenizer, config: Teac
     decoding = OBJECTIVES[config.objective].decoding(config)
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
     responses = [
-        decode_response(tokenizer, generation.tokens, tokenizer.eos_token_id)
+        decode_response(tokenizer, generation.tokens, [tokenizer.eos_token_id])
         for generation in generate(model, prompts, decoding)
     ]
     return sum(map(coins.solution_is_valid, problems, responses)) / len(problems)

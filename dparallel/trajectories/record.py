@@ -212,7 +212,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for problem, prompt, generation in zip(problems, prompts, generations, strict=True):
-        response = decode_response(tokenizer, generation.tokens, model.config.eos_token_id)
+        response = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
         rows.append(
             {
                 **vars(problem),

@@ -21,7 +21,7 @@ const gradient = (colour) =>
 
 // ---- words -------------------------------------------------------------------------------------
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").trim() || (text ? "␣" : "◌");
-const wordText = (word) => (word === trace.eos ? "∎" : visible(trace.words[word]));
+const wordText = (word) => (trace.ends.includes(word) ? "∎" : visible(trace.words[word]));
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const nfe = (row) => row.forwards.length;
@@ -70,7 +70,7 @@ function showRow(index) {
   $("time").max = nfe(row);
   $("response").replaceChildren();
   chips = row.words.map((word, offset) => {
-    const end = word === trace.eos;
+    const end = trace.ends.includes(word);
     const piece = end ? "∎" : row.pieces[offset];
     const chip = element("span", "token");
     // The final word, unseen, keeps the place as wide as it will be: nothing moves in the replay.

@@ -59,7 +59,7 @@ def trace_page(
     trace = {
         "model": model_name,
         "decoding": {name: value for name, value in decoding.model_dump().items() if value is not None},
-        "eos": None if config.eos_token_id is None else word(config.eos_token_id),
+        "ends": [word(token) for token in config.end_token_ids],
         "words": [tokenizer.decode([token]) for token in words],
         "rows": rows,
     }

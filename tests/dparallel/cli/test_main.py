@@ -28,8 +28,10 @@ def decoded(checkpoint: Path, prompts: list[str]) -> list[tuple[str, int, int]]:
     """Response, NFE and number of tokens as the library gives them."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     generations = generate(model, [tokenizer.encode(prompt) for prompt in prompts], DECODING)
-    eos = model.config.eos_token_id
-    return [(decode_response(tokenizer, each.tokens, eos), each.nfe, each.num_tokens) for each in generations]
+    ends = model.config.end_token_ids
+    return [
+        (decode_response(tokenizer, each.tokens, ends), each.nfe, each.num_tokens) for each in generations
+    ]
 
 
 def run_on_terminal(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:

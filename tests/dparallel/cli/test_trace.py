@@ -66,7 +66,7 @@ def test_the_data_rebuilds_every_generation():
                 expected = (generation.commit_step[offset], word, round(generation.confidence[offset], 4))
                 assert committed[offset] == expected
             else:
-                assert word == trace["eos"], "only end-of-text is filled in without a prediction"
+                assert [word] == trace["ends"], "only end-of-text is filled in without a prediction"
 
 
 def test_the_page_loads_nothing():

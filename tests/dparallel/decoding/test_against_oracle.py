@@ -181,6 +181,18 @@ def test_a_row_behind_its_batch_mate_reads_within_the_canvas_in_use():
             assert_equals_the_oracle(generation, model, prompt, decoding)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    prompts,
+    st.sampled_from(sorted(RULES)).flatmap(decodings),
+    st.sampled_from([random_model(seed, end_token_ids=(7, 31, 12)) for seed in range(3)]),
+    batch_sizes,
+)
+def test_rows_that_may_end_by_several_tokens_equal_the_oracle(prompts, decoding, model, batch_size):
+    for prompt, generation in zip(prompts, generate(model, prompts, decoding, batch_size), strict=True):
+        assert_equals_the_oracle(generation, model, prompt, decoding)
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "exact"])
 @pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
 def test_rows_that_stop_early_make_room_for_others(mode, cache):

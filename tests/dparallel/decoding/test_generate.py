@@ -117,6 +117,27 @@ def test_stop_at_eos_counts_and_fills():
     assert full > 3
 
 
+@pytest.mark.parametrize("decoding", [{}, {"mode": "pipelined", "threshold": 1.5}])
+def test_a_row_ends_at_any_end_token(decoding):
+    """One token more may end a response: the tokens up to it are as before, and end-of-text follows."""
+    decoding = DecodingConfig(gen_length=24, block_length=8, **decoding)
+    prompts = [[start] for start in range(3, 40)]
+    shorter = 0
+    for seed in range(3):
+        for one, several in zip(
+            generate(random_model(seed), prompts, decoding),
+            generate(random_model(seed, end_token_ids=(7, 31, 12)), prompts, decoding),
+            strict=True,
+        ):
+            ends = [at for at, token in enumerate(several.tokens) if token in (2, 7, 31, 12)]
+            assert several.num_tokens == (ends[0] + 1 if ends else 24)
+            assert several.tokens[: several.num_tokens] == one.tokens[: several.num_tokens]
+            filled = [at for at in range(24) if several.confidence[at] == 0]
+            assert {several.tokens[at] for at in filled} <= {2}
+            shorter += several.nfe < one.nfe
+    assert shorter > 10
+
+
 def test_mask_token_is_never_chosen(tiny_model):
     model = random_model(4)
     with torch.no_grad():
@@ -159,7 +180,12 @@ def test_bad_model_ids_and_batch_size(tiny_model):
         (
             {},
             "autoregressive",
-            "attention_pattern='full' .* mode='sequential' or 'multi_block' or 'pipelined'",
+            "that states no attention_pattern .* mode='sequential' or 'multi_block' or 'pipelined'",
+        ),
+        (
+            {"attention_pattern": "full"},
+            "pipelined",
+            "attention_pattern='full' .* with mode='sequential' or 'multi_block'$",
         ),
         ({"attention_pattern": "causal"}, "autoregressive", "predicts_next is False"),
         ({"attention_pattern": "causal"}, "sequential", "decoded with mode='autoregressive'"),

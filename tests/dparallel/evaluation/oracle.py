@@ -29,7 +29,7 @@ def own_answers(
     generations = generate(model, encode_problems(coins, problems, tokenizer, model, decoding), decoding)
     with path.open("w", encoding="utf-8") as file:
         for index, (problem, generation) in enumerate(zip(problems, generations, strict=True)):
-            answer = decode_response(tokenizer, generation.tokens, model.config.eos_token_id)
+            answer = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
             reference = "nothing like it" if index < spoilt else answer
             file.write(json.dumps({"prompt": problem.prompt, "reference": reference}) + "\n")
     return dataset(path)

@@ -67,7 +67,7 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
 
     assert samples.schema == SAMPLES
     assert samples["response"].to_pylist() == [
-        decode_response(tokenizer, each.tokens, model.config.eos_token_id) for each in generations
+        decode_response(tokenizer, each.tokens, model.config.end_token_ids) for each in generations
     ]
     assert samples["solution"].to_pylist() == [False] * 14 + [True] * 56
 

@@ -38,7 +38,7 @@ def test_golden_logits_of_dream():
     assert torch.allclose(logits[:, 0], raw[:, 0], atol=1e-4, rtol=0)
     config = dream.config
     assert (config.family, config.mask_token_id, config.pad_token_id) == ("dream", 255, 253)
-    assert config.eos_token_id is None  # this checkpoint states none
+    assert (config.eos_token_id, config.end_token_ids) == (None, ())  # this checkpoint states none
 
 
 def test_special_tokens_may_stand_in_generation_config(tmp_path):

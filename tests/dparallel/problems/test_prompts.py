@@ -24,8 +24,9 @@ def ids(words: str) -> list[int]:
 
 def test_text_ends_before_the_first_end_of_text_and_keeps_stray_special_tokens() -> None:
     tokens = ids("Tom <pad> has <eos> 7 <eos>")
-    assert decode_response(build_tokenizer(), tokens, eos_token_id=ids("<eos>")[0]) == "Tom <pad> has"
-    assert decode_response(build_tokenizer(), ids("Tom has"), eos_token_id=ids("<eos>")[0]) == "Tom has"
+    assert decode_response(build_tokenizer(), tokens, end_token_ids=ids("<eos>")) == "Tom <pad> has"
+    assert decode_response(build_tokenizer(), ids("Tom has"), end_token_ids=ids("<eos>")) == "Tom has"
+    assert decode_response(build_tokenizer(), tokens, end_token_ids=ids("<eos> has")) == "Tom <pad>"
 
 
 TEMPLATE = (

@@ -1,0 +1,104 @@
+"""Which tokens end a response, as the files of a checkpoint name them.
+
+A chat model ends a turn by another token than a text (LLaDA's `<|eot_id|>` before `<|endoftext|>`, Dream's
+`<|im_end|>`), and its files name them in up to three places: config.json, generation_config.json and the
+tokenizer. All of them end a response.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dparallel.models.formats import CheckpointError
+from dparallel.models.weights import read_json
+
+# The names that published tokenizers give to their special tokens for the end of a text or of a turn.
+END_NAMES = frozenset(
+    {
+        "</s>",
+        "<EOT>",
+        "<end_of_turn>",
+        "<eos>",
+        "<eot>",
+        "<turn|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|end_of_text|>",
+        "<|end_of_turn|>",
+        "<|endofturn|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|eom_id|>",
+        "<|eos|>",
+        "<|eot_id|>",
+        "<|eot|>",
+        "<|im_end|>",
+        "<|return|>",
+        "<|role_end|>",
+        "<｜end▁of▁sentence｜>",  # noqa: RUF001
+        "[EOS]",
+        "[EOT]",
+    }
+)
+
+
+def stated_ids(fields: dict[str, Any], name: str, file: object) -> list[int]:
+    """The token ids that a field of a JSON file names: one id or a list of them; none where it is absent."""
+    value = fields.get(name)
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    if not ids or any(type(each) is not int for each in ids):  # a bool is no id
+        raise CheckpointError(f"{file} has {name}={value!r}, expected int or a list of at least one")
+    return ids
+
+
+def tokenizer_end_ids(folder: Path) -> list[int]:
+    """The tokenizer's end of sequence, then its special tokens that are named as ends, by id.
+
+    Only what the files beside the weights say is used; a folder without a tokenizer names none.
+    """
+    settings = _read(folder / "tokenizer_config.json")
+    added = {
+        int(key): each for key, each in _objects(settings.get("added_tokens_decoder")) if key.isdecimal()
+    }
+    whole: dict[str, Any] = {}
+    if not added:  # transformers 5 writes them into tokenizer.json alone
+        whole = _read(folder / "tokenizer.json")
+        listed = [each for each in whole.get("added_tokens") or () if isinstance(each, dict)]
+        added = {each["id"]: each for each in listed if isinstance(each.get("id"), int)}
+    special = {each.get("content"): token_id for token_id, each in added.items() if each.get("special")}
+    named = sorted(token_id for content, token_id in special.items() if content in END_NAMES)
+    eos = _content(settings.get("eos_token")) or _content(
+        _read(folder / "special_tokens_map.json").get("eos_token")
+    )
+    if eos is None:
+        return named
+    first = special[eos] if eos in special else _ordinary_id(folder, eos, whole)
+    return list(dict.fromkeys(([] if first is None else [first]) + named))
+
+
+def _ordinary_id(folder: Path, content: str, whole: dict[str, Any]) -> int | None:
+    """The id of a token that the vocabulary holds like any other."""
+    model = (whole or _read(folder / "tokenizer.json")).get("model")
+    vocabularies = [
+        _read(folder / "added_tokens.json"),
+        model.get("vocab") if isinstance(model, dict) else None,
+        _read(folder / "vocab.json"),
+    ]
+    found = [each.get(content) for each in vocabularies if isinstance(each, dict)]
+    return next((each for each in found if type(each) is int), None)
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token: written as it is, or as an object with its `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _objects(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield from ((key, each) for key, each in value.items() if isinstance(each, dict))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
