@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -26,6 +25,7 @@ __all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all se
 
 # Becomes part of folder names, metric names and registered models.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch takes no larger one
 
 
 class TrajectoriesConfig(Config):
@@ -98,7 +98,7 @@ class TrainingConfig(Config):
     deepspeed: dict[str, Any] = {}
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 100
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":
@@ -278,7 +278,7 @@ class TeacherConfig(Config):
     train_steps: PositiveInt
     batch_size: PositiveInt = 64
     block_length: PositiveInt | None = None
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     check_problems: PositiveInt = 200
     min_accuracy: float = Field(0.97, ge=0, le=1)
 

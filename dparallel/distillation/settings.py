@@ -1,4 +1,7 @@
-"""What a config may ask of DeepSpeed and of quantization. Imports neither, so that checks stay fast."""
+"""What a config may ask of DeepSpeed and of quantization.
+
+DeepSpeed is imported only to check settings that were given, and bitsandbytes never.
+"""
 
 import difflib
 import importlib.util
@@ -6,9 +9,11 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import psutil
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
@@ -27,53 +32,123 @@ FILLED_IN = {
     "activation_checkpointing": "training.gradient_checkpointing",
     "steps_per_print": "training.log_every",
 }
-KNOWN = {
-    *("zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio"),
-    *("communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor"),
-    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
-}
-ZERO_KNOWN = {
-    *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions"),
-    *("use_multi_rank_bucket_allreduce", "allgather_bucket_size", "overlap_comm", "load_from_fp32_weights"),
-    *("offload_param", "offload_optimizer", "sub_group_size", "round_robin_gradients"),
-    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
-    *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
-    *("stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold"),
-    *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"),
-    *("ignore_unused_parameters", "zero_hpz_partition_size", "zero_quantized_weights"),
-    *("zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear"),
-    *("log_trace_cache_warnings", "enable_sanity_checks"),
-}
+SECTION = "training.deepspeed"
+
+
+class DeepSpeedSettings(BaseModel):
+    """The keys of DeepSpeed's configuration that a user may set; DeepSpeed itself ignores unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    zero_optimization: dict[str, Any] = {"stage": 2}
+    zero_allow_untested_optimizer: bool = False
+    zero_force_ds_cpu_optimizer: bool = True
+    communication_data_type: Literal["fp16", "bf16", "bfp16", "fp32"] | None = None
+    data_types: dict[str, Any] = {}
+    prescale_gradients: bool = False
+    gradient_predivide_factor: float = 1.0
+    comms_logger: dict[str, Any] = {}
+    flops_profiler: dict[str, Any] = {}
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    dump_state: bool = False
+    aio: dict[str, Any] = {}
 
 
 def check_deepspeed(settings: Mapping[str, Any]) -> None:
-    """Refuse what DeepSpeed would ignore (it does not look at unknown keys) or what is filled in.
+    """Refuse what DeepSpeed would refuse once training starts, or would ignore.
 
     Args:
-        settings: `training.deepspeed`; nothing in it means ZeRO stage 2.
+        settings: `training.deepspeed`; empty means ZeRO stage 2.
 
     Raises:
-        ConfigError: a key that is filled in or unknown, or a ZeRO stage that is not 1, 2 or 3.
+        ConfigError: naming the key, its value and what is valid.
     """
     for key in settings:
         if key in FILLED_IN:
-            raise ConfigError(f"training.deepspeed.{key} is filled in: set {FILLED_IN[key]} instead")
-    _refuse_unknown("training.deepspeed", settings, KNOWN)
-    if "zero_optimization" not in settings:
-        return
-    zero = settings["zero_optimization"]
-    if not isinstance(zero, Mapping):
+            raise ConfigError(f"{SECTION}.{key} is filled in: set {FILLED_IN[key]} instead")
+    _refuse_auto(SECTION, settings)
+    _validate(SECTION, DeepSpeedSettings, settings)
+    if "zero_optimization" in settings:
+        _check_zero(f"{SECTION}.zero_optimization", settings["zero_optimization"])
+
+
+def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
+    if type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
+        raise ConfigError(f"{section}.stage={zero.get('stage')!r}: give 1, 2 or 3")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed guesses, and warns
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # here, since it takes seconds
+
+    _validate(section, DeepSpeedZeroConfig, zero)
+    for key, field in DeepSpeedZeroConfig.model_fields.items():
+        extra = field.json_schema_extra
+        if key in zero and isinstance(extra, dict) and extra.get("deprecated"):
+            raise ConfigError(f"{section}.{key} is deprecated in DeepSpeed: set {extra['new_param']} instead")
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{section}.compute_grad_norm=False: gradients are clipped by their norm; drop it")
+    for key in ("offload_param", "offload_optimizer"):
+        offload = zero.get(key) or {}
+        if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+            raise ConfigError(f"{section}.{key}.device=nvme needs nvme_path: a folder on that device")
+    if _device(zero, "offload_param") != "none" and zero["stage"] != 3:
         raise ConfigError(
-            f"training.deepspeed.zero_optimization={zero!r} is no mapping: "
-            "write zero_optimization: {stage: 2}"
+            f"{section}.offload_param at stage {zero['stage']}: DeepSpeed ignores it there; set stage: 3, "
+            "or drop offload_param"
         )
-    _refuse_unknown("training.deepspeed.zero_optimization", zero, ZERO_KNOWN)
-    if zero.get("stage") not in (1, 2, 3):
-        raise ConfigError(f"training.deepspeed.zero_optimization.stage={zero.get('stage')!r}: give 1, 2 or 3")
+
+
+def _refuse_auto(section: str, settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_auto(f"{section}.{key}", value)
+        elif value == "auto":
+            raise ConfigError(
+                f"{section}.{key}=auto is filled in by transformers' Trainer, which is not used here: give a "
+                "value, or drop the key for DeepSpeed's default"
+            )
+
+
+def _validate(section: str, model: type[BaseModel], settings: Mapping[str, Any]) -> None:
+    """Raise the first of pydantic's errors as a `ConfigError`."""
+    try:
+        model(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [str(key) for key in first["loc"]]
+        where = ".".join([section, *keys])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where} is unknown; {_likely(keys[-1], _known(model, keys[:-1]))}") from error
+        value = f"{where}={first['input']!r}" if keys else where
+        remedy = (
+            f": write {keys[-1]}: {{device: cpu}}"
+            if keys[-1:] in (["offload_param"], ["offload_optimizer"])
+            else ""
+        )
+        raise ConfigError(f"{value}: {first['msg'].removeprefix('Assertion failed, ')}{remedy}") from error
+    except TypeError as error:  # a key that is no text
+        raise ConfigError(f"{section}: {error}") from error
+
+
+def _known(model: type[BaseModel], path: Iterable[str]) -> list[str]:
+    """The keys of a pydantic model, or of the one that lies below the keys `path`."""
+    for key in path:
+        field = model.model_fields[key]
+        model = next(kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind))
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _likely(key: str, known: list[str]) -> str:
+    likely = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {likely[0]}?" if likely else f"known: {', '.join(sorted(known))}"
 
 
 def zero_stage(settings: Mapping[str, Any]) -> int:
-    """Of `training.deepspeed`; 2 unless told."""
+    """Of `training.deepspeed`, 2 by default."""
     return settings.get("zero_optimization", {}).get("stage", 2)
 
 
@@ -86,7 +161,11 @@ def offloads_weights(settings: Mapping[str, Any]) -> bool:
 
 
 def _offloads(settings: Mapping[str, Any], what: str) -> bool:
-    return settings.get("zero_optimization", {}).get(what, {}).get("device", "none") != "none"
+    return _device(settings.get("zero_optimization", {}), what) != "none"
+
+
+def _device(zero: Mapping[str, Any], what: str) -> str:
+    return (zero.get(what) or {}).get("device", "none")
 
 
 def check_quantization(training: TrainingConfig) -> None:
@@ -109,7 +188,7 @@ BUILD_STARTS_WITHIN = 60.0  # seconds after a build took its lock
 
 
 def check_builds(settings: Mapping[str, Any]) -> None:
-    """Refuse to wait for a build that nobody is doing: a killed one leaves its lock behind.
+    """Refuse to wait for a build that no process is doing: a killed build leaves its lock behind.
 
     Raises:
         ConfigError: naming the lock of the optimizer to be compiled for offloading.
@@ -119,7 +198,7 @@ def check_builds(settings: Mapping[str, Any]) -> None:
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     for lock in [*Path(root).glob("cpu_adam/lock"), *Path(root).glob("*/cpu_adam/lock")]:
         age = time.time() - lock.stat().st_mtime
-        if age > BUILD_STARTS_WITHIN and not _someone_works_in(lock.parent):
+        if age > BUILD_STARTS_WITHIN and not _is_built_in(lock.parent):
             raise ConfigError(
                 f"{lock} was left by a build that was killed {age / 60:.0f} minutes ago, and every process "
                 "would wait for it for ever: delete it, and build once beforehand: "
@@ -127,14 +206,6 @@ def check_builds(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _someone_works_in(folder: Path) -> bool:
-    """Whether a process stands in the folder, as compilers do."""
-    return any(each.info["cwd"] == str(folder.resolve()) for each in psutil.process_iter(["cwd"]))
-
-
-def _refuse_unknown(section: str, keys: Iterable[str], known: set[str]) -> None:
-    for key in keys:
-        if key not in known:
-            likely = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {likely[0]}?" if likely else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{section}.{key} is unknown; {remedy}")
+def _is_built_in(folder: Path) -> bool:
+    """Whether the folder is some process's working folder, as it is a compiler's."""
+    return any(process.info["cwd"] == str(folder.resolve()) for process in psutil.process_iter(["cwd"]))

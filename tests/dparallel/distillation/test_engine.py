@@ -1,17 +1,14 @@
 """DeepSpeed's settings and schedules, and checkpoints by what they say of themselves; nothing is launched."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import OptimizerConfig
 from dparallel.distillation import engine
-from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, ZERO_KNOWN, check_deepspeed
+from dparallel.distillation.settings import REDUCE_BUCKET_SIZE
 from dparallel.stages.manifest import StageError
 from tests.dparallel.distillation.conftest import training_config
 
@@ -38,47 +35,10 @@ def test_deepspeed_settings_are_filled_in() -> None:
     assert made["bf16"] == {"enabled": True}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer is filled in: set training.optimizer"),
-        ({"train_batch_size": 8}, "train_batch_size is filled in: set training.views_per_step"),
-        ({"zero_optimization": {"stage": 0}}, "stage=0: give 1, 2 or 3"),
-        ({"zero_optimization": {}}, "stage=None: give 1, 2 or 3"),
-        ({"zero_optimization": 2}, r"zero_optimization=2 is no mapping: write .*\{stage: 2\}"),
-        ({"zero_optimization": None}, "zero_optimization=None is no mapping"),
-        (
-            {"zero_optimizaton": {"stage": 3}},
-            r"deepspeed\.zero_optimizaton is unknown; did you mean zero_opt",
-        ),
-        ({"amp": True}, r"deepspeed\.amp is unknown; known: .*zero_optimization"),
-        (
-            {"zero_optimization": {"stage": 2, "overlap_com": True}},
-            "overlap_com is unknown; did you mean overl",
-        ),
-    ],
-)
-def test_deepspeed_settings_that_are_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_deepspeed(settings)
-    with pytest.raises(ConfigError, match=message):
-        engine.deepspeed_config(training_config(deepspeed=settings), 1, 2, 1, torch.float32)
-
-
-def test_deepspeed_settings_that_are_accepted() -> None:
-    check_deepspeed({})
-    check_deepspeed({"wall_clock_breakdown": True})
-    check_deepspeed({"zero_optimization": {"stage": 3, "overlap_comm": True}})
-
-
-def test_known_zero_settings_are_deepspeeds() -> None:
-    names = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
-    assert names >= ZERO_KNOWN
-
-
-def test_checking_settings_does_not_import_deepspeed() -> None:
-    code = "import sys, dparallel.distillation.settings; assert 'deepspeed' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def test_wrong_deepspeed_settings_are_refused() -> None:
+    wrong = training_config(deepspeed={"zero_optimization": {"stage": 0}})
+    with pytest.raises(ConfigError, match="stage=0: give 1, 2 or 3"):
+        engine.deepspeed_config(wrong, 1, 2, 1, torch.float32)
 
 
 def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:

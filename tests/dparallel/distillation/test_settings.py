@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded: 4 bits where they cannot be, builds that nobody is doing."""
+"""What is refused before training starts: DeepSpeed's settings, 4 bits, locks of builds that were killed."""
 
 import importlib.util
 import os
@@ -6,12 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dparallel.config.base import ConfigError
 from dparallel.distillation import settings
-from dparallel.distillation.settings import check_builds, check_quantization, offloads_weights, zero_stage
+from dparallel.distillation.settings import (
+    check_builds,
+    check_deepspeed,
+    check_quantization,
+    offloads_weights,
+    zero_stage,
+)
 from tests.dparallel.distillation.conftest import training_config
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
@@ -72,3 +79,80 @@ def test_four_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"needs bitsandbytes.*pip install 'dparallel\[quantization\]'"):
         check_quantization(training_config(quantization="nf4"))
     check_quantization(training_config())
+
+
+def zero(stage: int = 2, **settings: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage, **settings}}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (zero(reduce_bucket_size="auto"), r"reduce_bucket_size=auto .*transformers' Trainer.* drop the key"),
+        (zero(3, offload_param={"pin_memory": "auto"}), r"offload_param\.pin_memory=auto .*drop the key"),
+        (zero(reduce_bucket_size="5e8"), r"reduce_bucket_size='5e8': Input should be a valid integer"),
+        (zero(reduce_bucket_size=5.5), r"reduce_bucket_size=5\.5: Input should be a valid integer"),
+        (zero(reduce_bucket_size=0), r"reduce_bucket_size=0: Input should be greater than 0"),
+        (zero(overlap_comm="yes please"), r"overlap_comm='yes please': Input should be a valid boolean"),
+        (zero(reduce_buket_size=1), r"reduce_buket_size is unknown; did you mean reduce_bucket_size\?"),
+        (zero(stage3_max_live_parameter=1), r"did you mean stage3_max_live_parameters\?"),
+        (zero(offload_optimizer={"devise": "cpu"}), r"offload_optimizer\.devise is unknown; .* device\?"),
+        (zero(offload_optimizer={"device": "CPU"}), r"\.device='CPU': Input should be 'none', 'cpu' or 'nv"),
+        (zero(offload_optimizer="cpu"), r"offload_optimizer='cpu'.*: write offload_optimizer: {device: cpu}"),
+        (zero(offload_optimizer={"device": "nvme"}), r"offload_optimizer\.device=nvme needs nvme_path"),
+        (zero(offload_optimizer={"device": "cpu", "ratio": 0.5}), r"only supported for ZeRO Stage 3"),
+        (
+            zero(offload_param={"device": "cpu"}),
+            r"offload_param at stage 2: .*ignores it there; set stage: 3",
+        ),
+        (zero(cpu_offload=True), r"cpu_offload is deprecated in DeepSpeed: set offload_optimizer instead"),
+        (zero(compute_grad_norm=False), r"compute_grad_norm=False: gradients are clipped by their norm"),
+        (zero(5), r"zero_optimization\.stage=5: give 1, 2 or 3"),
+        (zero(0), r"zero_optimization\.stage=0: give 1, 2 or 3"),
+        (zero(True), r"zero_optimization\.stage=True: give 1, 2 or 3"),
+        ({"zero_optimization": {}}, r"zero_optimization\.stage=None: give 1, 2 or 3"),
+        ({"zero_optimization": 2}, r"zero_optimization=2: Input should be a valid dictionary"),
+        ({"zero_optimization": None}, r"zero_optimization=None: Input should be a valid dictionary"),
+        ({"zero_optimizaton": {}}, r"zero_optimizaton is unknown; did you mean zero_optimization\?"),
+        ({"train_batch_size": 8}, r"train_batch_size is filled in: set training\.views_per_step instead"),
+        ({"zero": 1}, r"zero is unknown; known: aio, .*zero_optimization"),
+        ({"wall_clock_breakdown": "yes"}, r"wall_clock_breakdown='yes': Input should be a valid boolean"),
+        ({"bf16": {"enabled": True}}, r"bf16 is filled in: set training\.precision"),
+    ],
+)
+def test_wrong_deepspeed_settings_are_named_with_what_is_valid(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^training\.deepspeed.*{message}") as refused:
+        check_deepspeed(given)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        zero(reduce_bucket_size=5e8, allgather_bucket_size=2e8),
+        zero(1, round_robin_gradients=True),
+        zero(offload_optimizer={"device": "cpu", "pin_memory": True}),
+        zero(offload_optimizer=None, offload_param={"device": "none"}),
+        zero(3, offload_param={"device": "cpu"}, stage3_prefetch_bucket_size=1e6),
+        {"wall_clock_breakdown": True, "communication_data_type": "fp32"},
+    ],
+)
+def test_what_deepspeed_takes_is_taken(given: dict[str, Any]) -> None:
+    check_deepspeed(given)
+
+
+def test_deepspeed_is_imported_only_to_check_what_was_given() -> None:
+    code = (
+        "import sys\n"
+        "from dparallel.distillation.settings import check_deepspeed\n"
+        "check_deepspeed({})\n"
+        "assert 'deepspeed' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_seed_that_torch_cannot_take_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"seed[\s\S]*less than 9223372036854775808"):
+        training_config(seed=2**63)
+    training_config(seed=2**63 - 1)
