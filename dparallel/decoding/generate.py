@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def generate(
     decoding: DecodingConfig,
     batch_size: int | None = None,
     observe: Callable[[list[Step]], None] | None = None,
+    finished: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
     """Decode one response for each prompt, in the order given.
 
@@ -41,8 +43,10 @@ def generate(
 
     Args:
         prompts: token ids, of any lengths.
-        batch_size: rows decoded together (32 unless told); fewer, with a warning, where memory is short.
+        batch_size: rows decoded together (default 32); fewer, with a warning, where memory is short.
         observe: called after every forward with what it did to each row in it.
+        finished: called with a prompt's index and its response once that is whole, longest prompts
+            first; what is kept there is not lost if a later prompt fails.
 
     Raises:
         ValueError: a prompt that does not fit the model or holds impossible ids, or a model
@@ -63,7 +67,9 @@ def generate(
 
     seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
-    tell = None if observe is None else lambda outcome, rows: observe(_steps(outcome, rows, order, canvas))
+    tell = None
+    if observe is not None or finished is not None:
+        tell = partial(_tell, model, canvas, order, observe, finished)
     with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
         decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
     decoded = canvas.generations(len(order), model.config.end_token_ids)
@@ -71,10 +77,32 @@ def generate(
     return [generations[row] for row in range(len(prompts))]
 
 
+def _tell(
+    model: DiffusionTransformer,
+    canvas: Canvas,
+    order: Sequence[int],
+    observe: Callable[[list[Step]], None] | None,
+    finished: Callable[[int, Generation], None] | None,
+    outcome: Outcome,
+    rows: np.ndarray,
+) -> None:
+    """Report what a forward did to canvas `rows`, and the responses that it completed."""
+    if observe is not None:
+        observe(_steps(outcome, rows, order, canvas))
+    if finished is None:
+        return
+    done = rows[_done(outcome)[: len(rows)]]
+    if len(done):
+        whole = canvas.gather(torch.from_numpy(done).to(model.device))
+        decoded = whole.generations(len(done), model.config.eos_token_id)
+        for row, generation in zip(done, decoded, strict=True):
+            finished(order[row], generation)
+
+
 def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
     """What a forward did to canvas `rows`, as prompts are numbered."""
     denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
-    done = outcome.status[:, DONE].cpu().numpy() > 0
+    done = _done(outcome)
     masked = outcome.masked.cpu().numpy()
     columns = (outcome.offsets, outcome.token, outcome.probability, outcome.entropy, outcome.commit)
     read = [column.cpu().numpy() for column in columns]
@@ -87,6 +115,11 @@ def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Can
         )
         for at, row in enumerate(rows.tolist())
     ]
+
+
+def _done(outcome: Outcome) -> np.ndarray:
+    """Which of the forward's rows it finished, spare rows included."""
+    return outcome.status[:, DONE].cpu().numpy() > 0
 
 
 def check_prompts(

@@ -66,6 +66,39 @@ def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, mode_a
     assert [(each.tokens, each.nfe) for each in together] == [(each.tokens, each.nfe) for each in alone]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mode": "multi_block", "cache": "dual"},
+        {"mode": "pipelined", "cache": "exact"},
+        {"stop_at_eos": False, "cache": "prefix"},
+    ],
+)
+def test_each_response_is_reported_once_as_soon_as_it_is_whole(settings):
+    """Longest prompts first, several in one forward, and not all at the end."""
+    prompts = [[4 + row] * (1 + row % 5) for row in range(12)]
+    decoding = DecodingConfig(gen_length=16, block_length=8, threshold=1.5, **settings)
+    reported, forwards, at_forward = {}, 0, []
+
+    def count(steps):
+        nonlocal forwards
+        forwards += 1
+
+    def finished(row, generation):
+        assert row not in reported
+        reported[row] = generation
+        at_forward.append(forwards)
+
+    generations = generate(MODELS[1], prompts, decoding, 5, observe=count, finished=finished)
+    assert [reported[row] for row in range(len(prompts))] == generations
+    assert at_forward[0] < forwards
+    assert sorted(at_forward) == at_forward
+    alone = {}
+    assert generate(MODELS[1], prompts, decoding, 5, finished=alone.__setitem__) == generations
+    assert alone == reported
+
+
 def test_seeds_matter_and_low_temperature_is_greedy():
     def tokens(**sampling):
         decoding = DecodingConfig(gen_length=16, block_length=8, rule="steps", steps=16, **sampling)
