@@ -9,5 +9,5 @@ from tasks.stages import run_tracked
 def merge_student(plan: StagePlan, parent: str | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
     return run_tracked(
-        plan, parent, lambda run: merging.run_stage(plan.settings(), plan.inputs, plan.out_dir)
+        plan, parent, lambda run: merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
     )

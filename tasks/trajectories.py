@@ -12,12 +12,14 @@ def record_trajectories(
 ) -> str:
     """Record how the teacher decodes, here or `elsewhere`; returns the stage's folder."""
     return run_tracked(
-        plan, parent, lambda run: record.run_stage(plan.settings(), plan.inputs, plan.out_dir, elsewhere)
+        plan,
+        parent,
+        lambda run: record.run_stage(plan.settings(), plan.inputs, plan.out_dir, elsewhere, plan.code),
     )
 
 
 @task(name="record-shards")
 def record_shards(plan: StagePlan, shards: list[int]) -> str:
     """Record some shards of the trajectories, which another run finishes; returns the stage's folder."""
-    record.record_shards(plan.settings(), plan.inputs, plan.out_dir, shards)
+    record.record_shards(plan.settings(), plan.inputs, plan.out_dir, shards, plan.code)
     return plan.out_dir

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dparallel.config.base import Config, ConfigError, plain_message
+from dparallel.config.base import HOW, Config, ConfigError, plain_message
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
@@ -27,14 +27,16 @@ __all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all se
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch takes no larger one
 
+CodeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+
 
 class TrajectoriesConfig(Config):
     """Record how the teacher decodes. Every decoded row is kept, right or wrong."""
 
     problems: ProblemsConfig
     decoding: DecodingConfig
-    shard_size: PositiveInt = 500
-    batch_size: PositiveInt = 64
+    shard_size: Annotated[PositiveInt, HOW] = 500
+    batch_size: Annotated[PositiveInt, HOW] = 64
 
     @model_validator(mode="after")
     def _repeatable(self) -> "TrajectoriesConfig":
@@ -89,15 +91,15 @@ class TrainingConfig(Config):
     train_steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     views_per_step: PositiveInt = 64
-    micro_batch_size: PositiveInt = 64
+    micro_batch_size: Annotated[PositiveInt, HOW] = 64
     max_length: PositiveInt | None = None
     only_correct: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, HOW] = False
     quantization: Literal["nf4"] | None = None
-    deepspeed: dict[str, Any] = {}
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 100
+    deepspeed: Annotated[dict[str, Any], HOW] = {}
+    log_every: Annotated[PositiveInt, HOW] = 10
+    checkpoint_every: Annotated[PositiveInt, HOW] = 100
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -239,11 +241,17 @@ class LaunchConfig(Config):
 
 
 class DistillConfig(Config):
-    """One experiment: a teacher, one student per recipe, and how they are compared."""
+    """One experiment: a teacher, one student per recipe, and how they are compared.
+
+    Args:
+        code: digests of code by stage. A stage named here keeps the result of that code, as its
+            `manifest.json` names it: you vouch that later changes of the code would not have changed it.
+    """
 
     name: Name
     teacher: str
     runs: str = "runs"
+    code: dict[Literal["trajectories", "training", "merging"], CodeDigest] = {}
     trajectories: TrajectoriesConfig
     training: TrainingConfig
     students: dict[Name, RecipeConfig] = Field(min_length=1)

@@ -37,7 +37,7 @@ def main() -> int:
         plan = StagePlan.model_validate_json(arguments.plan.read_text(encoding="utf-8"))
         if plan.stage != "training":
             raise ConfigError(f"{arguments.plan} is a plan of stage {plan.stage!r}, expected 'training'")
-        run_stage(plan.settings(), plan.inputs, plan.out_dir)
+        run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
     except CLEAR_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

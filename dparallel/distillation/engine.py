@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json"
 LATEST = "latest.json"
+DIVIDING = ("sub_group_size", "round_robin_gradients", "zero_hpz_partition_size")  # the optimizer's state
+SET_BY = {"precision": "training.precision"}
 
 
 class LaunchError(RuntimeError):
@@ -54,10 +56,14 @@ class Process:
 
 
 class Checkpoint(BaseModel):
-    """What `latest.json` points to, written once every process has written its part."""
+    """What `latest.json` points to, written once every process has written its part.
+
+    `layout` is how the optimizer's state is divided: only the same division can read it again.
+    """
 
     train_step: int
     processes: int
+    layout: dict[str, Any] = {}
 
     @property
     def tag(self) -> str:
@@ -179,9 +185,20 @@ def gradient_norm(engine: DeepSpeedEngine) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan
 
 
-def save_checkpoint(engine: DeepSpeedEngine, folder: Path, train_step: int, process: Process) -> None:
+def layout(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of DeepSpeed's settings decides how a checkpoint is divided into files and tensors."""
+    zero = settings["zero_optimization"]
+    made = {"precision": "bf16" if settings["bf16"]["enabled"] else "fp32", "stage": zero["stage"]}
+    if offloads_optimizer(settings):
+        made["offload_optimizer"] = zero["offload_optimizer"]["device"]
+    return made | {name: zero[name] for name in DIVIDING if name in zero}
+
+
+def save_checkpoint(
+    engine: DeepSpeedEngine, folder: Path, train_step: int, process: Process, settings: dict[str, Any]
+) -> None:
     """Write a checkpoint of the adapter and the optimizer, then point to it; keep the last two."""
-    made = Checkpoint(train_step=train_step, processes=process.count)
+    made = Checkpoint(train_step=train_step, processes=process.count, layout=layout(settings))
     engine.save_checkpoint(str(folder), tag=made.tag, save_latest=False, exclude_frozen_parameters=True)
     torch.distributed.barrier()
     if process.first:
@@ -190,8 +207,8 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, train_step: int, proc
             shutil.rmtree(old)
 
 
-def last_checkpoint(folder: Path, process: Process) -> Checkpoint | None:
-    """The last complete checkpoint; `StageError` if another number of processes wrote it."""
+def last_checkpoint(folder: Path, process: Process, settings: dict[str, Any]) -> Checkpoint | None:
+    """The last complete checkpoint; `StageError` if this launch divides its state otherwise."""
     if not (folder / LATEST).is_file():
         return None
     found = Checkpoint.model_validate_json((folder / LATEST).read_text(encoding="utf-8"))
@@ -200,6 +217,14 @@ def last_checkpoint(folder: Path, process: Process) -> Checkpoint | None:
             f"{folder} was written by {found.processes} processes, this launch has {process.count}: "
             f"resume with {found.processes}, or delete {folder} to start over"
         )
+    there, here = found.layout, layout(settings)
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            setting = SET_BY.get(name, f"training.deepspeed.zero_optimization.{name}")
+            raise StageError(
+                f"{folder} was written with {name}={there.get(name)}, this launch has {here.get(name)} and "
+                f"cannot read it: resume with {setting} as it was, or delete {folder} to start over"
+            )
     return found
 
 

@@ -33,13 +33,18 @@ class MergeError(RuntimeError):
     """The merged model does not compute what base + adapter computed; the stage stays unfinished."""
 
 
-def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+def run_stage(
+    config: MergingConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
+) -> Manifest:
     """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save.
 
     The check compares logits on partly masked canvases of `config.check_prompts` trajectories of
     `inputs["trajectories"]`. Two largest differences from base + adapter in float32 go into the manifest:
     `max_logit_difference` of the merge, also in float32, and `max_logit_difference_saved` of the model
     read back from the folder, whose weights are rounded to the teacher's dtypes.
+
+    Args:
+        code: digest of the code whose result is taken; by default that of this code.
 
     Raises:
         StageError: the adapter was trained on another teacher, or an input is damaged.
@@ -48,7 +53,7 @@ def run_stage(config: MergingConfig, inputs: dict[str, str], out_dir: str | Path
         MergeError: the first difference is above `config.tolerance`, or the second one is though the
             teacher's dtype rounds nothing away (bf16 and fp16 do).
     """
-    stage = Stage("merging", config, inputs, out_dir)
+    stage = Stage("merging", config, inputs, out_dir, code)
     if done := stage.done:
         return done
 

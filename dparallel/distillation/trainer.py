@@ -12,6 +12,7 @@ import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -48,10 +49,15 @@ class DivergedError(RuntimeError):
     """A loss or gradient that is not finite; the message names the train step."""
 
 
-def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+def run_stage(
+    config: StudentConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
+) -> Manifest:
     """Train `inputs["teacher"]`'s adapter on `inputs["trajectories"]`, in a launched process group.
 
     A killed run continues from its last checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
+
+    Args:
+        code: digest of the code whose result is taken; by default that of this code.
 
     Raises:
         LaunchError: not started by a launcher.
@@ -69,7 +75,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     check_teacher(inputs["trajectories"], inputs["teacher"])
     if process.first or (folder / MANIFEST).is_file():
-        stage = Stage("training", config, inputs, folder)
+        stage = Stage("training", config, inputs, folder, code)
         if finished := stage.done:
             return finished
     shape = step_shape(training, recipe.views, process.count)
@@ -77,7 +83,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     settings = ds.deepspeed_config(
         training, process.count, shape.micro_samples * recipe.views, shape.accumulation, dtype
     )
-    found = ds.last_checkpoint(folder / CHECKPOINTS, process)
+    found = ds.last_checkpoint(folder / CHECKPOINTS, process, settings)
     check_samples(samples, recipe, read_config(inputs["teacher"]))
     check_builds(training.deepspeed)
 
@@ -90,7 +96,7 @@ def run_stage(config: StudentConfig, inputs: dict[str, str], out_dir: str | Path
     done = ds.resume(engine, folder / CHECKPOINTS, found, process)
 
     # 3. Train, and hand over the adapter
-    Trainer(config, samples, shape, engine, process, folder, train_steps).train(done)
+    Trainer(config, samples, shape, engine, process, folder, train_steps, settings).train(done)
     files = ds.save_adapter(engine, folder / "adapter", process)
     if process.first:
         stage.finish(
@@ -132,6 +138,7 @@ class Trainer:
     process: ds.Process
     folder: Path
     train_steps: int
+    settings: dict[str, Any]
 
     def train(self, done: int) -> None:
         """Take the train steps after `done`."""
@@ -162,7 +169,9 @@ class Trainer:
                 report(train_step, self.train_steps, metrics, seconds_left)
                 tokens, logged_at = 0.0, now
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
-                ds.save_checkpoint(self.engine, self.folder / CHECKPOINTS, train_step, self.process)
+                ds.save_checkpoint(
+                    self.engine, self.folder / CHECKPOINTS, train_step, self.process, self.settings
+                )
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
         """One optimizer step; returns its metrics, averaged over all processes."""

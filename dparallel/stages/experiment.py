@@ -1,25 +1,32 @@
 """Where each stage of an experiment lives and what it is made from.
 
-A stage's folder carries a key of its settings and its inputs' fingerprints. So a stage already
-done with the same inputs is found again, and changed settings make a new folder beside the old.
+A stage's folder carries a key of the settings that determine its result, of its inputs' fingerprints and
+of the code that computes it. So a finished stage is found again, and a change makes a new folder beside
+the old one.
 """
 
+import logging
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dparallel.config.base import Config
+from dparallel.config.base import Config, ConfigError
 from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
+    TeacherConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
-from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
-from dparallel.stages.manifest import StageError, digest, file_digest, fingerprint
+from dparallel.stages.code import code_digest
+from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
+
+log = logging.getLogger(__name__)
 
 
 class StudentConfig(Config):
@@ -30,6 +37,7 @@ class StudentConfig(Config):
 
 
 SETTINGS: dict[str, type[Config]] = {
+    "teacher": TeacherConfig,
     "trajectories": TrajectoriesConfig,
     "training": StudentConfig,
     "merging": MergingConfig,
@@ -38,7 +46,10 @@ SETTINGS: dict[str, type[Config]] = {
 
 
 class StagePlan(BaseModel):
-    """One stage, ready to run: small JSON, so it crosses process and machine borders."""
+    """One stage, ready to run: small JSON, so it crosses process and machine borders.
+
+    `code` is the digest that the user vouches for (`DistillConfig.code`), None for the code that runs.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,30 +58,41 @@ class StagePlan(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]
     out_dir: str
+    code: str | None = None
 
     def settings(self) -> Any:
-        """`config` as the stage's own settings class."""
+        """`config` as the stage's own settings class; `ConfigError` for a stage that is unknown."""
+        if self.stage not in SETTINGS:
+            raise ConfigError(f"unknown stage {self.stage!r}; known: {', '.join(SETTINGS)}")
         return SETTINGS[self.stage].model_validate(self.config)
 
 
 class Experiment:
-    """The stages of one `DistillConfig`. Planning a stage needs the ones before it finished."""
+    """The stages of one `DistillConfig`. A stage can be planned once its inputs are finished."""
 
-    def __init__(self, config: DistillConfig):
+    def __init__(self, config: DistillConfig, folder_of: Callable[[str], str | Path] = Path):
+        """Plans nothing yet.
+
+        Args:
+            folder_of: the folder of a model that `config` names, such as `models.hub.checkpoint_folder`,
+                which takes names on the hub too; called once for each model, when it is needed.
+        """
         self.config = config
         self.folder = Path(config.runs) / config.name
+        self._folder_of = cache(folder_of)
+        self._told: set[Path] = set()
 
     def trajectories(self) -> StagePlan:
-        return self._plan("trajectories", None, self.config.trajectories, {"teacher": self.config.teacher})
+        return self._plan("trajectories", None, self.config.trajectories, {"teacher": self._teacher})
 
     def training(self, student: str) -> StagePlan:
         config = StudentConfig(training=self.config.training, recipe=self._recipe(student))
-        inputs = {"teacher": self.config.teacher, "trajectories": self.trajectories().out_dir}
+        inputs = {"teacher": self._teacher, "trajectories": self.trajectories().out_dir}
         return self._plan("training", student, config, inputs)
 
     def merging(self, student: str) -> StagePlan:
         inputs = {
-            "teacher": self.config.teacher,
+            "teacher": self._teacher,
             "trajectories": self.trajectories().out_dir,
             "training": self.training(student).out_dir,
         }
@@ -79,13 +101,19 @@ class Experiment:
     def benchmark(self) -> StagePlan:
         students = {f"student/{name}": self.merging(name).out_dir for name in self.config.students}
         baselines = self.config.benchmark.baselines
-        others = {f"baseline/{name}": baseline.model for name, baseline in baselines.items()}
-        inputs = {"teacher": self.config.teacher, **students, **others}
+        others = {
+            f"baseline/{name}": str(self._folder_of(baseline.model)) for name, baseline in baselines.items()
+        }
+        inputs = {"teacher": self._teacher, **students, **others}
         return self._plan("benchmark", None, self.config.benchmark, inputs)
+
+    @property
+    def _teacher(self) -> str:
+        return str(self._folder_of(self.config.teacher))
 
     def _recipe(self, student: str) -> RecipeConfig:
         if student not in self.config.students:
-            raise ValueError(
+            raise ConfigError(
                 f"unknown student {student!r}; this config trains {', '.join(self.config.students)}"
             )
         return self.config.students[student]
@@ -95,11 +123,32 @@ class Experiment:
             made_from = {name: fingerprint(path) for name, path in inputs.items()}
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
-        settings = config.model_dump(mode="json")
-        problems = [section for _, section in config if isinstance(section, ProblemsConfig)]
-        data = [file_digest(file) for section in problems for file in section.files()]
-        key = digest({"config": settings, "inputs": made_from, "data": data})[:10]
-        label = f"{stage}-{student}-{key}" if student else f"{stage}-{key}"
+        vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
+        code = vouched or code_digest(stage)
+        label = f"{stage}-{student}" if student else stage
+        folder = self.folder / f"{label}-{stage_key(config, made_from, code)}"
+        if not folder.exists():
+            self._tell_of_other_code(label, config, made_from)
         return StagePlan(
-            stage=stage, student=student, config=settings, inputs=inputs, out_dir=str(self.folder / label)
+            stage=stage,
+            student=student,
+            config=config.model_dump(mode="json"),
+            inputs=inputs,
+            out_dir=str(folder),
+            code=vouched,
         )
+
+    def _tell_of_other_code(self, label: str, config: Config, inputs: dict[str, str]) -> None:
+        """Log which folders other versions of the code made from the same settings and inputs."""
+        for claim in sorted(self.folder.glob(f"{label}-*/{CLAIM}")):
+            code, folder = claimed_code(claim.parent), claim.parent
+            same = code is not None and folder.name == f"{label}-{stage_key(config, inputs, code)}"
+            if same and folder not in self._told:
+                self._told.add(folder)
+                log.warning(
+                    "%s was made by other code (%s); to keep using it set code.%s: %s",
+                    folder,
+                    code,
+                    label.split("-")[0],
+                    code,
+                )

@@ -1,23 +1,28 @@
 """What a stage made, and the rules that make repeating it safe.
 
 A stage's folder holds its files, `stage.json` (what it is made from, written first) and
-`manifest.json` (what was made, written last and atomically). No manifest, no result.
+`manifest.json` (what was made, written last and atomically). Without a manifest there is no result.
 """
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.config.base import UserError
+from dparallel.config.base import Config, UserError, plain_message
+from dparallel.config.problems import ProblemsConfig
+from dparallel.stages.code import code_digest
 from dparallel.stages.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 CLAIM, MANIFEST = "stage.json", "manifest.json"
 # What a model is and how it is spoken to: weights, config, tokenizer (merges.txt), chat templates.
@@ -34,13 +39,20 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`inputs` maps each input's name to its fingerprint; `files` lists the results only."""
+    """What a finished stage is made from, and what it made.
+
+    `config` are the settings that determine the result and `how` the others, as the run that made it had
+    them; `code` is the digest of the code that did. `inputs` maps the name of an input to its
+    fingerprint; `files` lists the results only.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     stage: str
     config: dict[str, Any]
+    how: dict[str, Any] = {}
     inputs: dict[str, str]
+    code: str | None = None
     files: dict[str, FileRecord]
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
@@ -51,9 +63,9 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same content made from the same things, whenever it was made."""
+        """The same for the same content made from the same things, by whatever code and whenever."""
         files = {name: record.sha256 for name, record in self.files.items()}
-        return digest({**_claim(self.stage, self.config, self.inputs), "files": files})
+        return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs, "files": files})
 
 
 def digest(value: Any) -> str:
@@ -93,7 +105,13 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise StageError(f"{folder}: no {MANIFEST}, so no finished stage; run the stage that makes it")
-    manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StageError(
+            f"{path} is damaged ({plain_message(error.errors()[0])}): delete it and rerun; what is whole "
+            "beside it is kept"
+        ) from error
     if stage is not None and manifest.stage != stage:
         raise StageError(f"{folder} was made by stage {manifest.stage!r}, expected {stage!r}")
     return manifest
@@ -105,32 +123,84 @@ def verify(folder: str | Path, stage: str | None = None) -> Manifest:
     for name, record in manifest.files.items():
         path = Path(folder) / name
         if not path.is_file():
-            raise StageError(f"{path} is missing though {MANIFEST} lists it; delete {folder} and rerun")
+            raise StageError(
+                f"{path} is missing though {MANIFEST} lists it: delete {Path(folder) / MANIFEST} and rerun; "
+                "what is whole is kept"
+            )
         if path.stat().st_size != record.bytes or file_digest(path) != record.sha256:
             raise StageError(
-                f"{path} does not match {MANIFEST} (damaged or edited); delete {folder} and rerun"
+                f"{path} does not match {MANIFEST} (damaged or edited): delete it and "
+                f"{Path(folder) / MANIFEST} and rerun; what is whole is kept"
             )
     return manifest
+
+
+Settings = TypeVar("Settings", bound=Config)
+
+
+def stage_key(config: Config, inputs: Mapping[str, str], code: str | None) -> str:
+    """Ten hexadecimal digits of all that a result follows from, which end the name of its folder.
+
+    Args:
+        inputs: fingerprints.
+    """
+    sections = [section for _, section in config if isinstance(section, ProblemsConfig)]
+    data = [file_digest(file) for section in sections for file in section.files()]
+    made_from = {"config": config.what(), "inputs": dict(inputs), "data": data, "code": code}
+    return digest(made_from)[:10]
 
 
 class Stage:
     """One stage's work in its folder: `done` if finished before, else `finish` writes the manifest."""
 
-    def __init__(self, name: str, config: BaseModel, inputs: Mapping[str, str | Path], out_dir: str | Path):
-        """Claim `out_dir`; `StageError` if it belongs to another configuration or to other inputs."""
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        inputs: Mapping[str, str | Path],
+        out_dir: str | Path,
+        code: str | None = None,
+    ):
+        """Claim `out_dir`.
+
+        Args:
+            code: digest of the code that the results there may be of; by default that of this code.
+
+        Raises:
+            StageError: it belongs to other settings, inputs or code, or an input is missing or damaged.
+        """
         self.name = name
-        self.config = config.model_dump(mode="json")
+        self.config, self.how = config.what(), config.how()
         self.inputs = {key: fingerprint(path) for key, path in inputs.items()}
+        self.code = code or code_digest(name)
         self.folder = Path(out_dir)
         self.started = time.perf_counter()
-        claim = _claim(self.name, self.config, self.inputs)
-        path = self.folder / CLAIM
-        if path.is_file():
-            _refuse_to_mix(self.folder, json.loads(path.read_text(encoding="utf-8")), claim)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise StageError(f"{self.folder} is not empty and not a stage's folder; choose another")
-        else:
-            write_atomically(path, json.dumps(claim, indent=1))
+        there = _claim_in(self.folder)
+        if there is not None:
+            _refuse_to_mix(self.folder, there, self._claim)
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            if not self.folder.name.endswith(f"-{stage_key(config, self.inputs, self.code)}"):
+                raise StageError(
+                    f"{self.folder} is not empty and not a stage's folder ({CLAIM} is missing or damaged): "
+                    "move it aside, or use another folder"
+                )
+            log.warning("%s was missing or damaged; it is written again", self.folder / CLAIM)
+        write_atomically(self.folder / CLAIM, json.dumps({**self._claim, "how": self.how}, indent=1))
+
+    @property
+    def _claim(self) -> dict[str, Any]:
+        claim = {"stage": self.name, "config": self.config, "inputs": self.inputs}
+        return claim if self.code is None else {**claim, "code": self.code}
+
+    def as_begun(self, config: Settings, *names: str) -> Settings:
+        """`config` with the settings `names`, marked `HOW`, that the files already there were begun with."""
+        begun = (_claim_in(self.folder) or {}).get("how", {})
+        kept = {name: begun[name] for name in names if begun.get(name, self.how[name]) != self.how[name]}
+        for name, value in kept.items():
+            log.info("%s was begun with %s=%s, which is kept", self.folder, name, value)
+            self.how[name] = value
+        return config.model_copy(update=kept)
 
     @property
     def done(self) -> Manifest | None:
@@ -149,7 +219,9 @@ class Stage:
         manifest = Manifest(
             stage=self.name,
             config=self.config,
+            how=self.how,
             inputs=self.inputs,
+            code=self.code,
             files={
                 name: FileRecord(bytes=path.stat().st_size, sha256=file_digest(path))
                 for name, path in paths.items()
@@ -165,11 +237,24 @@ class Stage:
         return manifest
 
 
-def _claim(stage: str, config: dict, inputs: dict[str, str]) -> dict[str, Any]:
-    return {"stage": stage, "config": config, "inputs": inputs}
+def claimed_code(folder: Path) -> str | None:
+    """The digest of the code that a stage's folder was begun by; None where it does not say."""
+    code = (_claim_in(folder) or {}).get("code")
+    return code if isinstance(code, str) else None
+
+
+def _claim_in(folder: Path) -> dict[str, Any] | None:
+    """What a stage's folder says it is made from; None where it is not there, or damaged."""
+    path = folder / CLAIM
+    try:
+        claim = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        return None
+    return claim if isinstance(claim, dict) else None
 
 
 def _refuse_to_mix(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    there = {key: value for key, value in there.items() if key != "how"}
     if there == here:
         return
     old, new = dict(_flat(there)), dict(_flat(here))
@@ -179,7 +264,8 @@ def _refuse_to_mix(folder: Path, there: dict[str, Any], here: dict[str, Any]) ->
         if old.get(key) != new.get(key)
     ]
     raise StageError(
-        f"{folder} was begun with other settings ({'; '.join(changed[:5])}); choose another folder"
+        f"{folder} was begun with other settings, inputs or code ({'; '.join(changed[:5])}): move it aside, "
+        "or use another folder"
     )
 
 

@@ -44,6 +44,7 @@ def run_stage(
     inputs: dict[str, str],
     out_dir: str | Path,
     elsewhere: Elsewhere | None = None,
+    code: str | None = None,
 ) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
 
@@ -52,6 +53,7 @@ def run_stage(
     Args:
         elsewhere: has the shards of these indices recorded by other processes (`record_shards`), waits
             for them and returns what failed there; unless given, they are decoded here.
+        code: digest of the code whose recording is taken; by default that of this code.
 
     Raises:
         ProblemsError: the problems cannot be read.
@@ -60,7 +62,8 @@ def run_stage(
         ValueError: a prompt does not fit the model.
     """
     problems = load_problems(config.problems)
-    stage = Stage("trajectories", config, inputs, out_dir)
+    stage = Stage("trajectories", config, inputs, out_dir, code)
+    config = stage.as_begun(config, "shard_size")
     content = problems_digest(problems)
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
@@ -93,7 +96,11 @@ def run_stage(
 
 
 def record_shards(
-    config: TrajectoriesConfig, inputs: dict[str, str], out_dir: str | Path, indices: Sequence[int]
+    config: TrajectoriesConfig,
+    inputs: dict[str, str],
+    out_dir: str | Path,
+    indices: Sequence[int],
+    code: str | None = None,
 ) -> None:
     """Record the shards of `indices` that are not there yet; `run_stage` finishes the stage.
 
@@ -103,7 +110,8 @@ def record_shards(
         ValueError: an index that no shard has; and whatever `run_stage` raises.
     """
     problems = load_problems(config.problems)
-    stage = Stage("trajectories", config, inputs, out_dir)
+    stage = Stage("trajectories", config, inputs, out_dir, code)
+    config = stage.as_begun(config, "shard_size")
     shards = _cut(config, problems, stage.folder)
     unknown = sorted(set(indices) - set(range(len(shards))))
     if unknown:

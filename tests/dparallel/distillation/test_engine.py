@@ -41,9 +41,24 @@ def test_wrong_deepspeed_settings_are_refused() -> None:
         engine.deepspeed_config(wrong, 1, 2, 1, torch.float32)
 
 
-def test_a_checkpoint_of_other_processes_is_refused(tmp_path: Path) -> None:
-    made = engine.Checkpoint(train_step=5, processes=2)
+def settings_of(**zero) -> dict:
+    config = training_config(deepspeed={"zero_optimization": {"stage": 2, **zero}})
+    return engine.deepspeed_config(config, 1, 2, 1, torch.float32)
+
+
+def test_a_checkpoint_that_this_launch_cannot_read_is_refused_and_kept(tmp_path: Path) -> None:
+    zero2, zero3 = settings_of(), settings_of(stage=3)
+    made = engine.Checkpoint(train_step=5, processes=2, layout=engine.layout(zero2))
     (tmp_path / engine.LATEST).write_text(made.model_dump_json(), encoding="utf-8")
-    assert engine.last_checkpoint(tmp_path, engine.Process(0, 0, 2)) == made
+    two = engine.Process(0, 0, 2)
+    assert engine.last_checkpoint(tmp_path, two, zero2) == made
+    assert engine.last_checkpoint(tmp_path, two, settings_of(overlap_comm=True)) == made
     with pytest.raises(StageError, match="written by 2 processes, this launch has 1"):
-        engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1))
+        engine.last_checkpoint(tmp_path, engine.Process(0, 0, 1), zero2)
+    with pytest.raises(
+        StageError, match=r"written with stage=2, this launch has 3.* resume with training\.deepspeed"
+    ):
+        engine.last_checkpoint(tmp_path, two, zero3)
+    with pytest.raises(StageError, match="offload_optimizer=None, this launch has cpu"):
+        engine.last_checkpoint(tmp_path, two, settings_of(offload_optimizer={"device": "cpu"}))
+    assert engine.last_checkpoint(tmp_path, two, zero2) == made

@@ -163,6 +163,9 @@ def test_two_processes_killed_and_resumed_give_the_same_curve(
     with pytest.raises(StageError, match="was written by 2 processes, this launch has 1"):
         run_plan(plan)
 
+    # Settings of how the work is done go on from the checkpoint.
+    how = {"micro_batch_size": 4, "gradient_checkpointing": True, "checkpoint_every": 7}
+    assert write_plan(tmp_path, tiny_checkpoint, trajectories, **how) == (plan, out)
     code, output = run(torchrun(plan, processes=2))
     assert code == 0, output
     assert "from step 1," not in output
@@ -171,6 +174,7 @@ def test_two_processes_killed_and_resumed_give_the_same_curve(
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     assert not (out / "checkpoints" / "step-00000999").exists()
     assert verify(out).counts == verify(trained).counts
+    assert verify(out).how["training"]["micro_batch_size"] == 4
 
 
 def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(

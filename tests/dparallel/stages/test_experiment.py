@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import DistillConfig, TrajectoriesConfig
+from dparallel.config.experiment import Baseline, DistillConfig, TeacherConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
 from dparallel.stages.experiment import Experiment, StagePlan
-from dparallel.stages.manifest import Stage, StageError
+from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manifest
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -37,8 +37,6 @@ def test_each_stage_waits_for_the_ones_before_it(config):
         finish(experiment.merging(student))
     plan = experiment.benchmark()
     assert set(plan.inputs) == {"teacher", *(f"student/{name}" for name in config.students)}
-    with pytest.raises(ValueError, match="unknown student 'nobody'; this config trains certainty_forcing"):
-        experiment.training("nobody")
 
 
 def test_a_folder_follows_its_settings_and_inputs_only(config):
@@ -47,11 +45,110 @@ def test_a_folder_follows_its_settings_and_inputs_only(config):
         update={"training": config.training.model_copy(update={"train_steps": 7})}
     )
     assert Experiment(other_recipe).trajectories().out_dir == before
-    more = config.trajectories.model_copy(update={"batch_size": 3})
-    assert Experiment(config.model_copy(update={"trajectories": more})).trajectories().out_dir != before
+    more = config.trajectories.problems.model_copy(update={"count": 3})
+    fewer = config.trajectories.model_copy(update={"problems": more})
+    assert Experiment(config.model_copy(update={"trajectories": fewer})).trajectories().out_dir != before
     finish(Experiment(config).trajectories())
     folders = {Experiment(each).training("consistency").out_dir for each in (config, other_recipe)}
     assert len(folders) == 2
+
+
+def test_how_work_is_done_is_no_part_of_a_folders_name(config):
+    """So the remedies that `plan` gives go on from the checkpoint that is there."""
+    finish(Experiment(config).trajectories())
+    how = {
+        "trajectories": {"batch_size": 3, "shard_size": 7},
+        "training": {
+            "micro_batch_size": 2,
+            "gradient_checkpointing": True,
+            "deepspeed": {"zero_optimization": {"stage": 3}},
+            "log_every": 3,
+            "checkpoint_every": 4,
+        },
+    }
+    changed = config.model_copy(
+        update={name: getattr(config, name).model_copy(update=values) for name, values in how.items()}
+    )
+    before, after = Experiment(config), Experiment(changed)
+    assert before.trajectories().out_dir == after.trajectories().out_dir
+    assert before.training("consistency").out_dir == after.training("consistency").out_dir
+    assert after.training("consistency").settings().training.micro_batch_size == 2
+    finish(after.training("consistency"))
+    made = read_manifest(after.training("consistency").out_dir)
+    assert made.how["training"] == how["training"]
+    assert "micro_batch_size" not in made.config["training"]
+
+
+@pytest.fixture
+def other_code(monkeypatch):
+    """As if losses and rules had been mended."""
+
+    def change() -> None:
+        monkeypatch.setattr("dparallel.stages.manifest.code_digest", lambda stage: "0123456789ab")
+        monkeypatch.setattr("dparallel.stages.experiment.code_digest", lambda stage: "0123456789ab")
+
+    return change
+
+
+def test_a_mended_rule_does_not_return_the_old_result(config, other_code, caplog):
+    old = Experiment(config).trajectories()
+    finish(old)
+    made_by = read_manifest(old.out_dir).code
+    other_code()
+    new = Experiment(config).trajectories()
+    assert new.out_dir != old.out_dir
+    assert f"{old.out_dir} was made by other code ({made_by}); to keep using it" in caplog.text
+    with pytest.raises(StageError, match=rf"code: '{made_by}' there, '0123456789ab' now"):
+        Stage("trajectories", old.settings(), old.inputs, old.out_dir)
+
+    vouched = Experiment(config.model_copy(update={"code": {"trajectories": made_by}})).trajectories()
+    assert (vouched.out_dir, vouched.code) == (old.out_dir, made_by)
+    assert Stage("trajectories", vouched.settings(), vouched.inputs, old.out_dir, vouched.code).done
+
+
+def test_the_same_bytes_by_other_code_leave_later_stages_as_they_are(config, other_code):
+    finish(Experiment(config).trajectories())
+    one = fingerprint(Experiment(config).trajectories().out_dir)
+    text = (Path(Experiment(config).trajectories().out_dir) / "result").read_text()
+    other_code()
+    plan = Experiment(config).trajectories()
+    stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
+    (stage.folder / "result").write_text(text)
+    stage.finish(["result"])
+    assert fingerprint(plan.out_dir) == one
+
+
+def test_a_baseline_is_found_where_its_name_leads(config, tiny_checkpoint):
+    """A name on the hub is a folder once it is asked for."""
+    baseline = Baseline(model="owner/name", decoding=config.benchmark.reference)
+    benchmark = config.benchmark.model_copy(update={"baselines": {"other": baseline}})
+    named = config.model_copy(update={"teacher": "owner/teacher", "benchmark": benchmark})
+    asked = []
+
+    def folder_of(name: str) -> Path:
+        asked.append(name)
+        return tiny_checkpoint
+
+    experiment = Experiment(named, folder_of)
+    finish(experiment.trajectories())
+    assert asked == ["owner/teacher"]
+    for student in config.students:
+        finish(experiment.training(student))
+        finish(experiment.merging(student))
+    plan = experiment.benchmark()
+    assert plan.inputs["baseline/other"] == plan.inputs["teacher"] == str(tiny_checkpoint)
+    assert asked == ["owner/teacher", "owner/name"]
+
+
+def test_stages_and_students_that_are_unknown(config):
+    finish(Experiment(config).trajectories())
+    with pytest.raises(ConfigError, match="unknown student 'nobody'; this config trains certainty_forcing"):
+        Experiment(config).training("nobody")
+    with pytest.raises(ConfigError, match="unknown stage 'tea'; known: teacher, trajectories"):
+        StagePlan(stage="tea", config={}, inputs={}, out_dir="out").settings()
+    settings = {"out": "out", "train_steps": 3}
+    plan = StagePlan(stage="teacher", config=settings, inputs={}, out_dir="out")
+    assert plan.settings() == TeacherConfig(**settings)
 
 
 def test_a_changed_problems_file_makes_another_folder(config, tmp_path):

@@ -2,8 +2,12 @@ import json
 
 import pytest
 
-from dparallel.config.experiment import MergingConfig
-from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manifest, verify
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import MergingConfig, TrajectoriesConfig
+from dparallel.stages.code import code_digest
+from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manifest, stage_key, verify
+
+DECODING = DecodingConfig(gen_length=4, block_length=2)
 
 
 @pytest.fixture
@@ -41,12 +45,57 @@ def test_an_unfinished_stage_is_no_result(tmp_path, model_folder):
 
 def test_other_settings_or_inputs_are_refused_by_name(tmp_path, model_folder):
     finish(tmp_path / "out", model_folder)
-    with pytest.raises(StageError, match=r"config\.tolerance: 0\.0001 there, 0\.5 now.*another folder"):
+    with pytest.raises(StageError, match=r"config\.tolerance: 0\.0001 there, 0\.5 now.*move it aside"):
         Stage("merging", MergingConfig(tolerance=0.5), {"teacher": model_folder}, tmp_path / "out")
     (model_folder / "model.safetensors").write_bytes(b"others!")
     with pytest.raises(StageError, match=r"inputs\.teacher"):
         Stage("merging", MergingConfig(), {"teacher": model_folder}, tmp_path / "out")
     assert verify(tmp_path / "out").stage == "merging"
+
+
+def test_files_keep_the_settings_that_they_were_begun_with(tmp_path, model_folder):
+    def claim(**how):
+        config = TrajectoriesConfig(problems={"benchmark": "coins", "count": 9}, decoding=DECODING, **how)
+        stage = Stage("trajectories", config, {"teacher": model_folder}, tmp_path / "out")
+        return stage, stage.as_begun(config, "shard_size")
+
+    claim(shard_size=3)
+    stage, config = claim(shard_size=5, batch_size=2)
+    assert (config.shard_size, config.batch_size) == (3, 2)
+    made = stage.finish(["stage.json"])
+    assert made.how == {"shard_size": 3, "batch_size": 2}
+
+
+@pytest.mark.parametrize("damage", ["", '{"stage": "mer', "[]"])
+def test_a_damaged_manifest_is_named_with_what_to_do(tmp_path, model_folder, damage):
+    finish(tmp_path / "out", model_folder)
+    (tmp_path / "out" / "manifest.json").write_text(damage)
+    with pytest.raises(
+        StageError, match=r"out/manifest\.json is damaged \(.*\): delete it and rerun"
+    ) as raised:
+        verify(tmp_path / "out")
+    assert "pydantic" not in str(raised.value)
+    (tmp_path / "out" / "manifest.json").unlink()
+    stage = Stage("merging", MergingConfig(), {"teacher": model_folder}, tmp_path / "out")
+    assert stage.finish(["result.txt"]) == verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", [None, "", '{"stage": "mer', "[]"])
+def test_a_damaged_claim_is_written_again_where_the_folders_name_says_the_same(
+    tmp_path, model_folder, damage, caplog
+):
+    inputs = {"teacher": model_folder}
+    key = stage_key(MergingConfig(), {"teacher": fingerprint(model_folder)}, code_digest("merging"))
+    for folder in (tmp_path / f"merging-{key}", tmp_path / "merging-0123456789"):
+        finish(folder, model_folder)
+        (folder / "stage.json").unlink()
+        if damage is not None:
+            (folder / "stage.json").write_text(damage)
+    stage = Stage("merging", MergingConfig(), inputs, tmp_path / f"merging-{key}")
+    assert stage.done
+    assert f"merging-{key}/stage.json was missing or damaged; it is written again" in caplog.text
+    with pytest.raises(StageError, match=r"0123456789 is not empty .*stage\.json is missing or damaged"):
+        Stage("merging", MergingConfig(), inputs, tmp_path / "merging-0123456789")
 
 
 def test_a_models_fingerprint_holds_all_that_it_is_spoken_to_with(model_folder):

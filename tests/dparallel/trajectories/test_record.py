@@ -110,6 +110,20 @@ def test_a_finished_stage_is_not_redone_and_a_missing_shard_alone_is(
     assert not list(out.glob(".part-*"))
 
 
+def test_a_resumed_recording_keeps_its_shards_and_may_decode_in_other_batches(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_stage(config(), inputs(tiny_checkpoint), out)
+    names = ["problem_id", "response_ids", "commit_step"]
+    first = store.load(out).select(names)
+    (out / "part-00001.parquet").unlink()
+    (out / "manifest.json").unlink()
+    again = run_stage(config(shard_size=2, batch_size=1), inputs(tiny_checkpoint), out)
+    assert again.how == {"shard_size": 3, "batch_size": 1}
+    assert store.load(out).select(names) == first
+
+
 def test_a_resumed_shard_of_another_teacher_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_stage(config(), inputs(tiny_checkpoint), out)
@@ -134,7 +148,7 @@ def test_a_run_killed_in_the_middle_leaves_whole_shards_and_its_rerun_only_adds(
 ) -> None:
     settings, out = config(count=150, shard_size=1), tmp_path / "out"
     program = (
-        "import sys; from dparallel.config import TrajectoriesConfig as Config; "
+        "import sys; from dparallel.config.experiment import TrajectoriesConfig as Config; "
         "from dparallel.trajectories.record import run_stage; "
         "run_stage(Config.model_validate_json(sys.argv[1]), {'teacher': sys.argv[2]}, sys.argv[3])"
     )

@@ -1,0 +1,129 @@
+"""Which version of the code computes a stage: a digest of the modules that determine its result.
+
+Only statements count. Docstrings, comments, formatting, the texts of errors and log lines may change
+without making a result that exists out of date.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dparallel.config.base import ConfigError
+
+PACKAGE = Path(__file__).parents[1]
+DIGITS = 12
+
+FORWARD = ("models/backbone.py", "models/attention.py")
+DECODING = (
+    *FORWARD,
+    "decoding/rules.py",
+    "decoding/denoise.py",
+    "decoding/blocks.py",
+    "decoding/canvas.py",
+    "decoding/loop.py",
+    "decoding/sampling.py",
+    "decoding/cache.py",
+    "decoding/generate.py",
+)
+PROBLEMS = ("problems/*.py",)
+# By stage, as narrow as may be: who changes another module keeps every result.
+MODULES: dict[str, tuple[str, ...]] = {
+    "trajectories": (*DECODING, *PROBLEMS, "trajectories/schema.py"),
+    "training": (
+        *FORWARD,
+        "models/lora.py",
+        "config/recipe.py",
+        "distillation/losses.py",
+        "distillation/corruption.py",
+        "distillation/recipe.py",
+        "distillation/batches.py",
+        "distillation/data.py",
+        "distillation/quantization.py",
+        "distillation/trainer.py",
+    ),
+    "merging": (
+        "distillation/merging.py",
+        "models/lora.py",
+        "models/formats.py",
+        "models/weights.py",
+        "models/checkpoints.py",
+    ),
+    "benchmark": (*DECODING, *PROBLEMS, "evaluation/*.py"),
+}
+
+
+def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
+    """Twelve hexadecimal digits that change when the modules' statements do.
+
+    Args:
+        of: a stage's name, or modules as paths inside the package, in which `*` matches.
+        package: the folder of the package's source.
+
+    Returns:
+        The digest; None for a stage whose folder its user names and keeps, such as the tiny teacher's.
+
+    Raises:
+        ConfigError: a path that matches no module.
+    """
+    patterns = MODULES.get(of) if isinstance(of, str) else of
+    if patterns is None:
+        return None
+    files = {file.relative_to(package).as_posix(): file for file in _matching(patterns, package)}
+    listed = "\n".join(f"{name} {statements_digest(files[name])}" for name in sorted(files))
+    return hashlib.sha256(listed.encode()).hexdigest()[:DIGITS]
+
+
+def statements_digest(file: Path) -> str:
+    """SHA-256 of a module's statements; an unchanged file (size and time) is read once per process."""
+    status = file.stat()
+    return _statements_digest(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1_000)
+def _statements_digest(file: Path, size: int, changed: int) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
+
+
+def _matching(patterns: Iterable[str], package: Path) -> list[Path]:
+    found = []
+    for pattern in patterns:
+        files = sorted(package.glob(pattern))
+        if not files:
+            raise ConfigError(f"{pattern}: no such module in {package}")
+        found += files
+    return found
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as nested tuples, the same in every Python: empty fields are left out."""
+    if isinstance(node, list):
+        return tuple(_plain(item) for item in node if not _is_prose(item))
+    if not isinstance(node, ast.AST):
+        return (type(node).__name__, repr(node))
+    if isinstance(node, ast.Raise):
+        return ("Raise", _raised(node))
+    fields = [(name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "kind")]
+    return (
+        type(node).__name__,
+        *((name, _plain(value)) for name, value in fields if value not in (None, [])),
+    )
+
+
+def _is_prose(node: Any) -> bool:
+    """Docstrings (and any other bare text), and calls of the module's log."""
+    if not isinstance(node, ast.Expr):
+        return False
+    called = node.value.func if isinstance(node.value, ast.Call) else node.value
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+        return called.value.id in ("log", "logger")
+    return isinstance(called, ast.Constant) and isinstance(called.value, str)
+
+
+def _raised(node: ast.Raise) -> Any:
+    """The class that is raised, without its message."""
+    error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+    return None if error is None else _plain(error)
