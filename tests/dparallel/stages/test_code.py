@@ -35,7 +35,7 @@ def test_a_changed_loss_changes_the_digest_of_training_alone(package: Path) -> N
 
 def test_a_changed_commit_rule_changes_what_is_decoded(package: Path) -> None:
     before = {stage: code_digest(stage, package) for stage in MODULES}
-    with (package / "decoding" / "rules.py").open("a") as file:
+    with (package / "decoding" / "rules.py").open("a", encoding="utf-8") as file:
         file.write("\nMORE = 1\n")
     changed = {stage for stage in MODULES if code_digest(stage, package) != before[stage]}
     assert changed == {"trajectories", "benchmark"}
@@ -46,7 +46,7 @@ def test_a_list_of_modules_has_a_digest_too(package: Path) -> None:
     before = code_digest(modules, package)
     assert before == code_digest(modules[::-1], package)
     assert before != code_digest(modules[:1], package)
-    with (package / "models" / "another.py").open("w") as file:
+    with (package / "models" / "another.py").open("w", encoding="utf-8") as file:
         file.write("NEW = 1\n")
     assert code_digest(modules, package) != before
     with pytest.raises(ConfigError, match=r"losess\.py: no such module"):
@@ -84,10 +84,10 @@ def half(x: int) -> float:
 )
 def test_statements_count_and_prose_does_not(tmp_path: Path, old: str, new: str, counts: bool) -> None:
     one, other = tmp_path / "one.py", tmp_path / "other.py"
-    one.write_text(STATEMENTS)
-    other.write_text(STATEMENTS)
+    one.write_text(STATEMENTS, encoding="utf-8")
+    other.write_text(STATEMENTS, encoding="utf-8")
     edit(other, old, new)
-    ast.parse(other.read_text())
+    ast.parse(other.read_text(encoding="utf-8"))
     assert (statements_digest(one) != statements_digest(other)) == counts
 
 

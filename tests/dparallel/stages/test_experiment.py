@@ -109,11 +109,11 @@ def test_a_mended_rule_does_not_return_the_old_result(config, other_code, caplog
 def test_the_same_bytes_by_other_code_leave_later_stages_as_they_are(config, other_code):
     finish(Experiment(config).trajectories())
     one = fingerprint(Experiment(config).trajectories().out_dir)
-    text = (Path(Experiment(config).trajectories().out_dir) / "result").read_text()
+    text = (Path(Experiment(config).trajectories().out_dir) / "result").read_text(encoding="utf-8")
     other_code()
     plan = Experiment(config).trajectories()
     stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
-    (stage.folder / "result").write_text(text)
+    (stage.folder / "result").write_text(text, encoding="utf-8")
     stage.finish(["result"])
     assert fingerprint(plan.out_dir) == one
 

@@ -69,7 +69,7 @@ def test_files_keep_the_settings_that_they_were_begun_with(tmp_path, model_folde
 @pytest.mark.parametrize("damage", ["", '{"stage": "mer', "[]"])
 def test_a_damaged_manifest_is_named_with_what_to_do(tmp_path, model_folder, damage):
     finish(tmp_path / "out", model_folder)
-    (tmp_path / "out" / "manifest.json").write_text(damage)
+    (tmp_path / "out" / "manifest.json").write_text(damage, encoding="utf-8")
     with pytest.raises(
         StageError, match=r"out/manifest\.json is damaged \(.*\): delete it and rerun"
     ) as raised:
@@ -90,7 +90,7 @@ def test_a_damaged_claim_is_written_again_where_the_folders_name_says_the_same(
         finish(folder, model_folder)
         (folder / "stage.json").unlink()
         if damage is not None:
-            (folder / "stage.json").write_text(damage)
+            (folder / "stage.json").write_text(damage, encoding="utf-8")
     stage = Stage("merging", MergingConfig(), inputs, tmp_path / f"merging-{key}")
     assert stage.done
     assert f"merging-{key}/stage.json was missing or damaged; it is written again" in caplog.text
