@@ -94,7 +94,7 @@ def _tell(
     done = rows[_done(outcome)[: len(rows)]]
     if len(done):
         whole = canvas.gather(torch.from_numpy(done).to(model.device))
-        decoded = whole.generations(len(done), model.config.eos_token_id)
+        decoded = whole.generations(len(done), model.config.end_token_ids)
         for row, generation in zip(done, decoded, strict=True):
             finished(order[row], generation)
 
