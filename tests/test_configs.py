@@ -9,9 +9,11 @@ import pytest
 
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TeacherConfig
 from dparallel.config.files import load_config
+from dparallel.config.problems import ProtocolConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import step_shape
-from dparallel.problems.registry import load_problems, score
+from dparallel.problems.registry import load_problems
+from dparallel.problems.scoring import score, scorers_of
 from dparallel.stages.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,12 +26,16 @@ def kind(path: Path):
         return RecipeConfig
     if path.parent.name == "benchmarks":
         return BenchmarkConfig
+    if path.parent.name == "protocols":
+        return ProtocolConfig
     return TeacherConfig if path.stem in TEACHERS else DistillConfig
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config_loads(path):
-    assert load_config(kind(path), path)
+    config = load_config(kind(path), path)
+    if isinstance(config, ProtocolConfig):
+        assert scorers_of(config)
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     if kind(path) in (DistillConfig, TeacherConfig):
@@ -99,8 +105,9 @@ def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
     problems = load_problems(validation)
     assert problems[0].prompt == prompt
     assert (len(problems), len(load_problems(test))) == (200, 2)
-    assert score(validation, problems[0], "the answer is \\boxed{2}.").solution
-    assert validation.chat
+    verdicts = score(problems[:1], ["the answer is \\boxed{2}."], validation.protocol)
+    assert verdicts == [{"flexible_extract": True}]
+    assert validation.protocol.chat
 
 
 def at(source, path):

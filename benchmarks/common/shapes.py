@@ -15,8 +15,9 @@ from dparallel.decoding.canvas import Generation
 from dparallel.evaluation.metrics import accuracy
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
-from dparallel.problems.prompts import decode_response, encode_prompt
-from dparallel.problems.registry import load_problems, score
+from dparallel.problems.prompts import finish, render_all
+from dparallel.problems.registry import load_problems
+from dparallel.problems.scoring import score
 
 TEACHER = Path(__file__).parents[2] / "teachers" / "tiny"
 TEACHER_DECODING = DecodingConfig(
@@ -105,16 +106,14 @@ def teacher_workload() -> Workload:
         return ProblemsConfig(benchmark="coins", split="validation", count=count)
 
     def prompts(count: int) -> list[list[int]]:
-        return [
-            encode_prompt(tokenizer, problem.prompt, chat=False) for problem in load_problems(problems(count))
-        ]
+        config = problems(count)
+        return render_all(load_problems(config), config.protocol, tokenizer)
 
     def judged(generations: Sequence[Generation]) -> tuple[float, float]:
         config = problems(len(generations))
-        ends = [tokenizer.eos_token_id]
-        pairs = zip(load_problems(config), generations, strict=True)
-        texts = ((problem, decode_response(tokenizer, each.tokens, ends)) for problem, each in pairs)
-        return accuracy([bool(score(config, problem, text).solution) for problem, text in texts])
+        texts = [finish(each.tokens, tokenizer, (tokenizer.eos_token_id,)) for each in generations]
+        verdicts = score(load_problems(config), texts, config.protocol)
+        return accuracy([bool(verdict["solution"]) for verdict in verdicts])
 
     return Workload(
         build=lambda device, dtype: load_model(TEACHER, device, dtype),

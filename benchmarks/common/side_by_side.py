@@ -178,7 +178,7 @@ def measure_speeds(
     races = []
     for each in those:
         tokenizer = load_tokenizer(inputs[each.model])
-        prompts = encode_problems(config, drawn, tokenizer, models[each.model], each.decoding)
+        prompts = encode_problems(drawn, config.protocol, tokenizer, models[each.model], each.decoding)
         races += [Race(each, models[each.model], prompts, size) for size in batch_sizes]
     for race in races:  # warm-up
         race.contender.run(

@@ -32,7 +32,7 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError
-from dparallel.problems.prompts import decode_response
+from dparallel.problems.prompts import finish
 from dparallel.problems.sources import ProblemsError
 from dparallel.stages.files import write_atomically
 
@@ -93,7 +93,7 @@ def _generate(options: argparse.Namespace) -> None:
     # 3. Write.
     if options.prompts is not None:
         ends = model.config.end_token_ids
-        responses = [decode_response(tokenizer, each.tokens, ends) for each in generations]
+        responses = [finish(each.tokens, tokenizer, ends) for each in generations]
         lines = results(requests, responses, generations)
         if options.out is None:
             sys.stdout.write(lines)

@@ -8,10 +8,12 @@ from typing import Any
 
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.problems import ProtocolConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.prompts import encode_prompt
+from dparallel.problems.prompts import render
+from dparallel.problems.sources import Problem
 
 RESULT_FIELDS = ("response", "nfe", "num_tokens")
 
@@ -90,7 +92,8 @@ def _encode(
     try:
         request.prompt.encode()  # half a surrogate pair is no text to any tokenizer
         chat = not raw and tokenizer.chat_template is not None
-        tokens = encode_prompt(tokenizer, request.prompt, chat)
+        problem = Problem("1", request.where, request.prompt)
+        tokens = render(problem, ProtocolConfig(chat=chat), tokenizer)
         check_prompts(model, [tokens], decoding)
     except ValueError as error:
         raise PromptError(f"{request.where}: {error}") from error

@@ -1,13 +1,52 @@
-"""The settings of problems: where they come from, how they are asked, how a response is scored."""
+"""The settings of problems: where they come from, how they are asked, and how a response is judged."""
 
+from collections.abc import Mapping
 from glob import glob
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from dparallel.config.base import Config
+
+PROBLEM_FILES = (".jsonl", ".json", ".parquet")
+COINS_LIMIT = 100_000  # drawing distinct problems takes up to 0.1 ms each, and every split holds millions
+
+
+class _Columns(Formatter):
+    """Fills in texts by the whole name between the braces: `{q.text}` is the column `q.text`."""
+
+    def __init__(self, texts: Mapping[str, str] | None):
+        self.texts = texts
+        self.seen: dict[str, None] = {}
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[str, str]:
+        self.seen[field_name] = None
+        return "" if self.texts is None else self.texts[field_name], field_name
+
+
+def fill(text: str, texts: Mapping[str, str]) -> str:
+    """A format string with its columns filled in."""
+    return _Columns(texts).vformat(text, (), {})
+
+
+def columns_of(text: str, name: str) -> list[str]:
+    """The columns that a format string names; `name` is the setting's name in messages."""
+    columns = _Columns(None)
+    try:
+        if any(column == "" for _, column, _, _ in columns.parse(text)):
+            raise ValueError("it must name the columns it is made of, as {question}")
+        columns.vformat(text, (), {})
+    except ValueError as error:
+        reason = f"{error}; columns come as texts; write {{{{ and }}}} for braces"
+        raise ValueError(f"{name}={text!r}: {reason}") from error
+    return list(columns.seen)
+
+
+def _check_prompt(prompt: str) -> None:
+    if not columns_of(prompt, "prompt"):
+        raise ValueError(f"prompt={prompt!r} must name the columns it is made of, as {{question}}")
 
 
 class SourceConfig(Config):
@@ -18,8 +57,8 @@ class SourceConfig(Config):
             a name on the hub such as `openai/gsm8k`.
         subset, split, revision: which part of a hub data set or a folder; any of them may be sliced,
             `train[:500]`. Of a file only the slice of `split` matters.
-        prompt: a format string over the columns; write `{{` for a brace.
-        reference, id: columns; None takes those of these names where there are any.
+        prompt: a format string over this source's columns, in place of the protocol's.
+        reference, id: columns; None takes the columns of these names where there are any.
         count: how many rows; the first ones, or drawn by `seed`.
     """
 
@@ -27,15 +66,11 @@ class SourceConfig(Config):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
-    prompt: str = "{prompt}"
+    prompt: str | None = None
     reference: str | None = None
     id: str | None = None
     count: PositiveInt | None = None
     seed: NonNegativeInt | None = None
-
-    @property
-    def prompt_columns(self) -> list[str]:
-        return [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
 
     @property
     def label(self) -> str:
@@ -51,28 +86,79 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":
-        try:
-            columns = self.prompt_columns
-        except ValueError as error:
-            raise ValueError(f"prompt={self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
-        if not all(columns) or not columns:
-            raise ValueError(f"prompt={self.prompt!r} must name the columns it is made of, as {{question}}")
+        if self.prompt is not None:
+            _check_prompt(self.prompt)
         if self.seed is not None and self.count is None:
             raise ValueError(f"seed={self.seed} draws count rows: give count, or drop seed")
         return self
 
 
+class ExampleConfig(Config):
+    """A question and its answer, shown before the problem that is asked."""
+
+    user: str = Field(min_length=1)
+    assistant: str = Field(min_length=1)
+
+
+class ProtocolConfig(Config):
+    """How problems are asked and how responses are judged; a benchmark's protocol, as published.
+
+    Args:
+        version: raised when the same keys come to mean something else; part of the key of every result.
+        prompt: a format string over the columns of a problem, `Question: {question}`; write `{{` for a
+            brace.
+        system: text of a system turn; without `chat`, a text in front of everything else.
+        examples: few-shot examples.
+        chat: ask in the checkpoint's chat template; otherwise the prompt is plain text.
+        examples_as: of examples within a chat: `turns`, or `text` in front of the prompt in the same turn.
+        separator: stands between the parts of a plain text: system text, examples, prompt. An example is
+            its two texts one directly after the other.
+        chat_template: file of a Jinja template, for a checkpoint that has none.
+        prefill: a format string over the columns: the beginning of the assistant's response, which the
+            model goes on from.
+        stops: a response ends before the first of these texts.
+        scorers: how responses are judged, by names of `dparallel.problems.scoring.SCORERS`; the first
+            metric of the first scorer is the accuracy. Coins problems are judged by `coins` by default.
+        extra: columns that only a scorer reads, such as tests; of any JSON type.
+    """
+
+    version: PositiveInt = 1
+    prompt: str = "{prompt}"
+    system: str | None = Field(default=None, min_length=1)
+    examples: tuple[ExampleConfig, ...] = ()
+    chat: bool = False
+    examples_as: Literal["turns", "text"] = "turns"
+    separator: str = "\n\n"
+    chat_template: str | None = None
+    prefill: str = ""
+    stops: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = Field(default=("exact",), min_length=1)
+    extra: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ProtocolConfig":
+        _check_prompt(self.prompt)
+        columns_of(self.prefill, "prefill")
+        if self.chat_template is not None and not self.chat:
+            raise ValueError(f"chat_template={self.chat_template!r} has no effect with chat=false")
+        if self.examples_as == "text" and not (self.chat and self.examples):
+            raise ValueError("examples_as='text' has no effect without chat=true and examples: drop it")
+        if "" in self.stops:
+            raise ValueError("stops holds an empty text, which would end every response: drop it")
+        for name in ("stops", "scorers", "extra"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}={list(given)} names something twice")
+        return self
+
+
 class ProblemsConfig(Config):
-    """Which problems, how they become prompts, and how a response is scored.
+    """Which problems, how they are asked, and how a response is judged.
 
     Args:
         benchmark: `coins` is generated, from `split`, `count` and `seed`; `dataset` reads `sources`, one
             after another.
-        chat: the problem is a user's turn, in the checkpoint's own chat template; else the prompt is
-            the text as it is.
-        chat_template: file of a Jinja template, for a checkpoint that brings none.
-        scoring: of data sets. `exact`: the response is the reference; `flexible_extract`: its last
-            number is the reference's final answer.
+        protocol: how they are asked and judged.
     """
 
     benchmark: Literal["coins", "dataset"]
@@ -80,14 +166,20 @@ class ProblemsConfig(Config):
     count: PositiveInt | None = None
     seed: NonNegativeInt = 0
     sources: tuple[SourceConfig, ...] = ()
-    chat: bool = False
-    chat_template: str | None = None
-    scoring: Literal["exact", "flexible_extract"] = "exact"
+    protocol: ProtocolConfig = ProtocolConfig()
 
     def files(self) -> list[Path]:
         """Every file of this machine that these problems are made from, so that a change can be seen."""
         files = [file for source in self.sources for file in source.files()]
-        return files if self.chat_template is None else [*files, Path(self.chat_template)]
+        template = self.protocol.chat_template
+        return files if template is None else [*files, Path(template)]
+
+    @field_validator("protocol")
+    @classmethod
+    def _scorers_of_benchmark(cls, protocol: ProtocolConfig, info: ValidationInfo) -> ProtocolConfig:
+        if info.data.get("benchmark") == "coins" and "scorers" not in protocol.model_fields_set:
+            return protocol.model_copy(update={"scorers": ("coins",)})
+        return protocol
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProblemsConfig":
@@ -99,11 +191,18 @@ class ProblemsConfig(Config):
                     f"benchmark='dataset' with split={self.split!r}, count={self.count}, seed={self.seed}: "
                     "give them to each of its sources"
                 )
-        elif self.sources or self.count is None or self.scoring != "exact":
+            return self
+        if self.sources or self.count is None:
             raise ValueError(
-                f"benchmark='coins' with count={self.count}, {len(self.sources)} sources, "
-                f"scoring={self.scoring!r}: it is generated and has its own score, so give count alone"
+                f"benchmark='coins' with count={self.count}, {len(self.sources)} sources: it is generated, "
+                "so give count and no sources"
             )
-        if self.chat_template is not None and not self.chat:
-            raise ValueError(f"chat_template={self.chat_template!r} has no effect with chat=false")
+        if self.count > COINS_LIMIT:
+            raise ValueError(f"benchmark='coins' with count={self.count}: at most {COINS_LIMIT}; lower count")
+        protocol = self.protocol
+        if protocol.prompt != "{prompt}" or protocol.extra or columns_of(protocol.prefill, "prefill"):
+            raise ValueError(
+                "benchmark='coins' has no columns: drop protocol.prompt and protocol.extra, and write "
+                "protocol.prefill without {}"
+            )
         return self

@@ -28,8 +28,9 @@ from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.evaluation.metrics import accuracy, tokens_per_forward
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.prompts import decode_response, encode_problems
-from dparallel.problems.registry import load_problems, problems_digest, score
+from dparallel.problems.prompts import encode_problems, finish
+from dparallel.problems.registry import load_problems, problems_digest
+from dparallel.problems.scoring import accuracy_metric, check_scorable, score
 from dparallel.problems.sources import Problem
 from dparallel.stages.files import write_atomically
 from dparallel.stages.manifest import StageError, digest
@@ -104,14 +105,9 @@ class ProblemSet:
 
     @classmethod
     def load(cls, config: ProblemsConfig) -> "ProblemSet":
-        """Raise a ValueError for a problem that cannot be scored."""
+        """Raise a ProblemsError for a problem that cannot be scored."""
         problems = load_problems(config)
-        for problem in problems:
-            if problem.reference is None:
-                raise ValueError(
-                    f"problem {problem.problem_id} ({problem.source}) has no reference, so accuracy is "
-                    "unknown; leave it out or add one"
-                )
+        check_scorable(problems, config.protocol)
         return cls(config, problems, problems_digest(problems))
 
 
@@ -162,29 +158,31 @@ def measure_slice(model: DiffusionTransformer, tokenizer: Any, request: Request,
     Raises:
         ValueError: a prompt that does not fit the model.
     """
-    config, decoding = request.problems.config, request.decoding
+    protocol, decoding = request.problems.config.protocol, request.decoding
     problems = request.problems.problems[rows.start : rows.stop]
-    prompts = encode_problems(config, problems, tokenizer, model, decoding)
+    prompts = encode_problems(problems, protocol, tokenizer, model, decoding)
     generations, seconds = _timed(model, prompts, decoding, request.batch_size)
     alone = prompts[: max(LATENCY_SAMPLES - rows.start, 0)]
     _, seconds_alone = _timed(model, alone, decoding, batch_size=1) if alone else ([], 0.0)
 
-    samples = []
-    for problem, generation in zip(problems, generations, strict=True):
-        response = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
-        judged = score(config, problem, response)
-        samples.append(
-            {
-                "problem_id": problem.problem_id,
-                "prompt": problem.prompt,
-                "reference": problem.reference,
-                "response": response,
-                "solution": judged.solution,
-                "answer": judged.answer,
-                "nfe": generation.nfe,
-                "num_tokens": generation.num_tokens,
-            }
+    ends = model.config.end_token_ids
+    responses = [finish(each.tokens, tokenizer, ends, protocol) for each in generations]
+    verdicts = score(problems, responses, protocol)
+    samples = [
+        {
+            "problem_id": problem.problem_id,
+            "prompt": problem.prompt,
+            "reference": problem.reference,
+            "response": response,
+            "solution": verdict[accuracy_metric(protocol)],
+            "answer": verdict.get("answer"),
+            "nfe": generation.nfe,
+            "num_tokens": generation.num_tokens,
+        }
+        for problem, generation, response, verdict in zip(
+            problems, generations, responses, verdicts, strict=True
         )
+    ]
     timing = Timing(seconds=seconds, alone=len(alone), seconds_alone=seconds_alone, hardware=hardware())
     return timing, pa.Table.from_pylist(samples, schema=SAMPLES)
 

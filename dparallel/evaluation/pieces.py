@@ -85,8 +85,8 @@ class Work:
         path = self.folder / f"{request.name}-certainty.json"
 
         def make(backbone: DiffusionTransformer, tokenizer: Any) -> str:
-            config, problem = request.problems.config, request.problems.problems[0]
-            [prompt] = encode_problems(config, [problem], tokenizer, backbone, decoding)
+            protocol, problem = request.problems.config.protocol, request.problems.problems[0]
+            [prompt] = encode_problems([problem], protocol, tokenizer, backbone, decoding)
             generation = generate(backbone, [prompt], decoding)[0]
             found = {
                 "probability": replay(backbone, prompt, generation, decoding).tolist(),

@@ -95,17 +95,19 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     check_disjoint(
         {"trajectories.problems": trajectories, "benchmark.test": test, "benchmark.validation": validation}
     )
-    prompts = encode_problems(recording.problems, trajectories, tokenizer, teacher, recording.decoding)
-    on_test = encode_problems(benchmark.test, test, tokenizer, teacher, longest)
-    on_validation = encode_problems(benchmark.validation, validation, tokenizer, teacher, longest)
+    prompts = encode_problems(
+        trajectories, recording.problems.protocol, tokenizer, teacher, recording.decoding
+    )
+    on_test = encode_problems(test, benchmark.test.protocol, tokenizer, teacher, longest)
+    on_validation = encode_problems(validation, benchmark.validation.protocol, tokenizer, teacher, longest)
     for decoding in decodings:
         check_prompts(teacher, [], decoding)
     for baseline in benchmark.baselines.values():
         with torch.device("meta"):
             model = DiffusionTransformer(read_config(baseline.model))
         words = load_tokenizer(baseline.model)
-        encode_problems(benchmark.test, test, words, model, baseline.decoding)
-        encode_problems(benchmark.validation, validation, words, model, baseline.decoding)
+        encode_problems(test, benchmark.test.protocol, words, model, baseline.decoding)
+        encode_problems(validation, benchmark.validation.protocol, words, model, baseline.decoding)
     shortest = min(map(len, prompts)) + recording.decoding.gen_length
     max_length = settings.training.max_length
     if max_length is not None and max_length < shortest:

@@ -14,6 +14,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dparallel.config.base import UserError
+
 NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Lea", "Ben", "Ida")
 ITEMS = ("coins", "pens", "cups", "hats", "nuts", "keys")
 GAINS = ("buys", "finds", "wins")
@@ -23,7 +25,10 @@ DIGITS = tuple(str(digit) for digit in range(10))
 FILLER = "."
 PAD, MASK, EOS, UNKNOWN = "<pad>", "<mask>", "<eos>", "<unk>"
 WORDS = (
-    *(PAD, MASK, EOS, UNKNOWN),
+    PAD,
+    MASK,
+    EOS,
+    UNKNOWN,
     *DIGITS,
     *NAMES,
     *ITEMS,
@@ -51,8 +56,12 @@ SPLITS = {  # the teacher is trained on `train`, students on `distillation`
 }
 
 
+class NoCoinsProblem(UserError):
+    """A text that states no problem of this task."""
+
+
 @dataclass(frozen=True)
-class Problem:
+class CoinsProblem:
     """`operations` holds (verb, operand) pairs; every intermediate total stays within 0..9."""
 
     name: str
@@ -81,13 +90,13 @@ class Problem:
         return str(self.totals[-1])
 
 
-def split_of(problem: Problem) -> str:
+def split_of(problem: CoinsProblem) -> str:
     """The one split a problem belongs to, decided by its text alone: splits cannot overlap."""
     bucket = int.from_bytes(hashlib.blake2b(problem.prompt.encode(), digest_size=8).digest()) % 100
     return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
-def draw_problem(rng: random.Random) -> Problem:
+def draw_problem(rng: random.Random) -> CoinsProblem:
     totals = [rng.randrange(10)]
     operations = []
     for _ in range(rng.choice((3, MAX_OPERATIONS))):
@@ -96,10 +105,10 @@ def draw_problem(rng: random.Random) -> Problem:
         gain = rng.choice(gains)
         operations.append((rng.choice(GAINS if gain else LOSSES), operand))
         totals.append(totals[-1] + (operand if gain else -operand))
-    return Problem(rng.choice(NAMES), rng.choice(ITEMS), totals[0], tuple(operations))
+    return CoinsProblem(rng.choice(NAMES), rng.choice(ITEMS), totals[0], tuple(operations))
 
 
-def problems(split: str, seed: int) -> Iterator[Problem]:
+def problems(split: str, seed: int) -> Iterator[CoinsProblem]:
     """Endless distinct problems of one split, the same ones for the same seed."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -112,27 +121,29 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
             yield problem
 
 
-def parse_prompt(prompt: str) -> Problem:
-    """The problem a prompt states; ValueError where it states none."""
+def parse_prompt(prompt: str) -> CoinsProblem:
+    """The problem a prompt states; NoCoinsProblem where it states none."""
     words = prompt.split()
     try:
         name, start, item, *rest, end = words
         rest = [word for word in rest if word != FILLER]
         operations = tuple(zip(rest[::2], map(int, rest[1::2]), strict=True))
-        problem = Problem(name, item, int(start), operations)
+        problem = CoinsProblem(name, item, int(start), operations)
     except ValueError as error:
-        raise ValueError(f"{prompt!r} is not a coins problem such as 'Tom 7 coins buys 2 ... ?'") from error
+        raise NoCoinsProblem(
+            f"{prompt!r} is not a coins problem such as 'Tom 7 coins buys 2 ... ?'"
+        ) from error
     if problem.prompt != " ".join(words) or end != "?":
-        raise ValueError(f"{prompt!r} is not a coins problem; it would read {problem.prompt!r}")
+        raise NoCoinsProblem(f"{prompt!r} is not a coins problem; it would read {problem.prompt!r}")
     return problem
 
 
-def intros(problem: Problem) -> list[list[str]]:
+def intros(problem: CoinsProblem) -> list[list[str]]:
     has = [problem.name, "has", str(problem.start), problem.item]
     return [["first", *has], [*has, "first"]]
 
 
-def sentence(problem: Problem, step: int, style: int, direction: int, connector: str) -> list[str]:
+def sentence(problem: CoinsProblem, step: int, style: int, direction: int, connector: str) -> list[str]:
     """Sentence `step` (0-based) in six words."""
     verb, operand = problem.operations[step]
     plain = "gets" if verb in GAINS else "gives"
@@ -144,7 +155,7 @@ def sentence(problem: Problem, step: int, style: int, direction: int, connector:
     return [connector, total, ("once", "when", "once")[style], subject, action, str(operand)]
 
 
-def draw_solution(problem: Problem, rng: random.Random) -> str:
+def draw_solution(problem: CoinsProblem, rng: random.Random) -> str:
     """A worked solution in phrasings drawn by the habits of the name and the item."""
     style_order = STYLE_ORDERS[NAMES.index(problem.name) % len(STYLE_ORDERS)]
     item = ITEMS.index(problem.item)
@@ -162,7 +173,7 @@ def _ordered(odds: tuple[float, float], swap: int) -> tuple[float, float]:
     return (odds[1], odds[0]) if swap else odds
 
 
-def solution_is_valid(problem: Problem, response: str) -> bool:
+def solution_is_valid(problem: CoinsProblem, response: str) -> bool:
     """Whether the whole worked solution holds: every sentence in a style, every number right."""
     words = response.split()
     if words[:5] not in intros(problem):
@@ -181,7 +192,7 @@ def solution_is_valid(problem: Problem, response: str) -> bool:
     return words == ["answer", "####", problem.answer]
 
 
-def answer_is_right(problem: Problem, response: str) -> bool:
+def answer_is_right(problem: CoinsProblem, response: str) -> bool:
     """Whether the word after the first `####` is the final total."""
     words = response.split()
     return "####" in words and words[words.index("####") + 1 :][:1] == [problem.answer]

@@ -1,36 +1,40 @@
 """From texts to token ids and back."""
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import ProtocolConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.sources import Problem
+from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.stages.manifest import digest
 
-Messages = list[dict[str, str]]  # `role` (user, assistant) and `content` of each, as chat templates take them
+Messages = list[dict[str, str]]  # turns of a chat: `role` (system, user, assistant) and `content`
+
+
+PLAIN_TEXT = ProtocolConfig()
 
 
 class ChatTemplateError(UserError):
     """No chat template, or one that refuses a conversation; the message names the remedy."""
 
 
-def check_chat_template(tokenizer: Any) -> None:
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.chat_template is None:
         raise ChatTemplateError(
-            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it knows no turns: put a "
-            "chat_template.jinja beside its tokenizer"
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it cannot write turns: "
+            "put a chat_template.jinja beside its tokenizer"
         )
 
 
-def encode_chat(tokenizer: Any, messages: Messages, template: str | None = None) -> list[int]:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None
+) -> list[int]:
     """Token ids of a conversation that awaits the assistant.
 
     Args:
@@ -39,90 +43,159 @@ def encode_chat(tokenizer: Any, messages: Messages, template: str | None = None)
     Raises:
         ChatTemplateError: there is no template, or it refuses this conversation or makes nothing of it.
     """
+    return tokenizer.encode(_chat_text(tokenizer, messages, template), add_special_tokens=False)
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None) -> str:
     if template is None:
         check_chat_template(tokenizer)
     try:
-        tokens = tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, return_dict=False
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
     except TemplateError as error:
         raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
     except Exception as error:  # a template is a program, and may fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise ChatTemplateError(f"the chat template fails on this conversation: {reason}") from error
-    if not tokens:
+    assert isinstance(text, str)
+    if not text.strip():
         raise ChatTemplateError("the chat template makes an empty prompt of this conversation: correct it")
-    return tokens
+    return text
 
 
-def encode_prompt(tokenizer: Any, prompt: str, chat: bool, template: str | None = None) -> list[int]:
-    """Token ids of one prompt: with `chat` as a user's turn, else the text as it is.
+def render(problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of one problem as its protocol asks it; the response comes directly after them.
 
-    A token that the tokenizer puts in front of every text is not put before one that begins with it.
+    Raises:
+        ChatTemplateError: the protocol asks in a chat, and there is no template or it fails.
     """
-    if not chat:
-        tokens, plain = tokenizer.encode(prompt), tokenizer.encode(prompt, add_special_tokens=False)
-        doubled = plain[:1] == tokens[:1] and tokens[1 : len(plain) + 1] == plain
-        return tokens[1:] if doubled else tokens
-    return encode_chat(tokenizer, [{"role": "user", "content": prompt}], template)
+    return render_all([problem], protocol, tokenizer)[0]
+
+
+def render_all(
+    problems: Sequence[Problem], protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """As `render`, for many problems at once.
+
+    The tokens that the tokenizer puts in front of every text (BOS) are in front, once; the tokens that it
+    puts behind every text (EOS) are left out, as the response follows.
+    """
+    if not problems:
+        return []
+    template = _read_template(protocol, tokenizer)
+    texts = [_ask(problem, protocol, tokenizer, template) for problem in problems]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if protocol.chat:  # a template writes BOS itself
+        return ids
+    front = _front(tokenizer)
+    return [tokens if tokens[: len(front)] == front else front + tokens for tokens in ids]
+
+
+def _ask(
+    problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> str:
+    """The text of a problem, with the beginning of its response."""
+    shown = [example.user + example.assistant for example in protocol.examples]
+    if not protocol.chat:
+        system = [] if protocol.system is None else [protocol.system]
+        return protocol.separator.join([*system, *shown, problem.prompt]) + problem.prefill
+    messages: Messages = []
+    if protocol.system is not None:
+        messages.append({"role": "system", "content": protocol.system})
+    if protocol.examples_as == "text":
+        question = protocol.separator.join([*shown, problem.prompt])
+    else:
+        question = problem.prompt
+        for example in protocol.examples:
+            messages.append({"role": "user", "content": example.user})
+            messages.append({"role": "assistant", "content": example.assistant})
+    messages.append({"role": "user", "content": question})
+    try:
+        return _chat_text(tokenizer, messages, template) + problem.prefill
+    except ChatTemplateError as error:
+        named = protocol.chat_template or tokenizer.name_or_path or "the tokenizer"
+        raise ChatTemplateError(f"{_where(problem)}: {error} (template of {named})") from error
+
+
+def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts in front of every text."""
+    text = "a"
+    whole = tokenizer.encode(text)
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
+def _where(problem: Problem) -> str:
+    return f"problem {problem.problem_id} ({problem.source})"
 
 
 def encode_problems(
-    config: ProblemsConfig,
     problems: Sequence[Problem],
-    tokenizer: Any,
+    protocol: ProtocolConfig,
+    tokenizer: PreTrainedTokenizerBase,
     model: DiffusionTransformer,
     decoding: DecodingConfig,
 ) -> list[list[int]]:
-    """Token ids of every prompt, all of them fit to be decoded.
+    """As `render_all`, and every prompt fits to be decoded.
 
     Raises:
-        ChatTemplateError: the problems are chat turns and there is no usable template.
+        ChatTemplateError: the protocol asks in a chat, and there is no usable template.
         ValueError: naming the first problem whose prompt this model cannot decode, and why.
     """
-    template = _read_template(config, tokenizer)
-    prompts = []
-    for problem in problems:
-        where = f"problem {problem.problem_id} ({problem.source})"
-        try:
-            prompt = encode_prompt(tokenizer, problem.prompt, config.chat, template)
-            check_prompts(model, [prompt], decoding)
-        except ChatTemplateError as error:
-            named = config.chat_template or tokenizer.name_or_path or "the tokenizer"
-            raise ChatTemplateError(f"{where}: {error} (template of {named})") from error
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        prompts.append(prompt)
+    prompts = render_all(problems, protocol, tokenizer)
+    try:
+        check_prompts(model, prompts, decoding)
+    except ValueError:
+        for problem, prompt in zip(problems, prompts, strict=True):  # which one it is
+            try:
+                check_prompts(model, [prompt], decoding)
+            except ValueError as error:
+                raise ProblemsError(f"{_where(problem)}: {error}") from error
+        raise
     return prompts
 
 
-def _read_template(config: ProblemsConfig, tokenizer: Any) -> str | None:
+def _read_template(protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The text of `chat_template`; None leaves it to the tokenizer, which then must have its own."""
-    if config.chat_template is not None:
+    if protocol.chat_template is not None:
         try:
-            return Path(config.chat_template).read_text(encoding="utf-8")
+            return Path(protocol.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ChatTemplateError(f"chat_template={config.chat_template}: {error}") from error
-    if config.chat:
+            raise ChatTemplateError(f"protocol.chat_template={protocol.chat_template}: {error}") from error
+    if protocol.chat:
         try:
             check_chat_template(tokenizer)
         except ChatTemplateError as error:
             raise ChatTemplateError(
-                f"{error}, give chat_template: FILE to these problems, or chat: false"
+                f"{error}, give protocol.chat_template: FILE to these problems, or protocol.chat: false"
             ) from error
     return None
 
 
-def decode_response(tokenizer: Any, tokens: Sequence[int], end_token_ids: Sequence[int]) -> str:
-    """The text before the first token that ends a text or a turn.
+def finish(
+    tokens: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_ids: Collection[int],
+    protocol: ProtocolConfig = PLAIN_TEXT,
+) -> str:
+    """The text of a response: up to its first end-of-turn or end-of-text token, and to its first stop text.
 
-    Other special tokens stay visible: one in the middle of a solution is an error to be scored.
+    Other special tokens stay visible: one in the middle of a solution is an error to be scored. What the
+    protocol puts in front of a response (`Problem.prefill`) is not part of it; a scorer that reads the
+    whole puts it back.
     """
-    content = list(takewhile(lambda token: token not in end_token_ids, tokens))
-    return tokenizer.decode(content, skip_special_tokens=False)
+    end = next((place for place, token in enumerate(tokens) if token in end_token_ids), len(tokens))
+    text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=False)
+    assert isinstance(text, str)
+    stops = [text.find(stop) for stop in protocol.stops]
+    return text[: min((place for place in stops if place >= 0), default=None)]
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """The same for tokenizers of the same vocabulary, special tokens and chat template."""
     return digest(
         {

@@ -1,38 +1,28 @@
-"""The evaluation sets by name: where their problems come from and how a response is scored."""
+"""Sets of problems: how they are loaded, told apart and recognized."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems import coins
-from dparallel.problems.scoring import NUMBER, SCORINGS, Score, final_answer
+from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 from dparallel.stages.manifest import Manifest, StageError, digest
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    problems: Callable[[ProblemsConfig], list[Problem]]
-    score: Callable[[ProblemsConfig, Problem, str], Score]
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
     """The problems `config` names, the same ones in the same order every time.
 
     Raises:
-        ProblemsError: a data set that is missing, empty, too short or not as declared.
+        ProblemsError: a data set that is missing, empty, too short or not as declared; a scorer that does
+            not exist or can judge no response to one of the problems.
     """
-    problems = BENCHMARKS[config.benchmark].problems(config)
-    if config.scoring == "flexible_extract":
-        _check_numbers(problems)
+    scorers_of(config.protocol)  # before any data is read
+    problems = LOADERS[config.benchmark](config)
+    check_scorable(problems, config.protocol, need_references=False)
     return problems
-
-
-def score(config: ProblemsConfig, problem: Problem, response: str) -> Score:
-    return BENCHMARKS[config.benchmark].score(config, problem, response)
 
 
 def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
@@ -46,9 +36,28 @@ def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
             )
 
 
-def problems_digest(problems: Sequence[Problem]) -> str:
-    """The same for the same problems in the same order, whatever file they came from."""
-    return digest([vars(problem) for problem in problems])
+def problems_digest(problems: Sequence[Problem], extra: bool = False) -> str:
+    """The same for the same problems in the same order, whatever file they came from.
+
+    Args:
+        extra: include what only scorers read; without it, the digest is of what is asked and answered, and
+            another column carried along does not change it.
+    """
+    return digest([_content(problem, extra) for problem in problems])
+
+
+def _content(problem: Problem, extra: bool) -> dict:
+    content: dict = {
+        "problem_id": problem.problem_id,
+        "source": problem.source,
+        "prompt": problem.prompt,
+        "reference": problem.reference,
+    }
+    if problem.prefill:
+        content["prefill"] = problem.prefill
+    if extra and problem.extra:
+        content["extra"] = problem.extra
+    return content
 
 
 def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
@@ -63,36 +72,11 @@ def coins_problems(config: ProblemsConfig) -> list[Problem]:
             problem_id=f"coins-{config.split}-{config.seed}-{index:05d}",
             source=f"coins/{config.split}",
             prompt=problem.prompt,
+            prefill=config.protocol.prefill.format(),
             reference=coins.draw_solution(problem, random.Random(problem.prompt)),
         )
         for index, problem in enumerate(islice(coins.problems(config.split, config.seed), config.count))
     ]
 
 
-def score_coins(config: ProblemsConfig, problem: Problem, response: str) -> Score:
-    stated = coins.parse_prompt(problem.prompt)
-    return Score(
-        solution=coins.solution_is_valid(stated, response), answer=coins.answer_is_right(stated, response)
-    )
-
-
-def score_dataset(config: ProblemsConfig, problem: Problem, response: str) -> Score:
-    if problem.reference is None:
-        return Score(solution=None)
-    return Score(solution=SCORINGS[config.scoring](problem.reference, response))
-
-
-def _check_numbers(problems: Sequence[Problem]) -> None:
-    """No response could score against a reference that ends in no number."""
-    for problem in problems:
-        if problem.reference is not None and not NUMBER.fullmatch(final_answer(problem.reference)):
-            raise ProblemsError(
-                f"problem {problem.problem_id} ({problem.source}): scoring='flexible_extract' compares "
-                f"numbers, but the reference ends in {final_answer(problem.reference)[-40:]!r}"
-            )
-
-
-BENCHMARKS = {
-    "coins": Benchmark(coins_problems, score_coins),
-    "dataset": Benchmark(dataset_problems, score_dataset),
-}
+LOADERS = {"coins": coins_problems, "dataset": dataset_problems}

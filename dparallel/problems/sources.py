@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from dparallel.config.base import UserError
-from dparallel.config.problems import ProblemsConfig, SourceConfig
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig, columns_of, fill
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -19,12 +19,21 @@ class ProblemsError(UserError):
 
 @dataclass(frozen=True)
 class Problem:
-    """`reference` is one right response; None where none is known."""
+    """Data that travels whole from its source to its verdict.
+
+    Attributes:
+        prompt: the question, without system text, examples and chat template.
+        prefill: the beginning of the assistant's response; what a model generates comes after it.
+        reference: one right response; None where none is known.
+        extra: what only a scorer reads, by column; JSON values. It is part of no shard.
+    """
 
     problem_id: str
     source: str
     prompt: str
-    reference: str | None
+    prefill: str = ""
+    reference: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def dataset_problems(config: ProblemsConfig) -> list[Problem]:
@@ -33,23 +42,42 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
     Raises:
         ProblemsError: a data set that is missing, empty, too short, or without a column that is asked for.
     """
-    return [problem for source in config.sources for problem in _read(source)]
+    return [problem for source in config.sources for problem in _read(source, config.protocol)]
 
 
-def _read(source: SourceConfig) -> list[Problem]:
+def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
     dataset = _load(source)
+    prompt = protocol.prompt if source.prompt is None else source.prompt
+    texts = dict.fromkeys([*columns_of(prompt, "prompt"), *columns_of(protocol.prefill, "prefill")])
     reference = _column(dataset, source.reference, "reference")
     identity = _column(dataset, source.id, "id")
-    columns = dict.fromkeys([*source.prompt_columns, *filter(None, (reference, identity))])
+    columns = dict.fromkeys([*texts, *filter(None, (reference, identity)), *protocol.extra])
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise ProblemsError(
             f"{source.label}: no column {missing[0]!r}; its columns: {', '.join(dataset.column_names)}"
         )
     rows = _chosen_rows(source, len(dataset))
     records = dataset.select_columns(list(columns)).select(rows).to_list()
-    return [
-        _problem(source, row, record, reference, identity) for row, record in zip(rows, records, strict=True)
-    ]
+
+    problems = []
+    for row, record in zip(rows, records, strict=True):
+        where = f"{source.label}, row {row + 1}"
+        filled = {name: _text(where, name, record[name]) for name in texts}
+        for name, text in filled.items():
+            if not text.strip():
+                raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
+        identifier = _optional_text(where, identity, record) or f"{Path(source.path).stem}-{row + 1:05d}"
+        problems.append(
+            Problem(
+                problem_id=identifier,
+                source=source.label,
+                prompt=fill(prompt, filled),
+                prefill=fill(protocol.prefill, filled),
+                reference=_optional_text(where, reference, record),
+                extra={name: record[name] for name in protocol.extra},
+            )
+        )
+    return problems
 
 
 def _column(dataset: Any, asked: str | None, default: str) -> str | None:
@@ -64,32 +92,15 @@ def _chosen_rows(source: SourceConfig, rows: int) -> Sequence[int]:
     return range(count) if source.seed is None else sorted(Random(source.seed).sample(range(rows), count))
 
 
-def _problem(
-    source: SourceConfig, row: int, record: dict[str, Any], reference: str | None, identity: str | None
-) -> Problem:
-    where = f"{source.label}, row {row + 1}"
-    texts = {name: _text(where, name, value) for name, value in record.items()}
-    for name in source.prompt_columns:
-        if not (texts[name] or "").strip():
-            raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
-    try:
-        prompt = source.prompt.format_map(texts)
-    except ValueError as error:
-        raise ProblemsError(
-            f"{where}: prompt={source.prompt!r} cannot be filled in ({error}): columns come as texts, so "
-            "name them alone, as {question}"
-        ) from error
-    return Problem(
-        problem_id=(texts[identity] if identity else None) or f"{Path(source.path).stem}-{row + 1:05d}",
-        source=source.label,
-        prompt=prompt,
-        reference=texts[reference] if reference else None,
-    )
+def _optional_text(where: str, name: str | None, record: dict[str, Any]) -> str | None:
+    return None if name is None or record[name] is None else _text(where, name, record[name])
 
 
-def _text(where: str, name: str, value: Any) -> str | None:
+def _text(where: str, name: str, value: Any) -> str:
     """A text as it is, a number as it is written: 1.5, and 3 for 3.0, which a column with gaps makes of 3."""
-    if value is None or isinstance(value, str):
+    if value is None:
+        return ""
+    if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.experiment import TeacherConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
 from dparallel.problems import coins
-from dparallel.problems.prompts import decode_response
+from dparallel.problems.prompts import finish
 from dparallel.stages import metrics_log
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.stages.metrics_log import METRICS
@@ -152,14 +153,16 @@ def training_loss(
     return F.cross_entropy(logits, input_ids[view.read])
 
 
-def whole_solution_accuracy(model: DiffusionTransformer, tokenizer, config: TeacherConfig) -> float:
+def whole_solution_accuracy(
+    model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig
+) -> float:
     """Share of validation problems whose whole solution holds, at one token per step."""
     draw = coins.problems("validation", config.seed)
     problems = [next(draw) for _ in range(config.check_problems)]
     decoding = OBJECTIVES[config.objective].decoding(config)
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
     responses = [
-        decode_response(tokenizer, generation.tokens, [tokenizer.eos_token_id])
+        finish(generation.tokens, tokenizer, (tokenizer.eos_token_id,))
         for generation in generate(model, prompts, decoding)
     ]
     return sum(map(coins.solution_is_valid, problems, responses)) / len(problems)

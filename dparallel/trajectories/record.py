@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.decoding.canvas import Generation
@@ -16,8 +17,9 @@ from dparallel.decoding.generate import generate
 from dparallel.evaluation.metrics import tokens_per_forward
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
-from dparallel.problems.prompts import decode_response, encode_problems, tokenizer_fingerprint
-from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, score
+from dparallel.problems.prompts import encode_problems, finish, tokenizer_fingerprint
+from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
+from dparallel.problems.scoring import accuracy_metric, score
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import Manifest, Stage, StageError
 from dparallel.stages.sharing import have_made
@@ -166,10 +168,20 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
     table, found = read_shard(shard.path)
     if found != metadata:
         raise StageError(f"{shard.path} was made by {found!r}, expected {metadata!r}; delete it and rerun")
-    columns = ["problem_id", "source", "prompt", "reference"]
-    if table.select(columns).to_pylist() != [vars(problem) for problem in shard.problems]:
+    asked = [_identity(problem) for problem in shard.problems]
+    if table.select(list(_identity(shard.problems[0]))).to_pylist() != asked:
         raise StageError(f"{shard.path} holds other problems than this run asks for; delete it and rerun")
     return table
+
+
+def _identity(problem: Problem) -> dict[str, str | None]:
+    """The columns of a problem that a shard holds, and that tell whether it is the problem asked for."""
+    return {
+        "problem_id": problem.problem_id,
+        "source": problem.source,
+        "prompt": problem.prompt,
+        "reference": problem.reference,
+    }
 
 
 def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> None:
@@ -191,7 +203,7 @@ def _decode(
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
     prompts = [
-        encode_problems(config.problems, shard.problems, tokenizer, model, config.decoding)
+        encode_problems(shard.problems, config.problems.protocol, tokenizer, model, config.decoding)
         for shard in shards
     ]
     recorded, began = 0, time.perf_counter()
@@ -205,7 +217,11 @@ def _decode(
         seconds = time.perf_counter() - began
         log.info(
             "%s: %d rows, %.1f rows/s, shard %d of %d, about %.0f s left",
-            *(shard.path.name, len(here), recorded / seconds, count, len(shards)),
+            shard.path.name,
+            len(here),
+            recorded / seconds,
+            count,
+            len(shards),
             seconds / count * (len(shards) - count),
         )
 
@@ -215,24 +231,28 @@ def _rows(
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     generations: Sequence[Generation],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     model: DiffusionTransformer,
 ) -> list[dict[str, Any]]:
-    rows = []
-    for problem, prompt, generation in zip(problems, prompts, generations, strict=True):
-        response = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
-        rows.append(
-            {
-                **vars(problem),
-                "prompt_ids": prompt,
-                "response_ids": generation.tokens,
-                "commit_step": generation.commit_step,
-                "confidence": generation.confidence,
-                "response": response,
-                "correct": score(config.problems, problem, response).solution,
-                "nfe": generation.nfe,
-                "num_tokens": generation.num_tokens,
-                "seed": config.decoding.seed,
-            }
+    protocol = config.problems.protocol
+    ends = model.config.end_token_ids
+    responses = [finish(each.tokens, tokenizer, ends, protocol) for each in generations]
+    verdicts = score(problems, responses, protocol)
+    metric = accuracy_metric(protocol)
+    return [
+        {
+            **_identity(problem),
+            "prompt_ids": prompt,
+            "response_ids": generation.tokens,
+            "commit_step": generation.commit_step,
+            "confidence": generation.confidence,
+            "response": response,
+            "correct": verdict[metric],
+            "nfe": generation.nfe,
+            "num_tokens": generation.num_tokens,
+            "seed": config.decoding.seed,
+        }
+        for problem, prompt, generation, response, verdict in zip(
+            problems, prompts, generations, responses, verdicts, strict=True
         )
-    return rows
+    ]

@@ -14,7 +14,7 @@ import torch
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer, save_model
 from dparallel.cli.main import main
-from dparallel.problems.prompts import decode_response
+from dparallel.problems.prompts import finish
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 
@@ -29,9 +29,7 @@ def decoded(checkpoint: Path, prompts: list[str]) -> list[tuple[str, int, int]]:
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     generations = generate(model, [tokenizer.encode(prompt) for prompt in prompts], DECODING)
     ends = model.config.end_token_ids
-    return [
-        (decode_response(tokenizer, each.tokens, ends), each.nfe, each.num_tokens) for each in generations
-    ]
+    return [(finish(each.tokens, tokenizer, ends), each.nfe, each.num_tokens) for each in generations]
 
 
 def run_on_terminal(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig, SourceConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
-from dparallel.problems.prompts import decode_response, encode_problems
+from dparallel.problems.prompts import encode_problems, finish
 from dparallel.problems.registry import load_problems
 
 
@@ -26,10 +26,12 @@ def own_answers(
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     coins = ProblemsConfig(benchmark="coins", split=split, count=count)
     problems = load_problems(coins)
-    generations = generate(model, encode_problems(coins, problems, tokenizer, model, decoding), decoding)
+    generations = generate(
+        model, encode_problems(problems, coins.protocol, tokenizer, model, decoding), decoding
+    )
     with path.open("w", encoding="utf-8") as file:
         for index, (problem, generation) in enumerate(zip(problems, generations, strict=True)):
-            answer = decode_response(tokenizer, generation.tokens, model.config.end_token_ids)
+            answer = finish(generation.tokens, tokenizer, model.config.end_token_ids)
             reference = "nothing like it" if index < spoilt else answer
             file.write(json.dumps({"prompt": problem.prompt, "reference": reference}) + "\n")
     return dataset(path)

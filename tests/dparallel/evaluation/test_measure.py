@@ -27,7 +27,7 @@ from dparallel.evaluation.measure import (
     write_slice,
 )
 from dparallel.models.checkpoints import load_model, load_tokenizer
-from dparallel.problems.prompts import decode_response, encode_problems
+from dparallel.problems.prompts import encode_problems, finish
 from dparallel.problems.registry import load_problems
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import StageError
@@ -58,7 +58,7 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
     assert found.accuracy_stderr == pytest.approx((0.8 * 0.2 / 70) ** 0.5)
     assert found.answer_accuracy is None
     model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
-    prompts = encode_problems(problems, load_problems(problems), tokenizer, model, DECODING)
+    prompts = encode_problems(load_problems(problems), problems.protocol, tokenizer, model, DECODING)
     generations = generate(model, prompts, DECODING)
     tokens, nfe = sum(each.num_tokens for each in generations), sum(each.nfe for each in generations)
     assert found.nfe == pytest.approx(nfe / 70)
@@ -67,7 +67,7 @@ def test_a_measurement_is_what_decoding_gives(tiny_checkpoint: Path, tmp_path: P
 
     assert samples.schema == SAMPLES
     assert samples["response"].to_pylist() == [
-        decode_response(tokenizer, each.tokens, model.config.end_token_ids) for each in generations
+        finish(each.tokens, tokenizer, model.config.end_token_ids) for each in generations
     ]
     assert samples["solution"].to_pylist() == [False] * 14 + [True] * 56
 

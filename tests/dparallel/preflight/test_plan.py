@@ -285,7 +285,7 @@ def test_the_command_prints_the_plan(capsys) -> None:
         (["--set", "training.lora.targets=[qkv]"], "LoRA target 'qkv' matches in 0 of 4 layers"),
         (["--set", "training.max_length=47"], "training.max_length=47 leaves nothing to train on"),
         (["--set", "merging.format=original"], "which is in our own format"),
-        (["--set", "trajectories.problems.chat=true"], "chat template"),
+        (["--set", "trajectories.problems.protocol.chat=true"], "chat template"),
         (["--set", "benchmark.test.split=distillation"], "share 1000 prompts"),
     ],
 )

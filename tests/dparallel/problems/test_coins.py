@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dparallel.problems import coins
 from dparallel.tiny.tokenizer import build_tokenizer
 
-PROBLEM = coins.Problem("Tom", "coins", 7, (("buys", 2), ("loses", 1), ("finds", 1)))
+PROBLEM = coins.CoinsProblem("Tom", "coins", 7, (("buys", 2), ("loses", 1), ("finds", 1)))
 SOLUTION = (
     "first Tom has 7 coins then Tom buys 2 making 9 next 8 once he gives 1 later Tom gets 1 reaching 9 "
     "answer #### 9"

@@ -2,14 +2,14 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import ProtocolConfig
 from dparallel.models.checkpoints import load_tokenizer, save_model
 from dparallel.problems.prompts import (
     ChatTemplateError,
-    decode_response,
     encode_chat,
     encode_problems,
-    encode_prompt,
+    finish,
+    render,
     tokenizer_fingerprint,
 )
 from dparallel.problems.sources import Problem
@@ -24,9 +24,9 @@ def ids(words: str) -> list[int]:
 
 def test_text_ends_before_the_first_end_of_text_and_keeps_stray_special_tokens() -> None:
     tokens = ids("Tom <pad> has <eos> 7 <eos>")
-    assert decode_response(build_tokenizer(), tokens, end_token_ids=ids("<eos>")) == "Tom <pad> has"
-    assert decode_response(build_tokenizer(), ids("Tom has"), end_token_ids=ids("<eos>")) == "Tom has"
-    assert decode_response(build_tokenizer(), tokens, end_token_ids=ids("<eos> has")) == "Tom <pad>"
+    assert finish(tokens, build_tokenizer(), ids("<eos>")) == "Tom <pad> has"
+    assert finish(ids("Tom has"), build_tokenizer(), ids("<eos>")) == "Tom has"
+    assert finish(tokens, build_tokenizer(), ids("<eos> has")) == "Tom <pad>"
 
 
 TEMPLATE = (
@@ -34,19 +34,19 @@ TEMPLATE = (
     "{% if not message.content %}{{ raise_exception('an empty turn') }}{% endif %}"
     "first {{ message.content }} {% endfor %}{% if add_generation_prompt %}answer{% endif %}"
 )
-COINS = ProblemsConfig(benchmark="coins", count=1)
-CHAT = COINS.model_copy(update={"chat": True})
+PLAIN = ProtocolConfig()
+CHAT = ProtocolConfig(chat=True)
 
 
-def encode(config: ProblemsConfig, tokenizer, model, *prompts: str) -> list[list[int]]:
-    problems = [Problem(f"p-{index}", "s", prompt, None) for index, prompt in enumerate(prompts)]
-    return encode_problems(config, problems, tokenizer, model, DECODING)
+def encode(protocol: ProtocolConfig, tokenizer, model, *prompts: str) -> list[list[int]]:
+    problems = [Problem(f"p-{index}", "s", prompt) for index, prompt in enumerate(prompts)]
+    return encode_problems(problems, protocol, tokenizer, model, DECODING)
 
 
 def test_the_config_decides_whether_a_problem_is_a_turn(tiny_model) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    assert encode(COINS, tokenizer, tiny_model, "Tom 7") == [ids("Tom 7")]
+    assert encode(PLAIN, tokenizer, tiny_model, "Tom 7") == [ids("Tom 7")]
     assert encode(CHAT, tokenizer, tiny_model, "Tom 7", "Ann") == [
         ids("first Tom 7 answer"),
         ids("first Ann answer"),
@@ -60,7 +60,10 @@ def test_a_template_beside_the_tokenizer_is_its_own(tiny_model, tmp_path) -> Non
 
 
 def test_no_template_says_how_to_give_one(tiny_model, tmp_path) -> None:
-    remedy = r"no chat template.*chat_template\.jinja beside its tokenizer.*chat_template: FILE.*chat: false"
+    remedy = (
+        r"no chat template.*chat_template\.jinja beside its tokenizer.*"
+        r"protocol\.chat_template: FILE.*protocol\.chat: false"
+    )
     with pytest.raises(ChatTemplateError, match=remedy):
         encode(CHAT, build_tokenizer(), tiny_model, "Tom 7")
     file = tmp_path / "mine.jinja"
@@ -95,22 +98,26 @@ def test_a_template_that_fails_or_says_nothing_is_named_with_its_problem(tiny_mo
             encode(given, build_tokenizer(), tiny_model, "Tom 7")
 
 
+def plain(tokenizer, text: str) -> list[int]:
+    return render(Problem("p", "s", text), PLAIN, tokenizer)
+
+
 def test_a_token_in_front_of_every_text_is_not_doubled() -> None:
     tokenizer = build_tokenizer()
     eos = ids("<eos>")[0]
-    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
-    assert encode_prompt(tokenizer, "Tom Tom Tom", chat=False) == ids("Tom Tom Tom")
+    assert plain(tokenizer, "<eos> Tom 7") == ids("<eos> Tom 7")
+    assert plain(tokenizer, "Tom Tom Tom") == ids("Tom Tom Tom")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<eos> $A", special_tokens=[("<eos>", eos)]
     )
-    assert encode_prompt(tokenizer, "Tom 7", chat=False) == ids("<eos> Tom 7")
-    assert encode_prompt(tokenizer, "<eos> Tom 7", chat=False) == ids("<eos> Tom 7")
-    assert encode_prompt(tokenizer, "<eos> <eos> Tom", chat=False) == ids("<eos> <eos> Tom")
-    assert encode_prompt(tokenizer, "", chat=False) == ids("<eos>")
+    assert plain(tokenizer, "Tom 7") == ids("<eos> Tom 7")
+    assert plain(tokenizer, "<eos> Tom 7") == ids("<eos> Tom 7")
+    assert plain(tokenizer, "<eos> <eos> Tom") == ids("<eos> <eos> Tom")
+    assert plain(tokenizer, "") == ids("<eos>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<eos> $A <pad>", special_tokens=[("<eos>", eos), ("<pad>", ids("<pad>")[0])]
     )
-    assert encode_prompt(tokenizer, "<eos> Tom", chat=False) == ids("<eos> Tom <pad>")
+    assert plain(tokenizer, "<eos> Tom") == ids("<eos> Tom")
 
 
 def test_a_conversation_is_encoded_turn_by_turn() -> None:
@@ -120,12 +127,12 @@ def test_a_conversation_is_encoded_turn_by_turn() -> None:
 
 def test_a_prompt_that_does_not_fit_names_problem_and_lengths(tiny_model) -> None:
     with pytest.raises(ValueError, match=r"problem p-1 \(s\).* 29 tokens.*gen_length=36.*at most 28"):
-        encode(COINS, build_tokenizer(), tiny_model, "Tom 7", "Tom " * 29)
+        encode(PLAIN, build_tokenizer(), tiny_model, "Tom 7", "Tom " * 29)
 
 
 def test_a_prompt_that_holds_the_mask_is_refused(tiny_model) -> None:
     with pytest.raises(ValueError, match="problem p-0.*holds token id 1"):
-        encode(COINS, build_tokenizer(), tiny_model, "Tom <mask>")
+        encode(PLAIN, build_tokenizer(), tiny_model, "Tom <mask>")
 
 
 def test_tokenizer_fingerprint_sees_vocabulary_and_template() -> None:

@@ -3,11 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.problems import ProblemsConfig
-from dparallel.problems.registry import check_disjoint, load_problems, problems_digest, score
-from dparallel.problems.scoring import Score
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig
+from dparallel.problems.registry import check_disjoint, load_problems, problems_digest
+from dparallel.problems.scoring import Verdict, score
 from dparallel.problems.sources import Problem, ProblemsError
 from tests.dparallel.evaluation.oracle import dataset
+
+
+def judge(config: ProblemsConfig, problem: Problem, response: str) -> Verdict:
+    [verdict] = score([problem], [response], config.protocol)
+    return verdict
 
 
 def test_coins_references_are_right_and_wrong_numbers_are_not() -> None:
@@ -16,11 +21,11 @@ def test_coins_references_are_right_and_wrong_numbers_are_not() -> None:
     assert len({problem.problem_id for problem in problems}) == 20
     for problem in problems:
         assert problem.reference is not None
-        assert score(config, problem, problem.reference) == Score(solution=True, answer=True)
+        assert judge(config, problem, problem.reference) == {"solution": True, "answer": True}
         *steps, answer = problem.reference.split()
         wrong_answer = " ".join([*steps, str((int(answer) + 1) % 10)])
-        assert score(config, problem, wrong_answer) == Score(solution=False, answer=False)
-        assert score(config, problem, f"#### {answer}") == Score(solution=False, answer=True)
+        assert judge(config, problem, wrong_answer) == {"solution": False, "answer": False}
+        assert judge(config, problem, f"#### {answer}") == {"solution": False, "answer": True}
 
 
 def test_problems_are_the_same_every_time_and_others_for_another_seed() -> None:
@@ -34,23 +39,25 @@ def test_a_data_set_is_scored_as_its_config_says(tmp_path: Path) -> None:
     lines = [{"prompt": "a", "reference": " 7 apples #### 7"}, {"prompt": "c"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     by_text = dataset(tmp_path / "p.jsonl")
-    by_number = by_text.model_copy(update={"scoring": "flexible_extract"})
+    by_number = by_text.model_copy(update={"protocol": ProtocolConfig(scorers=("flexible_extract",))})
     known, unknown = load_problems(by_number)
-    assert score(by_text, known, "7 apples #### 7\n") == Score(solution=True, answer=None)
-    assert score(by_text, known, "it is 7") == Score(solution=False, answer=None)
-    assert score(by_number, known, "it is 7") == Score(solution=True, answer=None)
-    assert score(by_number, unknown, "it is 7") == Score(solution=None, answer=None)
+    assert judge(by_text, known, "7 apples #### 7\n") == {"exact": True}
+    assert judge(by_text, known, "it is 7") == {"exact": False}
+    assert judge(by_number, known, "it is 7") == {"flexible_extract": True}
+    assert judge(by_number, unknown, "it is 7") == {"flexible_extract": None}
 
 
 def test_a_reference_without_a_number_cannot_be_scored_by_number(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "reference": "one half"}\n', encoding="utf-8")
-    config = dataset(tmp_path / "p.jsonl").model_copy(update={"scoring": "flexible_extract"})
+    config = dataset(tmp_path / "p.jsonl").model_copy(
+        update={"protocol": ProtocolConfig(scorers=("flexible_extract",))}
+    )
     with pytest.raises(ProblemsError, match=r"p-00001 .*compares numbers, .* ends in 'one half'"):
         load_problems(config)
 
 
 def problems(*prompts: str) -> list[Problem]:
-    return [Problem(f"p-{index}", "somewhere", prompt, None) for index, prompt in enumerate(prompts)]
+    return [Problem(f"p-{index}", "somewhere", prompt) for index, prompt in enumerate(prompts)]
 
 
 def test_sets_that_share_a_prompt_are_both_named() -> None:

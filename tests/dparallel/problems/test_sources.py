@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 
 ROWS = [{"question": f"How many is {n} + 1?", "answer": str(n + 1), "level": n} for n in range(6)]
@@ -38,7 +39,7 @@ def read(path: Path | str, **settings: Any) -> list[Problem]:
 def test_every_kind_of_file_gives_the_same_problems(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name)
     problems = read(path)
-    assert problems[1] == Problem("p-00002", str(path), "How many is 1 + 1?", "2")
+    assert problems[1] == Problem("p-00002", str(path), "How many is 1 + 1?", reference="2")
     assert [problem.reference for problem in problems] == ["1", "2", "3", "4", "5", "6"]
 
 
@@ -73,7 +74,7 @@ def test_columns_of_our_own_names_need_no_map(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "reference": "b", "id": 7}, {"prompt": "c", "reference": None, "id": 8}]
     path = write(tmp_path / "p.jsonl", rows)
     known, unknown = dataset_problems(config({"path": str(path)}))
-    assert known == Problem("7", str(path), "a", "b")
+    assert known == Problem("7", str(path), "a", reference="b")
     assert unknown.reference is None
 
 
@@ -141,9 +142,12 @@ def test_numbers_are_texts_as_they_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["{question!x}", "{question:>d}", "{question:q}"])
-def test_a_prompt_that_cannot_be_filled_in_names_its_source(tmp_path: Path, prompt: str) -> None:
-    with pytest.raises(ProblemsError, match=r"p\.jsonl, row 1: prompt='.*' cannot be .* name them alone"):
-        read(write(tmp_path / "p.jsonl"), prompt=prompt)
+def test_a_prompt_that_cannot_be_filled_in_is_refused_before_any_data_is_read(prompt: str) -> None:
+    for setting in ("prompt", "prefill"):
+        with pytest.raises(ValidationError, match=rf"{setting}='.*': .*columns come as texts"):
+            ProtocolConfig.model_validate({setting: prompt})
+    with pytest.raises(ValidationError, match="prompt='.*': .*columns come as texts"):
+        SourceConfig(path="a", prompt=prompt)
 
 
 @pytest.mark.parametrize(
@@ -178,5 +182,5 @@ def test_every_local_file_is_known(tmp_path: Path) -> None:
     one, other = write(tmp_path / "p.jsonl"), write(tmp_path / "folder" / "train.parquet")
     template = tmp_path / "chat.jinja"
     sources = [{"path": str(one)}, {"path": str(tmp_path / "folder")}, {"path": "openai/gsm8k"}]
-    files = config(*sources, chat=True, chat_template=str(template)).files()
+    files = config(*sources, protocol={"chat": True, "chat_template": str(template)}).files()
     assert files == [one, other, template]

@@ -15,7 +15,8 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import encode_problems
-from dparallel.problems.registry import load_problems, score
+from dparallel.problems.registry import load_problems
+from dparallel.problems.scoring import score
 from dparallel.stages.manifest import StageError
 from dparallel.stages.sharing import ROUNDS
 from dparallel.trajectories import store
@@ -43,7 +44,7 @@ def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: 
 
     problems = load_problems(config().problems)
     model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
-    prompts = encode_problems(config().problems, problems, tokenizer, model, DECODING)
+    prompts = encode_problems(problems, config().problems.protocol, tokenizer, model, DECODING)
     for row, problem, prompt in zip(table, problems, prompts, strict=True):
         (expected,) = generate(model, [prompt], DECODING)
         assert (row["problem_id"], row["reference"]) == (problem.problem_id, problem.reference)
@@ -52,7 +53,8 @@ def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: 
         assert row["commit_step"] == expected.commit_step
         assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
         assert (row["nfe"], row["num_tokens"]) == (expected.nfe, expected.num_tokens)
-        assert row["correct"] == score(config().problems, problem, row["response"]).solution
+        [verdict] = score([problem], [row["response"]], config().problems.protocol)
+        assert row["correct"] == verdict["solution"]
         assert row["seed"] is None
 
 
