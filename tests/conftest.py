@@ -1,13 +1,34 @@
-"""Shared fixtures. Tests never touch a network; two threads would only fight on small machines."""
+"""Every test in a folder of its own, whatever lies around the clone or is set in the shell.
+
+No test touches a network, and two threads would only fight on small machines.
+"""
 
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("PREFECT_", "MLFLOW_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DPARALLEL_", "LC_", "LANG")
+HOME = Path(tempfile.mkdtemp(prefix="dparallel-tests-"))  # what libraries keep between tests, of this process
+INSIDE = {
+    "LC_ALL": "C.UTF-8",
+    "PYTHONPATH": str(ROOT),  # child processes run this clone's code, wherever they start
+    "OMP_NUM_THREADS": "1",
+    "HF_HOME": str(HOME / "huggingface"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "PREFECT_HOME": str(HOME / "prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+for variable in [name for name in os.environ if name.startswith(OUTSIDE)]:
+    del os.environ[variable]
+os.environ.update(INSIDE)  # before any library reads it
+
+import hypothesis
 import pytest
 import torch
 
@@ -15,7 +36,31 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, save_model
 from dparallel.tiny.tokenizer import build_tokenizer
 
+hypothesis.configuration.set_hypothesis_home_dir(HOME / "hypothesis")
+for profile, examples in {"local": 8, "ci": 20}.items():
+    hypothesis.settings.register_profile(profile, max_examples=examples, deadline=None, database=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_clone() -> Iterator[None]:
+    """Fixtures of modules and sessions are made outside the clone too."""
+    started = Path.cwd()
+    folder = HOME / "cwd"
+    folder.mkdir()
+    os.chdir(folder)
+    yield
+    assert not list(folder.iterdir()), "a fixture of a module or a session writes into the working folder"
+    os.chdir(started)
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's working folder is its `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
 
 
 def random_model(seed: int = 0, **shape) -> DiffusionTransformer:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
@@ -6,7 +8,8 @@ from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import load_problems
 
-TEACHER, RIVAL = "teachers/tiny", "teachers/tiny_autoregressive"
+TEACHERS = Path(__file__).parents[2] / "teachers"
+TEACHER, RIVAL = str(TEACHERS / "tiny"), str(TEACHERS / "tiny_autoregressive")
 
 
 def test_mean_and_spread_by_hand():
@@ -96,8 +99,17 @@ def test_reference_operating_points_and_baselines_race():
 AUTOREGRESSIVE = {"mode": "autoregressive", "gen_length": 36}
 
 
-def test_models_are_timed_side_by_side():
-    """Real models; the ratios are to the autoregressive bare loop at the same batch size."""
+def test_models_are_timed_side_by_side(monkeypatch):
+    """Real models and a clock that ticks once a forward and row, which makes rates tokens per forward.
+
+    The ratios are to the autoregressive bare loop at the same batch size.
+    """
+
+    def ticking(run, device):
+        generations = run()
+        return generations, float(sum(each.nfe for each in generations))
+
+    monkeypatch.setattr("benchmarks.common.side_by_side.timed", ticking)
     rows = [*ROWS[:-1], row("baseline/rival", "baseline", 0.95, 1.0, decoding=AUTOREGRESSIVE)]
     inputs = dict.fromkeys(("teacher", "student/x"), TEACHER) | {"baseline/rival": RIVAL}
     problems = ProblemsConfig(benchmark="coins", split="validation", count=10)
@@ -116,7 +128,11 @@ def test_models_are_timed_side_by_side():
     assert [each.ratio for each in speeds[-2:]] == [1.0, 1.0]
     assert speeds[0].nfe == 36
     assert speeds[-1].nfe == speeds[-3].nfe == 30
-    assert speeds[0].ratio < 1 < speeds[0].tokens_per_second
+    assert [each.tokens_per_second for each in speeds[-4:]] == [1.0] * 4
+    one_by_one, entropy = speeds[0], speeds[2]
+    assert one_by_one.tokens_per_second == pytest.approx(30 / 36)  # stops at no end-of-text
+    assert all(each.ratio == each.tokens_per_second for each in speeds)
+    assert entropy.ratio > 2 * one_by_one.ratio
 
 
 def test_the_bare_loop_gives_the_same_tokens():
