@@ -28,7 +28,7 @@ TWO_SLICES = 66  # problems, at a batch size of 8
 WORKER = """
 import json, sys
 from dparallel.config.experiment import BenchmarkConfig
-from dparallel.evaluation.benchmark import make_pieces
+from dparallel.evaluation.stage import make_pieces
 asked = json.loads(sys.argv[1])
 make_pieces(BenchmarkConfig.model_validate(asked["config"]), asked["inputs"], asked["out"], asked["names"])
 """
