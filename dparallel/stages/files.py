@@ -1,13 +1,177 @@
-"""Files that a reader finds whole or not at all."""
+"""Writing files: the one way in which this package makes a file that others may read meanwhile.
 
+A reader finds the old content or the whole new one. Links are followed, an existing file keeps its mode
+and its owner, and what is no regular file (a device, a pipe, `/dev/stdout`) is written to, not replaced.
+"""
+
+import contextlib
+import errno
 import os
+import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+from dparallel.config.base import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # on such a file system
+LONGEST_CHAIN = 40  # of symbolic links, as in Linux
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be written; the message names it, why, and what to do."""
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a whole file; text as UTF-8.
+
+    Raises:
+        FileError: no permission, no room, or no folder can be made there. The old file is unchanged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with naming_the_file(path, len(data)), replacing(path) as file:
+        file.write(data)
+
+
+def write_table(path: str | Path, table: pa.Table, replace: bool = True) -> None:
+    """Write a Parquet file (zstd).
+
+    Args:
+        replace: False leaves a file that is there as it is, also one that another process writes meanwhile.
+
+    Raises:
+        FileError: as of `write_atomically`.
+    """
+    with naming_the_file(path, table.nbytes), replacing(path, replace) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` at the end; after an error nothing is left.
+
+    What is no regular file is opened itself.
+    """
+    path = Path(path)
+    if _is_written_through(path):
+        with _opened(path) as stream:
+            yield stream
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            _keep_mode_and_owner(partial, target)
+            os.replace(partial, target)
+        else:
+            _link_unless_there(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]:
+    """Turn the errors of writing into a `FileError`, one line that names `path`.
+
+    For the writers of other libraries too: they raise an `OSError` without a path, or a `RuntimeError`
+    because of one.
+
+    Args:
+        size: bytes to be written, where they are known.
+    """
+    try:
+        yield
+    except (FileError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise FileError(_why(Path(path), error, size)) from error
+    except RuntimeError as error:
+        cause = error.__cause__ or error.__context__
+        if not isinstance(cause, OSError) and _free(Path(path)) > (size or 1 << 20):
+            raise
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise FileError(_why(Path(path), cause if isinstance(cause, OSError) else full, size)) from error
+
+
+def _why(path: Path, error: OSError, size: int | None) -> str:
+    reason = error.strerror or str(error)
+    if error.errno not in NO_ROOM:
+        return f"{path} cannot be written ({reason}): check its folder, its permissions and its disk"
+    needed = "" if size is None else f"{size / 1e6:,.3g} MB to write, "
+    return (
+        f"{path} cannot be written ({reason}; {needed}{_free(path) / 1e6:,.3g} MB free on its disk): make "
+        "room there and run the same again"
+    )
+
+
+def _free(path: Path) -> int:
+    """Bytes free where a file is or would be."""
+    folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return 0
+
+
+def _is_written_through(path: Path) -> bool:
+    """Whether `path` is something other than a regular file, or an open stream of a process."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) or _is_stream(path)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path leads to `/proc/*/fd`, as `/dev/stdout` does: whoever opened it goes on writing."""
+    hop = path.absolute()
+    for _ in range(LONGEST_CHAIN):
+        if os.path.realpath(hop.parent).startswith("/proc/"):
+            return True
+        if not hop.is_symlink():
+            return False
+        hop = hop.parent / os.readlink(hop)
+    return False
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open for writing at the end: a redirected stream may hold text already."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb")
+
+
+def _keep_mode_and_owner(partial: Path, target: Path) -> None:
+    try:
+        there = target.stat()
+    except FileNotFoundError:
+        return
+    made = partial.stat()
+    if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
+        with contextlib.suppress(PermissionError):  # only root gives files away; the group may be ours
+            os.chown(partial, -1, there.st_gid)
+            os.chown(partial, there.st_uid, -1)
+    partial.chmod(stat.S_IMODE(there.st_mode))
+
+
+def _link_unless_there(partial: Path, target: Path) -> None:
+    """Give the file its name unless the name is taken: the first of several writers wins."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not target.exists():
+            os.replace(partial, target)

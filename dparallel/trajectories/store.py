@@ -1,12 +1,11 @@
 """Trajectory shards on disk: `part-00000.parquet` and so on, each whole or not there."""
 
-import os
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dparallel.stages.files import write_table
 from dparallel.stages.manifest import CLAIM, MANIFEST, StageError, verify
 from dparallel.trajectories.schema import ForeignShardError, ShardMetadata, check_schema, with_metadata
 
@@ -16,16 +15,11 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(path: Path, rows: list[dict], metadata: ShardMetadata) -> None:
-    """Write `rows` under a partial name, then rename: a reader never sees half a shard.
+    """Write `rows` as a whole shard; a reader never sees half of one.
 
     A shard that another process has written meanwhile stays as it is: its bytes may be in a manifest.
     """
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # process ids repeat between machines
-    pq.write_table(pa.Table.from_pylist(rows, schema=with_metadata(metadata)), partial, compression="zstd")
-    if path.is_file():
-        partial.unlink()
-    else:
-        os.replace(partial, path)
+    write_table(path, pa.Table.from_pylist(rows, schema=with_metadata(metadata)), replace=False)
 
 
 def remove_partials(folder: Path) -> None:
@@ -39,12 +33,14 @@ def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ForeignShardError(f"{path} is not readable Parquet: {error}") from error
+        raise ForeignShardError(
+            f"{path} is not readable Parquet ({error}): delete it and run its stage again to make it anew"
+        ) from error
     return table, check_schema(table.schema, str(path))
 
 
 def load(folder: str | Path) -> pa.Table:
-    """All rows of a finished recording, after its bytes were checked against the manifest.
+    """All rows of a finished recording, once its bytes are found to match the manifest.
 
     Raises:
         StageError: the folder is missing, holds no shards, is unfinished, or a shard was altered.

@@ -1,0 +1,236 @@
+"""A written file is whole, is where its links lead, and is what it was: owner, mode, device or pipe."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.config.base import UserError
+from dparallel.stages.files import FileError, naming_the_file, replacing, write_atomically, write_table
+
+ROOT = os.geteuid() == 0
+TABLE = pa.table({"number": [1, 2, 3]})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_text_is_utf_8_and_bytes_are_themselves(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "text", "Réponds\n")
+    assert (tmp_path / "a" / "text").read_bytes() == b"R\xc3\xa9ponds\n"
+    write_atomically(tmp_path / "a" / "text", b"\r\n\xff")
+    assert (tmp_path / "a" / "text").read_bytes() == b"\r\n\xff"
+    assert names(tmp_path / "a") == ["text"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_new_file_has_the_umasks_mode(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", "new")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "file") == 0o666 & ~umask
+
+
+def test_an_existing_file_keeps_its_mode_and_owner(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old", encoding="utf-8")
+    owner = (65534, 65534) if ROOT else (os.getuid(), os.getgid())
+    os.chown(file, *owner)
+    file.chmod(0o664)
+    write_atomically(file, "new")
+    write_table(tmp_path / "table", TABLE)
+    (tmp_path / "table").chmod(0o600)
+    write_table(tmp_path / "table", TABLE)
+    there = file.stat()
+    assert (there.st_uid, there.st_gid, mode(file)) == (*owner, 0o664)
+    assert mode(tmp_path / "table") == 0o600
+    assert file.read_text(encoding="utf-8") == "new"
+
+
+def test_a_chain_of_links_stays_and_its_end_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "file").write_text("old", encoding="utf-8")
+    (tmp_path / "middle").symlink_to("far/file")
+    (tmp_path / "link").symlink_to(tmp_path / "middle")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "middle").is_symlink()
+    assert (tmp_path / "far" / "file").read_text(encoding="utf-8") == "new"
+    assert names(tmp_path / "far") == ["file"]
+
+
+def test_a_dangling_link_makes_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there/file")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "there" / "file").read_text(encoding="utf-8") == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(FileError, match=r"/a cannot be written \(Too many levels of symbolic links"):
+        write_atomically(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, "through")
+    reader.join(timeout=10)
+    assert received == [b"through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
+def make_device(path: Path, minor: int) -> None:
+    """A character device of memory (3 is null, 7 is full), where that is permitted."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        path.read_bytes() if minor == 3 else None
+    except OSError:
+        pytest.skip("no device nodes here")
+
+
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    make_device(tmp_path / "null", minor=3)
+    (tmp_path / "link").symlink_to("null")
+    write_atomically(tmp_path / "link", "gone")
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
+    assert names(tmp_path) == ["link", "null"]
+
+
+def test_a_full_disk_is_named_with_what_was_to_be_written(tmp_path: Path) -> None:
+    make_device(tmp_path / "full", minor=7)
+    with pytest.raises(
+        FileError, match=r"full cannot be written \(No space left .*; 2 MB to write"
+    ) as raised:
+        write_atomically(tmp_path / "full", "x" * 2_000_000)
+    assert len(str(raised.value).splitlines()) == 1
+    assert isinstance(raised.value, UserError)
+    assert isinstance(raised.value, OSError)
+
+
+def test_the_standard_output_is_written_to(tmp_path: Path) -> None:
+    """To a pipe, and to a file, which keeps what is printed before and after."""
+    code = (
+        "import sys; from dparallel.stages.files import write_atomically; print('before', flush=True); "
+        "write_atomically('/dev/stdout', 'middle\\n'); print('after')"
+    )
+    piped = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=True
+    )
+    assert piped.stdout == "before\nmiddle\nafter\n"
+    with (tmp_path / "out").open("a", encoding="utf-8") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, timeout=60, check=True)
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "before\nmiddle\nafter\n"
+
+
+LIMITED = """
+import resource, signal, sys
+import pyarrow as pa
+from dparallel.stages.files import FileError, write_atomically, write_table
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+numbers = pa.table({"number": [index * 7919 % 1000003 for index in range(200_000)]})
+for write, content in ((write_atomically, "x" * 200_000), (write_table, numbers)):
+    try:
+        write(sys.argv[1], content)
+    except FileError as error:
+        print(error)
+"""
+
+
+def test_what_could_not_be_written_whole_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(file)],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(f"{file} cannot be written (File too large; ")
+    assert file.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_of_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", "old")
+
+    def fail() -> None:
+        with replacing(tmp_path / "file") as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(ROOT, reason="root may write anywhere")
+def test_a_folder_and_a_file_that_are_read_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old", encoding="utf-8")
+    (tmp_path / "file").chmod(0o444)
+    with pytest.raises(FileError, match=r"file cannot be written \(Permission denied\)"):
+        write_atomically(tmp_path / "file", "new")
+    tmp_path.chmod(0o555)
+    with pytest.raises(FileError, match=r"other cannot be written \(Permission denied\)"):
+        write_atomically(tmp_path / "other", "new")
+    tmp_path.chmod(0o755)
+
+
+def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot be written \(Is a directory\)"):
+        write_atomically(tmp_path, "new")
+    (tmp_path / "file").write_text("old", encoding="utf-8")
+    with pytest.raises(FileError, match=r"file/inner cannot be written"):
+        write_atomically(tmp_path / "file" / "inner", "new")
+
+
+def test_a_table_that_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    write_table(tmp_path / "table", TABLE)
+    write_table(tmp_path / "table", TABLE.slice(1), replace=False)
+    assert pq.read_table(tmp_path / "table") == TABLE
+    write_table(tmp_path / "table", TABLE.slice(1))
+    assert pq.read_table(tmp_path / "table") == TABLE.slice(1)
+    assert names(tmp_path) == ["table"]
+
+
+def test_errors_of_other_libraries_writers_are_named(tmp_path: Path) -> None:
+    """Torch raises a RuntimeError when the disk is full, because of the OSError."""
+
+    def save() -> None:
+        with naming_the_file(tmp_path / "state"):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise RuntimeError("unexpected pos 64 vs 0") from error
+
+    with pytest.raises(FileError, match=r"state cannot be written \(No space left on device; .* MB free"):
+        save()
+    with pytest.raises(RuntimeError, match="not of a disk"), naming_the_file(tmp_path / "state"):
+        raise RuntimeError("not of a disk")
