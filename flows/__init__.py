@@ -1,6 +1,5 @@
 """Flows: where and when each stage runs."""
 
-import logging
 import os
 
 # A flow without a server starts one of its own; on a busy machine that takes longer than Prefect's 20 s.
@@ -8,15 +7,6 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 # The library's loggers also speak outside of a flow run; that is no mistake.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
-from prefect.logging.handlers import APILogHandler
+from flows.logs import show_progress
 
-
-def _show_progress() -> None:
-    """Send the library's progress to the flow run's log and to the terminal."""
-    logger = logging.getLogger("dparallel")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
-        logger.addHandler(APILogHandler())
-
-
-_show_progress()
+show_progress()

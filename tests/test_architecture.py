@@ -1,4 +1,7 @@
-"""The house: prefect.yaml -> flows -> tasks -> dparallel, one direction, read from the imports."""
+"""The house: prefect.yaml -> flows -> tasks -> dparallel, one direction, read from the imports.
+
+Inside dparallel/ the rooms stand on floors, and a room imports from floors below its own.
+"""
 
 import ast
 import importlib
@@ -18,6 +21,20 @@ FORBIDDEN = {
     "tasks": {"flows"},
     "flows": {"mlflow"},
 }
+FLOORS: list[set[str]] = [  # of the rooms in dparallel/, the lowest first
+    {"config"},
+    {"stages"},
+    {"models"},
+    {"decoding"},
+    {"problems"},
+    {"trajectories"},
+    {"distillation"},
+    {"evaluation", "tiny"},
+    {"preflight"},
+    {"cli"},
+    {"dparallel"},  # the files at the root: the public API
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = [path for storey in FORBIDDEN for path in sorted((ROOT / storey).rglob("*.py"))]
 LIBRARIES = {
     *("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "evaluate", "pyarrow"),
@@ -25,16 +42,37 @@ LIBRARIES = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages that a file imports, anywhere in it."""
+def imported_modules(path: Path, tree: ast.Module) -> set[str]:
+    """Dotted names that a file imports, anywhere in it; `from package import name` gives both."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports break where Prefect loads a flow by its path"
-            found.add((node.module or "").split(".")[0])
+            found |= {f"{node.module}.{name.name}" for name in node.names}
     return found
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports."""
+    return {name.split(".")[0] for name in imported_modules(path, parsed(path))}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def rooms_entered(path: Path, tree: ast.Module) -> set[str]:
+    """Rooms of dparallel/ from which a file imports; `dparallel` stands for the root."""
+    parts = [name.split(".") for name in imported_modules(path, tree)]
+    return {
+        second[0] if second[0] in FLOOR else "dparallel" for first, *second in parts if first == "dparallel"
+    }
+
+
+def arrows_back(room: str, entered: set[str]) -> set[str]:
+    return {other for other in entered if other != room and FLOOR[other] >= FLOOR[room]}
 
 
 def storey(path: Path) -> str:
@@ -44,6 +82,59 @@ def storey(path: Path) -> str:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     assert not imported(path) & FORBIDDEN[storey(path)]
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT / "dparallel").parts
+    return parts[0] if len(parts) > 1 else "dparallel"
+
+
+LIBRARY = [path for path in SOURCES if storey(path) == "dparallel"]
+
+
+def test_every_room_has_a_floor() -> None:
+    folders = {path.parent.name for path in (ROOT / "dparallel").glob("*/__init__.py")}
+    assert folders | {"dparallel"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_arrow_runs_back(path: Path) -> None:
+    """Imports inside functions count too."""
+    back = arrows_back(room(path), rooms_entered(path, parsed(path)))
+    assert not back, f"{path} imports from {back}, which stands no lower than {room(path)}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "back"),
+    [
+        ("import torch", set()),
+        ("from dparallel.models.lora import wrap", set()),
+        ("from dparallel.decoding import rules", set()),
+        ("from dparallel.evaluation import metrics", {"evaluation"}),
+        ("import dparallel.cli.main", {"cli"}),
+        ("def later():\n    from dparallel.tiny.tokenizer import build_tokenizer", {"tiny"}),
+        ("from dparallel import config", set()),
+        ("from dparallel import preflight", {"preflight"}),
+        ("from dparallel import generate", {"dparallel"}),
+    ],
+)
+def test_an_arrow_that_runs_back_is_found(statement: str, back: set[str]) -> None:
+    assert arrows_back("trajectories", rooms_entered(Path("written.py"), ast.parse(statement))) == back
+
+
+def test_rooms_on_one_floor_do_not_import_each_other() -> None:
+    assert arrows_back("tiny", {"evaluation", "distillation", "tiny"}) == {"evaluation"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if path.name == "__init__.py"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_code_hides_in_a_package_file(path: Path) -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    hidden = [node.name for node in ast.walk(parsed(path)) if isinstance(node, kinds)]
+    assert not hidden, f"{path} defines {', '.join(hidden)}: give them a module of their own"
 
 
 def test_only_tracking_knows_mlflow() -> None:

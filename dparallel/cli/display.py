@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from dparallel.decoding.canvas import Generation, Step
-from dparallel.evaluation.metrics import tokens_per_forward
+from dparallel.decoding.canvas import Generation, Step, tokens_per_forward
 from dparallel.models.backbone import DiffusionConfig
 
 Observer = Callable[[list[Step]], None]

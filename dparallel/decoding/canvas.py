@@ -126,6 +126,11 @@ class Canvas:
         ]
 
 
+def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
+    """TPF: generated tokens up to and with EOS over forwards, both summed over sequences first."""
+    return sum(num_tokens) / sum(nfe)
+
+
 def _settle_rounds(decoding: DecodingConfig) -> int:
     """Forwards a full block still takes part in; the pipeline's last one computes what is then cached."""
     return 1 if decoding.mode == "pipelined" else decoding.settle_rounds or 0

@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, Valid
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig
-from dparallel.decoding.canvas import Generation
+from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
-from dparallel.evaluation.metrics import accuracy, tokens_per_forward
+from dparallel.evaluation.metrics import accuracy
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import encode_problems, finish
 from dparallel.problems.registry import load_problems, problems_digest

@@ -12,11 +12,6 @@ def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
     return share, math.sqrt(share * (1 - share) / len(flags))
 
 
-def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
-    """TPF: generated tokens up to and with EOS over forwards, both summed over sequences first."""
-    return sum(num_tokens) / sum(nfe)
-
-
 def accuracy_under_parallelism(points: Iterable[tuple[float, float]], best_accuracy: float) -> float:
     """AUP (d3LLM) of one method's (TPF, accuracy in %) points.
 

@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.experiment import TrajectoriesConfig
-from dparallel.decoding.canvas import Generation
+from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
-from dparallel.evaluation.metrics import tokens_per_forward
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import encode_problems, finish, tokenizer_fingerprint

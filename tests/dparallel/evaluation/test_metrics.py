@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.evaluation.metrics import accuracy, accuracy_under_parallelism, tokens_per_forward
+from dparallel.decoding.canvas import tokens_per_forward
+from dparallel.evaluation.metrics import accuracy, accuracy_under_parallelism
 
 points = st.lists(st.tuples(st.floats(0.5, 20), st.floats(1, 100)), min_size=1, max_size=8)
 
