@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.end_tokens import stated_ids, tokenizer_end_ids
-from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, find_format, is_computed
+from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, is_computed, read_fields
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.weights import Stored, read_json
 from dparallel.stages.manifest import CLAIM, MANIFEST
@@ -244,8 +244,7 @@ def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
     # Some checkpoints state special tokens in generation_config.json alone.
     fields = {name: generation[name] for name in ("pad_token_id", "bos_token_id") if _is_id(generation, name)}
     fields |= {**raw, "eos_token_id": next(iter(ends), None)}
-    known = find_format(fields, file)
-    config = known.config(fields)
+    known, config = read_fields(fields, file)
     others = [(file, name, [getattr(config, name)]) for name in ("mask_token_id", "pad_token_id")]
     for place, name, ids in [*named, *others]:
         for token in ids:

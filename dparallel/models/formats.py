@@ -1,15 +1,14 @@
-"""The formats of checkpoints: ours, LLaDA's and Dream's. Their config fields and tensor names, and nothing
-of files.
+"""The formats of checkpoints: ours, LLaDA's and Dream's. Their config fields and tensor names, no files.
 
 All that is particular to a family stops here; the rest of the project sees one model.
 """
 
-import math
 from collections.abc import Callable
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from dparallel.config.base import UserError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dparallel.config.base import UserError, plain_message
 from dparallel.models.backbone import DiffusionConfig
 
 
@@ -17,161 +16,145 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be read or written; the message names the file, the field or the tensor."""
 
 
-class Kind(NamedTuple):
-    """What a field may hold. NoneType: it may be absent."""
-
-    types: tuple[type, ...]
-    limit: str = ""
-    fits: Callable[[Any], bool] = lambda value: True
+Count = Annotated[int, Field(ge=1, le=2**28)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Off = Literal[False] | None  # a switch whose other value would be another architecture
 
 
-class Format(NamedTuple):
-    """One ecosystem's way to write a checkpoint: its config fields and its tensor names."""
+class RopeParameters(BaseModel):
+    """How transformers 5 writes the rotary positions; only the plain kind is known."""
 
-    fields: dict[str, Kind]  # that are read
-    heads: tuple[
-        str, str, str
-    ]  # the fields of the hidden size and of the counts of heads and key/value heads
-    fixed: dict[str, Any]  # fields of which another value means another architecture
-    config: Callable[[dict[str, Any]], DiffusionConfig]
-    tensor_name: Callable[[str], str]  # its name of a tensor -> ours
+    model_config = ConfigDict(strict=True, extra="forbid")
+    rope_type: Literal["default"] = "default"
+    rope_theta: Positive | None = None
 
 
-def find_format(raw: dict[str, Any], file: object) -> Format:
-    """The format whose `model_type` the fields of a config.json state.
+class Fields(BaseModel):
+    """The fields of a config.json that are read, by our names, and those of which only one value is known."""
 
-    Raises:
-        CheckpointError: an unknown one, or fields it does not know to handle; `file` is named.
-    """
-    known = FORMATS.get(str(raw.get("model_type")))
-    if known is None:
-        raise CheckpointError(f"{file} has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}")
-    for field, kind in known.fields.items():
-        value = raw.get(field)
-        if type(value) not in kind.types:  # not isinstance: a bool is no int here
-            expected = " or ".join(each.__name__ for each in kind.types)
-            raise CheckpointError(f"{file} has {field}={value!r}, expected {expected}")
-        if value is not None and not kind.fits(value):
-            raise CheckpointError(f"{file} has {field}={value!r}, expected one {kind.limit}")
-    for field, value in known.fixed.items():
-        found = raw.get(field, value)
-        if found != value and (found or value):  # null is as good as false
-            raise CheckpointError(
-                f"{file} has {field}={found!r}; only {value!r} is known for {raw['model_type']}"
+    model_config = ConfigDict(strict=True)
+    names: ClassVar[dict[str, str]] = {}  # ours -> theirs, where they differ
+
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1000)]
+    num_attention_heads: Count
+    num_key_value_heads: Count | None = None
+    max_position_embeddings: Count
+    rope_theta: Positive | None = None
+    rms_norm_eps: Positive
+    tie_word_embeddings: bool | None = None
+    mask_token_id: int
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+
+    rope_parameters: RopeParameters | None = Field(None, exclude=True)
+    rope_scaling: Off = Field(None, exclude=True)
+    head_dim: int | None = Field(None, exclude=True)
+
+    @model_validator(mode="after")
+    def _one_rope_theta(self) -> "Fields":
+        nested = self.rope_parameters.rope_theta if self.rope_parameters else None
+        if self.rope_theta is None and nested is None:
+            raise ValueError("no rope_theta, expected a number above 0")
+        if None not in (self.rope_theta, nested) and self.rope_theta != nested:
+            raise ValueError(
+                f"rope_theta={self.rope_theta} and rope_parameters.rope_theta={nested}: drop one"
             )
-    _check_heads(raw, known.heads, file)
-    return known
+        self.rope_theta = self.rope_theta or nested
+        return self
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> "Fields":
+        """Heads share the hidden size evenly, groups of them share keys, and rotation needs pairs."""
+        shared = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+        of_size, of_heads, of_groups = (self.names.get(name, name) for name in shared)
+        size, heads, groups = (getattr(self, name) for name in shared)
+        if size % (2 * heads):
+            raise ValueError(
+                f"{of_size}={size} and {of_heads}={heads}, expected a multiple of twice the heads"
+            )
+        if groups and heads % groups:
+            raise ValueError(f"{of_heads}={heads} and {of_groups}={groups}, expected a divisor of the heads")
+        if self.head_dim not in (None, size // heads):
+            raise ValueError(
+                f"head_dim={self.head_dim}; only {of_size} / {of_heads} = {size // heads} is known"
+            )
+        return self
+
+    def to_config(self) -> DiffusionConfig:
+        raise NotImplementedError
+
+    def _shared(self) -> dict[str, Any]:
+        """What all formats say, as arguments of `DiffusionConfig`."""
+        return self.model_dump(include={*Fields.model_fields}, exclude_none=True)
 
 
-def _check_heads(raw: dict[str, Any], fields: tuple[str, str, str], file: object) -> None:
-    """Heads share the hidden size evenly, groups of them share keys, and rotation needs pairs."""
-    size, heads, groups = (raw.get(field) for field in fields)
-    assert isinstance(size, int)  # as was found above
-    assert isinstance(heads, int)
-    if size % (2 * heads):
-        raise CheckpointError(
-            f"{file} has {fields[0]}={size} and {fields[1]}={heads}, expected a multiple of twice the heads"
-        )
-    if groups and heads % groups:
-        raise CheckpointError(
-            f"{file} has {fields[1]}={heads} and {fields[2]}={groups}, expected a divisor of the heads"
-        )
-    if raw.get("head_dim") not in (None, size // heads):
-        raise CheckpointError(
-            f"{file} has head_dim={raw['head_dim']!r}; only {fields[0]} / {fields[1]} = {size // heads}"
-        )
+class NativeFields(Fields):
+    """Ours; what else the file says, such as the dtype, is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    qkv_bias: bool | None = None
+    predicts_next: bool | None = None
+
+    def to_config(self) -> DiffusionConfig:
+        return DiffusionConfig.from_dict(self.model_dump(exclude_none=True))
 
 
-def is_computed(name: str) -> bool:
-    """Whether a tensor only repeats what config.json says, as rotary frequencies that old code stored do."""
-    return name.endswith(".inv_freq")
-
-
-_INTEGER, _OPTIONAL_INTEGER = Kind((int,)), Kind((int, NoneType))
-_COUNT = Kind((int,), "of at least 1", lambda value: value > 0)
-_OPTIONAL_COUNT = _COUNT._replace(types=(int, NoneType))
-_POSITIVE = Kind((int, float), "above 0 and finite", lambda value: 0 < value < math.inf)
-_OPTIONAL_SWITCH = Kind((bool, NoneType))
-
-_HEADS = ("hidden_size", "num_attention_heads", "num_key_value_heads")
-_NATIVE_FIELDS = {
-    "vocab_size": _COUNT,
-    "hidden_size": _COUNT,
-    "intermediate_size": _COUNT,
-    "num_hidden_layers": _COUNT,
-    "num_attention_heads": _COUNT,
-    "num_key_value_heads": _OPTIONAL_COUNT,
-    "max_position_embeddings": _COUNT,
-    "rope_theta": _POSITIVE,
-    "rms_norm_eps": _POSITIVE,
-    "qkv_bias": _OPTIONAL_SWITCH,
-    "tie_word_embeddings": _OPTIONAL_SWITCH,
-    "predicts_next": _OPTIONAL_SWITCH,
-    "mask_token_id": _INTEGER,
-    "eos_token_id": _OPTIONAL_INTEGER,
-    "pad_token_id": _OPTIONAL_INTEGER,
+_LLADA_NAMES = {
+    "hidden_size": "d_model",
+    "intermediate_size": "mlp_hidden_size",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "weight_tying",
 }
 
 
-def _native_config(raw: dict[str, Any]) -> DiffusionConfig:
-    return DiffusionConfig.from_dict(raw)
+class LladaFields(Fields):
+    names: ClassVar[dict[str, str]] = _LLADA_NAMES
+    model_config = ConfigDict(alias_generator=lambda name: _LLADA_NAMES.get(name, name))
+
+    embedding_size: Count | None = None
+    include_qkv_bias: bool | None = None
+    eos_token_id: int
+    pad_token_id: int
+
+    block_type: Literal["llama"] = "llama"
+    activation_type: Literal["silu"] = "silu"
+    layer_norm_type: Literal["rms"] = "rms"
+    layer_norm_with_affine: Literal[True] = True
+    bias_for_layer_norm: Off = None
+    rope: Literal[True] = True
+    rope_full_precision: Literal[True] = True
+    alibi: Off = None
+    include_bias: Off = None
+    attention_layer_norm: Off = None
+    multi_query_attention: Off = None
+    input_emb_norm: Off = None
+    scale_logits: Off = None
+    clip_qkv: Off = None
+
+    def to_config(self) -> DiffusionConfig:
+        size = {"vocab_size": self.embedding_size or self.vocab_size}
+        return DiffusionConfig(**self._shared() | size, qkv_bias=bool(self.include_qkv_bias), family="llada")
 
 
-_LLADA_FIELDS = {
-    "vocab_size": _COUNT,
-    "embedding_size": _OPTIONAL_COUNT,
-    "d_model": _COUNT,
-    "mlp_hidden_size": _COUNT,
-    "n_layers": _COUNT,
-    "n_heads": _COUNT,
-    "n_kv_heads": _OPTIONAL_COUNT,
-    "max_sequence_length": _COUNT,
-    "rope_theta": _POSITIVE,
-    "rms_norm_eps": _POSITIVE,
-    "include_qkv_bias": _OPTIONAL_SWITCH,
-    "weight_tying": _OPTIONAL_SWITCH,
-    "mask_token_id": _INTEGER,
-    "eos_token_id": _INTEGER,
-    "pad_token_id": _INTEGER,
-}
-_LLADA_HEADS = ("d_model", "n_heads", "n_kv_heads")
-_LLADA_FIXED = {
-    "block_type": "llama",
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "bias_for_layer_norm": False,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_scaling": None,
-    "alibi": False,
-    "include_bias": False,
-    "attention_layer_norm": False,
-    "multi_query_attention": False,
-    "input_emb_norm": False,
-    "scale_logits": False,
-    "clip_qkv": None,
-}
+class DreamFields(Fields):
+    # Others of this model_type are causal in blocks, or do not predict the next token.
+    architectures: Annotated[list[Literal["DreamModel"]], Field(min_length=1, max_length=1)] = ["DreamModel"]
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: Literal[True] = True  # of queries, keys and values; most do not say it
+    use_mrope: Off = None
+    use_sliding_window: Off = None
 
-
-def _llada_config(raw: dict[str, Any]) -> DiffusionConfig:
-    return DiffusionConfig(
-        vocab_size=raw.get("embedding_size") or raw["vocab_size"],
-        hidden_size=raw["d_model"],
-        intermediate_size=raw["mlp_hidden_size"],
-        num_hidden_layers=raw["n_layers"],
-        num_attention_heads=raw["n_heads"],
-        num_key_value_heads=raw.get("n_kv_heads"),
-        max_position_embeddings=raw["max_sequence_length"],
-        rope_theta=raw["rope_theta"],
-        rms_norm_eps=raw["rms_norm_eps"],
-        qkv_bias=bool(raw.get("include_qkv_bias")),
-        tie_word_embeddings=bool(raw.get("weight_tying")),
-        mask_token_id=raw["mask_token_id"],
-        eos_token_id=raw["eos_token_id"],
-        pad_token_id=raw["pad_token_id"],
-        family="llada",
-    )
+    def to_config(self) -> DiffusionConfig:
+        # No field says that queries, keys and values have biases: its modeling code always adds them.
+        return DiffusionConfig(**self._shared(), qkv_bias=True, family="dream", predicts_next=True)
 
 
 _LLADA_TOP = {"wte": "embedding", "ln_f": "norm", "ff_out": "lm_head"}
@@ -196,54 +179,6 @@ def _llada_tensor(name: str) -> str:
     return ".".join([_LLADA_TOP.get(parts[0], parts[0]), *parts[1:]])
 
 
-_DREAM_FIELDS = {
-    "vocab_size": _COUNT,
-    "hidden_size": _COUNT,
-    "intermediate_size": _COUNT,
-    "num_hidden_layers": _COUNT,
-    "num_attention_heads": _COUNT,
-    "num_key_value_heads": _OPTIONAL_COUNT,
-    "max_position_embeddings": _COUNT,
-    "rope_theta": _POSITIVE,
-    "rms_norm_eps": _POSITIVE,
-    "tie_word_embeddings": _OPTIONAL_SWITCH,
-    "mask_token_id": _INTEGER,
-    "eos_token_id": _OPTIONAL_INTEGER,
-    "pad_token_id": _OPTIONAL_INTEGER,
-    "bos_token_id": _OPTIONAL_INTEGER,
-}
-_DREAM_FIXED = {
-    "architectures": ["DreamModel"],  # others of this model_type are causal in blocks, or do not shift
-    "hidden_act": "silu",
-    "attention_bias": True,  # of queries, keys and values; most do not say it
-    "rope_scaling": None,
-    "use_mrope": False,
-    "use_sliding_window": False,
-}
-
-
-def _dream_config(raw: dict[str, Any]) -> DiffusionConfig:
-    return DiffusionConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_hidden_layers=raw["num_hidden_layers"],
-        num_attention_heads=raw["num_attention_heads"],
-        num_key_value_heads=raw.get("num_key_value_heads"),
-        max_position_embeddings=raw["max_position_embeddings"],
-        rope_theta=raw["rope_theta"],
-        rms_norm_eps=raw["rms_norm_eps"],
-        qkv_bias=True,  # no field says so: its modeling code always has them
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
-        mask_token_id=raw["mask_token_id"],
-        eos_token_id=raw.get("eos_token_id"),
-        pad_token_id=raw.get("pad_token_id"),
-        bos_token_id=raw.get("bos_token_id"),
-        family="dream",
-        predicts_next=True,
-    )
-
-
 _DREAM_TOP = {"embed_tokens": "embedding"}
 _DREAM_LAYER = {
     "input_layernorm": "attention_norm",
@@ -261,9 +196,59 @@ def _dream_tensor(name: str) -> str:
     return ".".join([_DREAM_TOP.get(parts[0], parts[0]), *parts[1:]])
 
 
+class Format(NamedTuple):
+    """One ecosystem's way to write a checkpoint: its config fields and its tensor names."""
+
+    fields: type[Fields]
+    tensor_name: Callable[[str], str]  # its name of a tensor -> ours
+
+
 NATIVE = "dparallel"
 FORMATS = {
-    NATIVE: Format(_NATIVE_FIELDS, _HEADS, {}, _native_config, lambda name: name),
-    "llada": Format(_LLADA_FIELDS, _LLADA_HEADS, _LLADA_FIXED, _llada_config, _llada_tensor),
-    "Dream": Format(_DREAM_FIELDS, _HEADS, _DREAM_FIXED, _dream_config, _dream_tensor),
+    NATIVE: Format(NativeFields, lambda name: name),
+    "llada": Format(LladaFields, _llada_tensor),
+    "Dream": Format(DreamFields, _dream_tensor),
 }
+
+
+def read_fields(raw: dict[str, Any], file: object) -> tuple[Format, DiffusionConfig]:
+    """The format whose `model_type` the fields of a config.json state, and the model that they describe.
+
+    Raises:
+        CheckpointError: an unknown format, or fields it does not know to handle; `file` is named.
+    """
+    known = FORMATS.get(str(raw.get("model_type")))
+    if known is None:
+        raise CheckpointError(f"{file} has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}")
+    try:
+        return known, known.fields.model_validate(raw).to_config()
+    except ValidationError as error:
+        raise CheckpointError(f"{file} {_explain(error.errors()[0], raw)}") from error
+
+
+def _explain(error: Any, raw: dict[str, Any]) -> str:
+    """Which field of `raw` is wrong, what it holds and what it should hold."""
+    if not error["loc"]:  # several together; the message names them
+        return f"has {plain_message(error)}"
+    field = str(error["loc"][0])
+    if error["type"] == "missing" and field not in raw:
+        return f"has no {field}, which a model of model_type={raw['model_type']!r} needs"
+    shown = repr(raw[field])
+    found = f"has {field}={shown if len(shown) <= 200 else shown[:200] + '…'}"
+    if error["type"] == "extra_forbidden":
+        return f"{found}, of which {error['loc'][-1]} is not known for {raw['model_type']}"
+    expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if error["type"] == "literal_error":
+        return f"{found}; only {expected} is known for {raw['model_type']}"
+    for words, shorter in (
+        ("greater than or equal to", "at least"),
+        ("greater than", "above"),
+        ("less than or equal to", "at most"),
+    ):
+        expected = expected.replace(words, shorter)
+    return f"{found}, expected {expected}"
+
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor only repeats what config.json says, as rotary frequencies that old code stored do."""
+    return name.endswith(".inv_freq")
