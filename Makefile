@@ -1,33 +1,70 @@
-# `make test` and `make demo` set themselves up: Python 3.11, a C++ compiler and a package index suffice.
-PYTHON ?= python3.11
+# `make test` and `make demo` set themselves up: Python 3.11 or newer, a C++ compiler and a package index suffice.
+# Names of Python that are tried, in this order; `make PYTHON=/path/to/python` takes that one.
+PYTHONS := python3.11 python3.12 python3.13 python3 python
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# A worker for each core, but two at most: each loads torch, and some start a server.
+WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
+# Further arguments of pytest, such as a folder or --durations=40.
+TESTS ?=
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
-.PHONY: setup test lint types check format demo ui
+.PHONY: help setup test test-slow test-all lint types check format demo ui
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make test    the tests (10 to 15 minutes on 2 busy cores)"
-	@echo "make demo    the whole pipeline on the embedded teacher (6 to 8 minutes on 2 cores)"
-	@echo "make check   format, lint, types, tests"
-	@echo "make ui      the MLflow UI on http://127.0.0.1:5000"
+	@echo "make demo        the whole pipeline on the embedded teacher"
+	@echo "make test        the fast tests"
+	@echo "make test-slow   the others: compilers, launchers, browsers, servers"
+	@echo "make test-all    both"
+	@echo "make check       format, lint, types, fast tests"
+	@echo "make format      format the code, and mend what the linter can"
+	@echo "make ui          the MLflow UI on http://127.0.0.1:5000"
+	@echo "make setup       the environment in $(VENV), which each of the above makes first if need be"
 
 # torch first and by name: otherwise other packages pull a build with several GB of GPU libraries.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	@$(FIND_PYTHON); \
+	echo "environment: $(VENV), with $$($$python --version) ($$(command -v $$python))"; \
+	made=$$($$python -m venv $(VENV) 2>&1) || { \
+	  echo "error: $$python cannot make a virtual environment: install its venv and ensurepip" \
+	    "(on Debian and Ubuntu the package python3-venv), or name another with make PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+	@echo "environment: torch (a few hundred MB; a minute or more)"
+	@$(PIP) install --constraint constraints.txt torch
+	@echo "environment: dparallel and what else it needs (a few minutes)"
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+# Sets the shell's $python to the first that is new enough, or ends with what to do.
+define FIND_PYTHON
+new='import sys; sys.exit(sys.version_info < (3, 11))'; python=''; \
+for name in $(or $(PYTHON),$(PYTHONS)); do \
+  if "$$name" -c "$$new" 2>/dev/null; then python="$$name"; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "error: no Python of at least 3.11 (tried $(or $(PYTHON),$(PYTHONS))):" \
+    "install one, or name it with make PYTHON=/path/to/python" >&2; \
+  exit 1; \
+fi
+endef
 
 setup: $(READY)
 
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+test-all: $(READY)
+	$(PYTEST)
 
 lint: $(READY)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
 
 types: $(READY)
 	$(BIN)/mypy
