@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from benchmarks.common.hardware import Forward, Limits, describe, measure_limits, recorded, timed
 from benchmarks.common.shapes import (
@@ -32,8 +30,9 @@ from benchmarks.common.shapes import (
     teacher_workload,
 )
 from benchmarks.decoding_report import Mark, Result, cpu_marks, gpu_marks, marks_table, table
-from dparallel.config.base import plain_message
+from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.files import parse_yaml
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.decoding.oracle import decode_one
@@ -383,9 +382,9 @@ def _overridden(
         if not equals or key not in SETTABLE:
             parser.error(f"--decoding {key}{equals}: give KEY=VALUE with a key of {', '.join(SETTABLE)}")
     try:
-        return changed(decoding, **{key: yaml.safe_load(value) for key, _, value in pairs})
-    except ValidationError as error:
-        parser.error(f"--decoding {' '.join(overrides)}: {plain_message(error.errors()[0])}")
+        return changed(decoding, **{key: parse_yaml(value, key) for key, _, value in pairs})
+    except ConfigError as error:
+        parser.error(f"--decoding {' '.join(overrides)}: {error}")
 
 
 def _brief(decoding: DecodingConfig) -> str:

@@ -24,8 +24,9 @@ from dparallel.cli.chat import ChatError, check_can_chat, converse, turn_prompt
 from dparallel.cli.plan import print_plan
 from dparallel.cli.prompts import PromptError, Request, encode, read_requests, results
 from dparallel.cli.trace.page import trace_page
-from dparallel.config.base import ConfigError, UserError, plain_message
+from dparallel.config.base import ConfigError, UserError, explain
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.files import parse_yaml
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
@@ -216,17 +217,15 @@ def _check_writable(flag: str, path: Path | None) -> None:
 
 def _decoding(options: argparse.Namespace) -> DecodingConfig:
     """The decoding flags that were given, the rest at its default."""
-    given = {name: value for name, value in vars(options).items() if name in DecodingConfig.model_fields}
+    given = {
+        name: parse_yaml(value, f"{_flag(name)} {value}") if isinstance(value, str) else value
+        for name, value in vars(options).items()
+        if name in DecodingConfig.model_fields
+    }
     try:
         return DecodingConfig.model_validate(given)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(each) for each in error.errors())) from error
-
-
-def _explain(error: Any) -> str:
-    if not error["loc"]:  # several fields together; the message names them
-        return plain_message(error)
-    return f"{_flag(error['loc'][0])} {error['input']}: {plain_message(error)}"
+        raise ConfigError(explain(error, _flag)) from error
 
 
 def _flag(field: str) -> str:

@@ -1,8 +1,21 @@
-"""What all settings have in common."""
+"""What all settings have in common: strict numbers, paths, and mistakes that are explained in one line."""
 
-from typing import Any
+import difflib
+import os
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 
 class UserError(ValueError):
@@ -23,8 +36,98 @@ class How:
 HOW = How()  # as in `batch_size: Annotated[PositiveInt, HOW] = 64`
 
 
+def explain(error: ValidationError, called: Callable[[str], str] = str) -> str:
+    """Every mistake as `key: what is wrong, got the value`, in one line.
+
+    Args:
+        called: what a key is called where the user gave it, such as `--gen-length`.
+    """
+    return "; ".join(_explain(mistake, called) for mistake in error.errors())
+
+
+def _explain(mistake: Any, called: Callable[[str], str]) -> str:
+    """One mistake, as pydantic's `errors()` lists it."""
+    place = [str(part) for part in mistake["loc"]]
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "unknown_key":
+        known = mistake["ctx"]["known"]
+        return "; ".join(
+            f"{called('.'.join([*place, str(key)]))}: unknown key; {nearest(str(key), known)}"
+            f"known: {', '.join(known)}"
+            for key in mistake["ctx"]["unknown"]
+        )
+    if mistake["type"] == "value_error":  # ours; it names the values
+        return f"{called('.'.join(place))}: {message}" if place else message
+    if mistake["type"] == "missing":
+        return f"{called('.'.join(place))}: required key is missing"
+    key = called(".".join(place)) if place else "(top level)"
+    return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint at the known name that `name` is most like, empty where none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _refuse_text(value: Any, error: Any) -> Any:
+    if isinstance(value, bool | str | bytes):
+        raise PydanticKnownError(error)
+    return value
+
+
+NUMBERS: dict[str, Any] = {  # what runs before pydantic's own conversion to this type
+    "int": {"type": "no-info", "function": lambda value: _refuse_text(value, "int_type")},
+    "float": {"type": "no-info", "function": lambda value: _refuse_text(value, "float_type")},
+}
+
+
+def _strict_numbers(schema: Any) -> Any:
+    """`schema` in which all numbers, at any depth, refuse text and booleans; 1e3 still is an integer."""
+    if isinstance(schema, list):
+        return [_strict_numbers(part) for part in schema]
+    if not isinstance(schema, dict) or schema.get("function") in NUMBERS.values():
+        return schema
+    if schema.get("type") in NUMBERS:
+        return {"type": "function-before", "function": NUMBERS[schema["type"]], "schema": schema}
+    return {
+        key: part if key in ("metadata", "default") else _strict_numbers(part) for key, part in schema.items()
+    }
+
+
 class Config(BaseModel):
+    """Frozen settings. Text and booleans are not taken for numbers; an unknown key is an error.
+
+    Raises:
+        ConfigError: from the constructor, one line that names every mistake. `model_validate` and its
+            kin raise pydantic's ValidationError, which `explain` turns into that line.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, /, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+
+    # Settings inside settings are not constructed by it, so that pydantic reports the place of a mistake.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, data: Any) -> Any:
+        """Explained here, since only the section itself has its known keys at hand at any depth."""
+        if isinstance(data, Mapping):
+            unknown = [key for key in data if key not in cls.model_fields]
+            if unknown:
+                context = {"unknown": unknown, "known": sorted(cls.model_fields)}
+                raise PydanticCustomError("unknown_key", "unknown key {unknown}; known: {known}", context)
+        return data
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _strict_numbers(handler(source))
 
     def what(self) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: all but those marked `HOW`."""
@@ -61,5 +164,14 @@ def _split(value: Any, dumped: Any) -> tuple[Any, Any]:
     return what_parts, how_parts
 
 
-def plain_message(error: Any) -> str:
-    return error["msg"].removeprefix("Value error, ")
+def _expanded(path: str) -> str:
+    full = os.path.expanduser(path)
+    if full.startswith("~"):
+        raise ValueError(
+            f"no home folder is known for {path.split('/')[0]!r}: write the path in full, or ./{path}"
+        )
+    return full
+
+
+# A file, a folder or a name on the hub; `~` is expanded here and nowhere else.
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]

@@ -1,48 +1,59 @@
-"""The settings of decoding."""
+"""The settings of decoding.
 
+What a rule takes stands in `config.rules.RULES`, what a mode takes in `config.modes.MODES`. Both the defaults
+that depend on them and the refusals of settings without effect are read from there.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from dparallel.config.base import Config
+from dparallel.config.base import Config, nearest
+from dparallel.config.modes import GEN_LENGTH, MODES
 from dparallel.config.rules import RULES
+
+MIN_TEMPERATURE = 1e-6  # float32 tells log-probabilities apart to about 1e-6; far below, 1 / T overflows
 
 
 class DecodingConfig(Config):
-    """How a canvas is filled: which blocks are open, which tokens are committed, what is recomputed.
+    """How a response is decoded: which blocks are open, which tokens a forward commits, what is cached.
 
     Args:
         gen_length: response positions, a multiple of `block_length`.
-        rule: which of the masked tokens in open blocks a forward commits; always the best one. `steps`
-            the most confident on a fixed schedule of `steps` forwards; `confidence` those of
-            probability >= `threshold`; `entropy` those of entropy <= `threshold` nats (0.5 unless told);
-            `entropy_budget` the surest whose entropies sum to <= `threshold` nats; `margin` those whose
-            likeliest token leads the next by >= `threshold`; `stability` those of probability >=
-            `threshold` that moved by <= `stability_threshold` nats (KL) since the forward before;
-            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin` Dream's own sampler: the
-            whole response is one block, in `steps` forwards.
-        mode: `sequential` opens a block when the one before is full; `multi_block` when
-            `block_add_threshold` of it is committed (d3LLM), and the first unfinished block always
-            commits a token. Its `decoded_token_threshold`, from which on the next block must advance
-            too, is accepted and changes nothing: before the first unfinished block all are full.
-            `pipelined` (D2F) is for a block-causal model, which never sees a later block: blocks open as
-            in `multi_block`, none behind an end-of-text; a forward commits what the rule chooses, and the
-            best of each block whose predecessor has `decoded_token_threshold` committed.
-            `autoregressive` is for a causal model: token by token, rule `steps`, `block_length` 1.
-        cache: keep keys and values, an approximation for bidirectional models. After a forward over
-            everything at a block's start, `prefix` recomputes from the active block on, `dual` the active
-            block alone. `multi_block` recomputes everything at every `refresh_every`-th forward, and
-            a full block for `settle_rounds` more forwards. `exact`, of `pipelined` and `autoregressive`:
-            what no later token can change is computed once.
-        stop_at_eos: end a row once an end-of-text token and everything before it are committed; in
-            `autoregressive` that is so in any case.
-        temperature, top_p, seed: draw tokens instead of taking the likeliest. The same seed and
-            prompt give the same tokens, whatever else is in the batch.
+        block_length: positions in a block.
+        rule: which masked tokens of the open blocks a forward commits; it always commits the best one.
+            `steps`: the most confident ones, on a fixed schedule of `steps` forwards.
+            `confidence`: probability >= `threshold`.
+            `entropy`: entropy <= `threshold` nats (default 0.5).
+            `entropy_budget`: the lowest entropies that sum to <= `threshold` nats.
+            `margin`: the likeliest token leads the next by >= `threshold`.
+            `stability`: probability >= `threshold`, and a change since the previous forward of
+            <= `stability_threshold` nats (KL divergence; default 0.01).
+            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin`: Dream's own samplers, which
+            treat the response as one block and take `steps` forwards.
+        mode: how blocks follow each other.
+            `sequential`: a block opens when the previous one is full.
+            `multi_block` (d3LLM): a block opens when a share `block_add_threshold` (default 0.1) of the
+            previous one is committed; the first unfinished block commits a token in every forward.
+            d3LLM's `decoded_token_threshold`, from which the next block must commit a token too, is
+            accepted and changes nothing: all blocks before the first unfinished one are full.
+            `pipelined` (D2F): for a block-causal model, in which no position attends to a later block.
+            Blocks open as in `multi_block`, but not after an end-of-sequence token. A forward commits
+            what the rule chooses, and the best token of each block whose previous block has a share
+            `decoded_token_threshold` (default 0.95) committed.
+            `autoregressive`: for a causal model; one token a forward, left to right.
+        cache: which keys and values are kept between forwards. `prefix` and `dual` approximate a
+            bidirectional model: a forward over everything at the start of a block, then `prefix`
+            recomputes from the active block on, `dual` the active block only. `multi_block` recomputes
+            everything every `refresh_every` forwards (default 8), and a full block for
+            `settle_rounds` more forwards (default 1). `exact`, of `pipelined` and `autoregressive`, and
+            their default: what no later token can change is computed once.
+        stop_at_eos: end a response once an end-of-sequence token and everything before it are committed;
+            always so in `autoregressive`.
+        temperature: draw tokens from the distribution at this temperature; 0 takes the likeliest.
+        top_p: draw from the likeliest tokens of this total probability only.
+        seed: of the draws. The same seed and prompt give the same tokens, whatever else is in the batch.
         compile: run compiled kernels of fixed shapes, on a GPU as CUDA graphs.
     """
 
@@ -70,115 +81,116 @@ class DecodingConfig(Config):
 
     @property
     def looks_back(self) -> bool:
-        """Whether no position sees a later block."""
+        """Whether no position attends to a later block."""
         return self.mode in ("pipelined", "autoregressive")
 
-    @model_validator(mode="before")
+    @field_validator("rule")
     @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        """Fill in what the chosen rule, mode and cache need and the caller left out."""
-        if not isinstance(data, dict):
-            return data
-        if data.get("mode") == "autoregressive":
-            gen_length = data.get("gen_length", cls.model_fields["gen_length"].default)
-            data = {"rule": "steps", "steps": gen_length, "block_length": 1, **data}
-        needed: dict[str, Any] = {}
-        rule = RULES.get(data.get("rule", "entropy"))
-        if rule is not None and rule.whole_response:
-            needed["block_length"] = data.get("gen_length", cls.model_fields["gen_length"].default)
-        if data.get("rule", "entropy") == "entropy":
-            needed["threshold"] = 0.5
-        if data.get("rule") == "stability":
-            needed["stability_threshold"] = 0.01
-        if data.get("mode") == "multi_block":
-            needed["block_add_threshold"] = 0.1
-            if data.get("cache", "none") != "none":
-                needed |= {"settle_rounds": 1, "refresh_every": 8}
-        if data.get("mode") in ("pipelined", "autoregressive"):
-            needed["cache"] = "exact"
-        if data.get("mode") == "pipelined":
-            needed |= {"block_add_threshold": 0.1, "decoded_token_threshold": 0.95}
-        return data | {key: value for key, value in needed.items() if data.get(key) is None}
+    def _known_rule(cls, rule: str) -> str:
+        if rule not in RULES:
+            hint = nearest(rule, list(RULES))
+            raise ValueError(f"unknown rule={rule!r}; {hint}known rules: {', '.join(RULES)}")
+        return rule
 
     @model_validator(mode="after")
-    def _consistent(self) -> "DecodingConfig":
-        if self.gen_length % self.block_length:
-            raise ValueError(
-                f"gen_length={self.gen_length} is not divisible by block_length={self.block_length}; "
-                f"the nearest valid gen_length is "
-                f"{max(1, round(self.gen_length / self.block_length)) * self.block_length}"
-            )
-        self._check_rule()
-        self._check_mode()
-        if self.top_p is not None and self.temperature == 0:
-            raise ValueError(
-                f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
-            )
+    def _complete_and_consistent(self) -> "DecodingConfig":
+        mode = MODES[self.mode]
+        self._fill_in({"cache": mode.caches[0], **mode.fixed})
+        self._fill_in({**self._own_settings(), **self._fixed()})
+        problem = next(self._problems(), None)
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
-    def _check_mode(self) -> None:
-        if self.mode in ("sequential", "autoregressive"):
-            where = f"mode={self.mode!r}"
-            needed = "mode='multi_block' or 'pipelined'"
-            self._refuse(where, needed, "block_add_threshold", "decoded_token_threshold")
-        if self.mode != "multi_block" or self.cache == "none":
-            where = f"mode={self.mode!r}, cache={self.cache!r}"
-            self._refuse(where, "mode='multi_block' with a cache", "settle_rounds", "refresh_every")
-        if self.cache != "none" and (self.cache == "exact") != self.looks_back:
-            valid = "'exact' or 'none'" if self.looks_back else "'prefix', 'dual' or 'none'"
-            raise ValueError(f"cache={self.cache!r} with mode={self.mode!r}: give {valid}")
-        if self.mode == "autoregressive" and (self.block_length, self.rule) != (1, "steps"):
-            raise ValueError(
-                f"block_length={self.block_length}, rule={self.rule!r} with mode='autoregressive', which "
-                "decodes token by token: drop them, or use mode='pipelined'"
-            )
+    def _fill_in(self, defaults: Mapping[str, Any]) -> None:
+        """Set what the user left out; this is still part of the construction of frozen settings."""
+        for field, default in defaults.items():
+            if field not in self.model_fields_set or getattr(self, field) is None:
+                self.__dict__[field] = self._value(default)
 
-    def _check_rule(self) -> None:
-        rule = RULES.get(self.rule)
-        if rule is None:
-            raise ValueError(f"unknown rule={self.rule!r}; known rules: {', '.join(sorted(RULES))}")
-        if self.rule != "stability":
-            self._refuse(f"rule={self.rule!r}", "rule='stability'", "stability_threshold")
-        if rule.scheduled:
-            self._check_schedule(rule.whole_response)
-            return
-        if self.threshold is None or self.steps is not None:
-            raise ValueError(
-                f"rule={self.rule!r} with threshold={self.threshold}, steps={self.steps}: "
-                f"give threshold and no steps"
-            )
-        limit = rule.threshold_limit
-        if limit is not None and self.threshold > limit:
-            raise ValueError(
-                f"threshold={self.threshold} for rule={self.rule!r} compares probabilities: "
-                f"give 0 to {limit:g}"
-            )
+    def _value(self, entry: Any) -> Any:
+        return self.gen_length if entry == GEN_LENGTH else entry
 
-    def _check_schedule(self, whole_response: bool) -> None:
-        if self.steps is None or self.threshold is not None:
-            raise ValueError(
-                f"rule={self.rule!r} with steps={self.steps}, threshold={self.threshold}: "
-                f"give steps (at most gen_length={self.gen_length}) and no threshold"
-            )
-        if whole_response and self.blocks > 1:
-            raise ValueError(
-                f"rule={self.rule!r} with block_length={self.block_length}: it knows no blocks; leave "
-                f"block_length out or set it to gen_length={self.gen_length}"
-            )
-        if self.steps > self.gen_length or self.steps % self.blocks:
-            raise ValueError(
-                f"steps={self.steps} must be a multiple of the {self.blocks} blocks "
-                f"(gen_length / block_length) and at most gen_length={self.gen_length}"
-            )
-        if self.mode not in ("sequential", "autoregressive"):
-            raise ValueError(
+    def _fixed(self) -> dict[str, Any]:
+        """The settings that have one valid value with the chosen rule and mode."""
+        whole = {"block_length": GEN_LENGTH} if RULES[self.rule].whole_response else {}
+        return {**MODES[self.mode].fixed, **whole}
+
+    def _own_settings(self) -> dict[str, Any]:
+        """The settings that the chosen rule, mode and cache take and others do not; their defaults."""
+        mode = MODES[self.mode]
+        return {**RULES[self.rule].settings, **mode.defaults, **(mode.cached if self.cache != "none" else {})}
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._wrong_choices()
+        yield from self._without_effect()
+        yield from self._wrong_numbers()
+
+    def _wrong_choices(self) -> Iterator[str]:
+        """Values that exclude each other."""
+        mode = MODES[self.mode]
+        for field, entry in self._fixed().items():
+            if getattr(self, field) != self._value(entry):
+                kind = "mode" if field in mode.fixed else "rule"
+                valid = f"gen_length={self.gen_length}" if entry == GEN_LENGTH else repr(entry)
+                yield (
+                    f"{field}={getattr(self, field)!r} with {kind}={getattr(self, kind)!r}: there it always "
+                    f"is {valid}; drop it or use another {kind}"
+                )
+        if self.cache not in mode.caches:
+            yield f"cache={self.cache!r} with mode={self.mode!r}: give {_any_of(mode.caches)}"
+        if RULES[self.rule].scheduled and not mode.scheduled:
+            yield (
                 f"rule={self.rule!r} with mode={self.mode!r}: its schedule is per block; use "
                 "mode='sequential' or a rule with a threshold"
             )
 
-    def _refuse(self, given: str, needed: str, *fields: str) -> None:
-        for field in fields:
-            if getattr(self, field) is not None:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} has no effect with {given}: drop it or use {needed}"
-                )
+    def _without_effect(self) -> Iterator[str]:
+        """Settings of another rule, mode or cache."""
+        rule, mode, cache = f"rule={self.rule!r}", f"mode={self.mode!r}", f"cache={self.cache!r}"
+        for chosen, needed, takers in (
+            (rule, "rule={}", {name: rule.settings for name, rule in RULES.items()}),
+            (mode, "mode={}", {name: mode.defaults for name, mode in MODES.items()}),
+            (f"{mode}, {cache}", "mode={} with a cache", {name: mode.cached for name, mode in MODES.items()}),
+        ):
+            for field in {field: None for settings in takers.values() for field in settings}:
+                value = getattr(self, field)
+                if value is not None and field not in self._own_settings():
+                    valid = needed.format(_any_of(name for name in takers if field in takers[name]))
+                    yield f"{field}={value} has no effect with {chosen}: drop it or use {valid}"
+        if self.top_p is not None and self.temperature == 0:
+            yield f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
+
+    def _wrong_numbers(self) -> Iterator[str]:
+        rule = RULES[self.rule]
+        if self.gen_length % self.block_length:
+            nearest_length = max(1, round(self.gen_length / self.block_length)) * self.block_length
+            yield (
+                f"gen_length={self.gen_length} is not divisible by block_length={self.block_length}; "
+                f"the nearest valid gen_length is {nearest_length}"
+            )
+        for field in rule.settings:
+            if getattr(self, field) is None:
+                limit = f" (at most gen_length={self.gen_length})" if rule.scheduled else ""
+                yield f"rule={self.rule!r} with {field}=None: give {field}{limit}"
+        if self.steps is not None and (self.steps > self.gen_length or self.steps % self.blocks):
+            yield (
+                f"steps={self.steps} must be a multiple of the {self.blocks} blocks "
+                f"(gen_length / block_length) and at most gen_length={self.gen_length}"
+            )
+        limit = rule.threshold_limit
+        if self.threshold is not None and limit is not None and self.threshold > limit:
+            yield (
+                f"threshold={self.threshold} for rule={self.rule!r} compares probabilities: "
+                f"give 0 to {limit:g}"
+            )
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            yield (
+                f"temperature={self.temperature} is too small to draw tokens in float32: give at least "
+                f"{MIN_TEMPERATURE}, or 0 to take the likeliest ones"
+            )
+
+
+def _any_of(names: Iterable[str]) -> str:
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -12,11 +12,10 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from dparallel.config.base import HOW, Config, ConfigError, plain_message
+from dparallel.config.base import HOW, Config, ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
@@ -131,10 +130,7 @@ class Sweep(Config):
 
     @model_validator(mode="after")
     def _every_threshold_makes_sense(self) -> "Sweep":
-        try:
-            self.decodings()
-        except ValidationError as error:
-            raise ValueError(plain_message(error.errors()[0])) from error
+        self.decodings()
         return self
 
     def decodings(self) -> list[DecodingConfig]:

@@ -1,111 +1,153 @@
-"""Settings from YAML files, with dotted overrides on top."""
+"""Settings from YAML or JSON files, with dotted overrides on top."""
 
-import difflib
-import textwrap
+import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dparallel.config.base import Config, ConfigError, plain_message
+from dparallel.config.base import Config, ConfigError, explain
 
 Loaded = TypeVar("Loaded", bound=Config)
 
 
 def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | None = None) -> Loaded:
-    """Read a YAML file, lay `key.sub=value` overrides over it, and validate.
+    """Read a YAML (1.2) or JSON file, apply `key.sub=value` overrides, and validate.
 
-    A value that is a string ending in `.yaml`, `.yml` or `.json` is replaced by that file's
-    content (a path relative to the file that names it), so a recipe is written once and shared.
+    A string that ends in `.yaml`, `.yml` or `.json` and is the value of a key outside any list is
+    replaced by that file's content (a path relative to the file that names it), so a recipe is
+    written once and shared. An override's value is YAML; a number in its key is an index of a list.
 
     Raises:
         ConfigError: naming the file, the key, the value and the remedy.
     """
-    data = _read(Path(path))
+    path = Path(os.path.expanduser(path))
+    data = _read(path)
     for override in overrides or []:
-        data = _override(data, override, Path(path).parent)
+        data = _override(data, override, path.parent)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(
-            f"{path}: " + "; ".join(_explain(model, each) for each in error.errors())
-        ) from error
+        raise ConfigError(f"{path}: {explain(error)}") from error
 
 
-def _read(path: Path, including: tuple[Path, ...] = ()) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); see configs/")
+def _read(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys and values of a file, other files included."""
     if path.resolve() in including:
         raise ConfigError(f"{path} includes itself")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); see configs/") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+    data = parse_json(text, str(path)) if path.suffix == ".json" else parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, expected keys and values")
-    return _inline(data, path.parent, (*including, path.resolve()))
+    return _included(data, path.parent, (*including, path.resolve()))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not the last one's victory."""
+def parse_yaml(text: str, named: str) -> Any:
+    """One YAML 1.2 document of plain values: 0150 is 150, 1:30 and dates are text, 5e8 is a number.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    Raises:
+        ConfigError: one line that begins with `named`.
+    """
+    try:
+        data = _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{named}: not valid YAML: {error.problem or error.context}{place}") from error
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:  # also of a wrong !!int, !!bool
+        raise ConfigError(f"{named}: not valid YAML: {' '.join(str(error).split())}") from error
+    return _plain(data, named)
 
 
-def _inline(value: Any, folder: Path, including: tuple[Path, ...] = ()) -> Any:
+def _yaml() -> YAML:
+    class Constructor(SafeConstructor):
+        """YAML 1.2's core types: dates are text."""
+
+    Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Constructor
+    return yaml
+
+
+def parse_json(text: str, named: str) -> Any:
+    """JSON without NaN and without a key given twice.
+
+    Raises:
+        ConfigError: one line that begins with `named`.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{named}: not valid JSON: {error}") from error
+    return _plain(data, named)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return data
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _plain(data: Any, named: str) -> Any:
+    """`data`, unless it could not be stored as JSON: a set, a list within itself, half a surrogate pair."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{named}: holds what JSON cannot ({error})") from error
+    return data
+
+
+def _included(value: Any, folder: Path, including: tuple[Path, ...] = ()) -> Any:
+    """`value` with the content of every file that it names."""
     if isinstance(value, dict):
-        return {key: _inline(each, folder, including) for key, each in value.items()}
+        return {key: _included(part, folder, including) for key, part in value.items()}
     if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return _read(folder / value, including)
+        return _read(folder / os.path.expanduser(value), including)
     return value
 
 
-def _override(data: dict, override: str, folder: Path) -> dict:
+def _override(data: dict[str, Any], override: str, folder: Path) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.sub=value")
-    try:
-        value = _inline(yaml.safe_load(text), folder)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
-    return _replace(data, key.split("."), value, override)
+    value = parse_yaml(text, f"override {override!r}")
+    return _included(_replace(data, key.split("."), value, override), folder)
 
 
-def _replace(data: Any, keys: list[str], value: Any, override: str) -> dict:
+def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:
+    """`data` with `value` at the path `keys`; missing sections are made."""
+    if not keys:
+        return value
+    if isinstance(data, list):
+        index = _index(data, keys[0], override)
+        return [*data[:index], _replace(data[index], keys[1:], value, override), *data[index + 1 :]]
     if not isinstance(data, dict):
         raise ConfigError(f"override {override!r}: {keys[0]!r} lies below a plain value, not a section")
-    rest = _replace(data.get(keys[0], {}), keys[1:], value, override) if keys[1:] else value
-    return {**data, keys[0]: rest}
+    # A student or a sweep may have a dot in its name.
+    length = next((end for end in range(len(keys), 1, -1) if ".".join(keys[:end]) in data), 1)
+    name, rest = ".".join(keys[:length]), keys[length:]
+    return {**data, name: _replace(data.get(name, {}), rest, value, override)}
 
 
-def _explain(model: type[Config], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(model, error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{key}: unknown key; {hint}known: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{key}: required key is missing"
-    if error["type"] == "value_error":
-        return f"{key}: {plain_message(error)}"
-    return f"{key}: {plain_message(error)}, got {textwrap.shorten(repr(error['input']), 80)}"
-
-
-def _fields_at(model: type[Config], location: tuple) -> list[str]:
-    """The known keys of the section at `location`."""
-    annotation: Any = model
-    for part in location:
-        if part == "[key]":  # the name itself was refused
-            break
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            annotation = annotation.model_fields[part].annotation
-        else:
-            annotation = annotation.__args__[-1]  # dict[str, Section]: its values' section
-    return sorted(annotation.model_fields)
+def _index(data: list[Any], key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(data):
+        valid = f"give an index from 0 to {len(data) - 1}" if data else "give the whole list"
+        raise ConfigError(f"override {override!r}: {key!r} in a list of {len(data)}: {valid}")
+    return int(key)

@@ -22,6 +22,11 @@ class Rule(NamedTuple):
     needs_previous: bool = False
     defaults: Mapping[str, float] = MappingProxyType({})
 
+    @property
+    def settings(self) -> dict[str, float | None]:
+        """The settings that the rule takes, with their defaults; None where the user must choose."""
+        return {"steps" if self.scheduled else "threshold": None, **self.defaults}
+
 
 RULES: dict[str, Rule] = {
     "steps": Rule(scheduled=True),

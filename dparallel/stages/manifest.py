@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.config.base import Config, UserError, plain_message
+from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages.code import code_digest
 from dparallel.stages.files import write_atomically
@@ -109,8 +109,7 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise StageError(
-            f"{path} is damaged ({plain_message(error.errors()[0])}): delete it and rerun; what is whole "
-            "beside it is kept"
+            f"{path} is damaged ({explain(error)}): delete it and rerun; what is whole beside it is kept"
         ) from error
     if stage is not None and manifest.stage != stage:
         raise StageError(f"{folder} was made by stage {manifest.stage!r}, expected {stage!r}")

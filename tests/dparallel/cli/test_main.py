@@ -204,11 +204,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--threshold", "-1"], r"--threshold -1: .*greater than or equal to 0"),
-        (["--gen-length", "ten"], r"--gen-length ten: .*valid integer"),
+        (["--threshold", "-1"], r"--threshold: .*greater than or equal to 0, got -1"),
+        (["--gen-length", "ten"], r"--gen-length: .*valid integer, got 'ten'"),
         (["--gen-length", "25"], r"gen_length=25 is not divisible by block_length=8.*24"),
-        (["--rule", "best"], r"unknown rule='best'; known rules: .*entropy"),
-        (["--mode", "parallel"], r"--mode parallel: .*'pipelined' or 'autoregressive'"),
+        (["--rule", "best"], r"--rule: unknown rule='best'; known rules: .*entropy"),
+        (["--mode", "parallel"], r"--mode: .*'pipelined' or 'autoregressive', got 'parallel'"),
         (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
         (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
         (["--device", "abacus"], r"--device abacus cannot be used .*try cpu"),

@@ -1,9 +1,15 @@
 """Every decoding that makes no sense is refused with the field, its value and the remedy."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.config.modes import MODES
+from dparallel.config.rules import RULES
 
 MULTI_BLOCK = {"mode": "multi_block"}
 
@@ -13,16 +19,26 @@ MULTI_BLOCK = {"mode": "multi_block"}
     [
         ({"gen_length": 100}, r"gen_length=100 is not divisible by block_length=32; .* nearest .* is 96"),
         ({"gen_length": 8}, r"gen_length=8 is not divisible by block_length=32; .* nearest .* is 32"),
-        ({"rule": "fastest"}, r"unknown rule='fastest'; known rules: .*entropy_budget, margin, stability"),
-        ({"rule": "steps"}, r"rule='steps' with steps=None, .*: give steps \(at most gen_length=256\)"),
-        ({"rule": "steps", "steps": 256, "threshold": 0.5}, r"threshold=0\.5: give steps .* no threshold"),
+        (
+            {"rule": "fastest"},
+            r"^rule: unknown rule='fastest'; .*known rules: steps, confidence, .*margin, stability",
+        ),
+        ({"rule": "entrpy"}, r"^rule: unknown rule='entrpy'; did you mean 'entropy'\? known rules: "),
+        ({"rule": "steps"}, r"rule='steps' with steps=None: give steps \(at most gen_length=256\)"),
+        (
+            {"rule": "steps", "steps": 256, "threshold": 0.5},
+            r"threshold=0\.5 has no effect with rule='steps': drop it or use rule='confidence', 'entropy', ",
+        ),
         ({"rule": "steps", "steps": 300}, r"steps=300 must be a multiple of the 8 blocks"),
         ({"rule": "steps", "steps": 264}, r"steps=264 .* at most gen_length=256"),
-        ({"rule": "entropy", "steps": 8}, r"rule='entropy' .* steps=8: give threshold and no steps"),
-        ({"rule": "confidence"}, r"rule='confidence' with threshold=None, .*: give threshold"),
-        ({"rule": "entropy_budget"}, r"rule='entropy_budget' with threshold=None, .*: give threshold"),
-        ({"rule": "margin"}, r"rule='margin' with threshold=None, .*: give threshold"),
-        ({"rule": "stability"}, r"rule='stability' with threshold=None, .*: give threshold"),
+        (
+            {"rule": "entropy", "steps": 8},
+            r"steps=8 has no effect with rule='entropy': drop it or use rule='steps', 'dream_entropy', ",
+        ),
+        ({"rule": "confidence"}, r"rule='confidence' with threshold=None: give threshold"),
+        ({"rule": "entropy_budget"}, r"rule='entropy_budget' with threshold=None: give threshold"),
+        ({"rule": "margin"}, r"rule='margin' with threshold=None: give threshold"),
+        ({"rule": "stability"}, r"rule='stability' with threshold=None: give threshold"),
         (
             {"rule": "confidence", "threshold": 1.5},
             r"threshold=1\.5 .*'confidence' compares probabilities: .* 0 to 1",
@@ -67,8 +83,8 @@ MULTI_BLOCK = {"mode": "multi_block"}
             {"mode": "pipelined", "cache": "dual"},
             r"cache='dual' with mode='pipelined': give 'exact' or 'none'",
         ),
-        ({"cache": "exact"}, r"cache='exact' with mode='sequential': give 'prefix', 'dual' or 'none'"),
-        ({**MULTI_BLOCK, "cache": "exact"}, r"cache='exact' with mode='multi_block': give 'prefix'"),
+        ({"cache": "exact"}, r"cache='exact' with mode='sequential': give 'none', 'prefix' or 'dual'"),
+        ({**MULTI_BLOCK, "cache": "exact"}, r"cache='exact' with mode='multi_block': give 'none', 'prefix'"),
         (
             {"mode": "pipelined", "settle_rounds": 2},
             r"settle_rounds=2 has no effect with mode='pipelined', cache='exact': drop it",
@@ -79,51 +95,75 @@ MULTI_BLOCK = {"mode": "multi_block"}
         ),
         (
             {"mode": "autoregressive", "block_length": 4, "steps": 64, "gen_length": 64},
-            r"block_length=4, rule='steps' with mode='autoregressive', .* token by token: drop them",
+            r"block_length=4 with mode='autoregressive': there it always is 1; drop it or use another mode",
         ),
         (
             {"mode": "autoregressive", "rule": "entropy", "threshold": 0.5, "steps": None},
-            r"rule='entropy' with mode='autoregressive', .* token by token: drop them",
+            r"rule='entropy' with mode='autoregressive': there it always is 'steps'; drop it or use another",
+        ),
+        (
+            {"mode": "autoregressive", "stop_at_eos": False},
+            r"stop_at_eos=False with mode='autoregressive': there it always is True; drop it or use another",
+        ),
+        (
+            {"mode": "autoregressive", "steps": 64},
+            r"steps=64 with mode='autoregressive': there it always is gen_length=256; drop it",
+        ),
+        (
+            {"rule": "dream_entropy", "steps": 8, "block_length": 32},
+            r"block_length=32 with rule='dream_entropy': there it always is gen_length=256; drop it",
+        ),
+        (
+            {"mode": "pipelined", "rule": "dream_entropy", "steps": 8},
+            r"rule='dream_entropy' with mode='pipelined': .*; use mode='sequential' or a rule with a thresh",
+        ),
+        (
+            {"temperature": 1e-40},
+            r"temperature=1e-40 is too small to draw .* float32: give at least 1e-06, or 0 to take the like",
         ),
         ({"top_p": 0.9}, r"top_p=0\.9 has no effect at temperature=0\.0: raise temperature or drop top_p"),
     ],
 )
 def test_combinations_without_sense(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         DecodingConfig(**settings)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gen_length": 0}, "gen_length\n.*greater than 0"),
-        ({"block_length": 0}, "block_length\n.*greater than 0"),
-        ({"threshold": -0.1}, "threshold\n.*greater than or equal to 0"),
-        ({"threshold": float("nan")}, "threshold\n.*finite number"),
-        ({"rule": "stability", "threshold": 0.5, "stability_threshold": -1}, "greater than or equal to 0"),
-        ({"rule": "steps", "steps": 0}, "steps\n.*greater than 0"),
-        ({"mode": "parallel"}, "mode\n.*'sequential', 'multi_block', 'pipelined' or 'autoregressive'"),
-        ({"cache": "full"}, "cache\n.*'none', 'prefix', 'dual' or 'exact'"),
-        ({**MULTI_BLOCK, "block_add_threshold": 0.0}, "block_add_threshold\n.*greater than 0"),
-        ({**MULTI_BLOCK, "block_add_threshold": 1.1}, "block_add_threshold\n.*less than or equal to 1"),
-        ({**MULTI_BLOCK, "decoded_token_threshold": 0.0}, "decoded_token_threshold\n.*greater than 0"),
+        ({"gen_length": 0}, "gen_length: .*greater than 0"),
+        ({"block_length": 0}, "block_length: .*greater than 0"),
+        ({"threshold": -0.1}, "threshold: .*greater than or equal to 0"),
+        ({"threshold": float("nan")}, "threshold: .*finite number"),
+        (
+            {"rule": "stability", "threshold": 0.5, "stability_threshold": -1},
+            "stability_threshold: .*greater than or equal to 0",
+        ),
+        ({"rule": "steps", "steps": 0}, "steps: .*greater than 0"),
+        ({"mode": "parallel"}, "mode: .*'sequential', 'multi_block', 'pipelined' or 'autoregressive'"),
+        ({"cache": "full"}, "cache: .*'none', 'prefix', 'dual' or 'exact'"),
+        ({**MULTI_BLOCK, "block_add_threshold": 0.0}, "block_add_threshold: .*greater than 0"),
+        ({**MULTI_BLOCK, "block_add_threshold": 1.1}, "block_add_threshold: .*less than or equal to 1"),
+        ({**MULTI_BLOCK, "decoded_token_threshold": 0.0}, "decoded_token_threshold: .*greater than 0"),
         (
             {**MULTI_BLOCK, "decoded_token_threshold": 1.1},
-            "decoded_token_threshold\n.*less than or equal to 1",
+            "decoded_token_threshold: .*less than or equal to 1",
         ),
-        ({**MULTI_BLOCK, "cache": "dual", "settle_rounds": 0}, "settle_rounds\n.*greater than 0"),
-        ({**MULTI_BLOCK, "cache": "dual", "refresh_every": 0}, "refresh_every\n.*greater than 0"),
-        ({"temperature": -1.0}, "temperature\n.*greater than or equal to 0"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p\n.*greater than 0"),
-        ({"temperature": 1.0, "top_p": 1.1}, "top_p\n.*less than or equal to 1"),
-        ({"seed": -1}, "seed\n.*greater than or equal to 0"),
-        ({"seed": 10**20}, "seed\n.*less than"),
-        ({"compile": "maybe"}, "compile\n.*valid boolean"),
-        ({"block_size": 32}, "block_size\n.*Extra inputs"),
+        ({**MULTI_BLOCK, "cache": "dual", "settle_rounds": 0}, "settle_rounds: .*greater than 0"),
+        ({**MULTI_BLOCK, "cache": "dual", "refresh_every": 0}, "refresh_every: .*greater than 0"),
+        ({"temperature": -1.0}, "temperature: .*greater than or equal to 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p: .*greater than 0"),
+        ({"temperature": 1.0, "top_p": 1.1}, "top_p: .*less than or equal to 1"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"seed": 10**20}, "seed: .*less than"),
+        ({"compile": "maybe"}, "compile: .*valid boolean"),
+        ({"block_size": 32}, "block_size: unknown key; did you mean 'block_length'"),
     ],
 )
 def test_values_out_of_range(settings, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         DecodingConfig(**settings)
 
 
@@ -161,3 +201,65 @@ def test_what_a_mode_fills_in():
     assert (autoregressive.rule, autoregressive.steps, autoregressive.threshold) == ("steps", 7, None)
     for each in (pipelined, autoregressive):
         assert DecodingConfig(**each.model_dump()) == each
+
+
+def test_d3llms_second_threshold_is_accepted():
+    """It changes nothing in `multi_block`, but its published settings have it."""
+    assert DecodingConfig(mode="multi_block", decoded_token_threshold=0.95).decoded_token_threshold == 0.95
+    assert DecodingConfig(mode="multi_block").decoded_token_threshold is None
+
+
+def test_tables_name_settings_and_their_defaults_are_valid():
+    for mode, takes in MODES.items():
+        fields = {*takes.fixed, *takes.defaults, *takes.cached}
+        assert fields <= set(DecodingConfig.model_fields)
+        for cache in takes.caches:
+            decoding = DecodingConfig(mode=mode, cache=cache)
+            for field, value in takes.defaults.items():
+                assert getattr(decoding, field) == value
+            for field, value in takes.cached.items():
+                assert getattr(decoding, field) == (None if cache == "none" else value)
+            assert DecodingConfig.model_validate(decoding.model_dump()) == decoding
+
+
+CHOICES = {  # for every setting, its default, a value that may have an effect and one that may not
+    "gen_length": st.sampled_from([32, 64]),
+    "block_length": st.sampled_from([1, 32, 64]),
+    "rule": st.sampled_from(list(RULES)),
+    "threshold": st.sampled_from([None, 0.5, 2.0]),
+    "stability_threshold": st.sampled_from([None, 0.1]),
+    "steps": st.sampled_from([None, 2, 64]),
+    "mode": st.sampled_from(list(MODES)),
+    "block_add_threshold": st.sampled_from([None, 0.5]),
+    "decoded_token_threshold": st.sampled_from([None, 0.5]),
+    "cache": st.sampled_from(["none", "prefix", "dual", "exact"]),
+    "settle_rounds": st.sampled_from([None, 2]),
+    "refresh_every": st.sampled_from([None, 2]),
+    "stop_at_eos": st.booleans(),
+    "temperature": st.sampled_from([0.0, 1.0]),
+    "top_p": st.sampled_from([None, 0.5]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=CHOICES))
+def test_what_is_valid_is_complete_and_stays_valid(settings):
+    """Filled in once, settings are their own defaults: nothing given is changed, nothing is missing."""
+    try:
+        decoding = DecodingConfig(**settings)
+    except ConfigError:
+        return
+    given = {key: value for key, value in settings.items() if value is not None}
+    assert decoding.model_dump(include=set(given)) == given
+    assert DecodingConfig(**decoding.model_dump()) == decoding
+    assert (decoding.steps is None) == (decoding.threshold is not None)
+    assert decoding.gen_length % decoding.block_length == 0
+
+
+def test_nested_mistakes_in_python_are_one_line():
+    problems = {"benchmark": "coins", "count": 1}
+    with pytest.raises(ConfigError, match=r"^decoding\.rule: unknown rule='entrpy'; did you mean 'entropy'"):
+        TrajectoriesConfig(problems=problems, decoding={"rule": "entrpy"})
+    with pytest.raises(ConfigError, match=r"^decoding: steps=3 has no effect with rule='entropy'"):
+        TrajectoriesConfig(problems=problems, decoding={"steps": 3})
+    with pytest.raises(ConfigError, match=r"^decoding\.stepz: unknown key; did you mean 'steps'\?"):
+        TrajectoriesConfig(problems=problems, decoding={"stepz": 3})

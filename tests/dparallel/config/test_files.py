@@ -54,13 +54,16 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
         (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
         (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
-        (["decoding.rule=fastest"], r"decoding: unknown rule='fastest'; known rules: confidence, "),
+        (["decoding.rule=fastest"], r"decoding\.rule: unknown rule='fastest'; .*known rules: steps, confid"),
         (["problems.benchmark=gsm9k"], r"problems\.benchmark: .*'coins'.*'gsm9k'"),
         (["problems="], r"problems: .*got None"),
         (["batch_size"], r"override 'batch_size' is not of the form"),
         (["decoding.steps.more=1"], r"lies below a plain value"),
         (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
-        (["batch_size=[1"], r"not a YAML value"),
+        (
+            ["batch_size=[1"],
+            r"override 'batch_size=\[1': not valid YAML: expected ',' or '\]'.*line 1, column 3",
+        ),
     ],
 )
 def test_mistakes_are_named(config_file, overrides, message):
@@ -83,7 +86,7 @@ def test_missing_broken_and_empty_files(tmp_path):
 
 def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
     (tmp_path / "twice.yaml").write_text("batch_size: 1\nbatch_size: 2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="key 'batch_size' twice"):
+    with pytest.raises(ConfigError, match=r'duplicate key "batch_size" .*line 2, column 1'):
         load_config(TrajectoriesConfig, tmp_path / "twice.yaml")
     (tmp_path / "loop.yaml").write_text("problems: loop.yaml", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"loop\.yaml includes itself"):
@@ -134,7 +137,11 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
             {"decoding": {"rule": "confidence", "threshold": 0.5}, "thresholds": [1.5]},
             "compares probabilities",
         ),
-        (Sweep, {"decoding": {"rule": "steps", "steps": 8}, "thresholds": [0.5]}, "no threshold"),
+        (
+            Sweep,
+            {"decoding": {"rule": "steps", "steps": 8}, "thresholds": [0.5]},
+            "threshold=0.5 has no effect",
+        ),
         (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
         (LoraSettings, {"targets": []}, "at least 1 item"),
         (OptimizerConfig, {"learning_rate": 1e-3, "betas": [2, 3]}, "less than 1"),

@@ -3,7 +3,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import LaunchConfig
@@ -74,5 +73,5 @@ def test_this_machine_alone_needs_neither(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_settings_that_contradict_a_hostfile(settings: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         LaunchConfig(hostfile="hosts", **settings)

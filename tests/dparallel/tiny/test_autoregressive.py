@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 
+from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import TeacherConfig
 from dparallel.decoding.generate import generate
@@ -111,7 +111,7 @@ def test_settings_of_the_other_objective_are_refused():
     again = TeacherConfig(**SETTINGS.model_dump(mode="json"))
     assert again == SETTINGS
     with pytest.raises(
-        ValidationError, match="block_length=12 with objective='autoregressive'.*drop block_length"
+        ConfigError, match="block_length=12 with objective='autoregressive'.*drop block_length"
     ):
         TeacherConfig(out="a", objective="autoregressive", train_steps=1, block_length=12)
 
