@@ -171,8 +171,8 @@ class DecodingConfig(Config):
             )
         for field in rule.settings:
             if getattr(self, field) is None:
-                limit = f" (at most gen_length={self.gen_length})" if rule.scheduled else ""
-                yield f"rule={self.rule!r} with {field}=None: give {field}{limit}"
+                most = f" (at most gen_length={self.gen_length})" if rule.scheduled else ""
+                yield f"rule={self.rule!r} with {field}=None: give {field}{most}"
         if self.steps is not None and (self.steps > self.gen_length or self.steps % self.blocks):
             yield (
                 f"steps={self.steps} must be a multiple of the {self.blocks} blocks "

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
+from dparallel.config.decoding import MIN_TEMPERATURE
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
@@ -238,3 +239,21 @@ def test_damaged_weights_are_not_taken_for_certainty():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(ValueError, match="logits are NaN or infinite: its weights are damaged"):
         generate(model, [[5, 6]], DecodingConfig(gen_length=8, block_length=8))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rule": "steps", "block_length": 8, "steps": 16},
+        {"rule": "entropy", "block_length": 8},
+        {"rule": "dream_entropy", "steps": 1},  # in more steps, the order depends on the temperature
+        {"rule": "dream_topk_margin", "steps": 1},
+    ],
+)
+def test_the_lowest_temperature_is_greedy(settings):
+    """Far below it, 1 / T overflows in float32, and the first token of the vocabulary would be drawn."""
+    model = random_model(3)
+    [greedy] = generate(model, [[5, 6]], DecodingConfig(gen_length=16, **settings))
+    drawing = DecodingConfig(gen_length=16, **settings, temperature=MIN_TEMPERATURE, seed=1)
+    [drawn] = generate(model, [[5, 6]], drawing)
+    assert drawn.tokens == greedy.tokens

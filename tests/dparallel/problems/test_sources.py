@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 
@@ -146,7 +147,7 @@ def test_a_prompt_that_cannot_be_filled_in_is_refused_before_any_data_is_read(pr
     for setting in ("prompt", "prefill"):
         with pytest.raises(ValidationError, match=rf"{setting}='.*': .*columns come as texts"):
             ProtocolConfig.model_validate({setting: prompt})
-    with pytest.raises(ValidationError, match="prompt='.*': .*columns come as texts"):
+    with pytest.raises(ConfigError, match="prompt='.*': .*columns come as texts"):
         SourceConfig(path="a", prompt=prompt)
 
 
