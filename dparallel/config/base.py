@@ -48,7 +48,7 @@ def explain(error: ValidationError, called: Callable[[str], str] = str) -> str:
 def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     """One mistake, as pydantic's `errors()` lists it."""
     place = [str(part) for part in mistake["loc"]]
-    message = mistake["msg"].removeprefix("Value error, ")
+    message = plain_message(mistake)
     if mistake["type"] == "unknown_key":
         known = mistake["ctx"]["known"]
         return "; ".join(
@@ -62,6 +62,11 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
         return f"{called('.'.join(place))}: required key is missing"
     key = called(".".join(place)) if place else "(top level)"
     return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
+
+
+def plain_message(mistake: Any) -> str:
+    """What is wrong, without pydantic's prefix; `mistake` is one of its `errors()`."""
+    return str(mistake["msg"].removeprefix("Value error, "))
 
 
 def nearest(name: str, known: list[str]) -> str:
