@@ -50,11 +50,11 @@ class _Splits(Mapping[str, int]):
     """
 
     def __init__(self, opened: Callable[[str], Table], names: Sequence[str] | None):
-        self.open = cache(opened)
+        self.table = cache(opened)
         self.names = names
 
     def __getitem__(self, split: str) -> int:
-        return len(self.open(split))
+        return len(self.table(split))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names or ())
@@ -73,7 +73,7 @@ def _of_files(splits: Mapping[str, Sequence[Path]]) -> _Splits:
 def sliced(spec: str, splits: _Splits) -> list[Part]:
     """The rows of `train[:10]+test[5:]`, by the rules of the library `datasets`."""
     if re.fullmatch(r"[\w.-]+", spec) and spec in splits:
-        return [(splits.open(spec), range(splits[spec]))]
+        return [(splits.table(spec), range(splits[spec]))]
     from datasets import ReadInstruction  # here, since it takes a second
 
     try:
@@ -82,7 +82,7 @@ def sliced(spec: str, splits: _Splits) -> list[Part]:
         raise
     except (ValueError, AssertionError) as error:
         raise TableError(str(error)) from error
-    return [(splits.open(each.splitname), range(each.from_, each.to)) for each in instructions]
+    return [(splits.table(each.splitname), range(each.from_, each.to)) for each in instructions]
 
 
 def _folder(source: SourceConfig) -> dict[str, list[Path]]:
