@@ -1,12 +1,16 @@
 """`dparallel chat`: a conversation, turn by turn."""
 
+import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from dparallel.cli.model import answer, open_model, open_tokenizer, text_of
+from dparallel.cli.parser import decoding_of
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.generate import check_prompts
+from dparallel.decoding.generate import DecodingError, check_prompts
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import ChatTemplateError, Messages, check_chat_template, encode_chat
 
@@ -15,7 +19,24 @@ class ChatError(UserError):
     """A model that cannot converse, or a turn that cannot be decoded; the message names the remedy."""
 
 
-def check_can_chat(tokenizer: Any) -> None:
+def chat(options: argparse.Namespace) -> None:
+    """Hold a conversation on stdin and stdout; see `converse`."""
+    decoding = decoding_of(options)
+    tokenizer = open_tokenizer(options)
+    check_can_chat(tokenizer)
+    model = open_model(options)
+
+    def respond(messages: Messages) -> str:
+        prompt = turn_prompt(messages, tokenizer, model, decoding)
+        try:
+            return text_of(answer(model, tokenizer, prompt, decoding, options.plain), tokenizer, model.config)
+        except DecodingError as error:  # too long for the memory: the conversation goes on without this turn
+            raise ChatError(f"{error}; this turn was dropped") from error
+
+    converse(respond)
+
+
+def check_can_chat(tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         check_chat_template(tokenizer)
     except ChatTemplateError as error:
@@ -23,7 +44,10 @@ def check_can_chat(tokenizer: Any) -> None:
 
 
 def turn_prompt(
-    messages: Messages, tokenizer: Any, model: DiffusionTransformer, decoding: DecodingConfig
+    messages: Messages,
+    tokenizer: PreTrainedTokenizerBase,
+    model: DiffusionTransformer,
+    decoding: DecodingConfig,
 ) -> list[int]:
     """Token ids of a conversation that awaits the assistant.
 
@@ -33,8 +57,8 @@ def turn_prompt(
     try:
         tokens = encode_chat(tokenizer, messages)
         check_prompts(model, [tokens], decoding)
-    except ValueError as error:
-        raise ChatError(f"{error}, or forget the conversation with /reset; this turn was dropped") from error
+    except UserError as error:
+        raise ChatError(f"{error}, or clear the conversation with /reset; this turn was dropped") from error
     return tokens
 
 
@@ -48,7 +72,7 @@ def converse(respond: Callable[[Messages], str]) -> None:
     if interactive:
         import readline  # noqa: F401  (gives `input` line editing and a history)
 
-        _say("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C interrupts an answer.")
+        _say("/reset clears the conversation, /exit or Ctrl-D ends it, Ctrl-C interrupts an answer.")
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -56,8 +80,9 @@ def converse(respond: Callable[[Messages], str]) -> None:
                 return
             if line == "/reset":
                 messages = []
-                _say("The conversation is forgotten.")
+                _say("The conversation is cleared.")
             elif line:
+                _check_text(line)
                 turn = [*messages, {"role": "user", "content": line}]
                 messages = [*turn, {"role": "assistant", "content": respond(turn)}]
         except EOFError:
@@ -66,6 +91,13 @@ def converse(respond: Callable[[Messages], str]) -> None:
             _say(str(error))
         except KeyboardInterrupt:
             _say("\nInterrupted; nothing was added to the conversation. /exit or Ctrl-D ends it.")
+
+
+def _check_text(line: str) -> None:
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:  # stdin keeps bytes that are no text as surrogates
+        raise ChatError(f"this line is not a text in UTF-8 ({error}); this turn was dropped") from error
 
 
 def _say(text: str) -> None:

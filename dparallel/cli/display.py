@@ -1,4 +1,4 @@
-"""What a terminal shows: the canvas while it fills, progress over many prompts, the closing numbers."""
+"""What a terminal shows: the canvas while it fills, progress over many prompts, final statistics."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,21 @@ UNPRINTABLE = {code: "�" for code in (*range(32), *range(127, 160)) if chr(cod
 
 
 def can_draw(stream: TextIO, plain: bool) -> bool:
-    """Whether `stream` is a terminal on which colour and redrawing are wanted."""
-    return (
-        stream.isatty() and not plain and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    """Whether `stream` is a terminal on which colour and redrawing are wanted and the signs can be shown."""
+    if not stream.isatty() or plain or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        (MASK + END).encode(stream.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
-def drawing(stream: TextIO, tokenizer: Any, config: DiffusionConfig, gen_length: int) -> Iterator[Observer]:
-    """Draw one row's canvas on a terminal, live; its last frame, the response alone, stays."""
+def live_canvas(
+    stream: TextIO, tokenizer: Any, config: DiffusionConfig, gen_length: int
+) -> Iterator[Observer]:
+    """Draw one response's canvas on a terminal as it fills; the last frame, the response alone, stays."""
     tokens = [config.mask_token_id] * gen_length
     commit_step: list[int | None] = [None] * gen_length
     shown = gen_length
@@ -59,11 +65,11 @@ def canvas_text(
     tokenizer: Any, config: DiffusionConfig, tokens: Sequence[int], commit_step: Sequence[int | None]
 ) -> Text:
     """Tokens coloured by the step that committed them; masks, end-of-text and other special ones dim."""
-    special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     glyphs = {config.mask_token_id: MASK, **dict.fromkeys(config.end_token_ids, END)}
     latest = max((step for step in commit_step if step is not None), default=0)
     text = Text()
-    for token, piece, step in zip(tokens, pieces(tokenizer, tokens), commit_step, strict=True):
+    for token, piece, step in zip(tokens, token_texts(tokenizer, tokens), commit_step, strict=True):
         if token in glyphs:
             piece = piece[: len(piece) - len(piece.lstrip())] + glyphs[token]
         dim = step is None or token in special
@@ -81,10 +87,10 @@ def _colour(step: int, latest: int) -> Style:
     )
 
 
-def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text of those before it; joined, the pieces are the whole text.
+def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds to that of the tokens before it; joined, they are the whole text.
 
-    A token that ends within a character adds nothing; the one that completes it adds it all.
+    A token that ends within a character adds nothing; the token that completes the character adds it.
     """
     texts, start, done = [], 0, 0  # decoded anew from `start`; written up to `done`
     for end in range(1, len(tokens) + 1):
@@ -98,10 +104,10 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
 
 
 @contextmanager
-def progress(stream: TextIO, total: int) -> Iterator[Observer]:
-    """Count finished rows: in place on a terminal, elsewhere a line whenever another tenth is done."""
+def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Observer]:
+    """Count finished prompts: in place on a terminal, elsewhere a line whenever another tenth is done."""
     in_place = stream.isatty()
-    done = written = 0
+    written = done
 
     def observe(forward: list[Step]) -> None:
         nonlocal done, written
@@ -118,11 +124,12 @@ def progress(stream: TextIO, total: int) -> Iterator[Observer]:
             stream.write("\r\N{ESCAPE}[K")
 
 
-def numbers(
+def statistics(
     generations: Sequence[Generation], seconds: float, device: torch.device, batch_size: int, compiled: bool
 ) -> str:
-    """NFE (mean per row), TPF and TPS of what was decoded, with the conditions they hold for."""
-    num_tokens, nfe = [each.num_tokens for each in generations], [each.nfe for each in generations]
+    """NFE (mean per response), TPF and TPS of what was decoded, with hardware and batch size."""
+    num_tokens = [generation.num_tokens for generation in generations]
+    nfe = [generation.nfe for generation in generations]
     total, name = sum(num_tokens), device.type
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -133,8 +140,8 @@ def numbers(
     )
 
 
-def together(*observers: Observer | None) -> Observer | None:
-    """One observer for all that are not None; None if there is none, since observing costs time."""
+def combine(*observers: Observer | None) -> Observer | None:
+    """One observer that calls all that are not None; None if all are, since observing costs time."""
     wanted = [observer for observer in observers if observer is not None]
     if not wanted:
         return None

@@ -1,21 +1,19 @@
-"""What `dparallel generate` reads and writes: prompts in, one JSON object a line, and results out."""
+"""The prompts that `dparallel generate` reads and the lines that it writes, one JSON object each."""
 
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
-from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import render
 from dparallel.problems.sources import Problem
-
-RESULT_FIELDS = ("response", "nfe", "num_tokens")
 
 
 class PromptError(UserError):
@@ -31,29 +29,48 @@ class Request:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Result:
+    """A response with its forwards and its number of tokens, as `Generation` counts them."""
+
+    response: str
+    nfe: int
+    num_tokens: int
+
+
+def result_line(request: Request, result: Result) -> str:
+    """A line of JSON: the object read, and the result."""
+    return json.dumps(request.record | asdict(result)) + "\n"
+
+
 def read_requests(path: Path, prompt_field: str) -> list[Request]:
     """One request per line; blank lines are skipped.
+
+    Args:
+        path: a file, or `-` for stdin.
 
     Raises:
         PromptError: naming the file and the line that cannot be used.
     """
+    name = "stdin" if str(path) == "-" else str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = sys.stdin.buffer.read() if name == "stdin" else path.read_bytes()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise PromptError(f"--prompts {path}: {error.strerror}; give a readable JSONL file") from error
     except UnicodeDecodeError as error:
         raise PromptError(f"--prompts {path}: not a text file in UTF-8 ({error})") from error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise PromptError(f"--prompts {path} holds no prompt; give one JSON object a line")
-    return [_request(f"{path}, line {number}", line, prompt_field) for number, line in lines]
+        raise PromptError(f"--prompts {path} holds no prompt; give one JSON object per line")
+    return [_request(f"{name}, line {number}", line, prompt_field) for number, line in lines]
 
 
 def _request(where: str, line: str, prompt_field: str) -> Request:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PromptError(f"{where}: not JSON ({error}); write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}: not JSON ({error}); write one object per line") from error
     if not isinstance(record, dict):
         raise PromptError(f"{where}: holds {type(record).__name__}, expected an object of fields")
     prompt = record.get(prompt_field)
@@ -61,7 +78,7 @@ def _request(where: str, line: str, prompt_field: str) -> Request:
         found = f"is {prompt!r}, not a text" if prompt_field in record else "is missing"
         known = ", ".join(record) or "none"
         raise PromptError(f"{where}: field {prompt_field!r} {found}; its fields: {known}; see --prompt-field")
-    if taken := [name for name in RESULT_FIELDS if name in record]:
+    if taken := [field.name for field in fields(Result) if field.name in record]:
         raise PromptError(f"{where}: field {taken[0]!r} would be overwritten by the result; rename it")
     return Request(where, prompt, record)
 
@@ -90,23 +107,13 @@ def _encode(
     if not request.prompt.strip():
         raise PromptError(f"{request.where}: the prompt is empty")
     try:
-        request.prompt.encode()  # half a surrogate pair is no text to any tokenizer
-        chat = not raw and tokenizer.chat_template is not None
-        problem = Problem("1", request.where, request.prompt)
-        tokens = render(problem, ProtocolConfig(chat=chat), tokenizer)
+        request.prompt.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, or a byte of an argument
+        raise PromptError(f"{request.where}: not a text in UTF-8 ({error})") from error
+    protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
+    try:
+        tokens = render(Problem("1", request.where, request.prompt), protocol, tokenizer)
         check_prompts(model, [tokens], decoding)
-    except ValueError as error:
+    except UserError as error:
         raise PromptError(f"{request.where}: {error}") from error
     return tokens
-
-
-def results(requests: Sequence[Request], responses: Sequence[str], generations: Sequence[Generation]) -> str:
-    """JSON lines in the order of the requests: the object read, the response and its counts."""
-    return "".join(
-        json.dumps(
-            request.record
-            | dict(zip(RESULT_FIELDS, (response, generation.nfe, generation.num_tokens), strict=True))
-        )
-        + "\n"
-        for request, response, generation in zip(requests, responses, generations, strict=True)
-    )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from dparallel.config.base import Config, LocalPath
+from dparallel.config.base import Config
 
 PROBLEM_FILES = (".jsonl", ".json", ".parquet")
 COINS_LIMIT = 100_000  # drawing distinct problems takes up to 0.1 ms each, and every split holds millions
@@ -49,12 +49,6 @@ def _check_prompt(prompt: str) -> None:
         raise ValueError(f"prompt={prompt!r} must name the columns it is made of, as {{question}}")
 
 
-def _matters(file: Path, folder: Path) -> bool:
-    """Whether a file may be read as problems; README.md may say which files are."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and (file.suffix in PROBLEM_FILES or file.name == "README.md")
-
-
 class SourceConfig(Config):
     """One data set: files, a folder, or a name on the hub.
 
@@ -68,7 +62,7 @@ class SourceConfig(Config):
         count: how many rows; the first ones, or drawn by `seed`.
     """
 
-    path: LocalPath
+    path: str = Field(min_length=1)
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -86,12 +80,9 @@ class SourceConfig(Config):
 
     def files(self) -> list[Path]:
         """Its files on this machine; none of a name on the hub."""
-        path = Path(self.path)
-        if path.is_file():  # its name may look like a pattern
-            return [path]
-        if path.is_dir():
-            return sorted(file for file in path.rglob("*") if file.is_file() and _matters(file, path))
-        return sorted(Path(file) for file in glob(self.path) if Path(file).is_file())
+        if Path(self.path).is_dir():
+            return sorted(file for file in Path(self.path).rglob("*") if file.is_file())
+        return sorted(Path(file) for file in glob(self.path))
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":
@@ -138,7 +129,7 @@ class ProtocolConfig(Config):
     chat: bool = False
     examples_as: Literal["turns", "text"] = "turns"
     separator: str = "\n\n"
-    chat_template: LocalPath | None = None
+    chat_template: str | None = None
     prefill: str = ""
     stops: tuple[str, ...] = ()
     scorers: tuple[str, ...] = Field(default=("exact",), min_length=1)

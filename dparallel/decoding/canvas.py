@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.models.backbone import DiffusionConfig
 
 LENGTHS = 64  # compiled steps know canvas lengths that are multiples of this
+
+
+class DecodingError(UserError):
+    """Prompts or a model that cannot be decoded; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,9 @@ class Canvas:
             mine.index_copy_(0, rows, theirs)
 
     def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
-        """The first `count` rows, decoded; a ValueError where the predictions were not numbers."""
+        """The first `count` rows, decoded; a DecodingError where the predictions were not numbers."""
         if not self.confidence[:count].isfinite().all():
-            raise ValueError("the model's logits are NaN or infinite: its weights are damaged or diverged")
+            raise DecodingError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
         responses = self.tokens.gather(1, self.prompt_length[:, None] + offsets)  # (N, G)
         columns = (responses, self.commit_step, self.confidence, self.nfe)

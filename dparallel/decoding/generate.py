@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.canvas import Canvas, Generation, Step
+from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
 from dparallel.decoding.denoise import Outcome
 from dparallel.decoding.loop import DONE, decode
 from dparallel.decoding.memory import rows_that_fit
@@ -49,13 +49,13 @@ def generate(
             first; what is kept there is not lost if a later prompt fails.
 
     Raises:
-        ValueError: a prompt that does not fit the model or holds impossible ids, or a model
+        DecodingError: a prompt that does not fit the model or holds impossible ids, or a model
             without a usable mask or end-of-text id.
         MemoryError: not even one row fits.
     """
     check_prompts(model, prompts, decoding)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give at least 1")
+        raise DecodingError(f"batch_size={batch_size}: give at least 1")
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # longest first: memory peaks now
@@ -125,12 +125,12 @@ def _done(outcome: Outcome) -> np.ndarray:
 def check_prompts(
     model: DiffusionTransformer, prompts: Sequence[Sequence[int]], decoding: DecodingConfig
 ) -> None:
-    """Raise a ValueError for what `generate` cannot decode, before any work."""
+    """Raise a DecodingError for what `generate` cannot decode, before any work."""
     config = model.config
     for name, used in (("mask_token_id", True), ("eos_token_id", decoding.stop_at_eos)):
         token_id = getattr(config, name)
         if used and (token_id is None or not 0 <= token_id < config.vocab_size):
-            raise ValueError(
+            raise DecodingError(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
@@ -140,31 +140,31 @@ def check_prompts(
         stated = (
             "that states no attention_pattern" if pattern is None else f"of attention_pattern={pattern!r}"
         )
-        raise ValueError(
+        raise DecodingError(
             f"mode={decoding.mode!r} with a model {stated} (its config.json): it was trained to be decoded "
             f"with mode={' or '.join(map(repr, fitting))}"
         )
     if decoding.mode == "autoregressive" and not config.predicts_next:
-        raise ValueError(
+        raise DecodingError(
             f"mode='autoregressive' with a model whose predicts_next is {config.predicts_next}: it needs one "
             "trained to predict the next token; correct its config.json"
         )
     limit = config.max_position_embeddings - decoding.gen_length
     if limit < 0:
-        raise ValueError(
+        raise DecodingError(
             f"gen_length={decoding.gen_length} is longer than this model's canvas "
             f"(max_position_embeddings={config.max_position_embeddings}): lower gen_length"
         )
     for row, prompt in enumerate(prompts):
         if len(prompt) > limit:
-            raise ValueError(
+            raise DecodingError(
                 f"prompt {row} has {len(prompt)} tokens; with gen_length={decoding.gen_length} this model "
                 f"(max_position_embeddings={config.max_position_embeddings}) takes at most {limit}: "
                 "shorten the prompt or gen_length"
             )
         outside = next((each for each in prompt if not 0 <= each < config.vocab_size), None)
         if outside is not None or config.mask_token_id in prompt:
-            raise ValueError(
+            raise DecodingError(
                 f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "
                 f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
             )

@@ -59,7 +59,7 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     What is no regular file is opened itself.
     """
     path = Path(path)
-    if _is_written_through(path):
+    if is_written_through(path):
         with _opened(path) as stream:
             yield stream
         return
@@ -125,7 +125,7 @@ def _free(path: Path) -> int:
     return 0
 
 
-def _is_written_through(path: Path) -> bool:
+def is_written_through(path: Path) -> bool:
     """Whether `path` is something other than a regular file, or an open stream of a process."""
     try:
         mode = path.stat().st_mode

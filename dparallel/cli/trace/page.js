@@ -317,6 +317,8 @@ function jump(done) {
 // ---- wiring ------------------------------------------------------------------------------------
 document.title = `Decoding trace: ${trace.model}`;
 $("model").textContent = trace.model;
+$("remark").textContent = trace.note;
+$("remark").hidden = !trace.note;
 pairs($("settings"), Object.entries(trace.decoding).map(([name, value]) => [name, String(value)]));
 $("chooser").hidden = trace.rows.length < 2;
 trace.rows.forEach((row, index) => {

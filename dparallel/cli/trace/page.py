@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from dparallel.cli.display import pieces
+from dparallel.cli.display import token_texts
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.models.backbone import DiffusionConfig
@@ -21,12 +21,14 @@ def trace_page(
     prompts: Sequence[str],
     generations: Sequence[Generation],
     steps: Sequence[Step],
+    note: str | None = None,
 ) -> str:
     """The page as text; it loads nothing, from a network or elsewhere.
 
     Args:
         prompts, generations: one of each per row, in order.
         steps: every Step that `generate` reported, in the order reported.
+        note: a sentence to show, such as that prompts are left out.
     """
     words: dict[int, int] = {}  # token id -> its place in the page's list of texts
 
@@ -48,7 +50,7 @@ def trace_page(
         {
             "prompt": prompt,
             "words": [word(token) for token in generation.tokens],
-            "pieces": pieces(tokenizer, generation.tokens),
+            "pieces": token_texts(tokenizer, generation.tokens),
             "commit_step": generation.commit_step,
             "confidence": _rounded(generation.confidence),
             "num_tokens": generation.num_tokens,
@@ -58,6 +60,7 @@ def trace_page(
     ]
     trace = {
         "model": model_name,
+        "note": note,
         "decoding": {name: value for name, value in decoding.model_dump().items() if value is not None},
         "ends": [word(token) for token in config.end_token_ids],
         "words": [tokenizer.decode([token]) for token in words],

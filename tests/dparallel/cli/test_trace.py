@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from dparallel import DecodingConfig, generate
-from dparallel.cli.display import pieces
+from dparallel.cli.display import token_texts
 from dparallel.cli.trace.page import trace_page
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
@@ -90,20 +90,20 @@ BYTES = byte_level_tokenizer()
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
-def test_pieces_join_to_the_text(text):
+def test_token_texts_join_to_the_text(text):
     tokens = BYTES.encode(text)
-    assert "".join(pieces(BYTES, tokens)) == text
+    assert "".join(token_texts(BYTES, tokens)) == text
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 256), max_size=20))
-def test_pieces_join_to_whatever_the_tokens_say(tokens):
-    assert "".join(pieces(BYTES, tokens)) == BYTES.decode(tokens)
+def test_token_texts_join_to_whatever_the_tokens_say(tokens):
+    assert "".join(token_texts(BYTES, tokens)) == BYTES.decode(tokens)
 
 
-def test_pieces_of_a_character_in_several_tokens():
-    assert pieces(BYTES, BYTES.encode("a🙂b")) == ["a", "", "", "", "🙂", "b"]
-    assert pieces(TOKENIZER, TOKENIZER.encode("Tom has 3")) == ["Tom", " has", " 3"]
+def test_token_texts_of_a_character_in_several_tokens():
+    assert token_texts(BYTES, BYTES.encode("a🙂b")) == ["a", "", "", "", "🙂", "b"]
+    assert token_texts(TOKENIZER, TOKENIZER.encode("Tom has 3")) == ["Tom", " has", " 3"]
 
 
 PLAYS = """<script>

@@ -1,0 +1,124 @@
+"""`dparallel generate`: one prompt, or many with their results as JSON lines."""
+
+import argparse
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dparallel.cli import display
+from dparallel.cli.model import answer, open_model, open_tokenizer, text_of, timed_generate
+from dparallel.cli.outputs import check_writable
+from dparallel.cli.parser import decoding_of
+from dparallel.cli.prompts import Request, Result, encode, read_requests
+from dparallel.cli.results import Results, collect
+from dparallel.cli.trace.page import trace_page
+from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation, Step
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.hub import checkpoint_folder
+from dparallel.problems.prompts import tokenizer_fingerprint
+from dparallel.stages.files import write_atomically
+from dparallel.stages.manifest import digest
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Decode what `--prompt` or `--prompts` asks.
+
+    Raises:
+        UserError: an option, a prompt or a model that cannot be used, or a file that cannot be written.
+    """
+    # 1. Refuse what can be refused, first without the weights.
+    decoding = decoding_of(options)
+    if options.prompts is not None:
+        requests = read_requests(options.prompts, options.prompt_field)
+    elif options.out is not None:
+        raise ConfigError(f"--out {options.out} takes the results of --prompts; that of --prompt is printed")
+    else:
+        requests = [Request("--prompt", options.prompt)]
+    check_writable("--out", options.out)
+    check_writable("--trace", options.trace)
+    tokenizer, model = open_tokenizer(options), open_model(options)
+    prompts = encode(requests, tokenizer, model, decoding, options.raw)
+
+    # 2. Decode.
+    steps: list[Step] = []
+    trace = steps.extend if options.trace is not None else None
+    note = None
+    if options.prompts is None:
+        generations = [answer(model, tokenizer, prompts[0], decoding, options.plain, trace)]
+    else:
+        identity = _identity(options.model, model, tokenizer, decoding, prompts)
+        with collect(options.out, requests, identity) as results:
+            rows = [row for row in range(len(prompts)) if row not in results.done]
+            if kept := len(prompts) - len(rows):
+                note = f"{kept} of {len(prompts)} results are from an interrupted run"
+                print(f"{note}; {len(rows)} remain", file=sys.stderr)
+            generations = _decode_rows(
+                rows, results, prompts, tokenizer, model, decoding, options.batch_size, trace
+            )
+        requests = [requests[row] for row in rows]
+
+    # 3. Show how.
+    if options.trace is not None and not generations:
+        print(f"--trace {options.trace} was not written: no prompt was left to decode", file=sys.stderr)
+    elif options.trace is not None:
+        texts = [request.prompt for request in requests]
+        page = trace_page(options.model, decoding, tokenizer, model.config, texts, generations, steps, note)
+        write_atomically(options.trace, page)
+
+
+def _decode_rows(
+    rows: list[int],
+    results: Results,
+    prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    model: DiffusionTransformer,
+    decoding: DecodingConfig,
+    batch_size: int | None,
+    trace: display.Observer | None,
+) -> list[Generation]:
+    """Decode the prompts at `rows` into `results`, with progress and totals on stderr."""
+    if not rows:
+        return []
+    rows_together: set[int] = set()  # memory may not allow `batch_size`
+
+    def count_rows(forward: list[Step]) -> None:
+        rows_together.add(len(forward))
+
+    def keep(place: int, generation: Generation) -> None:
+        response = text_of(generation, tokenizer, model.config)
+        results.add(rows[place], Result(response, generation.nfe, generation.num_tokens))
+
+    with display.progress(sys.stderr, len(prompts), len(prompts) - len(rows)) as count:
+        observe = display.combine(count, count_rows, trace)
+        wanted = [prompts[row] for row in rows]
+        generations, seconds = timed_generate(model, wanted, decoding, batch_size, observe, keep)
+    together = max(rows_together)
+    shown = display.statistics(generations, seconds, model.device, together, decoding.compile)
+    print(shown, file=sys.stderr)
+    return generations
+
+
+def _identity(
+    name: str,
+    model: DiffusionTransformer,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: DecodingConfig,
+    prompts: list[list[int]],
+) -> dict[str, Any]:
+    """What determines the results; an interrupted run is continued only where all of it is the same."""
+    folder = checkpoint_folder(name)
+    files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
+    status = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return {
+        "dparallel": version("dparallel"),
+        "model": digest([str(folder.resolve()), status]),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "prompts": digest(prompts),
+        **decoding.model_dump(mode="json"),
+    }

@@ -1,0 +1,89 @@
+"""The model that the options name, and one prompt decoded and shown by it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dparallel.cli import display
+from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import DecodingError, generate
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.problems.prompts import finish
+
+
+def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
+    read_config(options.model)  # explains a folder that holds no model better than a missing tokenizer does
+    return load_tokenizer(options.model)
+
+
+def open_model(options: argparse.Namespace) -> DiffusionTransformer:
+    """The model on `--device` in `--dtype`.
+
+    Raises:
+        ConfigError: a device that is unknown or not here.
+        CheckpointError: as `load_model` does.
+    """
+    try:
+        device = None if options.device is None else torch.empty(0, device=options.device).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises for an unknown or absent one
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {options.device} cannot be used ({reason}); try cpu") from error
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    return load_model(options.model, device, dtype)
+
+
+def answer(
+    model: DiffusionTransformer,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    decoding: DecodingConfig,
+    plain: bool,
+    trace: display.Observer | None = None,
+) -> Generation:
+    """Decode one prompt, drawn live where stdout is a terminal, else printed once it is whole."""
+    drawn = display.can_draw(sys.stdout, plain)
+    watching: AbstractContextManager[display.Observer | None] = nullcontext()
+    if drawn:
+        watching = display.live_canvas(sys.stdout, tokenizer, model.config, decoding.gen_length)
+    with watching as draw:
+        observe = display.combine(draw, trace)
+        [generation], seconds = timed_generate(model, [prompt], decoding, 1, observe)
+    if not drawn:
+        print(text_of(generation, tokenizer, model.config), flush=True)
+    shown = display.statistics([generation], seconds, model.device, 1, decoding.compile)
+    print(shown, file=sys.stderr)
+    return generation
+
+
+def text_of(generation: Generation, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig) -> str:
+    """The response as text, the same in every command."""
+    return finish(generation.tokens, tokenizer, config.end_token_ids)
+
+
+def timed_generate(
+    model: DiffusionTransformer,
+    prompts: list[list[int]],
+    decoding: DecodingConfig,
+    batch_size: int | None,
+    observe: display.Observer | None,
+    finished: Callable[[int, Generation], None] | None = None,
+) -> tuple[list[Generation], float]:
+    """What `generate` returns, and the seconds it took.
+
+    Raises:
+        DecodingError: damaged weights, or no memory for a single prompt.
+    """
+    started = time.perf_counter()
+    try:
+        generations = generate(model, prompts, decoding, batch_size, observe, finished)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DecodingError(str(error)) from error
+    return generations, time.perf_counter() - started

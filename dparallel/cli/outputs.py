@@ -1,0 +1,31 @@
+"""Whether `--out` and `--trace` can be written, before any work."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from dparallel.config.base import ConfigError
+from dparallel.stages.files import is_written_through
+
+
+def check_writable(flag: str, path: Path | None) -> None:
+    """Refuse a path that nothing can be written to.
+
+    Raises:
+        ConfigError: naming the flag, the path and the remedy.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder; name a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{flag} {path} cannot be written to (permission denied); name another file")
+    if is_written_through(path):
+        return
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {path}: {folder} cannot be written to ({error.strerror}); name another folder"
+        ) from error

@@ -1,0 +1,157 @@
+"""Arguments of the commands, and the decoding settings among them."""
+
+import argparse
+import inspect
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from pydantic import ValidationError
+
+from dparallel.config.base import ConfigError, explain
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.files import parse_yaml
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dparallel", description="Decode with masked diffusion language models.")
+    parser.add_argument("--version", action="version", version=f"dparallel {version('dparallel')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_decoding_command(commands, "chat", "hold a conversation; /reset clears it, /exit ends")
+    _add_plan(commands)
+    return parser
+
+
+def decoding_of(options: argparse.Namespace) -> DecodingConfig:
+    """The decoding flags that were given, the rest at its default.
+
+    Raises:
+        ConfigError: naming the flag, its value and what is allowed.
+    """
+    given = {
+        name: parse_yaml(value, f"{_flag(name)} {value}") if isinstance(value, str) else value
+        for name, value in vars(options).items()
+        if name in DecodingConfig.model_fields
+    }
+    try:
+        return DecodingConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(explain(error, _flag)) from error
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _add_generate(commands: Any) -> None:
+    command = _add_decoding_command(commands, "generate", "decode one prompt, or a file of prompts")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prompt", metavar="TEXT", type=_text, help="print its response to stdout, statistics to stderr"
+    )
+    source.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="JSONL, one object with a prompt per line; - reads stdin"
+    )
+    command.add_argument(
+        "--prompt-field",
+        metavar="NAME",
+        default="prompt",
+        type=_text,
+        help="field of the objects that holds the prompt (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="write the results as JSONL here instead of to stdout; after an interruption the same command "
+        "continues where it stopped",
+    )
+    command.add_argument(
+        "--trace", metavar="FILE", type=Path, help="write an HTML page that replays the decoding"
+    )
+    command.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+    command.add_argument(
+        "--batch-size", metavar="N", type=_positive, help="prompts decoded together (default: 32)"
+    )
+
+
+def _add_plan(commands: Any) -> None:
+    summary = "print what an experiment needs before it runs; refuse what cannot fit"
+    command = commands.add_parser("plan", help=summary, description=summary, allow_abbrev=False)
+    command.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_text,
+        help="settings that replace the file's",
+    )
+    command.add_argument(
+        "--gpu-memory", metavar="24GB", help="memory of each GPU (default: that of this machine's GPUs)"
+    )
+    command.add_argument(
+        "--rate",
+        metavar="N",
+        type=_positive,
+        help="tokens per second through the model (default: measured on this machine)",
+    )
+
+
+def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """A command that decodes, with the options that all of these share."""
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--model", metavar="MODEL", required=True, help="a checkpoint's folder, or its name on the hub"
+    )
+    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    command.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
+    )
+    command.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
+    decoding = command.add_argument_group("decoding", inspect.getdoc(DecodingConfig))
+    for field, info in DecodingConfig.model_fields.items():
+        known = None if info.default is None else f"default: {info.default}"
+        common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field, "help": known}
+        if info.annotation is bool:
+            decoding.add_argument(_flag(field), action=argparse.BooleanOptionalAction, **common)
+        else:
+            words = [word for word in get_args(info.annotation) if isinstance(word, str)]
+            decoding.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
+    return command
+
+
+def _text(argument: str) -> str:
+    """An argument as text: bytes that the locale cannot read, as in `LC_ALL=C`, are UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # Python keeps such bytes as surrogates
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:  # not UTF-8 either: refused where it is used
+            return argument
+    return argument
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)

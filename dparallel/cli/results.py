@@ -1,0 +1,185 @@
+"""Results of many prompts, kept while more are decoded.
+
+Results for a file are appended to FILE.partial beside it as they come; once all are there they are written
+to the file in the prompts' order, and FILE.partial goes. The same command continues from a FILE.partial that
+an interrupted run left. Results for stdout, a pipe or a device are written there in the prompts' order, as
+soon as all before them are there.
+"""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from dparallel.cli.prompts import Request, Result, result_line
+from dparallel.config.base import UserError
+from dparallel.stages.files import is_written_through, naming_the_file, write_atomically
+
+
+class OutputError(UserError):
+    """Results that cannot be written there; the message names the file and the remedy."""
+
+
+class Results(Protocol):
+    """Results by the prompt's index; those of an earlier run are there from the start."""
+
+    done: dict[int, Result]
+
+    def add(self, row: int, result: Result) -> None: ...
+
+    def kept(self) -> str: ...
+
+
+R = TypeVar("R", bound=Results)
+
+
+@contextmanager
+def collect(out: Path | None, requests: Sequence[Request], identity: Mapping[str, Any]) -> Iterator[Results]:
+    """Results on their way to `out`, or to stdout where it is None.
+
+    An exception that leaves the context is given a note that says what is kept and how to continue.
+
+    Args:
+        identity: what determines the results, as JSON values by the names that messages call them.
+
+    Raises:
+        OutputError: results of another identity were begun there, or another process writes them.
+        FileError: `out` cannot be written.
+    """
+    if out is None:
+        with _noting(_Stream(requests, _print)) as results:
+            yield results
+    elif is_written_through(out):
+        with naming_the_file(out):
+            descriptor = os.open(out, os.O_WRONLY | os.O_APPEND)
+        try:
+            with _noting(_Stream(requests, partial(_write, out, descriptor))) as results:
+                yield results
+        finally:
+            os.close(descriptor)
+    else:
+        begun = _Partial(out, requests, identity)
+        try:
+            with _noting(begun):
+                yield begun
+                begun.finish()
+        finally:
+            begun.close()
+
+
+@contextmanager
+def _noting(results: R) -> Iterator[R]:
+    try:
+        yield results
+    except BaseException as error:
+        error.add_note(results.kept())
+        raise
+
+
+class _Stream:
+    """Lines in the prompts' order, each written once all before it are there."""
+
+    def __init__(self, requests: Sequence[Request], write: Callable[[bytes], None]):
+        self.requests, self.write = requests, write
+        self.done: dict[int, Result] = {}  # always empty: nothing is left of an earlier run
+        self.waiting: dict[int, Result] = {}
+        self.written = 0
+
+    def add(self, row: int, result: Result) -> None:
+        self.waiting[row] = result
+        while self.written in self.waiting:
+            line = result_line(self.requests[self.written], self.waiting.pop(self.written))
+            self.write(line.encode())
+            self.written += 1
+
+    def kept(self) -> str:
+        return f"{self.written} of {len(self.requests)} results were written; --out FILE would have kept more"
+
+
+class _Partial:
+    """Results in FILE.partial: a line that identifies the command, then one for each result as it came."""
+
+    def __init__(self, out: Path, requests: Sequence[Request], identity: Mapping[str, Any]):
+        self.out, self.requests = out, requests
+        target = out.resolve()
+        self.path = target.with_name(f"{target.name}.partial")
+        self.done: dict[int, Result] = {}
+        with naming_the_file(self.path):
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._begin(dict(identity))
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def _begin(self, identity: dict[str, Any]) -> None:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{self.path} is being written by another process; name another --out"
+            ) from error
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # a killed process may leave a part of a line
+        os.ftruncate(self.descriptor, len(whole))
+        if not whole:
+            self._append(identity)
+            return
+        try:
+            begun, *lines = [json.loads(line) for line in whole.splitlines()]
+            results = {int(line.pop("row")): Result(**line) for line in lines}
+            names = sorted(begun.keys() | identity.keys())
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise OutputError(
+                f"{self.path} is damaged, or was not written by this command: move it away"
+            ) from error
+        if others := [name for name in names if begun.get(name) != identity.get(name)]:
+            raise OutputError(
+                f"{self.path} holds {len(results)} results of a command with another {', '.join(others)}: "
+                "give that command again to complete them, or delete the file to start anew"
+            )
+        self.done = results
+
+    def add(self, row: int, result: Result) -> None:
+        self._append({"row": row, **asdict(result)})
+        self.done[row] = result
+
+    def _append(self, value: dict[str, Any]) -> None:
+        _write(self.path, self.descriptor, (json.dumps(value) + "\n").encode())
+
+    def finish(self) -> None:
+        lines = (result_line(request, self.done[row]) for row, request in enumerate(self.requests))
+        write_atomically(self.out, "".join(lines))
+        self.path.unlink()
+
+    def kept(self) -> str:
+        if not self.done:
+            return "no result was decoded"
+        count = f"{len(self.done)} of {len(self.requests)} results are kept in {self.path}"
+        return f"{count}; run the same command again to continue"
+
+    def close(self) -> None:
+        """Leave no file that holds nothing."""
+        if not self.done:
+            self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
+def _print(line: bytes) -> None:
+    sys.stdout.write(line.decode())
+    sys.stdout.flush()
+
+
+def _write(path: Path, descriptor: int, content: bytes) -> None:
+    try:
+        with naming_the_file(path):
+            while content:
+                content = content[os.write(descriptor, content) :]
+    except BrokenPipeError as error:
+        raise OutputError(f"{path}: its reader has left") from error

@@ -1,0 +1,109 @@
+"""Where results are written: through links, into pipes and devices, and into files that keep their mode."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from dparallel.cli.main import main
+from dparallel.cli.outputs import check_writable
+from dparallel.config.base import ConfigError
+
+
+def test_what_cannot_be_written_is_refused_first(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; name a file in it"):
+        check_writable("--out", tmp_path)
+    with pytest.raises(ConfigError, match=r"none cannot be written to \(No such file"):
+        check_writable("--trace", tmp_path / "none" / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "file")
+    with pytest.raises(ConfigError, match=r"none cannot be written to \(No such file"):
+        check_writable("--trace", tmp_path / "dangling")
+    assert not list(tmp_path.glob("none"))
+
+
+def test_pipes_devices_and_open_files_can_be_written(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "fifo", tmp_path / "link", "/dev/null", "/dev/stdout", "/dev/fd/1", "/dev/full"):
+        check_writable("--out", Path(path))
+
+
+PROMPTS = '{"prompt": "Tom 7 ?"}\n{"prompt": "Ann 2 buys 3 ?"}\n'
+SHAPE = ["--gen-length", "8", "--block-length", "8"]
+
+
+@pytest.fixture
+def command(tiny_checkpoint, tmp_path):
+    (tmp_path / "in.jsonl").write_text(PROMPTS, encoding="utf-8")
+    return ["generate", "--model", str(tiny_checkpoint), *SHAPE, "--prompts", str(tmp_path / "in.jsonl")]
+
+
+def test_full_devices_are_one_line(command, capsys, monkeypatch):
+    for flag in ("--out", "--trace"):
+        assert main([*command, flag, "/dev/full"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(
+            "dparallel generate: error: /dev/full cannot be written (No space left on device"
+        )
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(command) == 2
+        monkeypatch.undo()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dparallel generate: error: stdout: No space left on device; 0 of 2 results")
+
+
+@pytest.fixture
+def printed(command, capsys) -> str:
+    assert main(command) == 0
+    return capsys.readouterr().out
+
+
+def test_links_are_followed(command, printed, tmp_path):
+    for name in ("out", "trace"):
+        (tmp_path / name).symlink_to(tmp_path / f"{name}.real")
+    (tmp_path / "out.real").write_text("old", encoding="utf-8")
+    assert main([*command, "--out", str(tmp_path / "out"), "--trace", str(tmp_path / "trace")]) == 0
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "trace").is_symlink()
+    assert (tmp_path / "out.real").read_text(encoding="utf-8") == printed
+    assert "<title>" in (tmp_path / "trace.real").read_text(encoding="utf-8")
+    assert len(list(tmp_path.iterdir())) == 5, "nothing else is left"
+
+
+def test_files_keep_mode_and_owner(command, printed, tmp_path):
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    for name in ("out", "trace"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+        os.chown(tmp_path / name, *owner)
+        (tmp_path / name).chmod(0o664)
+    assert main([*command, "--out", str(tmp_path / "out"), "--trace", str(tmp_path / "trace")]) == 0
+    for name in ("out", "trace"):
+        found = (tmp_path / name).stat()
+        assert stat.S_IMODE(found.st_mode) == 0o664
+        assert (found.st_uid, found.st_gid) == owner
+    assert (tmp_path / "out").read_text(encoding="utf-8") == printed
+
+
+def test_devices_stay_devices(command, tmp_path, capfd):
+    assert main([*command, "--out", "/dev/null", "--trace", "/dev/null"]) == 0
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    capfd.readouterr()
+    assert main([*command, "--out", "/dev/stdout"]) == 0
+    with_device = capfd.readouterr().out
+    assert main(command) == 0
+    assert with_device == capfd.readouterr().out
+
+
+def test_a_pipe_gets_the_trace(command, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(fifo.read_text(encoding="utf-8")))
+    reader.start()
+    assert main([*command, "--trace", str(fifo)]) == 0
+    reader.join()
+    assert "<title>" in received[0]
+    assert fifo.is_fifo()
