@@ -37,8 +37,22 @@ FLOORS: list[set[str]] = [  # of the rooms in dparallel/, the lowest first
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SOURCES = [path for storey in FORBIDDEN for path in sorted((ROOT / storey).rglob("*.py"))]
 LIBRARIES = {
-    *("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "evaluate", "pyarrow"),
-    *("prefect", "mlflow", "pydantic", "yaml", "matplotlib", "numpy", "huggingface_hub", "safetensors"),
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "pyarrow",
+    "prefect",
+    "mlflow",
+    "pydantic",
+    "yaml",
+    "matplotlib",
+    "numpy",
+    "huggingface_hub",
+    "safetensors",
 }
 
 

@@ -71,8 +71,11 @@ def test_the_published_recipes_are_as_published(name):
     training, recipe = config.training, config.students["certainty_forcing"]
     assert training.lora.rank == training.lora.alpha
     assert PUBLISHED[name] == (
-        *(training.lora.rank, training.epochs, training.max_length),
-        *(training.optimizer.schedule, recipe.certainty_weight),
+        training.lora.rank,
+        training.epochs,
+        training.max_length,
+        training.optimizer.schedule,
+        recipe.certainty_weight,
     )
     shape = step_shape(training, recipe.views, processes=8)
     assert (shape.samples, shape.micro_samples, shape.accumulation) == (64, 1, 8)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import re
@@ -77,10 +78,12 @@ def test_recorded_schedules_follow_the_cache():
     assert forwards == [Forward(1, 11, 11, 11)] * 4
 
 
-def test_limits_are_measured():
+def test_limits_are_those_of_the_fastest_round(monkeypatch):
+    """A copy of 128 MiB reads and writes; a product of two 1024 x 1024 matrices; half a second at best."""
+    seconds = itertools.cycle([2.0, 0.5, 1.0])
+    monkeypatch.setattr("benchmarks.common.hardware.timed", lambda run, device: (run(), next(seconds)))
     limits = measure_limits(CPU, torch.float32)
-    assert 1e8 < limits.bandwidth < 1e13
-    assert 1e8 < limits.matrix_rate < 1e14
+    assert limits == Limits(bandwidth=2 * 2**27 / 0.5, matrix_rate=2 * 2**30 / 0.5)
 
 
 def test_random_weights_are_the_same_numbers_in_every_dtype():

@@ -8,6 +8,7 @@ from benchmarks.common.shapes import SHAPES
 from benchmarks.modes import committing, main, measure
 
 
+@pytest.mark.slow
 def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     """16 tokens in blocks of 8, half a block at a forward: 4 forwards; token by token 16."""
     out = tmp_path / "result.json"

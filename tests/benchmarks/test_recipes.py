@@ -73,8 +73,11 @@ def test_the_picture_has_a_line_for_each_swept_method_and_a_mark_for_the_others(
     [axes] = drawn.axes
     by_label = {each.get_label(): each for each in axes.containers}
     assert set(by_label) == {
-        *("teacher, one token per step", "teacher, few step", "teacher, entropy"),
-        *("x, entropy", "rival, sequential"),
+        "teacher, one token per step",
+        "teacher, few step",
+        "teacher, entropy",
+        "x, entropy",
+        "rival, sequential",
     }
     line = by_label["x, entropy"].lines[0]
     assert list(line.get_xdata()) == [4.0, 5.0]

@@ -15,12 +15,8 @@ SMALL = SHAPES["llada-8b-1000th"]
 STAGES = ["trajectories", "training", "merging", "benchmark"]
 
 
-@pytest.fixture(autouse=True)
-def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the small shape is for CPUs")
+@pytest.mark.slow
 def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--shape", "llada-8b-1000th", "--folder", "made", "--keep", "--out", "out.json"])
 

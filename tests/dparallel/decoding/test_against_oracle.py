@@ -85,7 +85,6 @@ batch_sizes = st.integers(1, 6)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=20, deadline=None)
 @given(st.data(), prompts, st.sampled_from(MODELS), batch_sizes)
 def test_every_row_equals_the_oracle(rule, data, prompts, model, batch_size):
     decoding = data.draw(decodings(rule))
@@ -93,7 +92,7 @@ def test_every_row_equals_the_oracle(rule, data, prompts, model, batch_size):
         assert_equals_the_oracle(generation, model, prompt, decoding)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts,
     decodings("entropy").filter(lambda each: each.mode == "multi_block" and each.cache != "none"),
@@ -129,7 +128,6 @@ def test_what_only_fills_up_a_batch_has_not_been_read():
             assert_equals_the_oracle(generation, model, prompt, decoding)
 
 
-@settings(max_examples=20, deadline=None)
 @given(prompts, st.sampled_from([5, 7]), st.sampled_from(["none", "exact"]), batch_sizes)
 def test_autoregressive_rows_equal_the_oracle(prompts, seed, cache, batch_size):
     model = AUTOREGRESSIVE[seed]
@@ -140,7 +138,6 @@ def test_autoregressive_rows_equal_the_oracle(prompts, seed, cache, batch_size):
         assert generation.nfe == generation.num_tokens
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     prompts,
     st.sampled_from(sorted(THRESHOLDS)).flatmap(decodings).filter(lambda each: each.mode == "pipelined"),
@@ -158,7 +155,6 @@ def test_an_exact_cache_changes_nothing(prompts, decoding, model, batch_size):
             assert is_rounding(other, model, prompt, decoding)
 
 
-@settings(max_examples=25, deadline=None)
 @given(prompts, st.sampled_from(MODELS), st.floats(1.5, 3.5), st.sampled_from([4, 8, 12]))
 def test_what_follows_a_block_changes_nothing_before_it(prompts, model, threshold, block_length):
     """Block-causal attention: of a longer response, opened one block at a time, the beginning is the same."""
@@ -181,7 +177,6 @@ def test_a_row_behind_its_batch_mate_reads_within_the_canvas_in_use():
             assert_equals_the_oracle(generation, model, prompt, decoding)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     prompts,
     st.sampled_from(sorted(RULES)).flatmap(decodings),
@@ -202,11 +197,11 @@ def test_rows_that_stop_early_make_room_for_others(mode, cache):
     decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.5, mode=mode, cache=cache)
     prompts = [[start, 5] * (start % 5 + 1) for start in range(3, 15)]
     stopped = []
-    for model in MODELS:
+    for model in MODELS[1::2]:
         for prompt, generation in zip(prompts, generate(model, prompts, decoding, 5), strict=True):
             assert_equals_the_oracle(generation, model, prompt, decoding)
             stopped.append(0.0 in generation.confidence)
-    assert 8 < sum(stopped) < len(stopped) - 8
+    assert 3 <= sum(stopped) <= len(stopped) - 3
 
 
 def assert_equals_the_oracle(
@@ -249,7 +244,6 @@ def test_rounding_explains_a_tie_and_no_other_budget():
     assert not is_rounding(generate(model, [prompt], larger)[0], model, prompt, decoding)
 
 
-@settings(max_examples=30, deadline=None)
 @given(prompts, st.sampled_from(sorted(RULES)).flatmap(decodings), st.sampled_from(MODELS), batch_sizes)
 def test_observed_steps_replay_every_row(prompts, decoding, model, batch_size):
     observed: list[Step] = []

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
@@ -36,7 +36,6 @@ def test_published_loops_give_the_same_in_one_batch(llada_tiny):
 prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     prompts,
     st.sampled_from(MODELS),
@@ -110,7 +109,6 @@ def test_seeds_matter_and_low_temperature_is_greedy():
     assert tokens(temperature=1e-4, seed=1) == tokens()
 
 
-@settings(max_examples=20, deadline=None)
 @given(prompts, st.sampled_from(MODELS))
 def test_commit_steps_rebuild_every_canvas(prompts, model):
     """Feeding the canvas of each recorded step to the model commits what was recorded."""

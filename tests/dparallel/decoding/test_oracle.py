@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig
@@ -120,7 +120,6 @@ def test_forward_by_hand_equals_the_model(shape):
 prompts = st.lists(st.integers(2, 49), min_size=1, max_size=12)
 
 
-@settings(max_examples=10, deadline=None)
 @given(prompts, st.sampled_from(MODELS), st.floats(0, 3), st.booleans())
 def test_multi_block_at_full_shares_is_sequential(prompt, model, threshold, stop_at_eos):
     shape = {"gen_length": 16, "block_length": 4, "threshold": threshold, "stop_at_eos": stop_at_eos}
@@ -129,7 +128,6 @@ def test_multi_block_at_full_shares_is_sequential(prompt, model, threshold, stop
     assert decode_one(model, prompt, DecodingConfig(**shape, mode="multi_block", **whole)) == sequential
 
 
-@settings(max_examples=10, deadline=None)
 @given(prompts, st.sampled_from(MODELS), st.floats(0, 3), st.sampled_from(["prefix", "dual"]))
 def test_a_cache_refreshed_at_every_forward_is_exact(prompt, model, threshold, cache):
     shape = {"gen_length": 16, "block_length": 4, "threshold": threshold, "mode": "multi_block"}
