@@ -66,7 +66,7 @@ def weight_count(config: DiffusionConfig) -> int:
 
 
 def _kv_size(config: DiffusionConfig) -> int:
-    return config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    return config.head_size * config.num_key_value_heads
 
 
 def _layer_weights(config: DiffusionConfig) -> int:

@@ -15,8 +15,7 @@ from dparallel.models.backbone import DiffusionConfig
 
 def bytes_per_row(config: DiffusionConfig, length: int, dtype: torch.dtype) -> int:
     """Memory of one row's keys and values."""
-    head_size = config.hidden_size // config.num_attention_heads
-    width = config.num_key_value_heads * head_size
+    width = config.num_key_value_heads * config.head_size
     return 2 * config.num_hidden_layers * length * width * dtype.itemsize
 
 
@@ -26,8 +25,7 @@ class KeyValueStore:
     def __init__(
         self, config: DiffusionConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype
     ):
-        head_size = config.hidden_size // config.num_attention_heads
-        shape = (slots, length, config.num_key_value_heads, head_size)
+        shape = (slots, length, config.num_key_value_heads, config.head_size)
         # A tensor for each layer: compiled code would copy a common one at every write to a part of it.
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]

@@ -23,7 +23,7 @@ from dparallel.distillation.settings import (
     check_deepspeed,
     offloads_optimizer,
 )
-from dparallel.stages.files import write_atomically
+from dparallel.stages.files import give_usual_modes, write_atomically
 from dparallel.stages.manifest import StageError
 
 logger = logging.getLogger(__name__)
@@ -248,6 +248,7 @@ def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> lis
         if process.first:
             student.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # an empty form
+            give_usual_modes([folder / "adapter_model.safetensors"])
             _sort_targets(folder / "adapter_config.json")
     return ["adapter_config.json", "adapter_model.safetensors"]
 

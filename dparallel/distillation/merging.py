@@ -20,6 +20,7 @@ from dparallel.decoding.memory import free_bytes
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_model, load_tokenizer, read_config, save_model
 from dparallel.models.lora import detach, fold, load_adapter, merged_weight
+from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
 from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
 from dparallel.trajectories import store
@@ -118,8 +119,7 @@ def roomy_device(path: str | Path) -> torch.device:
 
 def merging_bytes(path: str | Path) -> int:
     """Of the model as it is stored, and of the part with most weights while it is merged and widened."""
-    with torch.device("meta"):
-        model = DiffusionTransformer(read_config(path))
+    model = empty_model(read_config(path))
     widest = max(sum(weight.numel() for weight in part.parameters()) for part in parts(model))
     return int(ROOM * stored_bytes(path)) + 2 * torch.float64.itemsize * widest
 

@@ -84,6 +84,10 @@ class DiffusionConfig(PretrainedConfig):
             **kwargs,
         )
 
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -162,7 +166,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
-        self.head_size = config.hidden_size // self.heads
+        self.head_size = config.head_size
         kv_size = self.kv_heads * self.head_size
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
@@ -281,8 +285,7 @@ class DiffusionTransformer(PreTrainedModel):
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        theta = self.config.rope_theta
+        head_size, theta = self.config.head_size, self.config.rope_theta
         rotary = rotary_tables(positions, head_size, theta)
         keys = input_ids.shape[1] if cache is None else cache.length
         mask = own = None

@@ -18,12 +18,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from dparallel.config.base import UserError
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
-from dparallel.models.end_tokens import stated_ids, tokenizer_end_ids
-from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, Format, is_computed, read_fields
+from dparallel.models.config_file import PATTERN, read_config_file
+from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, is_computed
 from dparallel.models.hub import checkpoint_folder
+from dparallel.models.placement import empty_model, find_device, find_dtype
 from dparallel.models.weights import Stored, read_json
+from dparallel.stages.files import give_usual_modes, write_atomically
 from dparallel.stages.manifest import CLAIM, MANIFEST
 
 __all__ = [
@@ -47,14 +50,20 @@ WRITABLE = ("native", "original")
 DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors name those of tensors that can be computed with
 # What stands beside the weights and config.json of a published checkpoint: tokenizer, model code, licence.
 COMPANIONS = (
-    *("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.tiktoken", "vocab.*", "*.txt"),
-    *("*.py", "LICENSE*", "NOTICE*"),
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "vocab.*",
+    "*.txt",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
 )
-# Not those that name weights in files of their own, and not what this project writes beside a model.
-# A field of config.json that no publisher writes: how a model was distilled to attend.
-PATTERN, PATTERNS = "attention_pattern", ("full", "block_causal", "causal")
-ENDS = "end_token_ids"
+# Not copied: what names the weights' own files, and what this project writes beside a model.
 NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
+PARTIAL = ".saving-"  # how the folders begin in which files are written before they get their places
 # Classes of tokenizers that AutoTokenizer would not find, or only with a warning about the model beside them.
 TOKENIZERS: dict[str | None, Any] = {
     "DreamTokenizer": Qwen2Tokenizer,  # its remote code repeats this one
@@ -63,7 +72,9 @@ TOKENIZERS: dict[str | None, Any] = {
 
 
 def load_model(
-    path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> DiffusionTransformer:
     """Load a masked diffusion model for inference, without running the checkpoint's own code.
 
@@ -72,26 +83,26 @@ def load_model(
 
     Args:
         path: a folder, or the name of a repository on the hub (`owner/name`, `owner/name@revision`).
-        device: where to put it; a GPU if there is one unless told.
-        dtype: None keeps the checkpoint's, which may store norms in another one than all else.
+        device: where to put it, such as "cpu" or "cuda:1"; None: a GPU if there is one.
+        dtype: such as "bfloat16" or torch.bfloat16. None and "auto" keep the checkpoint's, which may store
+            norms in another one than all else.
 
     Raises:
-        CheckpointError: no such checkpoint, one of another architecture, missing or damaged files, or
-            missing, surplus or misshapen tensors; said before any tensor is read.
+        CheckpointError: no such checkpoint, one of another architecture, missing, unreadable or damaged
+            files, or missing, surplus or misshapen tensors; said before any tensor is read.
+        UserError: a device that is not here, or an unknown dtype.
     """
+    device, dtype = find_device(device), find_dtype(dtype)
     folder = checkpoint_folder(path)
     config, stored = _inspect(folder)
     if dtype is None:
         _check_one_dtype(stored)
     if config.tie_word_embeddings:
         _untie(folder, stored)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = weights.read(stored, device, dtype)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["embedding.weight"]
-    with torch.device("meta"):
-        model = DiffusionTransformer(config)
+    model = empty_model(config)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
     model.config.name_or_path = str(folder.resolve())  # where save_model finds what is not in the model
@@ -104,9 +115,9 @@ def read_config(path: str | Path) -> DiffusionConfig:
     Of a model on the hub the weights are not downloaded for this; those that are here are checked.
     """
     folder = checkpoint_folder(path, with_weights=False)
-    if Path(path).is_dir() or weights.are_here(folder):
+    if Path(path).expanduser().is_dir() or weights.are_here(folder):
         return _inspect(folder)[0]
-    return _read_config(folder)[1]
+    return read_config_file(folder)[1]
 
 
 def save_model(
@@ -130,20 +141,23 @@ def save_model(
     Raises:
         CheckpointError: `original` for a model that comes from no published checkpoint, too little
             disk, or a folder with weights that would stay beside the new ones.
-        ValueError: an unknown format.
+        UserError: an unknown format.
     """
     if format not in WRITABLE:
-        raise ValueError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
+        raise UserError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
     source = _published_source(model) if format == "original" else None
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _check_disk(model, folder)
-    with TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
+    for leftover in folder.glob(f"{PARTIAL}*"):  # of a save that was killed
+        shutil.rmtree(leftover)
+    with TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
         if source is None:
             _write_native(model, tokenizer, partial)
         else:
             _write_original(model, source, Path(partial))
         files = [file for file in Path(partial).rglob("*") if file.is_file()]
+        give_usual_modes(files)
         names = sorted(file.relative_to(partial).as_posix() for file in files)
         if stale := sorted({file.name for file in folder.glob("model*.safetensors*")}.difference(names)):
             raise CheckpointError(
@@ -165,7 +179,7 @@ def choose_format(choice: str, source: str | Path) -> str:
         CheckpointError: `original` where `source` is in our own format.
     """
     folder = checkpoint_folder(source, with_weights=False)
-    native = _read_config(folder)[0] is FORMATS[NATIVE]
+    native = read_config_file(folder)[0] is FORMATS[NATIVE]
     if choice == "original" and native:
         raise CheckpointError(_no_original(f"comes from {folder}, which is in our own format"))
     return choice if choice != "auto" else "native" if native else "original"
@@ -178,14 +192,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         CheckpointError: there is none, or it does not have the mask token of the model beside it.
     """
     folder = checkpoint_folder(path, with_weights=False)
-    mask_token_id = _read_config(folder)[1].mask_token_id
+    mask_token_id = read_config_file(folder)[1].mask_token_id
     settings = folder / "tokenizer_config.json"
     named = read_json(settings).get("tokenizer_class") if settings.is_file() else None
     if not isinstance(named, str | None):
         raise CheckpointError(f"{settings} has tokenizer_class={named!r}, expected a name")
     try:
         tokenizer = TOKENIZERS.get(named, AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers has no type for what it cannot read
         raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     if mask_token_id not in tokenizer.get_vocab().values():
         raise CheckpointError(
@@ -209,7 +223,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
     """What the folder holds, checked as far as it can be without reading a tensor; keys: our names."""
-    known, config = _read_config(folder)
+    known, config = read_config_file(folder)
     held = [each for each in weights.locate(folder) if not is_computed(each.name)]
     for each in held:
         if each.dtype not in DTYPES:
@@ -218,53 +232,8 @@ def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
                 "computed with: take the checkpoint that is not quantized"
             )
     stored = {known.tensor_name(each.name): each for each in held}
-    with torch.device("meta"):
-        model = DiffusionTransformer(config)
-    _check_tensors(folder, model, stored)
+    _check_tensors(folder, empty_model(config), stored)
     return config, stored
-
-
-def _read_config(folder: Path) -> tuple[Format, DiffusionConfig]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} holds no config.json: not a model's folder")
-    raw, beside = read_json(file), folder / "generation_config.json"
-    generation = read_json(beside) if beside.is_file() else {}
-    named = [
-        (place, field, stated_ids(fields, field, place))
-        for place, fields, field in [
-            (file, raw, "eos_token_id"),
-            (beside, generation, "eos_token_id"),
-            (file, {ENDS: raw.get(ENDS) or None}, ENDS),  # of a model that has none it is empty
-        ]
-    ]
-    ends = [token for _, _, ids in named for token in ids]
-    if not raw.get(ENDS):  # else it names them all
-        ends += tokenizer_end_ids(folder)
-    # Some checkpoints state special tokens in generation_config.json alone.
-    fields = {name: generation[name] for name in ("pad_token_id", "bos_token_id") if _is_id(generation, name)}
-    fields |= {**raw, "eos_token_id": next(iter(ends), None)}
-    known, config = read_fields(fields, file)
-    others = [(file, name, [getattr(config, name)]) for name in ("mask_token_id", "pad_token_id")]
-    for place, name, ids in [*named, *others]:
-        for token in ids:
-            if token is not None and not 0 <= token < config.vocab_size:
-                raise CheckpointError(
-                    f"{place} has {name}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
-                )
-    # A tokenizer may know more tokens than the model; those never end a response.
-    config.end_token_ids = tuple(dict.fromkeys(each for each in ends if each < config.vocab_size))
-    config.eos_token_id = next(iter(config.end_token_ids), None)
-    config.attention_pattern = raw.get(PATTERN)
-    if config.attention_pattern not in (None, *PATTERNS):
-        raise CheckpointError(
-            f"{file} has {PATTERN}={config.attention_pattern!r}; known are {', '.join(PATTERNS)}"
-        )
-    return known, config
-
-
-def _is_id(fields: dict[str, Any], name: str) -> bool:
-    return type(fields.get(name)) is int
 
 
 def _check_tensors(folder: Path, model: DiffusionTransformer, stored: dict[str, Stored]) -> None:
@@ -342,10 +311,23 @@ def _write_native(
     transformers_logging.enable_progress_bar()
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        _name_as_before(Path(folder, "tokenizer_config.json"))
+
+
+def _name_as_before(settings: Path) -> None:
+    """Name a tokenizer's class and special tokens as transformers 4 knows them; transformers 5 reads both."""
+    fields = read_json(settings)
+    for name in ("backend", "is_local", "local_files_only"):
+        fields.pop(name, None)
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    write_atomically(settings, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> None:
-    known, config = _read_config(source)
+    known, config = read_config_file(source)
     tensors = model.state_dict()
     if config.tie_word_embeddings:  # where the source has both, its file needs two
         tensors["lm_head.weight"] = tensors["embedding.weight"].clone()

@@ -1,6 +1,7 @@
 """Where a checkpoint lies: in a folder here, or on the hub, whose files are kept in a cache here."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -34,10 +35,16 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     Raises:
         CheckpointError: neither of both, or the download failed or has no room on the disk.
     """
-    if Path(path).is_dir():
-        return Path(path)
-    if Path(path).exists():
-        raise CheckpointError(f"{path} is a file: give the folder that holds the model")
+    here = Path(path).expanduser() if str(path).startswith("~/") else Path(path)
+    try:
+        if here.is_dir():
+            if not os.access(here, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(here))
+            return here
+        if here.exists():
+            raise CheckpointError(f"{path} is a file: give the folder that holds the model")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     if _looks_local(str(path)):
         raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
     name, _, revision = str(path).partition("@")

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dparallel.config.base import UserError
 from dparallel.config.experiment import LoraSettings
-from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.placement import empty_model
 
 
 class AdapterError(UserError):
@@ -63,17 +64,53 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
     """Wrap `model` (in place) with a saved adapter.
 
     Raises:
-        AdapterError: the folder holds none, or one for another architecture or shape.
+        AdapterError: the folder holds none, one for another architecture or shape, or not all of its
+            matrices.
     """
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():
         raise AdapterError(f"{weights}: no such file; training writes it")
     modules = dict(model.named_modules())
-    with safe_open(weights, framework="pt") as file:
-        for name in sorted(file.keys()):
-            _check_tensor(name, tuple(file.get_slice(name).get_shape()), modules, weights)
+    try:
+        with safe_open(weights, framework="pt") as file:
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    except SafetensorError as error:
+        raise AdapterError(f"{weights} is damaged or cut short: {error}") from error
+    for name, shape in held.items():
+        _check_tensor(name, shape, modules, weights)
+    _check_complete(held, _expected(model.config, Path(folder)), weights)
     with _without_future_warnings():
         return PeftModel.from_pretrained(model, str(folder))
+
+
+def _expected(config: DiffusionConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the matrices that an adapter's settings make on a model, by their names in its file."""
+    try:
+        settings = LoraConfig.from_pretrained(str(folder))
+        settings.init_lora_weights = True  # others compute with the model's numbers
+        with _without_future_warnings():
+            adapted = get_peft_model(empty_model(config), settings)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise AdapterError(
+            f"{folder / 'adapter_config.json'} fits no model of this shape: {error}"
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+
+
+def _check_complete(
+    held: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], weights: Path
+) -> None:
+    missing, surplus = sorted(expected.keys() - held), sorted(held.keys() - expected)
+    if missing or surplus:
+        raise AdapterError(
+            f"{weights} is not what its adapter_config.json describes: missing {missing[:3] or 'nothing'}, "
+            f"surplus {surplus[:3] or 'nothing'}: fetch both files again, or train the adapter anew"
+        )
+    for name, shape in expected.items():
+        if held[name] != shape:
+            raise AdapterError(
+                f"{weights}: {name} has shape {held[name]}, by its adapter_config.json it should have {shape}"
+            )
 
 
 @contextmanager

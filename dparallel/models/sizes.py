@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from dparallel.models import weights
-from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
+from dparallel.models.placement import empty_model
 
 
 def stored_bytes(path: str | Path) -> int:
@@ -24,7 +24,6 @@ def stored_bytes(path: str | Path) -> int:
     if isinstance(stated, dict) and isinstance(stated.get("total_size"), int):
         return stated["total_size"]
     config = read_config(folder)
-    with torch.device("meta"):
-        model = DiffusionTransformer(config)
+    model = empty_model(config)
     dtype = getattr(config, "dtype", None) or torch.bfloat16
     return dtype.itemsize * sum(weight.numel() for weight in model.parameters())

@@ -32,8 +32,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """The fields of a JSON file; `CheckpointError` where it does not hold an object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # syntax, encoding, numbers of thousands of digits
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(_unreadable(file, error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected an object of fields")
     return content
@@ -111,6 +113,10 @@ def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> Non
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def _unreadable(file: Path, error: OSError) -> str:
+    return f"{file} cannot be read ({error.strerror or error}): check its permissions and its disk"
+
+
 def _files(weight_map: dict[str, str] | None) -> list[str]:
     return [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
 
@@ -144,7 +150,10 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 @contextmanager
 def _open(file: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
     try:
+        file.open("rb").close()  # safe_open says of a file that it may not read that there is none
         with safe_open(file, framework="pt", device=str(device)) as shard:
             yield shard
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise CheckpointError(_unreadable(file, error)) from error

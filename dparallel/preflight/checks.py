@@ -3,8 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import torch
-
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.decoding.generate import check_prompts
@@ -12,9 +10,9 @@ from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
 from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
-from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
 from dparallel.models.lora import check_targets
+from dparallel.models.placement import empty_model
 from dparallel.preflight.plan import Prompts
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import check_disjoint, load_problems
@@ -71,8 +69,7 @@ def _check_recipes(settings: DistillConfig) -> None:
 
 def _check_teacher(settings: DistillConfig) -> Prompts:
     """The adapter fits the teacher, which can decode every problem's prompt at the lengths asked for."""
-    with torch.device("meta"):  # its shape and special tokens; no weights are read
-        teacher = DiffusionTransformer(read_config(settings.teacher))
+    teacher = empty_model(read_config(settings.teacher))  # its shape and special tokens; no weights are read
     check_targets(teacher, settings.training.lora.targets)
     if settings.training.quantization is not None:
         check_blocks(teacher)
@@ -103,8 +100,7 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
     for decoding in decodings:
         check_prompts(teacher, [], decoding)
     for baseline in benchmark.baselines.values():
-        with torch.device("meta"):
-            model = DiffusionTransformer(read_config(baseline.model))
+        model = empty_model(read_config(baseline.model))
         words = load_tokenizer(baseline.model)
         encode_problems(test, benchmark.test.protocol, words, model, baseline.decoding)
         encode_problems(validation, benchmark.validation.protocol, words, model, baseline.decoding)

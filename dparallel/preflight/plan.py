@@ -24,13 +24,13 @@ from dparallel.distillation.settings import zero_stage
 from dparallel.evaluation.measure import LATENCY_SAMPLES
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import read_config
+from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
 from dparallel.preflight.disk import Sizes, disk_bytes, progress
 from dparallel.preflight.training_memory import (
     Memory,
     Pass,
     adapter_count,
-    empty_model,
     training_memory,
     weight_count,
 )

@@ -68,12 +68,6 @@ class Pass:
         return self.views * self.length
 
 
-def empty_model(config: DiffusionConfig) -> DiffusionTransformer:
-    """The model's modules and shapes; no weights."""
-    with torch.device("meta"):
-        return DiffusionTransformer(config)
-
-
 def training_memory(
     model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, processes: int, dtype: torch.dtype
 ) -> Memory:

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -104,6 +104,18 @@ def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]
             raise
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise FileError(_why(Path(path), cause if isinstance(cause, OSError) else full, size)) from error
+
+
+def give_usual_modes(files: Iterable[Path]) -> None:
+    """Give `files`, all in one folder's tree, the mode that a new file gets by the umask.
+
+    Some libraries write 0600, which other accounts cannot read.
+    """
+    for file in files:
+        probe = file.with_name(f".{uuid4().hex}.mode")
+        probe.touch()
+        file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
 
 
 def _why(path: Path, error: OSError, size: int | None) -> str:

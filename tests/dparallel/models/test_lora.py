@@ -1,14 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dparallel.config.experiment import LoraSettings
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.lora import AdapterError, attach, load_adapter, merge
 from tests.conftest import random_model
+from tests.dparallel.models.published import edit_json
 
 CANVAS = torch.tensor([[5, 6, 1, 1, 1], [7, 1, 9, 1, 1]])
 
@@ -51,6 +54,53 @@ def test_a_target_in_some_layers_only_is_an_error() -> None:
     model.get_submodule("layers.1.feed_forward").up_proj = nn.Identity()
     with pytest.raises(AdapterError, match="'up_proj' matches in 1 of 2 layers"):
         attach(model, LoraSettings())
+
+
+def saved_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    trained_adapter(random_model()).save_pretrained(str(folder))
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_of_which_a_matrix_is_missing_or_too_much_is_refused(tmp_path: Path) -> None:
+    tensors, file = saved_adapter(tmp_path), tmp_path / "adapter_model.safetensors"
+    names = sorted(tensors)
+    load_adapter(random_model(), tmp_path)
+
+    def refused(message: str) -> None:
+        model = random_model()
+        with pytest.raises(AdapterError, match=message):
+            load_adapter(model, tmp_path)
+        assert not any("lora" in name for name, _ in model.named_modules()), "the model is as it was"
+
+    for lost in (names[:1], names[3:5], [name for name in names if ".layers.1." in name]):
+        save_file({name: tensors[name] for name in names if name not in lost}, file)
+        refused(rf"is not what its adapter_config\.json describes: missing \['{lost[0]}'.*, surplus nothing")
+    edit_json(tmp_path / "adapter_config.json", target_modules=["q_proj"])
+    save_file(tensors, file)
+    refused(r"missing nothing, surplus \[.*layers\.0\.attention\.k_proj.lora_A")
+    edit_json(tmp_path / "adapter_config.json", target_modules=["no_such"])
+    refused(r"adapter_config\.json fits no model of this shape")
+
+
+def test_an_adapter_of_another_rank_or_cut_short_is_refused(tmp_path: Path) -> None:
+    saved_adapter(tmp_path)
+    edit_json(tmp_path / "adapter_config.json", r=8)
+    with pytest.raises(AdapterError, match=r"has shape \(4, \d+\), by its .* should have \(8, \d+\)"):
+        load_adapter(random_model(), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is damaged or cut short"):
+        load_adapter(random_model(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"init_lora_weights": "pissa"}]
+)
+def test_whole_adapters_of_other_settings_load(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = random_model()
+    student = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], **change))
+    student.save_pretrained(str(tmp_path))
+    load_adapter(random_model(), tmp_path)
 
 
 def test_merge_equals_base_plus_adapter() -> None:

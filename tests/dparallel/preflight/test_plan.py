@@ -14,11 +14,11 @@ from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.distillation.quantization import check_blocks
 from dparallel.models.checkpoints import read_config, save_model
+from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_inputs
 from dparallel.preflight.disk import free_disk
 from dparallel.preflight.plan import RESERVED, Decoding, Plan, Prompts, Work, _ways, check_fits, make_plan
 from dparallel.preflight.rate import Rate, measure_rate, timed_shape
-from dparallel.preflight.training_memory import empty_model
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Stage
 from tests.conftest import random_model

@@ -15,11 +15,11 @@ from dparallel.distillation.quantization import quantize
 from dparallel.distillation.recipe import loss, make_batch, make_views, teacher_logits
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.lora import attach
+from dparallel.models.placement import empty_model
 from dparallel.preflight.training_memory import (
     Pass,
     adapter_count,
     base_bytes,
-    empty_model,
     kept_bytes,
     training_memory,
     weight_count,

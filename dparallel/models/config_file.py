@@ -1,0 +1,61 @@
+"""The config.json of a checkpoint, and what the files beside it add: the model's shape and special tokens."""
+
+from pathlib import Path
+from typing import Any
+
+from dparallel.models.backbone import DiffusionConfig
+from dparallel.models.end_tokens import stated_ids, tokenizer_end_ids
+from dparallel.models.formats import CheckpointError, Format, read_fields
+from dparallel.models.weights import read_json
+
+# Fields of config.json that only this project writes.
+ENDS = "end_token_ids"
+PATTERN, PATTERNS = "attention_pattern", ("full", "block_causal", "causal")
+
+
+def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
+    """The format that config.json is in, and the model that it describes.
+
+    Raises:
+        CheckpointError: there is none, or it describes no model known here.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no config.json: not a model's folder")
+    raw, beside = read_json(file), folder / "generation_config.json"
+    generation = read_json(beside) if beside.is_file() else {}
+    named = [
+        (place, field, stated_ids(fields, field, place))
+        for place, fields, field in [
+            (file, raw, "eos_token_id"),
+            (beside, generation, "eos_token_id"),
+            (file, {ENDS: raw.get(ENDS) or None}, ENDS),  # of a model that has none it is empty
+        ]
+    ]
+    ends = [token for _, _, ids in named for token in ids]
+    if not raw.get(ENDS):  # else it names them all
+        ends += tokenizer_end_ids(folder)
+    # Some checkpoints state special tokens in generation_config.json alone.
+    fields = {name: generation[name] for name in ("pad_token_id", "bos_token_id") if _is_id(generation, name)}
+    fields |= {**raw, "eos_token_id": next(iter(ends), None)}
+    known, config = read_fields(fields, file)
+    others = [(file, name, [getattr(config, name)]) for name in ("mask_token_id", "pad_token_id")]
+    for place, name, ids in [*named, *others]:
+        for token in ids:
+            if token is not None and not 0 <= token < config.vocab_size:
+                raise CheckpointError(
+                    f"{place} has {name}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
+                )
+    # A tokenizer may know more tokens than the model; those never end a response.
+    config.end_token_ids = tuple(dict.fromkeys(each for each in ends if each < config.vocab_size))
+    config.eos_token_id = next(iter(config.end_token_ids), None)
+    config.attention_pattern = raw.get(PATTERN)
+    if config.attention_pattern not in (None, *PATTERNS):
+        raise CheckpointError(
+            f"{file} has {PATTERN}={config.attention_pattern!r}; known are {', '.join(PATTERNS)}"
+        )
+    return known, config
+
+
+def _is_id(fields: dict[str, Any], name: str) -> bool:
+    return type(fields.get(name)) is int
