@@ -104,3 +104,18 @@ def test_no_chat_template_names_the_remedy(tiny_checkpoint, capsys):
     assert error.count("\n") == 1
     assert "no chat template" in error
     assert "dparallel generate --prompt" in error
+
+
+def test_bytes_that_are_no_text_drop_their_line_alone(chat_checkpoint, monkeypatch, capsys):
+    """Whatever the locale: in one like C, Python would hand them on; in others, raise."""
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(b"has 3\nTom \xff\nbuys 2\n"), encoding="ascii")
+    )
+    assert main(["chat", "--model", str(chat_checkpoint), *SHAPE]) == 0
+    out, err = capsys.readouterr()
+    [error] = [line for line in err.splitlines() if "UTF-8" in line]
+    assert error.startswith("this line is not a text in UTF-8 (")
+    assert error.endswith("; this turn was dropped")
+    type_in(monkeypatch, "has 3", "buys 2")
+    main(["chat", "--model", str(chat_checkpoint), *SHAPE])
+    assert capsys.readouterr().out == out, "as if the line had never been typed"

@@ -1,5 +1,6 @@
 """`dparallel generate`, run in this process as a user would."""
 
+import io
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,60 @@ def test_a_file_of_prompts(tiny_checkpoint, tmp_path, capsys):
 
     assert main(arguments) == 0
     assert capsys.readouterr().out == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+
+
+def test_prompts_from_stdin(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    content = "\ufeff" + json.dumps({"prompt": PROMPT, "note": "→"}, ensure_ascii=False) + "\n"
+    file = tmp_path / "in.jsonl"
+    file.write_text(content, encoding="utf-8")
+    arguments = ["generate", "--model", str(tiny_checkpoint), *SHAPE, "--prompts"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode()), encoding="ascii"))
+    assert main([*arguments, "-"]) == 0
+    from_stdin = capsys.readouterr().out
+    assert main([*arguments, str(file)]) == 0
+    assert capsys.readouterr().out == from_stdin
+    for content, message in (
+        (b"{\n", "stdin, line 1: not JSON"),
+        (b"\xff", "--prompts -: not a text file in UTF-8"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+        assert message in refused([*arguments, "-"], capsys)
+
+
+def test_one_prompt_and_a_file_of_prompts_give_the_same_text(tmp_path, capsys):
+    """Also where special tokens are decoded, within a response and at its end."""
+    tokenizer = build_tokenizer()
+    model = random_model(1)
+    with torch.no_grad():  # special tokens are likely
+        model.lm_head.weight[[0, 2, 3]] *= 3
+    save_model(model, tmp_path, tokenizer=tokenizer)
+    prompts = [f"{name} {number}" for name in ("Tom", "Ann", "Sam") for number in range(4)]
+    file = write_lines(tmp_path / "in.jsonl", *(json.dumps({"prompt": prompt}) for prompt in prompts))
+    arguments = ["generate", "--model", str(tmp_path), *SHAPE]
+    assert main([*arguments, "--prompts", str(file)]) == 0
+    together = [json.loads(line)["response"] for line in capsys.readouterr().out.splitlines()]
+    assert any("<" in response for response in together), "special tokens are among them"
+    for prompt, response in zip(prompts, together, strict=True):
+        assert main([*arguments, "--prompt", prompt]) == 0
+        assert capsys.readouterr().out == response + "\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dparallel {version('dparallel')}\n"
+
+
+def test_a_bug_keeps_its_traceback(tiny_checkpoint, monkeypatch):
+    """A ValueError that is not a user's error is not turned into one line."""
+
+    def broken(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("dparallel.cli.model.generate", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, *SHAPE])
 
 
 def test_every_decoding_field_is_a_flag(tiny_checkpoint, capsys):
