@@ -47,7 +47,7 @@ def explain(error: ValidationError, called: Callable[[str], str] = str) -> str:
 
 def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     """One mistake, as pydantic's `errors()` lists it."""
-    place = [str(part) for part in mistake["loc"]]
+    place = [str(part) for part in mistake["loc"] if part not in FORMS]
     message = plain_message(mistake)
     if mistake["type"] == "unknown_key":
         known = mistake["ctx"]["known"]
@@ -62,6 +62,16 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
         return f"{called('.'.join(place))}: required key is missing"
     key = called(".".join(place)) if place else "(top level)"
     return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
+
+
+VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # left out of a mistake's place
+
+
+def form(value: Any) -> str:
+    """How a setting that may be written in several forms is written; its mistakes are of that form only."""
+    if isinstance(value, Mapping | BaseModel):
+        return SECTION
+    return LIST if isinstance(value, list | tuple) else VALUE
 
 
 def plain_message(mistake: Any) -> str:

@@ -1,19 +1,18 @@
 """The settings of a distillation recipe: masked positions x views x attention x loss terms x schedules."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
-    field_validator,
+    Tag,
     model_validator,
 )
 
-from dparallel.config.base import Config
+from dparallel.config.base import LIST, SECTION, VALUE, Config, form
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,51 +40,62 @@ class Growth(Config):
         return self
 
     def at(self, progress: float, gen_length: int) -> int:
-        lengths = [each for each in range(self.start, self.end + 1) if gen_length % each == 0]
+        lengths = [length for length in range(self.start, self.end + 1) if gen_length % length == 0]
         return lengths[min(int(progress * len(lengths)), len(lengths) - 1)]
 
 
-FORMS = {
-    "mask_ratio": "a number from 0 to 1, or [low, high] of two of them to draw one for each sample; where a "
-    "number stands, {start: ..., end: ...} changes it over training",
-    "block_length": "a number of positions, or {start: ..., end: ...} to grow over training, start <= end",
-}
+Scheduled = Annotated[
+    Annotated[Ratio, Tag(VALUE)] | Annotated[Ramp, Tag(SECTION)],
+    Discriminator(form, "wrong_form", "Give a number from 0 to 1, or {start: ..., end: ...} of two of them"),
+]
+MaskRatio = Annotated[
+    Annotated[Ratio, Tag(VALUE)]
+    | Annotated[Ramp, Tag(SECTION)]
+    | Annotated[tuple[Scheduled, Scheduled], Tag(LIST)],
+    Discriminator(form),
+]
+BlockLength = Annotated[
+    Annotated[PositiveInt, Tag(VALUE)] | Annotated[Growth, Tag(SECTION)],
+    Discriminator(form, "wrong_form", "Give a number of positions, or {start: ..., end: ...} of two of them"),
+]
 
 
 class RecipeConfig(Config):
-    """What one distillation sample looks like, whom its student sees, and what its loss is.
+    """What one distillation sample looks like, what its student attends to, and what its loss is.
 
     Args:
-        region: mask inside one `block` (earlier clean, later all masks) or the whole `response`.
-        block_length: of the region, of block-causal attention and of monotone noise. It may grow over
-            training, as `{start: 16, end: 32}`; both must divide the response length.
-        masking: `random` masks each position with probability p; `trajectory` keeps what the teacher
-            had committed by a point of its own order; `monotone` (D2F) masks the k-th block's
-            positions with p_k, p_1 <= p_2 <= ...: p_1 drawn from mask_ratio=[low, high], each next adds
-            U(0, 1) (high - p_1) / (blocks - 1).
-        mask_ratio: p, 0.5 unless told; [low, high] draws it for each sample; `{start, end}` in place of a
-            number changes it over training. With `trajectory`, the point is where 1 - p of the
-            region was committed, or uniformly drawn where this is left out.
-        complement: a second view that masks the rest of the region.
-        attention: the student sees everything (`full`), or the prompt, earlier blocks and its own one
-            (`block_causal`; the prompt sees itself).
-        targets: of the cross-entropy: the `trajectory`'s tokens, or the distribution of the `teacher`, who
-            sees the same canvas with full attention.
-        weighting: of the cross-entropy: `view_mean` is the mean over each view's positions, summed over a
-            sample's views, averaged over samples; `inverse_ratio` the mean over all positions read in
-            a train step of cross-entropy / p.
+        region: where tokens are masked: inside one `block` (earlier blocks clean, later ones all masks),
+            or in the whole `response`.
+        block_length: positions in a block, for the region, block-causal attention and monotone noise.
+            `{start: 16, end: 32}` grows over training; both must divide the response length.
+        masking: `random` masks each position with probability p. `trajectory` keeps what the teacher
+            had committed at a point of its own order. `monotone` (D2F) masks the k-th block's
+            positions with probability p_k, p_1 <= p_2 <= ...: p_1 drawn from mask_ratio=[low, high], each
+            next one adds U(0, 1) (high - p_1) / (blocks - 1).
+        mask_ratio: p, default 0.5; [low, high] draws it for every sample; `{start: ..., end: ...}` in
+            place of a number changes it over training. With `trajectory`, the point is where a share
+            1 - p of the region was committed; by default it is drawn uniformly.
+        complement: add a second view, in which the rest of the region is masked.
+        attention: the student's attention pattern. `full`: all positions. `block_causal`: the prompt,
+            earlier blocks and the position's own block; the prompt attends to itself only.
+        targets: of the cross-entropy: the `trajectory`'s tokens, or the distribution that the `teacher`
+            predicts for the same canvas with full attention.
+        weighting: of the cross-entropy. `view_mean`: the mean over a view's positions, summed over a
+            sample's views, averaged over samples. `inverse_ratio`: the mean of cross-entropy / p over all
+            positions that a train step reads.
         cross_entropy_weight: of that term in the loss.
-        certainty_weight, certainty_temperature: lambda and T of the entropy term, over masked
-            positions whose argmax already is the teacher's token: the mean over each view's.
+        certainty_weight: lambda, the weight of the entropy term, over masked positions whose argmax
+            already is the teacher's token: the mean over a view's positions.
+        certainty_temperature: T of the entropy term.
         certainty_on_complement: whether the complement view has that term.
-        eos_region_ratio: how often a block that holds nothing but padding after the first EOS is sampled,
-            against a block with content; where the region is the response, how often it is read.
+        eos_region_ratio: how often a block with nothing but padding after the first end-of-sequence token
+            is sampled, relative to a block with content; with `region: response`, how often it is read.
     """
 
     region: Literal["block", "response"] = "block"
-    block_length: PositiveInt | Growth | None = None
+    block_length: BlockLength | None = None
     masking: Literal["random", "trajectory", "monotone"]
-    mask_ratio: Ratio | Ramp | tuple[Ratio | Ramp, Ratio | Ramp] | None = None
+    mask_ratio: MaskRatio | None = None
     complement: bool = False
     attention: Literal["full", "block_causal"] = "full"
     targets: Literal["trajectory", "teacher"] = "trajectory"
@@ -102,7 +112,7 @@ class RecipeConfig(Config):
 
     @property
     def fixed_block_length(self) -> int | None:
-        """Of a recipe `at` a point of the training, or without a growth."""
+        """The block length of a recipe that is `at` a point of the training, or that has no growth."""
         if isinstance(self.block_length, Growth):
             raise ValueError(
                 f"block_length={_plain(self.block_length)} grows over training: take the recipe at a point"
@@ -110,7 +120,7 @@ class RecipeConfig(Config):
         return self.block_length
 
     def region_length(self, gen_length: int) -> int:
-        """The most positions of a response that a sample reads at any time of the training."""
+        """The largest number of response positions that a sample reads at any time of the training."""
         if self.region == "response" or self.block_length is None:
             return gen_length
         return self.block_length.end if isinstance(self.block_length, Growth) else self.block_length
@@ -121,14 +131,14 @@ class RecipeConfig(Config):
             lengths = {f"block_length.{name}": length for name, length in self.block_length}
         else:
             lengths = {} if self.block_length is None else {"block_length": self.block_length}
-        return next((f"{name}={each}" for name, each in lengths.items() if gen_length % each), None)
+        return next((f"{name}={length}" for name, length in lengths.items() if gen_length % length), None)
 
     def at(self, progress: float, gen_length: int) -> "RecipeConfig":
         """The recipe at a point of the training, its schedules resolved to numbers.
 
         Args:
             progress: 0 at the first train step, 1 at the last.
-            gen_length: of the responses; `misfit(gen_length)` must be None.
+            gen_length: positions of a response; `misfit(gen_length)` must be None.
         """
         length, ratio = self.block_length, self.mask_ratio
         if isinstance(length, Growth):
@@ -140,24 +150,15 @@ class RecipeConfig(Config):
         return self.model_copy(update={"block_length": length, "mask_ratio": ratio})
 
     def ratio_bounds(self, progress: float | None = None) -> tuple[float, float] | None:
-        """Between which numbers p is drawn, equal where it is not drawn; None where p is not given.
+        """The bounds (low, high) that p is drawn between; equal where p is fixed, None where it is not given.
 
         Args:
-            progress: as of `at`; None for a recipe without schedules.
+            progress: as in `at`; None for a recipe without schedules.
         """
         if self.mask_ratio is None:
             return None
         both = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
         return _number(both[0], progress), _number(both[1], progress)
-
-    @field_validator(*FORMS, mode="wrap")
-    @classmethod
-    def _in_form(cls, value: Any, handler: Callable[[Any], Any], info: Any) -> Any:
-        """One message instead of one for each form that it has not."""
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise ValueError(f"{value!r} has no valid form: give {FORMS[info.field_name]}") from error
 
     @model_validator(mode="before")
     @classmethod
@@ -226,7 +227,7 @@ def _number(value: float | Ramp, progress: float | None) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """As it stands in a file."""
+    """A setting as it is written in a file."""
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(part) for part in value]
     return value.model_dump() if isinstance(value, Config) else value
