@@ -35,9 +35,10 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
         raise ConfigError(f"{path}: {explain(error)}") from error
 
 
-def _read(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     """The keys and values of a file, other files included."""
-    if path.resolve() in including:
+    place = os.path.realpath(path)
+    if place in including:
         raise ConfigError(f"{path} includes itself")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -50,7 +51,14 @@ def _read(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     data = parse_json(text, str(path)) if path.suffix == ".json" else parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, expected keys and values")
-    return _included(data, path.parent, (*including, path.resolve()))
+    return _included(data, path.parent, (*including, place))
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2's core types, in which dates are text."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def parse_yaml(text: str, named: str) -> Any:
@@ -60,7 +68,9 @@ def parse_yaml(text: str, named: str) -> Any:
         ConfigError: one line that begins with `named`.
     """
     try:
-        data = _yaml().load(text)
+        yaml = YAML(typ="safe", pure=True)  # the library in C reads YAML 1.1
+        yaml.Constructor = _Constructor
+        data = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -68,16 +78,6 @@ def parse_yaml(text: str, named: str) -> Any:
     except (YAMLError, ValueError, LookupError, RecursionError) as error:  # also of a wrong !!int, !!bool
         raise ConfigError(f"{named}: not valid YAML: {' '.join(str(error).split())}") from error
     return _plain(data, named)
-
-
-def _yaml() -> YAML:
-    class Constructor(SafeConstructor):
-        """YAML 1.2's core types: dates are text."""
-
-    Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Constructor
-    return yaml
 
 
 def parse_json(text: str, named: str) -> Any:
@@ -114,7 +114,7 @@ def _plain(data: Any, named: str) -> Any:
     return data
 
 
-def _included(value: Any, folder: Path, including: tuple[Path, ...] = ()) -> Any:
+def _included(value: Any, folder: Path, including: tuple[str, ...] = ()) -> Any:
     """`value` with the content of every file that it names."""
     if isinstance(value, dict):
         return {key: _included(part, folder, including) for key, part in value.items()}

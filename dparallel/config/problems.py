@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from dparallel.config.base import Config
+from dparallel.config.base import Config, LocalPath
 
 PROBLEM_FILES = (".jsonl", ".json", ".parquet")
 COINS_LIMIT = 100_000  # drawing distinct problems takes up to 0.1 ms each, and every split holds millions
@@ -62,7 +62,7 @@ class SourceConfig(Config):
         count: how many rows; the first ones, or drawn by `seed`.
     """
 
-    path: str = Field(min_length=1)
+    path: LocalPath
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -129,7 +129,7 @@ class ProtocolConfig(Config):
     chat: bool = False
     examples_as: Literal["turns", "text"] = "turns"
     separator: str = "\n\n"
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     prefill: str = ""
     stops: tuple[str, ...] = ()
     scorers: tuple[str, ...] = Field(default=("exact",), min_length=1)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from dparallel.config.base import ConfigError
@@ -22,6 +24,8 @@ BENCHMARK = {
     "teacher_sweeps": ["entropy"],
     "student_sweeps": ["entropy"],
 }
+ONE_TOKEN = {"rule": "steps", "steps": 256}
+RIVAL = {"model": "a", "decoding": {"mode": "autoregressive"}}
 TRAJECTORIES = """
 problems: {benchmark: coins, count: 10}
 decoding: decoding.yaml
@@ -51,6 +55,10 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
     [
         (["decoding.stepz=18"], r"decoding\.stepz: unknown key; did you mean 'steps'\? known: block_add_thr"),
         (["batchsize=1"], r"batchsize: unknown key; did you mean 'batch_size'"),
+        (
+            ["problems.splat=test", "batch_size=0"],
+            r"problems\.splat: .*'split'.*; batch_size: .* greater than 0",
+        ),
         (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
         (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
@@ -60,6 +68,18 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
         (["batch_size"], r"override 'batch_size' is not of the form"),
         (["decoding.steps.more=1"], r"lies below a plain value"),
         (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
+        (["batch_size=true"], r"batch_size: Input should be a valid integer, got True"),
+        (["batch_size=yes"], r"batch_size: Input should be a valid integer, got 'yes'"),
+        (["batch_size='3'"], r"batch_size: Input should be a valid integer, got '3'"),
+        (["batch_size=3.5"], r"batch_size: .*valid integer.*, got 3\.5"),
+        (["batch_size=1:30"], r"batch_size: .*valid integer.*, got '1:30'"),
+        (["decoding.threshold=true"], r"decoding\.threshold: Input should be a valid number, got True"),
+        (["decoding.threshold='0.5'"], r"decoding\.threshold: Input should be a valid number, got '0\.5'"),
+        (["decoding.threshold=.nan"], r"decoding\.threshold: .*finite number, got nan"),
+        (["decoding.threshold=.inf"], r"decoding\.threshold: .*finite number, got inf"),
+        (["decoding.compile=2"], r"decoding\.compile: .*valid boolean.*, got 2"),
+        (["decoding.rule=3"], r"decoding\.rule: .*valid string, got 3"),
+        (["decoding={a: 1, a: 2}"], r"override 'decoding=\{a: 1, a: 2\}': .*duplicate key \"a\""),
         (
             ["batch_size=[1"],
             r"override 'batch_size=\[1': not valid YAML: expected ',' or '\]'.*line 1, column 3",
@@ -117,13 +137,63 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (
             BenchmarkConfig,
             {**BENCHMARK, "fixed": {"entropy": {}}},
-            "'entropy' names a fixed decoding and a sweep",
+            "sweeps 'entropy' and fixed 'entropy' have the same name .*; rename one of them",
         ),
         (BenchmarkConfig, {**BENCHMARK, "student_sweeps": []}, "at least 1 item"),
         (
             BenchmarkConfig,
             {**BENCHMARK, "teacher_sweeps": ["entrpy"]},
             r"unknown sweep \['entrpy'\]; sweeps defines \['entropy'\]",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "student_sweeps": 3},
+            "student_sweeps: Give a list of sweeps, or such a list for every student by name, got 3",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "student_sweeps": {"a": ["entropy"], "b": []}},
+            r"^student_sweeps\.b: .*at least 1 item.*, got \[\]$",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "reference": ONE_TOKEN, "fixed": {"one_token_per_step": {}}},
+            "fixed 'one_token_per_step' and the reference 'one_token_per_step' have the same name",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "fixed": {"Reference": {}}},
+            "fixed 'Reference' and the reference 'reference' have the same name in folders and metrics",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "fixed": {"baseline": {}}, "baselines": {"llama": RIVAL}},
+            "the baselines' method 'baseline' and fixed 'baseline' have the same name",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "baselines": {"llama": RIVAL, "Llama": RIVAL}},
+            "baselines 'Llama' and baselines 'llama' have the same name",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "reference": {"temperature": 0.1}},
+            r"reference\.temperature=0\.1 without reference\.seed: give a seed",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "fixed": {"few": {"temperature": 0.1}}},
+            r"fixed\.few\.temperature=0\.1 without fixed\.few\.seed: give a seed",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "sweeps": {"entropy": {"decoding": {"temperature": 1}, "thresholds": [0.1]}}},
+            r"sweeps\.entropy\.decoding\.temperature=1\.0 without sweeps\.entropy\.decoding\.seed",
+        ),
+        (
+            BenchmarkConfig,
+            {**BENCHMARK, "baselines": {"llama": {**RIVAL, "decoding": {"temperature": 1}}}},
+            r"baselines\.llama\.decoding\.temperature=1\.0 without baselines\.llama\.decoding\.seed",
         ),
         (DistillConfig, {"name": "a/b"}, "should match pattern"),
         (DistillConfig, {"name": ".."}, "should match pattern"),
@@ -153,5 +223,22 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
     ],
 )
 def test_other_settings_without_sense(model, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         model(**settings)
+
+
+def test_students_that_differ_in_case_alone_are_refused():
+    tiny = Path(__file__).parents[3] / "configs" / "tiny.yaml"
+    with pytest.raises(
+        ConfigError, match="students 'Certainty_forcing' and students 'certainty_forcing' have"
+    ):
+        load_config(DistillConfig, tiny, ["students.Certainty_forcing={masking: random, block_length: 12}"])
+
+
+def test_numbers_and_switches_as_yaml_writes_them(config_file):
+    overrides = ["batch_size=1e1", "shard_size=3.0", "decoding.compile=yes", "decoding.stop_at_eos=no"]
+    config = load_config(TrajectoriesConfig, config_file, [*overrides, "decoding.temperature=0"])
+    assert (config.batch_size, config.shard_size) == (10, 3)
+    assert (config.decoding.compile, config.decoding.stop_at_eos) == (True, False)
+    assert isinstance(config.batch_size, int)
+    assert isinstance(config.decoding.temperature, float)
