@@ -68,7 +68,7 @@ def parse_yaml(text: str, named: str) -> Any:
         ConfigError: one line that begins with `named`.
     """
     try:
-        yaml = YAML(typ="safe", pure=True)  # the library in C reads YAML 1.1
+        yaml = YAML(typ="safe", pure=True, plug_ins=[])  # the library in C reads YAML 1.1
         yaml.Constructor = _Constructor
         data = yaml.load(text)
     except MarkedYAMLError as error:
@@ -140,7 +140,7 @@ def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:
         return [*data[:index], _replace(data[index], keys[1:], value, override), *data[index + 1 :]]
     if not isinstance(data, dict):
         raise ConfigError(f"override {override!r}: {keys[0]!r} lies below a plain value, not a section")
-    # A student or a sweep may have a dot in its name.
+    # A student or a sweep may have a dot in its name; the longest name that fits is meant.
     length = next((end for end in range(len(keys), 1, -1) if ".".join(keys[:end]) in data), 1)
     name, rest = ".".join(keys[:length]), keys[length:]
     return {**data, name: _replace(data.get(name, {}), rest, value, override)}

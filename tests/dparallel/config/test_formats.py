@@ -97,11 +97,15 @@ def test_what_is_no_json_is_one_line(text: str, message: str) -> None:
 
 def test_an_included_json_file_is_json(tmp_path) -> None:
     """Tabs and 2e8 are valid there; as YAML they were an error and a text."""
-    (tmp_path / "a.yaml").write_text("{problems: {benchmark: coins, count: 1}, decoding: decoding.json}")
-    (tmp_path / "decoding.json").write_text('{\n\t"gen_length": 36,\n\t"block_length": 12e0\n}')
+    (tmp_path / "a.yaml").write_text(
+        "{problems: {benchmark: coins, count: 1}, decoding: decoding.json}", encoding="utf-8"
+    )
+    (tmp_path / "decoding.json").write_text(
+        '{\n\t"gen_length": 36,\n\t"block_length": 12e0\n}', encoding="utf-8"
+    )
     config = load_config(TrajectoriesConfig, tmp_path / "a.yaml")
     assert (config.decoding.gen_length, config.decoding.block_length) == (36, 12)
-    (tmp_path / "decoding.json").write_text('{"gen_length": 036}')
+    (tmp_path / "decoding.json").write_text('{"gen_length": 036}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"decoding\.json: not valid JSON"):
         load_config(TrajectoriesConfig, tmp_path / "a.yaml")
 
