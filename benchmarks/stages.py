@@ -52,8 +52,8 @@ from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.checkpoints import save_model
 from dparallel.models.placement import empty_model
 from dparallel.preflight.disk import free_disk
-from dparallel.preflight.plan import size
 from dparallel.preflight.training_memory import adapter_count
+from dparallel.preflight.units import size
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Manifest, verify
 from dparallel.trajectories import record

@@ -1,14 +1,17 @@
 from prefect import flow
 
-from dparallel.stages.experiment import StagePlan
+from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import deal
 from tasks.benchmark import make_pieces, run_benchmark
-from tasks.checks import checked_experiment
+from tasks.checks import check_ready, checked_experiment
 
 
-def plan(config: str, overrides: list[str] | None = None) -> StagePlan:
-    return checked_experiment(config, overrides).benchmark()
+def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
+    here = [] if on_pool else ["benchmark"]
+    experiment = checked_experiment(config, overrides, ["benchmark"], here)
+    check_ready("benchmark", experiment, list(experiment.config.students), config, overrides)
+    return experiment
 
 
 @flow(name="benchmark")
@@ -24,8 +27,16 @@ def benchmark(
         on_pool: have the measurements made by `launch.parts` runs of `measurements/part` on its work
             pool, whichever workers pick them up; thresholds are chosen and all is reported here.
     """
-    experiment = checked_experiment(config, overrides)
+    return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
+
+def run(
+    experiment: Experiment,
+    config: str,
+    overrides: list[str] | None = None,
+    parent: str | None = None,
+    on_pool: bool = False,
+) -> str:
     def on_workers(missing: list[str]) -> list[str]:
         settings = {"config": config, "overrides": overrides}
         return deal("measurements/part", experiment.config.launch.parts, "pieces", missing, settings)
@@ -42,8 +53,8 @@ def measurements(config: str, pieces: list[str], overrides: list[str] | None = N
         pieces: their names, as the benchmark asks for them.
         overrides: settings that replace the file's, `key.sub=value` each.
     """
-    return make_pieces(plan(config, overrides), pieces)
+    return make_pieces(checked_experiment(config, overrides, stages=[]).benchmark(), pieces)
 
 
 if __name__ == "__main__":
-    main(benchmark, plan)
+    main(benchmark, plan, run)

@@ -1,18 +1,16 @@
 from typing import Literal, get_args
 
-from prefect import Flow, flow, runtime
+from prefect import flow, runtime
 
 from dparallel.stages.experiment import Experiment
-from flows.benchmark import benchmark
 from flows.command import main
 from flows.dispatch import dispatch
-from flows.merging import merging
-from flows.training import training
-from flows.trajectories import trajectories
-from tasks.benchmark import report
+from tasks.benchmark import report, run_benchmark
 from tasks.checks import checked_experiment
+from tasks.merging import merge_student
 from tasks.tracking.run import Run, track
-from tasks.training import draw_loss_curves
+from tasks.training import draw_loss_curves, train_student
+from tasks.trajectories import record_trajectories
 
 StageName = Literal["trajectories", "training", "merging", "benchmark"]
 
@@ -30,24 +28,35 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
         overrides: settings that replace the file's, `key.sub=value` each.
         on_pools: stages to run as their own deployments on their work pools; the others run here.
     """
-    experiment = plan(config, overrides, on_pools)
+    return run(plan(config, overrides, on_pools), config, overrides, on_pools)
+
+
+def run(
+    experiment: Experiment,
+    config: str,
+    overrides: list[str] | None = None,
+    on_pools: tuple[StageName, ...] = (),
+) -> str:
     settings = experiment.config.model_dump(mode="json")
-    with track(experiment.folder, "distill", runtime.flow_run.name, settings) as run:
+    with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
-        def stage(each: Flow, **choice: str) -> None:
-            parameters = {"config": config, "overrides": overrides, "parent": run.id, **choice}
-            name = " ".join([each.name, *choice.values()])
-            if each.name in on_pools:
-                dispatch(f"{each.name}/stage", name, parameters)
-            else:
-                each.with_options(flow_run_name=name)(**parameters)
+        def sent(stage: StageName, **choice: str) -> bool:
+            """Whether a stage runs on its work pool; returns once it has ended there."""
+            if stage in on_pools:
+                parameters = {"config": config, "overrides": overrides, "parent": tracked.id, **choice}
+                dispatch(f"{stage}/stage", " ".join([stage, *choice.values()]), parameters)
+            return stage in on_pools
 
-        stage(trajectories)
+        if not sent("trajectories"):
+            record_trajectories(experiment.trajectories(), tracked.id)
         for student in experiment.config.students:
-            stage(training, student=student)
-            stage(merging, student=student)
-        stage(benchmark)
-        return finish(experiment, run)
+            if not sent("training", student=student):
+                train_student(experiment.training(student), experiment.config.launch, tracked.id)
+            if not sent("merging", student=student):
+                merge_student(experiment.merging(student), tracked.id)
+        if not sent("benchmark"):
+            run_benchmark(experiment.benchmark(), tracked.id)
+        return finish(experiment, tracked)
 
 
 def finish(experiment: Experiment, run: Run) -> str:
@@ -59,4 +68,4 @@ def finish(experiment: Experiment, run: Run) -> str:
 
 
 if __name__ == "__main__":
-    main(distill, plan)
+    main(distill, plan, run)

@@ -2,29 +2,35 @@ from prefect import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import checked_experiment, chosen_students
+from tasks.checks import check_ready, checked_experiment, chosen_students
 from tasks.merging import merge_student
 
 
 def plan(config: str, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
-    experiment = checked_experiment(config, overrides)
-    return [experiment.merging(name) for name in chosen_students(experiment, student)]
+    experiment = checked_experiment(config, overrides, ["merging"])
+    students = chosen_students(experiment, student)
+    check_ready("merging", experiment, students, config, overrides)
+    return [experiment.merging(name) for name in students]
 
 
 @flow(name="merging")
 def merging(
     config: str, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
 ) -> list[str]:
-    """Merge one student's adapter into the teacher, or that of all of them one after the other.
+    """Merge one student's adapter into the teacher, or the adapters of all of them one after the other.
 
     Args:
         config: a YAML file, see configs/.
         overrides: settings that replace the file's, `key.sub=value` each.
-        student: a name of the config's `students`; all of them unless told.
+        student: a name of the config's `students`; all of them by default.
         parent: the distill run that this stage belongs to.
     """
-    return [merge_student(each, parent) for each in plan(config, overrides, student)]
+    return run(plan(config, overrides, student), parent=parent)
+
+
+def run(plans: list[StagePlan], parent: str | None = None, **parameters: object) -> list[str]:
+    return [merge_student(student, parent) for student in plans]
 
 
 if __name__ == "__main__":
-    main(merging, plan)
+    main(merging, plan, run)

@@ -18,8 +18,12 @@ def teacher(config: str, overrides: list[str] | None = None) -> str:
         config: a YAML file, see configs/tiny_teacher.yaml.
         overrides: settings that replace the file's, `key.sub=value` each.
     """
-    return train_teacher(plan(config, overrides))
+    return run(plan(config, overrides))
+
+
+def run(settings: TeacherConfig, **parameters: object) -> str:
+    return train_teacher(settings)
 
 
 if __name__ == "__main__":
-    main(teacher, plan)
+    main(teacher, plan, run)

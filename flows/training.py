@@ -3,16 +3,17 @@ from prefect import flow
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import checked_experiment, chosen_students
+from tasks.checks import check_ready, checked_experiment, chosen_students
 from tasks.training import train_student
 
 
 def plan(
     config: str, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
-    experiment = checked_experiment(config, overrides, here=["training"])
-    plans = [experiment.training(name) for name in chosen_students(experiment, student)]
-    return experiment.config.launch, plans
+    experiment = checked_experiment(config, overrides, ["training"], here=["training"])
+    students = chosen_students(experiment, student)
+    check_ready("training", experiment, students, config, overrides)
+    return experiment.config.launch, [experiment.training(name) for name in students]
 
 
 @flow(name="training")
@@ -24,12 +25,18 @@ def training(
     Args:
         config: a YAML file, see configs/.
         overrides: settings that replace the file's, `key.sub=value` each.
-        student: a name of the config's `students`; all of them unless told.
+        student: a name of the config's `students`; all of them by default.
         parent: the distill run that this stage belongs to.
     """
-    launch, plans = plan(config, overrides, student)
-    return [train_student(each, launch, parent) for each in plans]
+    return run(plan(config, overrides, student), parent=parent)
+
+
+def run(
+    planned: tuple[LaunchConfig, list[StagePlan]], parent: str | None = None, **parameters: object
+) -> list[str]:
+    launch, plans = planned
+    return [train_student(student, launch, parent) for student in plans]
 
 
 if __name__ == "__main__":
-    main(training, plan)
+    main(training, plan, run)

@@ -1,14 +1,15 @@
 from prefect import flow
 
-from dparallel.stages.experiment import StagePlan
+from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import deal
 from tasks.checks import checked_experiment
 from tasks.trajectories import record_shards, record_trajectories
 
 
-def plan(config: str, overrides: list[str] | None = None) -> StagePlan:
-    return checked_experiment(config, overrides).trajectories()
+def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
+    here = [] if on_pool else ["trajectories"]
+    return checked_experiment(config, overrides, ["trajectories"], here)
 
 
 @flow(name="trajectories")
@@ -24,8 +25,16 @@ def trajectories(
         on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool,
             whichever workers pick them up; only the whole is checked and finished here.
     """
-    experiment = checked_experiment(config, overrides)
+    return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
+
+def run(
+    experiment: Experiment,
+    config: str,
+    overrides: list[str] | None = None,
+    parent: str | None = None,
+    on_pool: bool = False,
+) -> str:
     def on_workers(missing: list[int]) -> list[str]:
         settings = {"config": config, "overrides": overrides}
         return deal("shards/part", experiment.config.launch.parts, "numbers", missing, settings)
@@ -35,15 +44,18 @@ def trajectories(
 
 @flow(name="shards")
 def shards(config: str, numbers: list[int], overrides: list[str] | None = None) -> str:
-    """Record some shards of the trajectories, beside others who record the rest.
+    """Record some shards of the trajectories, beside other runs that record the rest.
+
+    Only the problems of these shards are rendered; the run that sends them has checked all.
 
     Args:
         config: a YAML file, see configs/.
         numbers: of the shards, from 0.
         overrides: settings that replace the file's, `key.sub=value` each.
     """
-    return record_shards(plan(config, overrides), numbers)
+    experiment = checked_experiment(config, overrides, stages=[])
+    return record_shards(experiment.trajectories(), numbers)
 
 
 if __name__ == "__main__":
-    main(trajectories, plan)
+    main(trajectories, plan, run)

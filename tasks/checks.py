@@ -1,6 +1,8 @@
 """What the flows check before any work starts: an experiment's inputs, its disk and this machine's GPUs."""
 
+import shlex
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -8,46 +10,72 @@ import torch
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig, TeacherConfig
 from dparallel.config.files import load_config
+from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
-from dparallel.preflight.checks import check_folder, check_inputs
-from dparallel.preflight.disk import free_disk
-from dparallel.preflight.plan import Prompts, check_decoding, check_disk, check_training, make_plan
+from dparallel.models.placement import empty_model
+from dparallel.preflight.checks import STAGES, check_experiment, check_folder
+from dparallel.preflight.disk import free_disk, progress
+from dparallel.preflight.memory import check_decoding, decoding_memory, students_memory, training_shape
+from dparallel.preflight.plan import check_disk, disk_needed
+from dparallel.preflight.prompts import PromptLengths
+from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
+from dparallel.stages.manifest import MANIFEST, StageError
 from tasks.launch import fit_to_gpus
 
 
 def checked_experiment(
-    config: str, overrides: list[str] | None = None, here: Collection[str] = ()
+    config: str,
+    overrides: list[str] | None = None,
+    stages: Collection[str] = STAGES,
+    here: Collection[str] = (),
 ) -> Experiment:
-    """The experiment of a config file whose inputs are there and fit each other; a teacher by its folder.
+    """The experiment of a config file, whose inputs are there and fit each other.
 
     Args:
-        here: stages that run on this machine's GPUs, where there are any, and must fit them.
+        stages: those to be run, so that no more is read than they need.
+        here: the stages that run on this machine's GPUs, where there are any, and must fit them.
 
     Raises:
-        ValueError: (`ConfigError`, `CheckpointError`, `ProblemsError`) naming what is wrong and the remedy.
+        UserError: naming what is wrong and the remedy.
     """
     settings = load_config(DistillConfig, config, overrides)
-    prompts = check_inputs(settings)
-    check_disk(make_plan(settings, prompts, torch.cuda.is_available()), free_disk(settings.runs))
-    _check_gpus(settings, prompts, here)
-    folder = str(checkpoint_folder(settings.teacher))  # stages hash files, and the hub's may change
-    return Experiment(settings.model_copy(update={"teacher": folder}))
+    gpus = torch.cuda.device_count()
+    length_matters = gpus > 0 and "training" in here
+    lengths = check_experiment(settings, {*stages, "trajectories"} if length_matters else stages)
+    if lengths.trajectories:
+        _check_disk(settings, lengths)
+    if gpus:
+        _check_gpus(settings, lengths, here, gpus)
+    folder_of = cache(checkpoint_folder)  # once: the hub's snapshot may change
+    folder_of(settings.teacher)
+    if "benchmark" in stages:
+        for baseline in settings.benchmark.baselines.values():
+            folder_of(baseline.model)
+    return Experiment(settings, folder_of)
 
 
-def _check_gpus(settings: DistillConfig, prompts: Prompts, here: Collection[str]) -> None:
+def _check_disk(settings: DistillConfig, lengths: PromptLengths) -> None:
+    """There is room for all that is still to be written."""
+    prompts = lengths.trajectories
+    shape = training_shape(settings, max(prompts), torch.cuda.is_available())
+    needed = disk_needed(settings, prompts, shape, progress(settings, len(prompts)))
+    check_disk(settings.runs, needed, free_disk(settings.runs))
+
+
+def _check_gpus(settings: DistillConfig, lengths: PromptLengths, here: Collection[str], gpus: int) -> None:
     """The smallest GPU of this machine holds each of the stages."""
-    gpus = range(torch.cuda.device_count())
-    if not gpus or not here:
-        return
-    memory = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
-    views = max(recipe.views for recipe in settings.students.values())
-    launch = fit_to_gpus(settings.launch, settings.training, views, len(gpus))
-    plan = make_plan(settings.model_copy(update={"launch": launch}), prompts, on_gpu=True)
+    memory = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus))
     if {"trajectories", "benchmark"} & set(here):
-        check_decoding(plan, memory)
-    if "training" in here:
-        check_training(plan, memory)
+        check_decoding(decoding_memory(settings, lengths), memory)
+    if "training" in here and progress(settings, len(lengths.trajectories)).trained < len(settings.students):
+        views = max(recipe.views for recipe in settings.students.values())
+        launch = fit_to_gpus(settings.launch, settings.training, views, gpus)
+        launched = settings.model_copy(update={"launch": launch})
+        shape = training_shape(launched, max(lengths.trajectories), on_gpu=True)
+        teacher = empty_model(read_config(settings.teacher))
+        needed = students_memory(teacher, launched, settings.training, shape)
+        check_training(launched, shape, needed, memory)
 
 
 def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
@@ -62,3 +90,32 @@ def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
     if student is not None and student not in known:
         raise ConfigError(f"unknown student {student!r}; this config trains {', '.join(known)}")
     return list(known) if student is None else [student]
+
+
+def check_ready(
+    stage: str, experiment: Experiment, students: list[str], config: str, overrides: list[str] | None
+) -> None:
+    """Refuse to start a stage before the stages that it is made from are finished.
+
+    Raises:
+        StageError: naming the command that runs the first unfinished one.
+    """
+    earlier: list[tuple[str, str | None]] = [("trajectories", None)]
+    if stage in ("merging", "benchmark"):
+        earlier += [("training", student) for student in students]
+    if stage == "benchmark":
+        earlier += [("merging", student) for student in students]
+    plans = {"training": experiment.training, "merging": experiment.merging}
+    for name, student in earlier:
+        plan = experiment.trajectories() if student is None else plans[name](student)
+        if (Path(plan.out_dir) / MANIFEST).is_file():
+            continue
+        command = ["python", "-m", f"flows.{name}", "--config", config]
+        command += ["--set", *overrides] if overrides else []
+        command += [] if student is None else ["--student", student]
+        message = f"{stage} needs finished {name}"
+        message += "" if student is None else f" of student {student!r}"
+        message += f", and {plan.out_dir} is not finished: run {shlex.join(command)} first"
+        if stage == "merging" and name == "training" and len(students) > 1:
+            message += ", or merge only a student that is trained, with --student NAME"
+        raise StageError(message)

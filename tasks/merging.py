@@ -5,7 +5,7 @@ from dparallel.stages.experiment import StagePlan
 from tasks.stages import run_tracked
 
 
-@task(name="merge-student")
+@task(name="merge-student", task_run_name="merging {plan.student}")
 def merge_student(plan: StagePlan, parent: str | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
     return run_tracked(

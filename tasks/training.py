@@ -13,7 +13,7 @@ from tasks.stages import run_tracked
 from tasks.tracking.run import Run
 
 
-@task(name="train-student")
+@task(name="train-student", task_run_name="training {plan.student}")
 def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | None = None) -> str:
     """Distil one student in processes of its own; returns the stage's folder."""
 

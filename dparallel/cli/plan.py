@@ -1,18 +1,23 @@
 """`dparallel plan`: what an experiment needs, as text, and a refusal where it cannot fit."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
+from tabulate import tabulate
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
-from dparallel.preflight.checks import check_inputs
+from dparallel.preflight.checks import check_experiment
 from dparallel.preflight.disk import free_disk
-from dparallel.preflight.plan import RESERVED, Plan, check_fits, make_plan, size
+from dparallel.preflight.memory import RESERVED
+from dparallel.preflight.plan import Plan, check_fits, make_plan
 from dparallel.preflight.rate import Rate, measure_rate
+from dparallel.preflight.units import size, sizes
 
 UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # of a GPU's memory GB means GiB
+Row = Sequence[str]
 
 
 def print_plan(
@@ -21,84 +26,94 @@ def print_plan(
     """Print what the experiment needs.
 
     Raises:
-        ConfigError: it does not fit, after it was printed, or a setting makes no sense.
+        UserError: it does not fit, after it was printed, or a setting makes no sense.
     """
     gpu_bytes = _gpu_bytes(gpu_memory)
-    try:
-        settings = load_config(DistillConfig, config, overrides)
-        plan = make_plan(settings, check_inputs(settings), on_gpu=gpu_bytes is not None)
-    except ValueError as error:  # every check's own kind
-        raise ConfigError(str(error)) from error
+    settings = load_config(DistillConfig, config, overrides)
+    plan = make_plan(settings, check_experiment(settings), on_gpu=gpu_bytes is not None)
     disk = free_disk(plan.config.runs)
     rate: Rate | None = None
     unknown = "The teacher is not here, or does not fit into this machine"
     if tokens_per_second is not None:
         rate = Rate(tokens_per_second, "as given by --rate")
     elif gpu_bytes is not None and not torch.cuda.is_available():
-        unknown = "No GPU here to measure on, and a CPU's rate says nothing of one"
+        unknown = "There is no GPU here to measure on, and a CPU's rate tells nothing about a GPU's"
     else:
         rate = measure_rate(plan)
-    print("\n".join(_lines(plan, gpu_bytes, disk, rate, unknown)), flush=True)
+    sections = [
+        _head(plan),
+        _memory(plan, gpu_bytes),
+        f"Still to be written, in {plan.config.runs}\n{_bytes_table(plan.disk)}\n{size(disk)} are free there",
+        _forwards(plan, rate, unknown),
+    ]
+    print("\n\n".join(sections), flush=True)
     check_fits(plan, gpu_bytes, disk)
 
 
 def _gpu_bytes(given: str | None) -> int | None:
     """What was given, else that of the smallest GPU here; None without any."""
     if given is None:
-        devices = range(torch.cuda.device_count())
-        return min((torch.cuda.get_device_properties(each).total_memory for each in devices), default=None)
+        gpus = range(torch.cuda.device_count())
+        return min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=None)
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", given, re.IGNORECASE)
     if found is None or float(found[1]) == 0:
-        raise ConfigError(f"--gpu-memory {given}: give a number and its unit, such as 24GB")
+        raise ConfigError(
+            f"--gpu-memory {given}: give a number and its unit, such as 24GB (a GB is 2**30 bytes)"
+        )
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def _lines(plan: Plan, gpu_bytes: int | None, disk: int, rate: Rate | None, unknown: str) -> list[str]:
-    training = plan.config.training
-    base = training.quantization or plan.precision
-    lines = [
+def _head(plan: Plan) -> str:
+    training, shape = plan.config.training, plan.shape
+    base = training.quantization or shape.precision
+    return (
         f"{plan.config.name}: teacher {plan.config.teacher}, {plan.parameters:,} parameters; "
-        f"LoRA rank {training.lora.rank} trains {plan.trainable:,}",
-        f"Training in {plan.precision}, base weights in {base}, {plan.processes} processes, canvases of at "
-        f"most {plan.length} tokens",
-        "",
-        *("On each GPU, in training", *_training(plan)),
-        *(
-            "",
-            f"On each GPU, recording and measuring in {plan.decoding.dtype}",
-            *_table(plan.decoding.kinds()),
-        ),
-        f"  {'peak':16}{size(plan.decoding.peak):>16}  as many rows go together as fit",
-        "",
-    ]
-    if gpu_bytes is None:
-        lines.append("No GPU here: everything runs on the CPU; --gpu-memory 24GB plans for one")
-    else:
-        lines.append(f"{'Limit of each':18}{size(gpu_bytes - RESERVED):>16}  of {size(gpu_bytes)}")
-    lines += [
-        *("", f"Still to be written, in {plan.config.runs}"),
-        *_table(plan.disk),
-        *(f"  {'free':16}{size(disk):>16}", "", "Forwards of a row, at most"),
-    ]
-    for stage, work in plan.work.items():
-        hours = "" if rate is None else f"{rate.hours([work]):>12.2f} hours"
-        lines.append(f"  {stage:16}{work.forwards:>16,}{hours}")
+        f"LoRA rank {training.lora.rank} trains {plan.trainable:,}\n"
+        f"Training in {shape.precision}, base weights in {base}, {shape.processes} processes, canvases of at "
+        f"most {shape.length} tokens"
+    )
+
+
+def _memory(plan: Plan, gpu_bytes: int | None) -> str:
+    """Training, decoding and the limit in one column, so that they compare."""
+    rows: dict[str, int] = {}
+    if plan.training is not None:
+        rows |= {f"training: {kind}": held for kind, held in plan.training.kinds().items()}
+        rows["training: peak"] = plan.training.peak
+    rows |= {f"decoding: {kind}": held for kind, held in plan.decoding.kinds().items()}
+    rows["decoding: peak"] = plan.decoding.peak
+    dtype = str(plan.decoding.dtype).removeprefix("torch.")
+    notes = {
+        "training: peak": "activations and update are never held together",
+        "decoding: peak": f"in {dtype}, of one row; as many rows go together as fit",
+    }
+    last = "There is no GPU here, so everything runs on the CPU; --gpu-memory 24GB plans for one"
+    if gpu_bytes is not None:
+        last = f"Limit of each GPU: {size(gpu_bytes - RESERVED)} of its {size(gpu_bytes)}"
+    done = "" if plan.training is not None else "Training needs nothing: every student is trained\n"
+    return f"On each GPU\n{done}{_bytes_table(rows, notes)}\n{last}"
+
+
+def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
+    stages = plan.forwards.items()
+    head = "Rows through the model, at most: thresholds are taken to commit one token per forward"
     if rate is None:
-        lines.append(f"  {unknown}: hours need --rate N, the tokens/s that a GPU reads")
-    else:
-        total = rate.hours(plan.work.values())
-        lines.append(
-            f"  {total:.2f} hours of one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
-        )
-    return lines
+        table = _table([[stage, f"{forwards.rows:,}"] for stage, forwards in stages])
+        return f"{head}\n{table}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
+    rows = [[stage, f"{part.rows:,}", f"{rate.hours([part]):.2f} hours at most"] for stage, part in stages]
+    total = f"{rate.hours(plan.forwards.values()):.2f} hours at most"
+    table = _table([*rows, ["together", "", total]])
+    return f"{head}\n{table}\nof one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
 
 
-def _training(plan: Plan) -> list[str]:
-    if plan.memory is None:
-        return ["  nothing: every student is trained"]
-    peak = f"  {'peak':16}{size(plan.memory.peak):>16}  activations and update do not meet"
-    return [*_table(plan.memory.kinds()), peak]
+def _bytes_table(counts: Mapping[str, int], notes: Mapping[str, str] | None = None) -> str:
+    texts = sizes(list(counts.values()))
+    return _table(
+        [[kind, text, (notes or {}).get(kind, "")] for kind, text in zip(counts, texts, strict=True)]
+    )
 
 
-def _table(sizes: dict[str, int]) -> list[str]:
-    return [f"  {name:16}{size(count):>16}" for name, count in sizes.items()]
+def _table(rows: Sequence[Row]) -> str:
+    """Names on the left, numbers on the right, notes after them."""
+    text = tabulate(rows, tablefmt="plain", colalign=("left", "right"), disable_numparse=True)
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())

@@ -1,28 +1,44 @@
 """Everything that can be wrong with an experiment and seen beforehand, found before any work starts."""
 
 import importlib.util
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from dparallel.config.base import ConfigError
+from transformers import PreTrainedTokenizerBase
+
+from dparallel.config.base import ConfigError, UserError
 from dparallel.config.experiment import DistillConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
 from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
+from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
 from dparallel.models.lora import check_targets
 from dparallel.models.placement import empty_model
-from dparallel.preflight.plan import Prompts
+from dparallel.preflight.prompts import PromptLengths, measured_decodings
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import check_disjoint, load_problems
+from dparallel.problems.scoring import check_scorable, scorers_of
+from dparallel.problems.sources import Problem, ProblemsError
+
+STAGES = ("trajectories", "training", "merging", "benchmark")
 
 
-def check_inputs(settings: DistillConfig) -> Prompts:
-    """Refuse settings and inputs that cannot run or do not fit each other; returns the prompts' lengths.
+def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) -> PromptLengths:
+    """Refuse settings and inputs that cannot run or do not fit each other.
+
+    Args:
+        stages: those that are to run. Problems are read where trajectories are recorded or models are
+            measured, and only the sets of such a stage become prompts, which takes longest.
+
+    Returns:
+        The lengths of the prompts; a set that is not among `stages` is empty.
 
     Raises:
-        ValueError: (`ConfigError`, `CheckpointError`, `ProblemsError`) naming what is wrong and the remedy.
+        UserError: naming what is wrong and the remedy.
     """
     check_folder(Path(settings.runs))
     check_deepspeed(settings.training.deepspeed)
@@ -30,13 +46,44 @@ def check_inputs(settings: DistillConfig) -> Prompts:
     check_builds(settings.training.deepspeed)
     _check_launch(settings)
     _check_recipes(settings)
-    return _check_teacher(settings)
+    teacher = empty_model(read_config(settings.teacher))
+    _check_teacher(settings, teacher)
+    if not {"trajectories", "benchmark"} & set(stages):
+        return PromptLengths()
+    benchmark = settings.benchmark
+    sets = {
+        "trajectories.problems": load_problems(settings.trajectories.problems),
+        "benchmark.test": load_problems(benchmark.test),
+        "benchmark.validation": load_problems(benchmark.validation),
+    }
+    recorded, test, validation = sets.values()
+    check_disjoint(sets)
+    _check_references(settings, sets)
+    tokenizer = load_tokenizer(settings.teacher)
+    trajectories: list[int] = []
+    if "trajectories" in stages:
+        trajectories = _check_recording(settings, recorded, teacher, tokenizer)
+    if "benchmark" not in stages:
+        return PromptLengths(trajectories)
+    on_test, on_validation = _check_measuring(settings, test, validation, teacher, tokenizer)
+    _check_baselines(settings, test, validation)
+    return PromptLengths(trajectories, on_test, on_validation)
 
 
 def check_folder(folder: Path) -> None:
+    """Refuse a folder that is a file, or in which nothing can be written."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{folder} cannot be a folder: {path} is a file")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written to ({error.strerror}: {existing}): make it writable, or name "
+            "another folder"
+        ) from error
 
 
 def _check_launch(settings: DistillConfig) -> None:
@@ -67,9 +114,8 @@ def _check_recipes(settings: DistillConfig) -> None:
                 )
 
 
-def _check_teacher(settings: DistillConfig) -> Prompts:
-    """The adapter fits the teacher, which can decode every problem's prompt at the lengths asked for."""
-    teacher = empty_model(read_config(settings.teacher))  # its shape and special tokens; no weights are read
+def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> None:
+    """The adapter and the format of the merged model fit the teacher, which has full attention."""
     check_targets(teacher, settings.training.lora.targets)
     if settings.training.quantization is not None:
         check_blocks(teacher)
@@ -79,36 +125,67 @@ def _check_teacher(settings: DistillConfig) -> Prompts:
             f"{settings.teacher} has attention_pattern={teacher.config.attention_pattern!r}: a teacher "
             "must have full attention; give the model that this one was made from"
         )
-    tokenizer = load_tokenizer(settings.teacher)
-    benchmark = settings.benchmark
-    sweeps = [benchmark.sweeps[name].decoding for name in benchmark.teacher_sweeps]
-    sweeps += [benchmark.sweeps[name].decoding for name in benchmark.all_student_sweeps]
-    decodings = [benchmark.reference, *benchmark.fixed.values(), *sweeps]
-    longest = max(decodings, key=lambda each: each.gen_length)
-    recording = settings.trajectories
-    trajectories, test, validation = map(
-        load_problems, (recording.problems, benchmark.test, benchmark.validation)
-    )
-    check_disjoint(
-        {"trajectories.problems": trajectories, "benchmark.test": test, "benchmark.validation": validation}
-    )
-    prompts = encode_problems(
-        trajectories, recording.problems.protocol, tokenizer, teacher, recording.decoding
-    )
-    on_test = encode_problems(test, benchmark.test.protocol, tokenizer, teacher, longest)
-    on_validation = encode_problems(validation, benchmark.validation.protocol, tokenizer, teacher, longest)
-    for decoding in decodings:
-        check_prompts(teacher, [], decoding)
-    for baseline in benchmark.baselines.values():
-        model = empty_model(read_config(baseline.model))
-        words = load_tokenizer(baseline.model)
-        encode_problems(test, benchmark.test.protocol, words, model, baseline.decoding)
-        encode_problems(validation, benchmark.validation.protocol, words, model, baseline.decoding)
-    shortest = min(map(len, prompts)) + recording.decoding.gen_length
-    max_length = settings.training.max_length
+
+
+def _check_references(settings: DistillConfig, sets: dict[str, list[Problem]]) -> None:
+    """Every problem that is measured can be scored, and some problem that is to be learned from."""
+    check_scorable(sets["benchmark.test"], settings.benchmark.test.protocol)
+    check_scorable(sets["benchmark.validation"], settings.benchmark.validation.protocol)
+    recorded = sets["trajectories.problems"]
+    scorer = scorers_of(settings.trajectories.problems.protocol)[0]
+    without = scorer.needs_reference and all(problem.reference is None for problem in recorded)
+    if settings.training.only_correct and without:
+        raise ProblemsError(
+            f"trajectories.problems: none of the {len(recorded)} problems has a reference, so no trajectory "
+            "can be known to be correct, and training.only_correct=true would leave none to train on: name "
+            "the column of the references, or set training.only_correct=false"
+        )
+
+
+def _check_recording(
+    settings: DistillConfig,
+    problems: Sequence[Problem],
+    teacher: DiffusionTransformer,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """The teacher can decode every problem, and some trajectory is short enough to be trained on."""
+    recording, max_length = settings.trajectories, settings.training.max_length
+    prompts = encode_problems(problems, recording.problems.protocol, tokenizer, teacher, recording.decoding)
+    lengths = [len(prompt) for prompt in prompts]
+    shortest = min(lengths) + recording.decoding.gen_length
     if max_length is not None and max_length < shortest:
         raise ConfigError(
             f"training.max_length={max_length} leaves nothing to train on: the shortest prompt + response "
             f"has {shortest} tokens"
         )
-    return Prompts(*([len(each) for each in some] for some in (prompts, on_test, on_validation)))
+    return lengths
+
+
+def _check_measuring(
+    settings: DistillConfig,
+    test: Sequence[Problem],
+    validation: Sequence[Problem],
+    teacher: DiffusionTransformer,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[int], list[int]]:
+    """Teacher and students, which are of its shape, can decode every problem in each way that is measured."""
+    benchmark = settings.benchmark
+    decodings = measured_decodings(benchmark)
+    for name, decoding in decodings.items():
+        try:
+            check_prompts(teacher, [], decoding)
+        except UserError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    longest = max(decodings.values(), key=lambda decoding: decoding.gen_length)
+    on_test = encode_problems(test, benchmark.test.protocol, tokenizer, teacher, longest)
+    on_validation = encode_problems(validation, benchmark.validation.protocol, tokenizer, teacher, longest)
+    return [len(prompt) for prompt in on_test], [len(prompt) for prompt in on_validation]
+
+
+def _check_baselines(settings: DistillConfig, test: Sequence[Problem], validation: Sequence[Problem]) -> None:
+    """Every baseline can decode every problem that is measured."""
+    benchmark = settings.benchmark
+    for baseline in benchmark.baselines.values():
+        model, tokenizer = empty_model(read_config(baseline.model)), load_tokenizer(baseline.model)
+        encode_problems(test, benchmark.test.protocol, tokenizer, model, baseline.decoding)
+        encode_problems(validation, benchmark.validation.protocol, tokenizer, model, baseline.decoding)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dparallel.config.experiment import DistillConfig
@@ -28,7 +29,7 @@ class Sizes:
 class Progress:
     """What of an experiment is on the disk: rows recorded, students trained and merged.
 
-    `checkpoints` are the bytes of those students' that are not trained to the end.
+    `checkpoints` are bytes of the students that are not trained to the end.
     """
 
     rows: int = 0
@@ -38,13 +39,12 @@ class Progress:
 
 
 def progress(config: DistillConfig, rows: int) -> Progress:
-    """Of an experiment of `rows` trajectories, in its folder; nothing is hashed where there is none.
+    """What is done of an experiment of `rows` trajectories; nothing is hashed where it has no folder.
 
     Raises:
         StageError: a finished stage was damaged.
     """
-    folder = str(checkpoint_folder(config.teacher, with_weights=False))
-    experiment = Experiment(config.model_copy(update={"teacher": folder}))
+    experiment = Experiment(config, partial(checkpoint_folder, with_weights=False))
     if not any(experiment.folder.glob("trajectories-*")):
         return Progress()
     recorded = Path(experiment.trajectories().out_dir)
@@ -66,7 +66,7 @@ def progress(config: DistillConfig, rows: int) -> Progress:
 def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -> dict[str, int]:
     """Bytes still to be written, by kind, nothing compressed.
 
-    While a checkpoint is written, the ones before it still stand. MLflow copies adapters and merged models
+    While a checkpoint is written, the earlier ones are still there. MLflow copies adapters and merged models
     where its store is on the same disk.
     """
     to_train, to_merge = len(config.students) - done.trained, len(config.students) - done.merged
@@ -97,4 +97,4 @@ def free_disk(folder: str | Path) -> int:
 
 def _existing(folder: str | Path) -> Path:
     path = Path(folder).absolute()
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())

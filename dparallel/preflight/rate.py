@@ -13,7 +13,8 @@ from dparallel.models import weights
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model
 from dparallel.models.hub import checkpoint_folder
-from dparallel.preflight.plan import Plan, Work, dtype_of
+from dparallel.preflight.plan import Plan
+from dparallel.preflight.work import Forwards
 
 FORWARDS, ROWS = 3, 8  # timed for the rate
 CPU_FLOPS = 1e11  # of one forward that is timed on a CPU: a second or a few
@@ -28,8 +29,8 @@ class Rate:
     tokens_per_second: float
     origin: str
 
-    def hours(self, work: Iterable[Work]) -> float:
-        return sum(each.tokens for each in work) / self.tokens_per_second / 3600
+    def hours(self, forwards: Iterable[Forwards]) -> float:
+        return sum(part.tokens for part in forwards) / self.tokens_per_second / 3600
 
 
 def measure_rate(plan: Plan) -> Rate | None:
@@ -38,7 +39,7 @@ def measure_rate(plan: Plan) -> Rate | None:
     On a CPU, where a large model would take minutes for a batch, a large one reads a single short row.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype_of(plan.precision)
+    dtype = plan.shape.dtype
     if plan.parameters * dtype.itemsize > LOADABLE * free_bytes(device):
         return None
     if not weights.are_here(checkpoint_folder(plan.config.teacher, with_weights=False)):
@@ -60,9 +61,9 @@ def timed_shape(plan: Plan, device: torch.device) -> tuple[int, int]:
     """Rows and their length."""
     rows = min(plan.config.trajectories.batch_size, ROWS)
     if device.type == "cuda":
-        return rows, plan.length
+        return rows, plan.shape.length
     tokens = max(SHORTEST, int(CPU_FLOPS / (2 * plan.parameters)))
-    length = min(plan.length, tokens)
+    length = min(plan.shape.length, tokens)
     return max(1, min(rows, tokens // length)), length
 
 

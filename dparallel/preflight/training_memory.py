@@ -24,12 +24,12 @@ from dparallel.models.lora import check_targets
 FLOAT32 = torch.float32.itemsize
 NF4_SCALES = 256  # that share one of their own
 NF4_TABLES = FLOAT32 * (16 + 256 + 1)  # of each matrix: its code, its scales' code and their mean
-ZERO3_LIVE = 1_000_000_000  # weights that ZeRO stage 3 keeps gathered unless told
+ZERO3_LIVE = 1_000_000_000  # weights that ZeRO stage 3 keeps gathered by default
 LOSS_COPIES = 4  # of a chunk of float32 logits while its entropy is differentiated
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrainingMemory:
     """Bytes on one GPU.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pass:
 
 def training_memory(
     model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, processes: int, dtype: torch.dtype
-) -> Memory:
+) -> TrainingMemory:
     """What each of `processes` holds on its GPU while it trains.
 
     Args:
@@ -80,11 +80,8 @@ def training_memory(
     Raises:
         AdapterError: a LoRA target does not match in every layer.
     """
-    w, zero, stage = (
-        dtype.itemsize,
-        training.deepspeed.get("zero_optimization", {}),
-        zero_stage(training.deepspeed),
-    )
+    w, stage = dtype.itemsize, zero_stage(training.deepspeed)
+    zero = training.deepspeed.get("zero_optimization", {})
     trainable = adapter_count(model, training.lora)
     part = -(-trainable // processes)
     weights = base_bytes(model, training.quantization, dtype) + w * trainable
@@ -93,7 +90,7 @@ def training_memory(
         weights = gathered + (0 if offloads_weights(training.deepspeed) else -(-weights // processes))
     offloaded = offloads_optimizer(training.deepspeed)
     bucket = w * int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE))
-    return Memory(
+    return TrainingMemory(
         weights=weights,
         optimizer=0 if offloaded else 3 * FLOAT32 * part,
         gradients=w * (part if stage == 3 else trainable) + bucket + (0 if offloaded else w * part),

@@ -144,16 +144,16 @@ def encode_problems(
 
     Raises:
         ChatTemplateError: the protocol asks in a chat, and there is no usable template.
-        ValueError: naming the first problem whose prompt this model cannot decode, and why.
+        ProblemsError: naming the first problem whose prompt this model cannot decode, and why.
     """
     prompts = render_all(problems, protocol, tokenizer)
     try:
         check_prompts(model, prompts, decoding)
-    except ValueError:
+    except UserError:
         for problem, prompt in zip(problems, prompts, strict=True):  # which one it is
             try:
                 check_prompts(model, [prompt], decoding)
-            except ValueError as error:
+            except UserError as error:
                 raise ProblemsError(f"{_where(problem)}: {error}") from error
         raise
     return prompts

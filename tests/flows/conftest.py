@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,21 +6,16 @@ import pytest
 import yaml
 from prefect.testing.utilities import prefect_test_harness
 
+from tests.stores import new_store
+
 DECODING = {"gen_length": 36, "block_length": 12}
 
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server of the tests' own, for the whole session."""
-    os.environ.pop("PREFECT_API_URL", None)
     with prefect_test_harness(server_startup_timeout=180):
         yield
-
-
-@pytest.fixture(autouse=True)
-def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store beside which MLflow may put its files."""
-    monkeypatch.chdir(tmp_path)
 
 
 def small_settings(teacher: Path, runs: Path) -> dict[str, Any]:
@@ -71,6 +65,6 @@ def config_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
 @pytest.fixture
 def local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The tracking store of one test."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri

@@ -19,8 +19,12 @@ import flows.merging
 import flows.teacher
 import flows.training
 import flows.trajectories
-from dparallel.config.base import ConfigError
+from dparallel.cli.plan import print_plan
+from dparallel.config.base import ConfigError, UserError
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import Stage
 from flows.command import main
+from tasks.checks import checked_experiment
 
 Refused = pytest.CaptureFixture[str]
 
@@ -32,7 +36,7 @@ def refusal(
     name = module.__name__.removeprefix("flows.")
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as stop:
-        main(getattr(module, name), module.plan)
+        main(getattr(module, name), module.plan, module.run)
     assert stop.value.code == 2
     said = captured.readouterr().err
     assert said.startswith("error: ")
@@ -46,10 +50,10 @@ def refusal(
         ("nme=3", "did you mean 'name'"),
         ("training.train_steps=many", "training.train_steps"),
         ("teacher=nowhere/teacher", "nowhere/teacher"),
-        ("trajectories.decoding.rule=guess", "known rules: confidence, dream_entropy"),
+        ("trajectories.decoding.rule=guess", "trajectories.decoding.rule: unknown"),
         ("trajectories.decoding.gen_length=35", "gen_length=35 is not divisible by block_length=12"),
         ("trajectories.decoding={gen_length: 60, block_length: 12}", "takes at most 4"),
-        ("benchmark.reference.gen_length=72", "problem coins-test-0-00000"),
+        ("benchmark.reference.gen_length=72", "benchmark.reference: gen_length=72 is longer than"),
         (
             "benchmark.test={benchmark: dataset, sources: [{path: nowhere.jsonl}]}",
             "nowhere.jsonl: no such problems file",
@@ -144,19 +148,119 @@ def test_training_that_no_gpu_here_holds_is_refused_where_it_runs(
 def test_help_is_short(monkeypatch: pytest.MonkeyPatch, capsys: Refused) -> None:
     monkeypatch.setattr(sys, "argv", ["teacher", "--help"])
     with pytest.raises(SystemExit):
-        main(flows.teacher.teacher, flows.teacher.plan)
+        main(flows.teacher.teacher, flows.teacher.plan, flows.teacher.run)
     said = capsys.readouterr().out
     assert "Train the tiny teacher from scratch." in said
     assert "Args:" not in said
 
 
 @pytest.mark.parametrize("module", [flows.training, flows.merging, flows.benchmark])
-def test_a_stage_before_its_inputs_is_refused(
+def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
     module: ModuleType, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
 ) -> None:
-    said = refusal(module, ["--config", str(config_file)], monkeypatch, capsys)
-    assert "cannot start" in said
-    assert "trajectories" in said
+    settings = ["--config", str(config_file), "--set", "training.train_steps=4"]
+    said = refusal(module, settings, monkeypatch, capsys)
+    assert "needs finished trajectories" in said
+    assert f"run python -m flows.trajectories {' '.join(settings)} first" in said
+
+
+def finish(plan: StagePlan) -> None:
+    stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
+    (stage.folder / "adapter").mkdir()
+    (stage.folder / "adapter" / "weights").write_bytes(b"weights")
+    stage.finish(["adapter/weights"])
+
+
+def test_a_student_that_is_not_trained_or_merged_is_named_with_its_command(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    experiment = checked_experiment(str(config_file))
+    finish(experiment.trajectories())
+    finish(experiment.training("no_certainty"))
+    arguments = ["--config", str(config_file)]
+    train = f"run python -m flows.training --config {config_file} --student published first"
+    said = refusal(flows.merging, arguments, monkeypatch, capsys)
+    assert f"{train}, or merge only a student that is trained, with --student NAME" in said
+    flows.merging.plan(str(config_file), student="no_certainty")
+    assert train in refusal(flows.benchmark, arguments, monkeypatch, capsys)
+    finish(experiment.training("published"))
+    said = refusal(flows.benchmark, arguments, monkeypatch, capsys)
+    assert f"run python -m flows.merging --config {config_file} --student no_certainty first" in said
+
+
+def test_a_bug_in_a_check_keeps_its_traceback(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a user got wrong is one line; any other ValueError is ours."""
+
+    def bug(*arguments: object) -> None:
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr("dparallel.preflight.checks.check_disjoint", bug)
+    monkeypatch.setattr(sys, "argv", ["distill", "--config", str(config_file)])
+    with pytest.raises(ValueError, match="is shorter than"):
+        main(flows.distill.distill, flows.distill.plan, flows.distill.run)
+    with pytest.raises(ValueError, match="is shorter than"):
+        print_plan(str(config_file), [], None, 1000.0)
+
+
+def rows(folder: Path, name: str, references: list[str | None]) -> str:
+    """The setting of a data set whose rows have these references."""
+    file = folder / f"{name}.jsonl"
+    lines = [
+        json.dumps({"prompt": f"{name} {row}", "reference": reference})
+        for row, reference in enumerate(references)
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"{{benchmark: dataset, sources: [{{path: {file}}}]}}"
+
+
+@pytest.mark.parametrize("section", ["test", "validation"])
+def test_a_row_that_cannot_be_scored_is_found_before_anything_is_recorded(
+    section: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    setting = f"benchmark.{section}={rows(tmp_path, 'coins', ['1', None, '3'])}"
+    said = refusal(flows.distill, ["--config", str(config_file), "--set", setting], monkeypatch, capsys)
+    assert "problem coins-00002" in said
+    assert "has no reference" in said
+    with pytest.raises(UserError, match="problem coins-00002"):
+        print_plan(str(config_file), [setting], None, 1000.0)
+
+
+def test_correct_trajectories_need_some_reference(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    def settings(*references: str | None, only_correct: str) -> list[str]:
+        problems = rows(tmp_path, "coins", list(references))
+        return [f"trajectories.problems={problems}", f"training.only_correct={only_correct}"]
+
+    wrong = settings(None, None, only_correct="true")
+    said = refusal(flows.distill, ["--config", str(config_file), "--set", *wrong], monkeypatch, capsys)
+    assert "none of the 2 problems has a reference" in said
+    assert "training.only_correct=false" in said
+    flows.distill.plan(str(config_file), settings(None, "2", only_correct="true"))
+    flows.distill.plan(str(config_file), settings(None, None, only_correct="false"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    if os.getuid():
+        unwritable = tmp_path / "locked"
+        unwritable.mkdir(mode=0o555)
+    else:  # no mode binds root
+        unwritable = Path("/proc/self")
+    setting = f"runs={unwritable}/runs"
+    said = refusal(flows.distill, ["--config", str(config_file), "--set", setting], monkeypatch, capsys)
+    assert f"{unwritable}/runs cannot be written to" in said
+    assert "name another folder" in said
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        print_plan(str(config_file), [setting], None, 1000.0)
+
+
+def test_more_problems_than_can_be_drawn_are_refused_at_once(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+) -> None:
+    arguments = ["--config", str(config_file), "--set", "trajectories.problems.count=10000000000"]
+    assert "count=10000000000" in refusal(flows.distill, arguments, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("module", [flows.training, flows.merging])

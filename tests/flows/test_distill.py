@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -6,9 +7,13 @@ import mlflow.entities
 import pytest
 from mlflow import MlflowClient
 
+from dparallel.config.problems import ProblemsConfig
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.problems.registry import load_problems
+from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
-from tasks.launch import LaunchError
+from tasks.launch import LaunchError, launch
 from tasks.tracking.registry import ALIAS
 from tests.test_architecture import deployments
 
@@ -43,10 +48,31 @@ def files_below(folder: Path) -> dict[Path, int]:
     return {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def live_models() -> set[int]:
+    """The models of this process that hold weights, by identity."""
+    gc.collect()
+    models = [found for found in gc.get_objects() if type(found) is DiffusionTransformer]
+    return {id(model) for model in models if model.device.type != "meta"}
+
+
 def test_the_whole_pipeline_and_again(
     config_file: Path, local_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before, loaded, held = live_models(), [], []
+
+    def counted(config: ProblemsConfig) -> list[Problem]:
+        loaded.append(config.split)
+        return load_problems(config)
+
+    def launched(*arguments: object, **options: object) -> None:
+        held.extend(live_models() - before)
+        launch(*arguments, **options)
+
+    monkeypatch.setattr("dparallel.preflight.checks.load_problems", counted)
+    monkeypatch.setattr("tasks.training.launch", launched)
     text = distill(str(config_file))
+    assert loaded == ["train", "test", "validation"], "the checks run once, for all stages together"
+    assert held == [], "training is launched beside no model that this process still holds"
     client = MlflowClient(tracking_uri=local_store)
 
     # 1. What the user reads: the table, pictures that exist, the way into MLflow

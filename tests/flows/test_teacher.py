@@ -54,5 +54,5 @@ def test_a_teacher_by_command_ends_with_its_folder(tmp_path: Path, local_store: 
 def test_a_flow_that_fails_ends_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["teacher", "--config", config_for(tmp_path, 1.0)])
     with pytest.raises(SystemExit) as stop:
-        main(flows.teacher.teacher, flows.teacher.plan)
+        main(flows.teacher.teacher, flows.teacher.plan, flows.teacher.run)
     assert str(stop.value.code).startswith("flow teacher failed: the teacher solves 0.0% of 2 validation")

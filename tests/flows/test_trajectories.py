@@ -1,5 +1,6 @@
 """Trajectories on a work pool, with a thread in the place of its workers."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import get_current_settings
 
+import flows.trajectories
+from dparallel.problems import prompts
 from dparallel.stages.manifest import StageError, read_manifest
+from flows.command import main
 from flows.dispatch import dispatch_all
 from flows.trajectories import shards, trajectories
 
@@ -102,3 +106,24 @@ def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(config_file: P
     with worker(config_file, dies_at=set()):
         trajectories(str(config_file), FOUR_SHARDS, on_pool=True)
     assert [run.parameters["numbers"] for run in parts(config_file)] == [[0, 1, 2, 3], [3], [3], [3]]
+
+
+def test_checks_run_once_and_look_only_at_what_a_stage_touches(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 problems in shards of 6, and two sets that only the benchmark needs."""
+    rendered: dict[str, list[int]] = {"preflight.checks": [], "trajectories.record": []}
+    for module, counts in rendered.items():
+
+        def counted(problems: list, *more: object, counts: list[int] = counts) -> list[list[int]]:
+            counts.append(len(problems))
+            return prompts.encode_problems(problems, *more)
+
+        monkeypatch.setattr(f"dparallel.{module}.encode_problems", counted)
+    shards(str(config_file), [1], FOUR_SHARDS)
+    assert rendered == {"preflight.checks": [], "trajectories.record": [6]}
+    monkeypatch.setattr(sys, "argv", ["x", "--config", str(config_file), "--set", *FOUR_SHARDS])
+    main(trajectories, flows.trajectories.plan, flows.trajectories.run)
+    assert rendered == {"preflight.checks": [24], "trajectories.record": [6, 6, 6, 6]}
+    folder = capsys.readouterr().out.splitlines()[-1]
+    assert len(read_manifest(folder).files) == 4

@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.stages.manifest import Stage
+from tests.stores import new_store
 
 METRICS = [{"train_step": step, "loss": 1.0 / step, "entropy": 0.5} for step in range(1, 6)]
 
@@ -21,8 +22,7 @@ def free_port() -> int:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """An MLflow store of the test's own, in sqlite, and the client that looks into it."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.chdir(tmp_path)
+    uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(tracking_uri=uri)
 

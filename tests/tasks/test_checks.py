@@ -11,7 +11,7 @@ import torch
 from dparallel.config.base import ConfigError
 from dparallel.models.checkpoints import save_model
 from dparallel.models.formats import CheckpointError
-from dparallel.preflight.plan import RESERVED
+from dparallel.preflight.memory import RESERVED
 from dparallel.problems.prompts import ChatTemplateError
 from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training

@@ -2,8 +2,10 @@
 
 import math
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +17,14 @@ from dparallel.config.files import load_config
 from dparallel.distillation.quantization import check_blocks
 from dparallel.models.checkpoints import read_config, save_model
 from dparallel.models.placement import empty_model
-from dparallel.preflight.checks import check_inputs
+from dparallel.preflight.checks import check_experiment
 from dparallel.preflight.disk import free_disk
-from dparallel.preflight.plan import RESERVED, Decoding, Plan, Prompts, Work, _ways, check_fits, make_plan
+from dparallel.preflight.memory import RESERVED, DecodingMemory
+from dparallel.preflight.plan import Plan, check_fits, make_plan
+from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.rate import Rate, measure_rate, timed_shape
+from dparallel.preflight.remedy import ways_to_save_memory
+from dparallel.preflight.work import Forwards
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Stage
 from tests.conftest import random_model
@@ -29,12 +35,11 @@ CONFIG = str(ROOT / "configs" / "tiny.yaml")
 TEACHER = f"teacher={ROOT / 'teachers' / 'tiny'}"
 ADAPTER = 303_104  # 32 (4·256 + 3·448) in each of 4 layers
 GIB = 2**30
-NOWHERE = ROOT / "none" / "yet"  # where nothing is written yet
 
 
 def plan(*overrides: str, on_gpu: bool = True) -> Plan:
-    config = load_config(DistillConfig, CONFIG, [TEACHER, f"runs={NOWHERE}", *overrides])
-    return make_plan(config, check_inputs(config), on_gpu)
+    config = load_config(DistillConfig, CONFIG, [TEACHER, *overrides])
+    return make_plan(config, check_experiment(config), on_gpu)
 
 
 def test_parameters_memory_and_disk() -> None:
@@ -42,9 +47,13 @@ def test_parameters_memory_and_disk() -> None:
     matrices = 4 * (4 * 128 * 128 + 3 * 128 * 320) + 2 * 50 * 128
     assert made.parameters == matrices + 9 * 128  # and nine norms
     assert made.trainable == ADAPTER == 32 * 4 * (4 * 256 + 3 * 448)
-    assert (made.processes, made.precision, made.length) == (2, "bf16", 48)  # prompts of 12 tokens
-    assert made.memory.weights == 2 * (made.parameters + ADAPTER)
-    assert made.memory.optimizer == 12 * ADAPTER / 2  # two processes share the states
+    assert (made.shape.processes, made.shape.precision, made.shape.length) == (
+        2,
+        "bf16",
+        48,
+    )  # prompts of 12 tokens
+    assert made.training.weights == 2 * (made.parameters + ADAPTER)
+    assert made.training.optimizer == 12 * ADAPTER / 2  # two processes share the states
     # 1,500 rows: 48 ids and texts of 5 bytes, 36 steps of 2 bytes and confidences of 4
     assert made.disk["trajectories"] == 1500 * (48 * (4 + 5) + 36 * (2 + 4))
     # three students, each with two checkpoints, and one being written
@@ -55,25 +64,25 @@ def test_parameters_memory_and_disk() -> None:
     assert made.decoding.weights == stored
     assert made.decoding.row == 12 * 50 * (4 + 5 * 4) + 48 * 4 * (4 * 128 + 3 * 320) + 48 * 8 * 128 * 4
     assert made.decoding.peak == stored + math.ceil(made.decoding.row / 0.9)
-    assert plan(on_gpu=False).precision == "fp32"
+    assert plan(on_gpu=False).shape.precision == "fp32"
 
 
 def test_forwards_by_hand() -> None:
     """1,500 trajectories of 36 steps; three students of 150 steps of 64 views, backward as much again."""
-    work = plan().work
-    assert work["trajectories"] == Work(1500 * 36, 1500 * 36 * 48)
+    work = plan().forwards
+    assert work["trajectories"] == Forwards(1500 * 36, 1500 * 36 * 48)
     # Each measurement decodes 8 prompts again, alone: 300 + 8 validation problems, 1000 + 8 test problems.
     both = 308 + 1008
     teacher = 36 * both + 9 * both + (5 + 7) * 36 * both  # every threshold on both, should none be right
-    assert work["benchmark"].forwards == teacher + 3 * 36 * (7 * 308 + 1008)
-    swept = plan("benchmark.sweep_test=true").work["benchmark"].forwards
+    assert work["benchmark"].rows == teacher + 3 * 36 * (7 * 308 + 1008)
+    swept = plan("benchmark.sweep_test=true").forwards["benchmark"].rows
     assert swept == teacher + 3 * 36 * 7 * both
-    assert work["training"].forwards == 3 * 150 * 64 * 2
-    assert plan("training.gradient_checkpointing=true").work["training"].forwards == 3 * 150 * 64 * 3
+    assert work["training"].rows == 3 * 150 * 64 * 2
+    assert plan("training.gradient_checkpointing=true").forwards["training"].rows == 3 * 150 * 64 * 3
     # epochs: certainty forcing and consistency draw 32 samples a step, trajectory-ordered 64
-    epochs = plan("training.train_steps=null", "training.epochs=2").work["training"].forwards
+    epochs = plan("training.train_steps=null", "training.epochs=2").forwards["training"].rows
     assert epochs == (94 + 94 + 47) * 64 * 2
-    assert Rate(1000, "").hours([Work(1, 1_800_000), Work(1, 1_800_000)]) == 1
+    assert Rate(1000, "").hours([Forwards(1, 1_800_000), Forwards(1, 1_800_000)]) == 1
 
 
 def test_a_teacher_that_is_asked_costs_a_forward_and_its_logits() -> None:
@@ -82,33 +91,33 @@ def test_a_teacher_that_is_asked_costs_a_forward_and_its_logits() -> None:
     recipe = f"students.consistency={ROOT}/configs/recipes/d2f.yaml"
     full = "students.consistency.attention=full"  # decoded as the others are
     made, before = plan(alone, recipe, full), plan(alone)
-    assert made.work["training"].forwards - before.work["training"].forwards == 150 * 64
+    assert made.forwards["training"].rows - before.forwards["training"].rows == 150 * 64
     hard = plan(alone, recipe, full, "students.consistency.targets=trajectory")
-    assert hard.work["training"].forwards == before.work["training"].forwards
-    assert made.memory.activations - hard.memory.activations == 2 * 64 * 36 * 50  # in bf16
+    assert hard.forwards["training"].rows == before.forwards["training"].rows
+    assert made.training.activations - hard.training.activations == 2 * 64 * 36 * 50  # in bf16
 
 
 def test_a_block_that_grows_is_planned_at_its_longest() -> None:
     def activations(block_length: str) -> int:
         recipe = f"students={{one: {{masking: random, block_length: {block_length}}}}}"
-        return plan(recipe).memory.activations
+        return plan(recipe).training.activations
 
     assert activations("{start: 6, end: 12}") == activations("12") > activations("6")
 
 
 def test_what_fits_is_let_through() -> None:
     made = plan()
-    check_fits(made, made.memory.peak + RESERVED, sum(made.disk.values()))
+    check_fits(made, made.training.peak + RESERVED, sum(made.disk.values()))
     check_fits(made, None, sum(made.disk.values()))
     with pytest.raises(ConfigError, match="training needs"):
-        check_fits(made, made.memory.peak + RESERVED - 1, 10**12)
+        check_fits(made, made.training.peak + RESERVED - 1, 10**12)
 
 
 def test_the_remedy_fits() -> None:
     """Each memory limit is met by the settings that its refusal names."""
     made, remedies = plan("launch.processes=1"), set()
     for share in (0.95, 0.9, 0.85):
-        limit = int(RESERVED + share * made.memory.peak)
+        limit = int(RESERVED + share * made.training.peak)
         with pytest.raises(ConfigError) as refused:
             check_fits(made, limit, 10**12)
         message = str(refused.value)
@@ -133,11 +142,11 @@ def test_what_nothing_makes_fit() -> None:
 
 def test_no_setting_of_training_is_named_where_the_teacher_cannot_decode() -> None:
     """LLaDA-8B on 12 GB: 4 bits would train it, and its 15 GiB in bf16 could record nothing."""
-    made = replace(plan(), decoding=Decoding(15 * GIB, GIB // 2, torch.bfloat16))
+    made = replace(plan(), decoding=DecodingMemory(15 * GIB, GIB // 2, torch.bfloat16))
     with pytest.raises(ConfigError, match=r"recording .* need 15.56 GiB") as refused:
         check_fits(made, 12 * GIB, 10**12)
     assert "--set" not in str(refused.value)
-    wide = replace(made, decoding=Decoding(30 * GIB, GIB // 2, torch.float32))
+    wide = replace(made, decoding=DecodingMemory(30 * GIB, GIB // 2, torch.float32))
     with pytest.raises(ConfigError, match="load the teacher in bfloat16, save it once"):
         check_fits(wide, 24 * GIB, 10**12)
 
@@ -147,7 +156,7 @@ def test_four_bits_are_no_remedy_for_rows_that_are_no_whole_blocks(tmp_path: Pat
     for width in (128, 96):
         save_model(random_model(hidden_size=64, intermediate_size=width), tmp_path / f"{width}")
         model = empty_model(read_config(tmp_path / f"{width}"))
-        asked[width] = {way.get("quantization") for way in _ways(training, 1, 1, model)}
+        asked[width] = {way.get("quantization") for way in ways_to_save_memory(training, 1, 1, model)}
         if width == 96:
             with pytest.raises(ConfigError, match=r"down_proj has 96 inputs, no multiple of 64: leave"):
                 check_blocks(model)
@@ -159,7 +168,7 @@ def test_merged_models_are_as_wide_as_an_original_is_stored(dtype: torch.dtype, 
     """Whatever its config.json says of a dtype."""
     folder = publish(tmp_path / "teacher", "llada", dtype)
     config = load_config(DistillConfig, CONFIG, [f"teacher={folder}"])
-    made = make_plan(config, Prompts([12], [12], [12]), on_gpu=True)
+    made = make_plan(config, PromptLengths([12], [12], [12]), on_gpu=True)
     files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert made.disk["merged models"] == 3 * files >= 3 * dtype.itemsize * made.parameters
     assert made.decoding.weights == files
@@ -172,8 +181,16 @@ def test_too_little_disk() -> None:
         check_fits(made, None, sum(made.disk.values()) - 1)
 
 
-def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
-    assert free_disk(tmp_path / "not" / "there") > 0
+def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=12345)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert free_disk(tmp_path / "not" / "there") == 12345
+    assert asked == [tmp_path]
 
 
 def test_the_rate_is_measured_where_the_teacher_fits(capsys) -> None:
@@ -188,7 +205,8 @@ def test_the_rate_is_measured_where_the_teacher_fits(capsys) -> None:
 
 def test_a_large_model_reads_one_short_row_on_a_cpu() -> None:
     """A forward of LLaDA-8B over 8 rows of 384 tokens takes minutes there."""
-    made = replace(plan(on_gpu=False), parameters=8_015_581_184, length=384)
+    made = replace(plan(on_gpu=False), parameters=8_015_581_184)
+    made = replace(made, shape=replace(made.shape, length=384))
     assert timed_shape(made, torch.device("cpu")) == (1, 64)
     assert timed_shape(made, torch.device("cuda")) == (8, 384)
 
@@ -264,7 +282,7 @@ def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch
     made = plan(*setting)
     assert set(made.disk.values()) == {0}
     check_fits(made, None, 0)
-    assert made.memory is None  # no GPU has to hold a training that is done
+    assert made.training is None  # no GPU has to hold a training that is done
 
 
 def test_the_command_prints_the_plan(capsys) -> None:

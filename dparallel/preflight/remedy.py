@@ -1,0 +1,72 @@
+"""The settings that make a training fit into the memory there is."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from dparallel.config.base import ConfigError
+from dparallel.config.experiment import DistillConfig, TrainingConfig
+from dparallel.distillation.quantization import whole_blocks
+from dparallel.distillation.settings import zero_stage
+from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.checkpoints import read_config
+from dparallel.models.placement import empty_model
+from dparallel.preflight.memory import RESERVED, TrainingShape, students_memory
+from dparallel.preflight.training_memory import TrainingMemory
+from dparallel.preflight.units import listed, size
+
+
+def check_training(
+    config: DistillConfig, shape: TrainingShape, memory: TrainingMemory, gpu_bytes: int
+) -> None:
+    """Refuse a training that does not fit into `gpu_bytes`, as a `ConfigError` with settings that do."""
+    if memory.peak + RESERVED > gpu_bytes:
+        raise ConfigError(
+            f"training needs {size(memory.peak)} on each GPU ({listed(memory.kinds())}) beside "
+            f"{size(RESERVED)} that cannot be used, and each has {size(gpu_bytes)}: "
+            f"{_remedy(config, shape, gpu_bytes)}"
+        )
+
+
+def _remedy(config: DistillConfig, shape: TrainingShape, gpu_bytes: int) -> str:
+    """The changes of the first way that fits."""
+    model = empty_model(read_config(config.teacher))
+    fewest_views = max(recipe.views for recipe in config.students.values())
+    for changes in ways_to_save_memory(config.training, fewest_views, shape.processes, model):
+        memory = students_memory(model, config, config.training.model_copy(update=changes), shape)
+        if memory.peak + RESERVED <= gpu_bytes:
+            settings = " ".join(_setting(key, value) for key, value in changes.items())
+            return f"with --set {settings} it needs {size(memory.peak)}"
+    return "no setting makes it fit: use larger GPUs, more of them with ZeRO stage 3, or a smaller lora.rank"
+
+
+def ways_to_save_memory(
+    training: TrainingConfig, fewest_views: int, processes: int, model: DiffusionTransformer
+) -> Iterator[dict[str, Any]]:
+    """Settings to change, from the cheapest in time to the dearest; none that is so already.
+
+    Args:
+        fewest_views: the smallest micro batch that every recipe can be trained with.
+    """
+    tight: dict[str, Any] = {"gradient_checkpointing": True}
+    zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
+    offload = {"deepspeed": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}}
+    ways: list[dict[str, Any]] = [tight]
+    tight = tight | {"micro_batch_size": fewest_views}
+    ways.append(tight)
+    if processes > 1:
+        ways.append(tight | zero3)
+    four_bits = {"quantization": "nf4"} if whole_blocks(model) else None
+    if four_bits and zero_stage(training.deepspeed) < 3:
+        ways.append(tight | four_bits)
+    ways.append(tight | offload | {"quantization": None})
+    if four_bits:
+        ways.append(tight | offload | four_bits)
+    for way in ways:
+        yield {key: value for key, value in way.items() if getattr(training, key) != value}
+
+
+def _setting(key: str, value: Any) -> str:
+    """`--set` takes YAML, of which JSON is a part."""
+    return shlex.quote(f"training.{key}={json.dumps(value)}")

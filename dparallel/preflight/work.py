@@ -1,0 +1,78 @@
+"""How many rows an experiment sends through the model, at most: a rule with a threshold is taken to commit
+one token per forward, and every canvas to be as long as the longest of its set."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import BenchmarkConfig, DistillConfig
+from dparallel.evaluation.measure import LATENCY_SAMPLES
+from dparallel.preflight.prompts import PromptLengths
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """Rows sent through the model, and the tokens of their canvases; a backward pass counts as forwards."""
+
+    rows: int
+    tokens: int
+
+
+def forwards_by_stage(
+    config: DistillConfig, lengths: PromptLengths, trained_length: int
+) -> dict[str, Forwards]:
+    """Of every stage that runs the model, as if nothing were done yet.
+
+    Args:
+        trained_length: tokens of the longest canvas that is trained on.
+    """
+    return {
+        "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding),
+        "training": _trained(config, len(lengths.trajectories), trained_length),
+        "benchmark": _total(_measured(config.benchmark, lengths, config.students)),
+    }
+
+
+def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
+    training, rows = config.training, 0
+    for recipe in config.students.values():
+        samples = training.views_per_step // recipe.views
+        steps = training.train_steps or math.ceil((training.epochs or 0) * trajectories / samples)
+        # The backward pass multiplies each frozen matrix once, as a forward does.
+        passes = (3 if training.gradient_checkpointing else 2) + (recipe.targets == "teacher")
+        rows += steps * training.views_per_step * passes
+    return Forwards(rows, rows * length)
+
+
+def _measured(
+    benchmark: BenchmarkConfig, lengths: PromptLengths, students: Iterable[str]
+) -> Iterator[Forwards]:
+    """Each measurement, which also times single prompts.
+
+    Sweeps are decoded on the validation problems, and on the test problems at one threshold; the teacher's
+    are decoded there at every threshold, in case none of them keeps the accuracy.
+    """
+    baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
+    for decoding in (benchmark.reference, *benchmark.fixed.values(), *baselines):
+        yield _decoded(lengths.test, decoding, LATENCY_SAMPLES)
+        yield _decoded(lengths.validation, decoding, LATENCY_SAMPLES)
+    models = [(benchmark.teacher_sweeps, True)]
+    models += [(benchmark.sweeps_of(student), benchmark.sweep_test) for student in students]
+    for names, all_on_test in models:
+        for name in names:
+            decodings = benchmark.sweeps[name].decodings()
+            on_test = decodings if all_on_test else decodings[:1]
+            yield from (_decoded(lengths.validation, decoding, LATENCY_SAMPLES) for decoding in decodings)
+            yield from (_decoded(lengths.test, decoding, LATENCY_SAMPLES) for decoding in on_test)
+
+
+def _decoded(prompts: Sequence[int], decoding: DecodingConfig, timed: int = 0) -> Forwards:
+    """Every prompt once, and `timed` of them a second time."""
+    rows = (len(prompts) + min(timed, len(prompts))) * (decoding.steps or decoding.gen_length)
+    return Forwards(rows, rows * (max(prompts) + decoding.gen_length))
+
+
+def _total(parts: Iterable[Forwards]) -> Forwards:
+    every = list(parts)
+    return Forwards(sum(part.rows for part in every), sum(part.tokens for part in every))
