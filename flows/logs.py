@@ -7,7 +7,7 @@ from prefect.logging.handlers import APILogHandler
 
 def show_progress() -> None:
     """Send the library's progress to the flow run's log and to the terminal."""
-    logger = logging.getLogger("dparallel")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
-        logger.addHandler(APILogHandler())
+    log = logging.getLogger("dparallel")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, APILogHandler) for handler in log.handlers):
+        log.addHandler(APILogHandler())

@@ -25,7 +25,7 @@ from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
 from dparallel.stages.experiment import StagePlan
 
-logger = logging.getLogger("dparallel.launch")
+log = logging.getLogger("dparallel.launch")
 
 TARGET = "dparallel.distillation"
 LAST_LINES = 40
@@ -73,7 +73,7 @@ def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus
     if gpus == 0 or config.hostfile is not None or config.processes <= gpus:
         return config
     processes = next((each for each in range(gpus, 1, -1) if _divides(training, views, each)), 1)
-    logger.info("%d GPUs here: %d processes instead of %d", gpus, processes, config.processes)
+    log.info("%d GPUs here: %d processes instead of %d", gpus, processes, config.processes)
     return config.model_copy(update={"processes": processes})
 
 
@@ -117,8 +117,11 @@ def _where(config: LaunchConfig) -> list[str]:
 
 
 def environment(config: LaunchConfig) -> dict[str, str]:
-    """This process's environment; without a GPU, DeepSpeed on the CPU and the cores shared out."""
-    extra = {"PYTHONUNBUFFERED": "1"}
+    """This process's environment; without a GPU, DeepSpeed on the CPU and the cores shared out.
+
+    What Python processes print is UTF-8, as `_processes` reads it, whatever the locale.
+    """
+    extra = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     if not torch.cuda.is_available():
         threads = max(1, len(os.sched_getaffinity(0)) // world_size(config))
         extra |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

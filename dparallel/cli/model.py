@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
-from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import DecodingError, generate
@@ -25,19 +24,7 @@ def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
 
 
 def open_model(options: argparse.Namespace) -> DiffusionTransformer:
-    """The model on `--device` in `--dtype`.
-
-    Raises:
-        ConfigError: a device that is unknown or not here.
-        CheckpointError: as `load_model` does.
-    """
-    try:
-        device = None if options.device is None else torch.empty(0, device=options.device).device
-    except (RuntimeError, AssertionError) as error:  # what torch raises for an unknown or absent one
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {options.device} cannot be used ({reason}); try cpu") from error
-    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    return load_model(options.model, device, dtype)
+    return load_model(options.model, options.device, options.dtype)
 
 
 def answer(

@@ -61,7 +61,10 @@ def _add_generate(commands: Any) -> None:
         "--prompt", metavar="TEXT", type=_text, help="print its response to stdout, statistics to stderr"
     )
     source.add_argument(
-        "--prompts", metavar="FILE", type=Path, help="JSONL, one object with a prompt per line; - reads stdin"
+        "--prompts",
+        metavar="FILE",
+        type=_path,
+        help="JSONL, one object with a prompt per line; - reads stdin",
     )
     command.add_argument(
         "--prompt-field",
@@ -73,12 +76,12 @@ def _add_generate(commands: Any) -> None:
     command.add_argument(
         "--out",
         metavar="FILE",
-        type=Path,
+        type=_path,
         help="write the results as JSONL here instead of to stdout; after an interruption the same command "
         "continues where it stopped",
     )
     command.add_argument(
-        "--trace", metavar="FILE", type=Path, help="write an HTML page that replays the decoding"
+        "--trace", metavar="FILE", type=_path, help="write an HTML page that replays the decoding"
     )
     command.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     command.add_argument(
@@ -149,6 +152,11 @@ def _text(argument: str) -> str:
         except UnicodeError:  # not UTF-8 either: refused where it is used
             return argument
     return argument
+
+
+def _path(argument: str) -> Path:
+    """A path; a shell expands `~` only at the beginning of a word, so not in `--out=~/file`."""
+    return Path(argument).expanduser()
 
 
 def _positive(text: str) -> int:

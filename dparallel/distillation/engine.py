@@ -26,7 +26,7 @@ from dparallel.distillation.settings import (
 from dparallel.stages.files import give_usual_modes, write_atomically
 from dparallel.stages.manifest import StageError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json"
 LATEST = "latest.json"

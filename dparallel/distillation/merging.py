@@ -25,7 +25,7 @@ from dparallel.models.sizes import stored_bytes
 from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
 from dparallel.trajectories import store
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ROOM = 1.25  # of the weights: adapter, canvases and logits beside them
 
@@ -83,7 +83,7 @@ def run_stage(
             f"merged logits differ from base + adapter by {difference:.3g} on {len(canvases)} prompts, "
             f"more than tolerance={config.tolerance}; the adapter may be too large for float32"
         )
-    logger.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
+    log.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
 
     # 3. Save, each matrix in its own dtype, and compare what can be loaded from there
     fold(adapters)
@@ -100,7 +100,7 @@ def run_stage(
             f"the model saved in {stage.folder} ({dtype_name}) differs from base + adapter by "
             f"{saved_difference:.3g}, more than tolerance={config.tolerance}"
         )
-    logger.info("saved in %s, they differ from base + adapter by at most %.2g", dtype_name, saved_difference)
+    log.info("saved in %s, they differ from base + adapter by at most %.2g", dtype_name, saved_difference)
     return stage.finish(
         files=files,
         counts={"check_prompts": len(canvases)},

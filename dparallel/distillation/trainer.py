@@ -40,7 +40,7 @@ from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
@@ -145,7 +145,7 @@ class Trainer:
         training = self.config.training
         if self.process.first:
             metrics_log.cut_back(self.folder / METRICS, done)
-            logger.info(
+            log.info(
                 "training %d steps of %d samples (%d views) from step %d, %d samples to draw from",
                 self.train_steps,
                 self.shape.samples,
@@ -236,7 +236,7 @@ def peak_memory_bytes() -> int:
 
 def report(train_step: int, train_steps: int, metrics: dict[str, float], seconds_left: float) -> None:
     minutes, seconds = divmod(round(seconds_left), 60)
-    logger.info(
+    log.info(
         "step %d of %d: loss %.4f, entropy %.3f (teacher %.3f), %.0f tokens/s, %d:%02d left",
         train_step,
         train_steps,

@@ -119,7 +119,7 @@ def _is_prose(node: Any) -> bool:
         return False
     called = node.value.func if isinstance(node.value, ast.Call) else node.value
     if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-        return called.value.id in ("log", "logger")
+        return called.value.id == "log"
     return isinstance(called, ast.Constant) and isinstance(called.value, str)
 
 

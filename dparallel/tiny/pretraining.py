@@ -26,7 +26,7 @@ from dparallel.stages.metrics_log import METRICS
 from dparallel.tiny.objectives import OBJECTIVES
 from dparallel.tiny.tokenizer import build_tokenizer
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500
 
@@ -136,7 +136,7 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
         if done % LOG_EVERY == 0 or done == config.train_steps:
             mean, seconds = sum(losses) / len(losses), time.perf_counter() - start
             left = seconds / (done - first) * (config.train_steps - done)
-            logger.info("train step %d/%d loss %.4f, %.0f s left", done, config.train_steps, mean, left)
+            log.info("train step %d/%d loss %.4f, %.0f s left", done, config.train_steps, mean, left)
             metrics_log.append(folder / METRICS, {"train_step": done, "loss": mean})
             losses.clear()
         if done % CHECKPOINT_EVERY == 0:

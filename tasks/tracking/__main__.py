@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from tasks.tracking.upload import logger, upload
+from tasks.tracking.upload import log, upload
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also close runs of other hosts as killed")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
     if not Path(arguments.folder).is_dir():
         print(f"error: {arguments.folder}: no such folder (looked in {Path.cwd()})", file=sys.stderr)
         sys.exit(2)

@@ -14,7 +14,7 @@ from dparallel.stages import metrics_log
 from tasks.tracking.records import Record, now, one_line, tracking_uri, write_record
 from tasks.tracking.upload import log_lines, page, upload_record
 
-logger = logging.getLogger("dparallel.tracking")
+log = logging.getLogger("dparallel.tracking")
 
 
 class Run:
@@ -35,7 +35,7 @@ class Run:
         try:
             self.link = page(self.record, upload_record(self.path))
         except Exception as error:  # whatever ails the server, the stage's work must not be lost
-            logger.warning(
+            log.warning(
                 "MLflow at %s did not take the run (%s). It is recorded in %s; "
                 "upload it later with: python -m tasks.tracking upload %s",
                 tracking_uri(self.record),
@@ -59,7 +59,7 @@ class Run:
         try:
             log_lines(self.path, self.record, new)
         except Exception as error:
-            logger.warning("live metrics stopped (%s); they are uploaded at the end", one_line(error))
+            log.warning("live metrics stopped (%s); they are uploaded at the end", one_line(error))
             self._live = False
 
 
@@ -99,6 +99,6 @@ def track(
         try:
             run.update(status=status, error=one_line(error), ended=now())
         except OSError as unwritten:  # a full disk, say; what ended the work is the error to be seen
-            logger.warning("%s still says that the run goes on (%s)", run.path, one_line(unwritten))
+            log.warning("%s still says that the run goes on (%s)", run.path, one_line(unwritten))
         raise
     run.update(status="FINISHED", ended=now())

@@ -30,7 +30,7 @@ from dparallel.stages.metrics_log import METRICS
 from tasks.tracking.records import LOCAL_UI, Record, one_line, read_record, tracking_uri, write_record
 from tasks.tracking.registry import register
 
-logger = logging.getLogger("dparallel.tracking")
+log = logging.getLogger("dparallel.tracking")
 
 RECORD_TAG = "record"
 
@@ -81,17 +81,17 @@ def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
             pending += 1
             if record.status == "RUNNING":
                 if process := _live_process(record, other_hosts):
-                    logger.info("skipped %s (running: %s)", record.id, process)
+                    log.info("skipped %s (running: %s)", record.id, process)
                     continue
                 ended = int(path.stat().st_mtime * 1000)
                 record = record.model_copy(update={"status": "KILLED", "ended": ended})
                 write_record(path, record)
             upload_record(path)
-            logger.info("uploaded %s (%s)", record.id, record.status.lower())
+            log.info("uploaded %s (%s)", record.id, record.status.lower())
         except Exception as error:  # one damaged folder must not keep the others back
             failures.append(f"{path}: {one_line(error)}")
     if not pending and not failures:
-        logger.info("nothing pending below %s", folder)
+        log.info("nothing pending below %s", folder)
     return failures
 
 

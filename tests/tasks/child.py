@@ -13,7 +13,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     (folder / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
     print(
-        f"rank {rank} of {os.environ['WORLD_SIZE']}, {os.environ.get('OMP_NUM_THREADS')} threads", flush=True
+        f"rank {rank} of {os.environ['WORLD_SIZE']} → {os.environ.get('OMP_NUM_THREADS')} threads", flush=True
     )
     if plan["config"]["ends"] == "badly":
         raise ValueError("the loss is not a number at train_step 7")

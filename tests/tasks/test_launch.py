@@ -46,14 +46,19 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_every_process_gets_the_plan_and_its_lines_come_back(tmp_path: Path, launcher: str) -> None:
+def test_every_process_gets_the_plan_and_its_lines_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """In UTF-8 also where the locale is not."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
     lines: list[str] = []
     ticks: list[int] = []
     config = LaunchConfig(launcher=launcher, processes=2)
     launch(plan_in(tmp_path, "well"), config, lines.append, lambda: ticks.append(len(lines)), CHILD)
     text = "\n".join(lines)
-    assert "rank 0 of 2" in text
-    assert "rank 1 of 2" in text
+    assert "rank 0 of 2 → " in text
+    assert "rank 1 of 2 → " in text
     assert ticks[-1] == len(lines), "a last tick comes after the last line"
 
 

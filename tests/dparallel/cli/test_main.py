@@ -267,7 +267,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--mode", "parallel"], r"--mode: .*'pipelined' or 'autoregressive', got 'parallel'"),
         (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
         (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
-        (["--device", "abacus"], r"--device abacus cannot be used .*try cpu"),
+        (["--device", "abacus"], r"device='abacus' cannot be used here .*; give one of cpu"),
         (["--dtype", "float8"], r"--dtype: invalid choice: 'float8'"),
         (["--treshold", "1"], r"unrecognized arguments: --treshold 1"),
         (["--out", "x.jsonl"], r"--out x.jsonl takes the results of --prompts"),
