@@ -2,12 +2,15 @@ from prefect import task
 
 from dparallel.distillation import merging
 from dparallel.stages.experiment import StagePlan
-from tasks.stages import run_tracked
+from dparallel.stages.manifest import Manifest
+from tasks.stages import run_tracked, when_free
 
 
 @task(name="merge-student", task_run_name="merging {plan.student}")
 def merge_student(plan: StagePlan, parent: str | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
-    return run_tracked(
-        plan, parent, lambda run: merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
-    )
+
+    def merge() -> Manifest:
+        return merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
+
+    return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, merge))

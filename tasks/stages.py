@@ -4,9 +4,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
 from tasks.tracking.records import LOCAL_UI, how_to_open
 from tasks.tracking.run import Run, track
@@ -36,6 +38,16 @@ def run_tracked(
         manifest = work(run)
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir
+
+
+def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:
+    """Do a stage's work once no other run works in its folder: its result is there then, or can be made."""
+    while True:
+        wait_until_free(folder, get_run_logger().info)
+        try:
+            return work()
+        except LeaseHeldError:  # a third run was faster
+            continue
 
 
 def publish(name: str, markdown: str, link: str | None) -> None:

@@ -6,10 +6,11 @@ from prefect import get_run_logger, task
 from dparallel.config.experiment import LaunchConfig
 from dparallel.evaluation import plots
 from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.lease import IN_USE, LeaseHeldError
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
-from tasks.launch import fit_to_gpus, launch
-from tasks.stages import run_tracked
+from tasks.launch import LaunchError, fit_to_gpus, launch
+from tasks.stages import run_tracked, when_free
 from tasks.tracking.run import Run
 
 
@@ -17,17 +18,23 @@ from tasks.tracking.run import Run
 def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | None = None) -> str:
     """Distil one student in processes of its own; returns the stage's folder."""
 
+    folder = Path(plan.out_dir)
+
     def train(run: Run) -> Manifest:
-        folder = Path(plan.out_dir)
         if not (folder / MANIFEST).is_file():
             settings: StudentConfig = plan.settings()
             here = fit_to_gpus(
                 launch_config, settings.training, settings.recipe.views, torch.cuda.device_count()
             )
-            launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
+            try:
+                launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
+            except LaunchError as error:
+                if IN_USE in str(error):
+                    raise LeaseHeldError(str(error)) from error
+                raise
         return verify(folder, plan.stage)
 
-    return run_tracked(plan, parent, train)
+    return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, lambda: train(run)))
 
 
 @task(name="draw-loss-curves")

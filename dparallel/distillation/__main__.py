@@ -8,20 +8,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dparallel.config.base import ConfigError
-from dparallel.distillation.engine import LaunchError, launched_process
-from dparallel.distillation.trainer import DivergedError, run_stage
-from dparallel.models.formats import CheckpointError
-from dparallel.models.lora import AdapterError
+from dparallel.config.base import ConfigError, UserError
+from dparallel.distillation.engine import launched_process
+from dparallel.distillation.trainer import run_stage
 from dparallel.stages.experiment import StagePlan
-from dparallel.stages.manifest import StageError
-from dparallel.trajectories.schema import ForeignShardError
-
-# What a user can put right; the message suffices. Anything else is a bug and keeps its traceback.
-CLEAR_ERRORS = (
-    *(LaunchError, DivergedError, ConfigError, StageError, CheckpointError, AdapterError),
-    *(ForeignShardError, ValidationError, FileNotFoundError),
-)
 
 
 def main() -> int:
@@ -34,14 +24,21 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # peft, torch and transformers about each other
     try:
         launched_process()
-        plan = StagePlan.model_validate_json(arguments.plan.read_text(encoding="utf-8"))
+        plan = read_plan(arguments.plan)
         if plan.stage != "training":
             raise ConfigError(f"{arguments.plan} is a plan of stage {plan.stage!r}, expected 'training'")
         run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
-    except CLEAR_ERRORS as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def read_plan(file: Path) -> StagePlan:
+    try:
+        return StagePlan.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{file} is not a StagePlan as JSON: {error}") from error
 
 
 if __name__ == "__main__":

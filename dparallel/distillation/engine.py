@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,22 @@ import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from peft import PeftModel
-from pydantic import BaseModel
 from torch import Tensor
 
+from dparallel.config.base import UserError
 from dparallel.config.experiment import OptimizerConfig, TrainingConfig
-from dparallel.distillation.settings import (
-    KEPT_CHECKPOINTS,
-    REDUCE_BUCKET_SIZE,
-    check_deepspeed,
-    offloads_optimizer,
-)
-from dparallel.stages.files import give_usual_modes, write_atomically
-from dparallel.stages.manifest import StageError
+from dparallel.distillation import resuming
+from dparallel.distillation.optimizer import adamw, learning_rate_factor
+from dparallel.distillation.resuming import Checkpoint
+from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, check_deepspeed, offloads_optimizer
+from dparallel.stages.files import FileError, give_usual_modes, naming_the_file, write_atomically
 
 log = logging.getLogger(__name__)
 
 LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json"
-LATEST = "latest.json"
-DIVIDING = ("sub_group_size", "round_robin_gradients", "zero_hpz_partition_size")  # the optimizer's state
-SET_BY = {"precision": "training.precision"}
 
 
-class LaunchError(RuntimeError):
+class NotLaunchedError(UserError):
     """Started without a launcher, or with more processes than devices."""
 
 
@@ -55,33 +48,18 @@ class Process:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-class Checkpoint(BaseModel):
-    """What `latest.json` points to, written once every process has written its part.
-
-    `layout` is how the optimizer's state is divided: only the same division can read it again.
-    """
-
-    train_step: int
-    processes: int
-    layout: dict[str, Any] = {}
-
-    @property
-    def tag(self) -> str:
-        return f"step-{self.train_step:08d}"
-
-
 def launched_process() -> Process:
-    """Read the launcher's environment; `LaunchError` names the right command where there is none."""
+    """Read the launcher's environment; `NotLaunchedError` names the right command where there is none."""
     try:
         process = Process(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
     except KeyError as missing:
-        raise LaunchError(
+        raise NotLaunchedError(
             f"{missing.args[0]} is not set: training runs inside a launcher: {LAUNCH_COMMAND} "
             "(or the deepspeed launcher), one process for each GPU"
         ) from missing
     devices = torch.cuda.device_count()
     if devices and process.local_rank >= devices:
-        raise LaunchError(
+        raise NotLaunchedError(
             f"process {process.local_rank} has no GPU of its own ({devices} here): start at most {devices}"
         )
     return process
@@ -131,21 +109,6 @@ def deepspeed_config(
     }
 
 
-def learning_rate_factor(optimizer: OptimizerConfig, steps_done: int, train_steps: int) -> float:
-    """Multiplies the learning rate of train step `steps_done + 1`: warm-up, then the schedule."""
-    warmup = round(optimizer.warmup_ratio * train_steps)
-    if steps_done < warmup:
-        return (steps_done + 1) / warmup
-    progress = (steps_done - warmup) / max(1, train_steps - warmup)
-    match optimizer.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return max(0.0, 1 - progress)
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
     """Under ZeRO stage 3 leave each process its part of every weight; no device ever holds them all."""
     if settings["zero_optimization"]["stage"] == 3:
@@ -156,26 +119,15 @@ def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
 def start_engine(
     student: PeftModel, optimizer: OptimizerConfig, train_steps: int, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """DeepSpeed over AdamW and a learning-rate schedule by name.
-
-    Torch's AdamW has nothing to compile; where the optimizer is offloaded DeepSpeed's own one for
-    the CPU is built at its first use, which takes minutes.
-    """
+    """DeepSpeed over AdamW and its schedule."""
     trainable = [weight for weight in student.parameters() if weight.requires_grad]
-    common: dict[str, Any] = {
-        "lr": optimizer.learning_rate,
-        "betas": optimizer.betas,
-        "weight_decay": optimizer.weight_decay,
-    }
-    adamw: torch.optim.Optimizer
-    if offloads_optimizer(settings):
-        adamw = deepspeed.ops.adam.DeepSpeedCPUAdam(trainable, **common, adamw_mode=True)
-    else:  # fused on a GPU: no temporary copies
-        adamw = torch.optim.AdamW(trainable, **common, fused=torch.cuda.is_available())
+    optimizing = adamw(trainable, optimizer, offloads_optimizer(settings))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        adamw, lambda done: learning_rate_factor(optimizer, done, train_steps)
+        optimizing, lambda done: learning_rate_factor(optimizer, done, train_steps)
     )
-    engine, *_ = deepspeed.initialize(model=student, optimizer=adamw, lr_scheduler=schedule, config=settings)
+    engine, _, _, _ = deepspeed.initialize(
+        model=student, optimizer=optimizing, lr_scheduler=schedule, config=settings
+    )
     return engine
 
 
@@ -185,59 +137,43 @@ def gradient_norm(engine: DeepSpeedEngine) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan
 
 
-def layout(settings: dict[str, Any]) -> dict[str, Any]:
-    """What of DeepSpeed's settings decides how a checkpoint is divided into files and tensors."""
-    zero = settings["zero_optimization"]
-    made = {"precision": "bf16" if settings["bf16"]["enabled"] else "fp32", "stage": zero["stage"]}
-    if offloads_optimizer(settings):
-        made["offload_optimizer"] = zero["offload_optimizer"]["device"]
-    return made | {name: zero[name] for name in DIVIDING if name in zero}
-
-
 def save_checkpoint(
-    engine: DeepSpeedEngine, folder: Path, train_step: int, process: Process, settings: dict[str, Any]
+    engine: DeepSpeedEngine, folder: Path, train_step: int, layout: dict[str, Any], process: Process
 ) -> None:
-    """Write a checkpoint of the adapter and the optimizer, then point to it; keep the last two."""
-    made = Checkpoint(train_step=train_step, processes=process.count, layout=layout(settings))
-    engine.save_checkpoint(str(folder), tag=made.tag, save_latest=False, exclude_frozen_parameters=True)
+    """Write a checkpoint of the adapter and the optimizer; once it is whole it replaces the oldest.
+
+    Raises:
+        FileError: the disk is full. The checkpoints that were there are still whole.
+    """
+    if process.first:
+        resuming.remove_unfinished(folder)
+    torch.distributed.barrier()
+    try:
+        with naming_the_file(folder / resuming.step_tag(train_step)):
+            engine.save_checkpoint(
+                str(folder), tag=resuming.UNFINISHED, save_latest=False, exclude_frozen_parameters=True
+            )
+    except FileError:
+        resuming.remove_unfinished(folder)
+        raise
     torch.distributed.barrier()
     if process.first:
-        write_atomically(folder / LATEST, made.model_dump_json())
-        for old in sorted(folder.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        resuming.keep(folder, train_step, layout)
 
 
-def last_checkpoint(folder: Path, process: Process, settings: dict[str, Any]) -> Checkpoint | None:
-    """The last complete checkpoint; `StageError` if this launch divides its state otherwise."""
-    if not (folder / LATEST).is_file():
-        return None
-    found = Checkpoint.model_validate_json((folder / LATEST).read_text(encoding="utf-8"))
-    if found.processes != process.count:
-        raise StageError(
-            f"{folder} was written by {found.processes} processes, this launch has {process.count}: "
-            f"resume with {found.processes}, or delete {folder} to start over"
-        )
-    there, here = found.layout, layout(settings)
-    for name in sorted({*there, *here}):
-        if there.get(name) != here.get(name):
-            setting = SET_BY.get(name, f"training.deepspeed.zero_optimization.{name}")
-            raise StageError(
-                f"{folder} was written with {name}={there.get(name)}, this launch has {here.get(name)} and "
-                f"cannot read it: resume with {setting} as it was, or delete {folder} to start over"
-            )
-    return found
-
-
-def resume(engine: DeepSpeedEngine, folder: Path, found: Checkpoint | None, process: Process) -> int:
-    """Load a checkpoint, drop what a killed run left half-written after it; returns its train step."""
-    if process.first:
-        for leftover in folder.glob("step-*"):
-            if found is None or leftover.name > found.tag:
-                shutil.rmtree(leftover)
-    if found is None:
-        return 0
+def load_checkpoint(engine: DeepSpeedEngine, folder: Path, found: Checkpoint) -> None:
     engine.load_checkpoint(str(folder), tag=found.tag, load_module_strict=False)
-    return found.train_step
+
+
+def leave() -> None:
+    torch.distributed.destroy_process_group()
+
+
+def from_first(value: Any, process: Process) -> Any:
+    """The first process's value, in every process."""
+    values = [value if process.first else None]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> list[str]:
@@ -246,10 +182,11 @@ def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> lis
     trainable = [weight for weight in student.parameters() if weight.requires_grad]
     with deepspeed.zero.GatheredParameters(trainable, enabled=engine.zero_optimization_partition_weights()):
         if process.first:
-            student.save_pretrained(str(folder), save_embedding_layers=False)
+            with naming_the_file(folder):
+                student.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # an empty form
-            give_usual_modes([folder / "adapter_model.safetensors"])
             _sort_targets(folder / "adapter_config.json")
+            give_usual_modes([folder / "adapter_model.safetensors"])
     return ["adapter_config.json", "adapter_model.safetensors"]
 
 

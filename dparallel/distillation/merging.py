@@ -3,12 +3,11 @@
 Legend: G response positions, L canvas length, N masked positions, V vocabulary.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,20 @@ from torch import Tensor, nn
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.decoding.memory import free_bytes
-from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.checkpoints import choose_format, load_model, load_tokenizer, read_config, save_model
+from dparallel.models.backbone import DiffusionTransformer, rotary_tables
+from dparallel.models.checkpoints import (
+    SAVING,
+    choose_format,
+    load_model,
+    load_tokenizer,
+    read_config,
+    save_model,
+)
 from dparallel.models.lora import detach, fold, load_adapter, merged_weight
 from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
+from dparallel.stages import lease
+from dparallel.stages.files import naming_the_file
 from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
 from dparallel.trajectories import store
 
@@ -48,6 +56,7 @@ def run_stage(
         code: digest of the code whose result is taken; by default that of this code.
 
     Raises:
+        LeaseHeldError: another run merges in this folder.
         StageError: the adapter was trained on another teacher, or an input is damaged.
         AdapterError: the adapter does not fit the teacher.
         CheckpointError: the teacher has no original format to be saved in, or the disk no room.
@@ -57,7 +66,13 @@ def run_stage(
     stage = Stage("merging", config, inputs, out_dir, code)
     if done := stage.done:
         return done
+    with lease.held(stage.folder):
+        if done := stage.done:  # by another run meanwhile
+            return done
+        return _merge(config, inputs, stage)
 
+
+def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manifest:
     # 1. Only fitting inputs
     training = verify(inputs["training"], "training")
     if training.inputs["teacher"] != fingerprint(inputs["teacher"]):
@@ -90,7 +105,8 @@ def run_stage(
     device, dtype_name = merged.device, str(merged.dtype).removeprefix("torch.")
     rounds = any(torch.finfo(weight.dtype).bits < 32 for weight in merged.parameters())
     tokenizer = load_tokenizer(inputs["teacher"])
-    files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
+    with naming_the_file(stage.folder):
+        files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
     del base, student, merged, adapters  # one model at a time
     saved = load_model(stage.folder, device)
     saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))
@@ -148,44 +164,39 @@ def masked_logits(
     The float32 weights are multiplied in float64, so that what is compared is the weights and not
     the order in which float32 sums were rounded.
 
+    One part of the model after the other is copied in float64: a model in bf16 would be four times its size
+    as a whole.
+
     Args:
-        adapters: merged, in float32, into the matrices they are of while those compute.
+        adapters: merged, in float32, into the copies of the matrices that they belong to.
     """
-    with widened(model, adapters or {}):
-        device = next(model.parameters()).device
-        return [model(canvas.to(device), logits_at=canvas.to(device) == mask_token_id) for canvas in canvases]
+    [whole] = (module for module in model.modules() if isinstance(module, DiffusionTransformer))
+    config, device = whole.config, whole.device
+    ids = [canvas.to(device) for canvas in canvases]
+    positions = [torch.arange(canvas.shape[1], device=device) for canvas in ids]
+    head_size = config.hidden_size // config.num_attention_heads
+    rotary = [rotary_tables(position, head_size, config.rope_theta) for position in positions]
+
+    part = widened(whole.embedding, adapters)
+    hidden = [part(canvas) for canvas in ids]  # (1, L, D) each
+    for layer in whole.layers:
+        part = widened(layer, adapters)
+        hidden = [part(states, tables, None) for states, tables in zip(hidden, rotary, strict=True)]
+    part = widened(whole.norm, adapters)
+    hidden = [part(states) for states in hidden]
+    part = widened(whole.lm_head, adapters)
+    before = 1 if config.predicts_next else 0  # logits of a position stand at the one before it
+    reads = [(canvas[0] == mask_token_id).nonzero()[:, 0] - before for canvas in ids]
+    return [part(states[0, read.clamp(min=0)]) for states, read in zip(hidden, reads, strict=True)]
 
 
-@contextmanager
-def widened(model: nn.Module, adapters: Mapping[nn.Parameter, Linear]) -> Iterator[None]:
-    """Compute in float64, with the weights of one part of the model as wide at a time.
-
-    A model in bf16 would be four times its size in float64 as a whole.
-    """
-    narrow: dict[nn.Parameter, Tensor] = {}
-
-    def widen(part: nn.Module, *_: Any) -> None:
-        for weight in part.parameters():
-            narrow[weight] = weight.data
-            adapter = adapters.get(weight)
-            weight.data = (weight if adapter is None else merged_weight(weight, adapter)).double()
-
-    def restore(part: nn.Module, *_: Any) -> None:
-        for weight in part.parameters():
-            weight.data = narrow.pop(weight)
-
-    [whole] = (each for each in model.modules() if isinstance(each, DiffusionTransformer))
-    hooks = []
-    for part in parts(whole):
-        hooks += [
-            part.register_forward_pre_hook(widen),
-            part.register_forward_hook(restore, always_call=True),
-        ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def widened(part: nn.Module, adapters: Mapping[nn.Parameter, Linear] | None) -> nn.Module:
+    """A copy of one part of a model in float64, with the adapters of its matrices merged in."""
+    wide = copy.deepcopy(part)
+    for weight, copied in zip(part.parameters(), wide.parameters(), strict=True):
+        adapter = (adapters or {}).get(weight)
+        copied.data = (weight if adapter is None else merged_weight(weight, adapter)).double()
+    return wide
 
 
 def parts(model: DiffusionTransformer) -> list[nn.Module]:

@@ -6,10 +6,12 @@ of processes and the split into forwards change nothing either; dropout is drawn
 forward after forward, so with it they change the numbers drawn.
 """
 
+import contextlib
 import logging
 import math
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from dparallel.config.base import UserError
 from dparallel.config.experiment import TrainingConfig
 from dparallel.distillation import engine as ds
+from dparallel.distillation import resuming
 from dparallel.distillation.batches import step_batches
 from dparallel.distillation.data import (
     Samples,
@@ -35,7 +39,7 @@ from dparallel.distillation.recipe import loss, teacher_logits
 from dparallel.distillation.settings import check_builds, check_quantization, zero_stage
 from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
-from dparallel.stages import metrics_log
+from dparallel.stages import lease, metrics_log
 from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
@@ -45,7 +49,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """A loss or gradient that is not finite; the message names the train step."""
 
 
@@ -54,17 +58,19 @@ def run_stage(
 ) -> Manifest:
     """Train `inputs["teacher"]`'s adapter on `inputs["trajectories"]`, in a launched process group.
 
-    A killed run continues from its last checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
+    A killed run continues from its last whole checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
 
     Args:
         code: digest of the code whose result is taken; by default that of this code.
 
     Raises:
-        LaunchError: not started by a launcher.
+        NotLaunchedError: not started by a launcher.
         ConfigError: settings, trajectories and teacher do not fit together.
+        LeaseHeldError: another run trains in this folder.
         StageError: a folder that is missing, foreign or damaged, or another teacher's trajectories.
         ForeignShardError: a Parquet file there is not a trajectory shard.
         DivergedError: a loss or gradient that is not finite.
+        FileError: the disk is full.
     """
     process = ds.launched_process()
     folder = Path(out_dir)
@@ -83,31 +89,44 @@ def run_stage(
     settings = ds.deepspeed_config(
         training, process.count, shape.micro_samples * recipe.views, shape.accumulation, dtype
     )
-    found = ds.last_checkpoint(folder / CHECKPOINTS, process, settings)
     check_samples(samples, recipe, read_config(inputs["teacher"]))
     check_builds(training.deepspeed)
 
-    # 2. Student and engine
-    ds.join(process)
-    torch.manual_seed(training.seed)
-    student = ds.place(load_student(inputs["teacher"], training, dtype, process), settings)
-    train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
-    engine = ds.start_engine(student, training.optimizer, train_steps, settings)
-    done = ds.resume(engine, folder / CHECKPOINTS, found, process)
+    with contextlib.ExitStack() as stack:
+        # 2. Rank 0 holds the folder's lease and says which checkpoint all go on from
+        layout = resuming.layout(settings, process.count)
+        finished, found, still_held = None, None, None
+        if process.first:
+            still_held = stack.enter_context(lease.held(folder))
+            finished = stage.done  # by another run meanwhile
+            found = None if finished else resuming.newest_whole(folder / CHECKPOINTS, layout)
+        ds.join(process)
+        stack.callback(ds.leave)
+        finished, found = ds.from_first((finished, found), process)
+        if finished:
+            return finished
 
-    # 3. Train, and hand over the adapter
-    Trainer(config, samples, shape, engine, process, folder, train_steps, settings).train(done)
-    files = ds.save_adapter(engine, folder / "adapter", process)
-    if process.first:
-        stage.finish(
-            files=[f"adapter/{name}" for name in files],
-            counts={**counts, "train_steps": train_steps},
-            metrics=last_metrics(folder),
-            details={"processes": process.count, "precision": str(dtype).removeprefix("torch.")},
-        )
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return read_manifest(folder)
+        # 3. Student and engine
+        torch.manual_seed(training.seed)
+        student = ds.place(load_student(inputs["teacher"], training, dtype, process), settings)
+        train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
+        engine = ds.start_engine(student, training.optimizer, train_steps, settings)
+        if found:
+            ds.load_checkpoint(engine, folder / CHECKPOINTS, found)
+
+        # 4. Train, and hand over the adapter
+        trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, layout, still_held)
+        trainer.train(found.train_step if found else 0)
+        files = ds.save_adapter(engine, folder / "adapter", process)
+        if process.first:
+            stage.finish(
+                files=[f"adapter/{name}" for name in files],
+                counts={**counts, "train_steps": train_steps},
+                metrics=last_metrics(folder),
+                details={"processes": process.count, "precision": str(dtype).removeprefix("torch.")},
+            )
+        torch.distributed.barrier()
+        return read_manifest(folder)
 
 
 def load_student(
@@ -138,7 +157,8 @@ class Trainer:
     process: ds.Process
     folder: Path
     train_steps: int
-    settings: dict[str, Any]
+    layout: dict[str, Any]  # of its checkpoints
+    still_held: Callable[[], None] | None = None  # raises StageError once another run has the folder
 
     def train(self, done: int) -> None:
         """Take the train steps after `done`."""
@@ -169,18 +189,22 @@ class Trainer:
                 report(train_step, self.train_steps, metrics, seconds_left)
                 tokens, logged_at = 0.0, now
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
+                if self.still_held is not None:
+                    self.still_held()
                 ds.save_checkpoint(
-                    self.engine, self.folder / CHECKPOINTS, train_step, self.process, self.settings
+                    self.engine, self.folder / CHECKPOINTS, train_step, self.layout, self.process
                 )
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
         """One optimizer step; returns its metrics, averaged over all processes."""
+        # 1. What this step draws from: the recipe at this point of the training, and dropout's numbers
         seed, rank, model = self.config.training.seed, self.process.rank, self.engine.module.config
         progress = (train_step - 1) / max(1, self.train_steps - 1)
         recipe = self.config.recipe.at(progress, self.samples.gen_length)
         torch.manual_seed(dropout_seed(seed, train_step, rank))
-        learning_rate = self.engine.get_lr()[0]
-        device = self.engine.device
+        learning_rate, device = self.engine.get_lr()[0], self.engine.device
+
+        # 2. Forwards and backwards of this process's share; the last engine.step updates the weights
         losses = torch.zeros(3, dtype=torch.float64, device=device)
         entropies = torch.zeros(3, dtype=torch.float64, device=device)  # student, teacher, positions
         tokens = 0
@@ -193,12 +217,14 @@ class Trainer:
             logits = self.engine(**batch.student_inputs)
             terms = loss(logits, batch, recipe, teacher)
             self.engine.backward(terms.loss)
-            losses += torch.stack([each.detach() for each in terms]) / self.shape.accumulation
+            losses += torch.stack([term.detach() for term in terms]) / self.shape.accumulation
             if with_entropies:
                 if teacher is None:
                     teacher = teacher_logits(self.engine.module, batch)
                 entropies += entropy_sums(logits.detach(), teacher)
             self.engine.step()
+
+        # 3. Sums over all processes, and the means they give
         losses /= self.process.count
         reduced = ds.all_reduce(torch.cat([losses, entropies, losses.new_tensor([tokens])])).tolist()
         total, cross_entropy, certainty, student_entropy, teacher_entropy, positions, tokens = reduced
@@ -223,8 +249,9 @@ def entropy_sums(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> 
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    last = metrics_log.read(folder / METRICS)[-1]
-    return {name: value for name, value in last.items() if name != "train_step"}
+    """Those of the last record; none where the file was lost after the last train step."""
+    records = metrics_log.read(folder / METRICS)
+    return {name: value for name, value in records[-1].items() if name != "train_step"} if records else {}
 
 
 def peak_memory_bytes() -> int:

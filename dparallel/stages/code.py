@@ -41,6 +41,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/recipe.py",
         "distillation/batches.py",
         "distillation/data.py",
+        "distillation/optimizer.py",
         "distillation/quantization.py",
         "distillation/trainer.py",
     ),

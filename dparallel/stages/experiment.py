@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, ConfigError
 from dparallel.config.experiment import (
@@ -61,10 +61,13 @@ class StagePlan(BaseModel):
     code: str | None = None
 
     def settings(self) -> Any:
-        """`config` as the stage's own settings class; `ConfigError` for a stage that is unknown."""
+        """`config` as the stage's own settings class; `ConfigError` where it does not fit or has none."""
         if self.stage not in SETTINGS:
             raise ConfigError(f"unknown stage {self.stage!r}; known: {', '.join(SETTINGS)}")
-        return SETTINGS[self.stage].model_validate(self.config)
+        try:
+            return SETTINGS[self.stage].model_validate(self.config)
+        except ValidationError as error:
+            raise ConfigError(f"plan of stage {self.stage!r}: {error}") from error
 
 
 class Experiment:

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from dparallel.config.base import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# In the messages of torch and safetensors.
+SAYS_NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # on such a file system
 LONGEST_CHAIN = 40  # of symbolic links, as in Linux
 
@@ -86,8 +88,7 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
 def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]:
     """Turn the errors of writing into a `FileError`, one line that names `path`.
 
-    For the writers of other libraries too: they raise an `OSError` without a path, or a `RuntimeError`
-    because of one.
+    For the writers of other libraries too, whose errors may be of any class and name no path.
 
     Args:
         size: bytes to be written, where they are known.
@@ -98,12 +99,10 @@ def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]
         raise
     except OSError as error:
         raise FileError(_why(Path(path), error, size)) from error
-    except RuntimeError as error:
-        cause = error.__cause__ or error.__context__
-        if not isinstance(cause, OSError) and _free(Path(path)) > (size or 1 << 20):
+    except Exception as error:
+        if not any(text in str(error) for text in SAYS_NO_ROOM):
             raise
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise FileError(_why(Path(path), cause if isinstance(cause, OSError) else full, size)) from error
+        raise FileError(_why(Path(path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size)) from error
 
 
 def give_usual_modes(files: Iterable[Path]) -> None:

@@ -1,25 +1,44 @@
 """`metrics.jsonl`: what a training run measured, one JSON object a line with its `train_step`."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
-from dparallel.stages.files import write_atomically
+from dparallel.stages.files import naming_the_file, write_atomically
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
 
 def append(file: Path, record: dict[str, float]) -> None:
-    with file.open("a", encoding="utf-8") as lines:
+    with naming_the_file(file), file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def read(file: Path) -> list[dict[str, float]]:
-    """The records in order; a last line that a kill cut short is left out."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The records in order. A last line that a kill cut short is left out, as are damaged ones, by name."""
+    data = file.read_bytes() if file.is_file() else b""
+    records = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        record = _record(line)
+        if record is None:
+            log.warning("%s, line %d is damaged and left out", file, number)
+        else:
+            records.append(record)
+    return records
 
 
 def cut_back(file: Path, train_step: int) -> None:
-    """Drop the records after `train_step`: a killed run was ahead of its checkpoint."""
+    """Drop damaged records and those after `train_step`: a killed run was ahead of its checkpoint."""
     kept = [record for record in read(file) if record["train_step"] <= train_step]
     write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("train_step"), int) else None

@@ -1,10 +1,14 @@
 """A small recording to train on, and real launches of the training stage."""
 
 import json
+import logging
+import multiprocessing
 import os
 import random
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingC
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
+from dparallel.distillation.__main__ import main
+from dparallel.distillation.trainer import Trainer
 from dparallel.problems import coins
 from dparallel.stages.experiment import StagePlan, StudentConfig
 from dparallel.stages.manifest import Stage
@@ -128,6 +134,47 @@ def run(command: list[str], env: dict[str, str] = NO_GPU) -> tuple[int, str]:
         encoding="utf-8",
     )
     return done.returncode, done.stdout
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def run_forked(plan: Path, at_step: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """As `run` of one process without a launcher: nothing is imported again.
+
+    Args:
+        at_step: called in the process before each train step.
+    """
+    output = plan.with_suffix(".output")
+    process = FORK.Process(target=_one_process, args=(plan, output, at_step))
+    process.start()
+    process.join(timeout=200)
+    assert process.exitcode is not None, "still running"
+    return process.exitcode, output.read_text(encoding="utf-8")
+
+
+def _one_process(plan: Path, output: Path, at_step: Callable[[int], None] | None) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    with output.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    if at_step is not None:
+        step = Trainer.step
+
+        def stepped(self: Trainer, train_step: int, with_entropies: bool) -> dict[str, float]:
+            at_step(train_step)
+            return step(self, train_step, with_entropies)
+
+        Trainer.step = stepped  # type: ignore[method-assign]
+    sys.argv = ["dparallel.distillation", str(plan)]
+    sys.exit(main())
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -25,7 +25,9 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
 from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError, load_adapter, merge
+from dparallel.stages import lease
 from dparallel.stages.experiment import StudentConfig
+from dparallel.stages.lease import LeaseHeldError
 from dparallel.stages.manifest import Stage, StageError, file_digest, verify
 from dparallel.trajectories import store
 from tests.conftest import random_model
@@ -208,6 +210,43 @@ def test_a_difference_above_the_tolerance_saves_nothing(inputs: dict[str, str], 
     with pytest.raises(MergeError, match=r"differ from base \+ adapter by .* more than tolerance=1e-12"):
         run_stage(MergingConfig(tolerance=1e-12), inputs, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["stage.json"]
+
+
+def test_what_a_killed_merging_left_is_removed(inputs: dict[str, str], tmp_path: Path) -> None:
+    run_stage(MergingConfig(), inputs, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    left = tmp_path / "out" / ".saving-m0pkj0qt"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half a model")
+    made = run_stage(MergingConfig(), inputs, tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *made.files,
+        "stage.json",
+        "manifest.json",
+    }
+
+
+def test_a_folder_in_use_is_not_merged_into(inputs: dict[str, str], tmp_path: Path) -> None:
+    run_stage(MergingConfig(), inputs, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
+    with lease.held(tmp_path / "out"):
+        with pytest.raises(LeaseHeldError, match=f"out is in use by process {os.getpid()} on"):
+            run_stage(MergingConfig(), inputs, tmp_path / "out")
+        assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+@pytest.mark.parametrize("predicts_next", [False, True])
+def test_part_by_part_gives_what_the_whole_model_gives_in_float64(predicts_next: bool) -> None:
+    model = random_model(predicts_next=predicts_next).eval()
+    canvases = [torch.tensor([[1, 5, 6, 1, 1, 7, 1]]), torch.tensor([[8, 9, 1]])]
+    actual = masked_logits(model, canvases, mask_token_id=1)
+    assert next(model.parameters()).dtype == torch.float32
+    model.double()
+    with torch.no_grad():
+        expected = [model(canvas, logits_at=canvas == 1) for canvas in canvases]
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_another_teacher_or_shape_is_refused(inputs: dict[str, str], tmp_path: Path) -> None:

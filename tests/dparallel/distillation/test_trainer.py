@@ -1,6 +1,7 @@
 """Real launches: DeepSpeed in one and two processes, killed and resumed, and stopped by bad numbers."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,12 +19,13 @@ from safetensors.torch import load_file
 
 from dparallel.config.experiment import LoraSettings, OptimizerConfig
 from dparallel.config.recipe import RecipeConfig
-from dparallel.distillation import engine
+from dparallel.distillation import resuming
 from dparallel.distillation.__main__ import main
 from dparallel.distillation.trainer import run_stage
 from dparallel.models.checkpoints import load_model, save_model
 from dparallel.stages import metrics_log
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.lease import LEASE
 from dparallel.stages.manifest import MANIFEST, Manifest, StageError, fingerprint, verify
 from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ForeignShardError
@@ -33,6 +35,7 @@ from tests.dparallel.distillation.conftest import (
     read_metrics,
     record,
     run,
+    run_forked,
     shipped,
     torchrun,
     trajectory_rows,
@@ -148,33 +151,93 @@ def test_folders_that_hold_no_trajectories_are_named(tiny_checkpoint: Path, tmp_
     assert not out.exists()
 
 
-@pytest.mark.usefixtures("one_process")
-def test_two_processes_killed_and_resumed_give_the_same_curve(
+def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
+    """What the plan advises where memory is short; and a damaged newest checkpoint is passed over."""
+
+    def stop(train_step: int) -> None:
+        if train_step == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories)
-    kill_at_first_checkpoint(torchrun(plan, processes=2), out)
-    assert not (out / MANIFEST).exists()
-    # What a kill can leave behind: half a line, half a checkpoint.
+    code, output = run_forked(plan, stop)
+    assert code == -signal.SIGKILL, output
+    assert (out / LEASE).is_file()  # of a process that is gone
+    # What else a kill can leave behind: half a line, half a checkpoint; and damage.
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"train_step": 3')
-    (out / "checkpoints" / "step-00000999").mkdir()
+        file.write('no record\n{"train_step": 3')
+    (out / "checkpoints" / resuming.UNFINISHED).mkdir()
+    state = next((out / "checkpoints" / "step-00000010").glob("*optim_states.pt"))
+    state.write_bytes(state.read_bytes()[:100])
 
-    with pytest.raises(StageError, match="was written by 2 processes, this launch has 1"):
-        run_plan(plan)
-
-    # Settings of how the work is done go on from the checkpoint.
     how = {"micro_batch_size": 4, "gradient_checkpointing": True, "checkpoint_every": 7}
     assert write_plan(tmp_path, tiny_checkpoint, trajectories, **how) == (plan, out)
-    code, output = run(torchrun(plan, processes=2))
+    code, output = run_forked(plan)
     assert code == 0, output
-    assert "from step 1," not in output
+    assert "from step 6," in output
+    assert f"{state} is damaged; going on from train step 5" in output
+    assert "metrics.jsonl, line 13 is damaged and left out" in output
+    assert "its lease is taken over" in output
     assert [row[0] for row in curve(out)] == list(range(1, 25))
     for mine, theirs in zip(curve(out), curve(trained), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    assert not (out / "checkpoints" / "step-00000999").exists()
+    assert sorted(file.name for file in (out / "checkpoints").glob("step-*")) == [
+        "step-00000021",
+        "step-00000024",
+    ]
     assert verify(out).counts == verify(trained).counts
     assert verify(out).how["training"]["micro_batch_size"] == 4
+    assert not (out / LEASE).exists()
+
+    # Only what is damaged is made anew
+    (out / "manifest.json").write_text("", encoding="utf-8")
+    code, output = run_forked(plan)
+    assert code == 1
+    assert output.splitlines()[-1].startswith(f"error: {out}/manifest.json is damaged (")
+    (out / "manifest.json").unlink()
+    (out / "adapter" / "adapter_model.safetensors").unlink()
+    before = verify(trained)
+    code, output = run_forked(plan)
+    assert code == 0, output
+    assert verify(out).files.keys() == before.files.keys()
+
+
+def test_a_second_training_of_a_folder_leaves_the_first_alone(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    def start_another(train_step: int) -> None:
+        if train_step == 6:
+            other = tmp_path / "other.json"
+            other.write_bytes((tmp_path / "plan.json").read_bytes())
+            code, output = run_forked(other)
+            assert code == 1, output
+            assert f"error: {out} is in use by process {os.getpid()} on" in output
+            assert (out / "checkpoints" / "step-00000005").is_dir()
+            print("the second one was refused")
+
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, train_steps=8)
+    code, output = run_forked(plan, start_another)
+    assert code == 0, output
+    assert "the second one was refused" in output
+    assert [row[0] for row in curve(out)] == list(range(1, 9))
+
+
+def test_a_checkpoint_that_finds_no_room_is_named_and_the_older_ones_stay(
+    tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    def fill(train_step: int) -> None:
+        if train_step == 8:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, train_steps=12)
+    code, output = run_forked(plan, fill)
+    assert code == 1, output
+    (said,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert said.startswith(f"error: {out}/checkpoints/step-00000010 cannot be written (")
+    assert "Traceback" not in output
+    assert [file.name for file in (out / "checkpoints").glob("*-*")] == ["step-00000005"]
 
 
 def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
@@ -224,7 +287,7 @@ def kill_at_first_checkpoint(command: list[str], out: Path) -> None:
     silent = subprocess.DEVNULL
     with subprocess.Popen(command, env=NO_GPU, stdout=silent, stderr=silent) as launcher:
         deadline = time.monotonic() + 120
-        while not (out / "checkpoints" / engine.LATEST).is_file():
+        while not list((out / "checkpoints").glob("step-*")):
             assert launcher.poll() is None, "training ended before its first checkpoint"
             assert time.monotonic() < deadline, "no checkpoint within two minutes"
             time.sleep(0.01)
@@ -245,7 +308,7 @@ def test_accumulation_zero3_and_checkpointing_change_nothing(
         deepspeed={"zero_optimization": {"stage": 3}},
         log_every=4,
     )
-    code, output = run(torchrun(plan))
+    code, output = run_forked(plan)
     assert code == 0, output
     expected = [row for row in curve(trained) if row[0] == 1 or row[0] % 4 == 0]
     for mine, theirs in zip(curve(out), expected, strict=True):
@@ -269,16 +332,11 @@ def test_a_diverged_step_is_named_and_nothing_of_it_is_kept(
         optimizer=OptimizerConfig(learning_rate=1e30),
         checkpoint_every=1,
     )
-    code, output = run(torchrun(plan))
+    code, output = run_forked(plan)
     assert code != 0
     assert "train_step 2: loss" in output
     assert not (out / MANIFEST).exists()
-    assert (
-        engine.Checkpoint.model_validate_json(
-            (out / "checkpoints" / engine.LATEST).read_text(encoding="utf-8")
-        ).train_step
-        == 1
-    )
+    assert [file.name for file in (out / "checkpoints").glob("*-*")] == ["step-00000001"]
     assert [record["train_step"] for record in read_metrics(out)] == [1]
 
 
@@ -343,7 +401,7 @@ def test_four_bit_weights_are_trained_on(tmp_path: Path) -> None:
         folder = tmp_path / str(quantization)
         folder.mkdir()
         plan, out = write_plan(folder, teacher, rows, quantization=quantization, gradient_checkpointing=True)
-        code, output = run(torchrun(plan))
+        code, output = run_forked(plan)
         assert code == 0, output
         losses = [each["loss"] for each in read_metrics(out)]
         assert sum(losses[-6:]) < 0.9 * sum(losses[:6])

@@ -6,7 +6,7 @@ import pytest
 
 from dparallel.config.experiment import LoraSettings
 from dparallel.stages.manifest import verify
-from tests.dparallel.distillation.conftest import read_metrics, run, shipped, torchrun, write_plan
+from tests.dparallel.distillation.conftest import read_metrics, run, run_forked, shipped, torchrun, write_plan
 
 CURVE = (
     "train_step",
@@ -40,7 +40,7 @@ def test_d2f_is_the_same_work_in_two_processes_and_in_parts(
             train_steps=6,
             **changes,
         )
-        code, output = run(torchrun(plan, processes))
+        code, output = run(torchrun(plan, processes)) if processes > 1 else run_forked(plan)
         assert code == 0, output
         assert verify(out, "training").counts["train_steps"] == 6
         curves.append([[each[key] for key in CURVE] for each in read_metrics(out)])

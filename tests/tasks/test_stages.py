@@ -1,0 +1,61 @@
+"""Two flows that come to the same stage: the second one waits, and uses what the first one made."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dparallel.stages import lease
+from dparallel.stages.manifest import Manifest
+from tasks import stages
+from tests.tasks.conftest import finish_stage
+
+MADE = Manifest(stage="training", config={}, inputs={}, files={}, seconds=1.0, finished_at="")
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(stages, "get_run_logger", lambda: logging.getLogger("prefect.run"))
+    return caplog
+
+
+def test_work_waits_for_the_run_that_is_in_the_folder(tmp_path: Path, logged) -> None:
+    (tmp_path / "stage.json").write_text("{}", encoding="utf-8")
+    order: list[str] = []
+    begun = threading.Event()
+
+    def first() -> None:
+        with lease.held(tmp_path):
+            begun.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    def second() -> Manifest:
+        order.append("second")
+        return MADE
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(10)
+    assert stages.when_free(str(tmp_path), second) == MADE
+    thread.join()
+    assert order == ["first", "second"]
+    assert f"{tmp_path} is in use by process" in logged.text
+
+
+def test_work_that_is_refused_waits_again(tmp_path: Path) -> None:
+    """A third run was a moment faster."""
+    finish_stage(tmp_path / "stage", "merging")
+    tries: list[str] = []
+
+    def work() -> Manifest:
+        tries.append("")
+        if len(tries) < 3:
+            raise lease.LeaseHeldError("is in use by another")
+        return MADE
+
+    assert stages.when_free(str(tmp_path / "stage"), work) == MADE
+    assert len(tries) == 3
