@@ -89,7 +89,7 @@ def newest_whole(folder: Path, layout: dict[str, Any]) -> Checkpoint | None:
     Raises:
         StageError: all are damaged, or this launch divides the optimizer's state in another way.
     """
-    damaged = []
+    damaged: list[str] = []
     for tag in _newest_first(folder):
         found = _read_whole(tag)
         if isinstance(found, Checkpoint):
