@@ -69,6 +69,15 @@ class Loss(NamedTuple):
     certainty: Tensor
 
 
+class Masks(NamedTuple):
+    """Which positions of a response the first view of a sample masks; its complement masks the others."""
+
+    region: slice  # of the response: the P positions that are masked or not
+    masked: np.ndarray  # bool (P,)
+    ratio: np.ndarray | None  # float (P,), the probability of being masked; None where it was not drawn by one
+    unread: np.ndarray | None  # bool (G,), positions without a loss
+
+
 def make_views(
     recipe: RecipeConfig,
     response_ids: np.ndarray,
@@ -81,30 +90,57 @@ def make_views(
     Args:
         recipe: `at` a point of the training; without schedules, as it is.
     """
+    masks = choose_masks(recipe, response_ids, commit_step, eos_token_id, rng)
+    return views(masks, recipe, len(response_ids))
+
+
+def choose_masks(
+    recipe: RecipeConfig,
+    response_ids: np.ndarray,
+    commit_step: np.ndarray,
+    eos_token_id: int,
+    rng: np.random.Generator,
+) -> Masks:
+    """Draw a region and its masked positions; the arguments are those of `make_views`."""
     gen_length, bounds = len(response_ids), recipe.ratio_bounds()
     block_length = recipe.fixed_block_length or gen_length
-    padding = (eos_token_id, recipe.eos_region_ratio, rng)
-    region, unread = slice(0, gen_length), None
+
+    # 1. The region
+    region = slice(0, gen_length)
     if recipe.region == "block":
-        region = draw_block(response_ids, block_length, *padding)
+        region = draw_block(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
     positions = region.stop - region.start
+
+    # 2. Its masked positions: by the teacher's order, or at random by a ratio
     ratio: np.ndarray | None = None
     if bounds is None:
-        chosen = mask_by_trajectory(commit_step[region], rng)
+        masked = mask_by_trajectory(commit_step[region], rng)
     elif recipe.masking == "trajectory":
-        chosen = mask_from_point(commit_step[region], draw_ratio(*bounds, rng))
+        masked = mask_from_point(commit_step[region], draw_ratio(*bounds, rng))
     else:
-        blocks = gen_length // block_length
-        monotone = recipe.masking == "monotone"
-        ratios = monotone_ratios(blocks, *bounds, rng) if monotone else [draw_ratio(*bounds, rng)]
+        if recipe.masking == "monotone":
+            ratios = monotone_ratios(gen_length // block_length, *bounds, rng)
+        else:
+            ratios = [draw_ratio(*bounds, rng)]
         ratio = np.repeat(ratios, positions // len(ratios))
-        chosen = mask_at_random(ratio, rng)
+        masked = mask_at_random(ratio, rng)
+
+    # 3. Blocks of a whole response that hold nothing but padding are read now and then
+    unread = None
     if recipe.region == "response" and recipe.block_length is not None:
-        unread = draw_unread(response_ids, block_length, *padding)
-    if recipe.weighting == "view_mean":
+        unread = draw_unread(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
+    return Masks(region, masked, ratio, unread)
+
+
+def views(masks: Masks, recipe: RecipeConfig, gen_length: int) -> list[View]:
+    """One view, and where the recipe has a complement the one that masks the rest of the region."""
+    region, masked, ratio, unread = masks
+    if recipe.weighting == "view_mean":  # all positions weigh the same
         ratio = None
-    both = [(chosen, ratio), (~chosen, None if ratio is None else 1 - ratio)]
-    return [view(each, region, gen_length, p, unread) for each, p in both[: recipe.views]]
+    made = [view(masked, region, gen_length, ratio, unread)]
+    if recipe.complement:
+        made.append(view(~masked, region, gen_length, None if ratio is None else 1 - ratio, unread))
+    return made
 
 
 def normaliser(recipe: RecipeConfig, views: Sequence[Sequence[View]]) -> float:

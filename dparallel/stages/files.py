@@ -20,8 +20,13 @@ import pyarrow.parquet as pq
 from dparallel.config.base import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# In the messages of torch and safetensors.
-SAYS_NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+# In the messages of torch, whose writer does not know why it failed, and safetensors.
+SAYS_NO_ROOM = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing",
+    "inline_container.cc",
+)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # on such a file system
 LONGEST_CHAIN = 40  # of symbolic links, as in Linux
 
