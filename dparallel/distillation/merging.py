@@ -18,7 +18,6 @@ from dparallel.config.experiment import MergingConfig
 from dparallel.decoding.memory import free_bytes
 from dparallel.models.backbone import DiffusionTransformer, rotary_tables
 from dparallel.models.checkpoints import (
-    SAVING,
     choose_format,
     load_model,
     load_tokenizer,

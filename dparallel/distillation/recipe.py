@@ -74,7 +74,9 @@ class Masks(NamedTuple):
 
     region: slice  # of the response: the P positions that are masked or not
     masked: np.ndarray  # bool (P,)
-    ratio: np.ndarray | None  # float (P,), the probability of being masked; None where it was not drawn by one
+    ratio: (
+        np.ndarray | None
+    )  # float (P,), the probability of being masked; None where it was not drawn by one
     unread: np.ndarray | None  # bool (G,), positions without a loss
 
 
