@@ -125,10 +125,12 @@ class _Partial:
             raise OutputError(
                 f"{self.path} is being written by another process; name another --out"
             ) from error
+        except OSError:  # a file system without locks
+            pass
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]  # a killed process may leave a part of a line
-        os.ftruncate(self.descriptor, len(whole))
-        if not whole:
+        if _line(identity).startswith(content):
+            os.ftruncate(self.descriptor, 0)
             self._append(identity)
             return
         try:
@@ -144,6 +146,7 @@ class _Partial:
                 f"{self.path} holds {len(results)} results of a command with another {', '.join(others)}: "
                 "give that command again to complete them, or delete the file to start anew"
             )
+        os.ftruncate(self.descriptor, len(whole))
         self.done = results
 
     def add(self, row: int, result: Result) -> None:
@@ -151,7 +154,7 @@ class _Partial:
         self.done[row] = result
 
     def _append(self, value: dict[str, Any]) -> None:
-        _write(self.path, self.descriptor, (json.dumps(value) + "\n").encode())
+        _write(self.path, self.descriptor, _line(value))
 
     def finish(self) -> None:
         lines = (result_line(request, self.done[row]) for row, request in enumerate(self.requests))
@@ -169,6 +172,10 @@ class _Partial:
         if not self.done:
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value) + "\n").encode()
 
 
 def _print(line: bytes) -> None:

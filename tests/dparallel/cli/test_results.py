@@ -175,13 +175,29 @@ def test_another_command_does_not_mix_with_what_is_kept(command, prompts, tmp_pa
     assert partial.read_bytes() == kept
 
 
-@pytest.mark.parametrize("content", [b"[]\n", b"text\n", b'{"a": 1}\n{"row": "x"}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "content", [b"[]\n", b"text\n", b"no whole line", b'{"a": 1}\n{"row": "x"}\n', b"\xff\n"]
+)
 def test_a_foreign_partial_file_is_left_alone(command, tmp_path, capsys, content):
     partial = tmp_path / "out.jsonl.partial"
     partial.write_bytes(content)
     assert main(command) == 2
     assert f"{partial} is damaged, or was not written by this command" in capsys.readouterr().err
     assert partial.read_bytes() == content
+
+
+def test_a_run_killed_before_its_first_result_starts_anew(command, whole, tmp_path, monkeypatch):
+    """While it wrote the line that identifies the command."""
+    partial = tmp_path / "out.jsonl.partial"
+    for length in (0, 30):
+        with monkeypatch.context() as patched:
+            die_after(patched, 1, lambda: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                main(command)
+        partial.write_bytes(partial.read_bytes()[:length])
+        assert main(command) == 0
+        assert (tmp_path / "out.jsonl").read_bytes() == whole
+        assert not partial.exists()
 
 
 def test_two_runs_do_not_write_one_file(command, tmp_path, capsys, monkeypatch):
