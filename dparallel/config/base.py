@@ -3,7 +3,7 @@
 import difflib
 import os
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -52,7 +52,8 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     if mistake["type"] == "unknown_key":
         known = mistake["ctx"]["known"]
         return "; ".join(
-            f"{called('.'.join([*place, str(key)]))}: unknown key; {nearest(str(key), known)}"
+            f"{called('.'.join([*place, str(key)]))}: unknown key; "
+            f"{nearest(str(key), known, mistake['ctx']['inner'])}"
             f"known: {', '.join(known)}"
             for key in mistake["ctx"]["unknown"]
         )
@@ -79,10 +80,15 @@ def plain_message(mistake: Any) -> str:
     return str(mistake["msg"].removeprefix("Value error, "))
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A hint at the known name that `name` is most like, empty where none is."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+def nearest(name: str, known: Sequence[str], inner: Sequence[str] = ()) -> str:
+    """A hint at the known name that `name` is most like, empty where none is.
+
+    Args:
+        inner: dotted names of keys in the sections of this one.
+    """
+    names = {path.rpartition(".")[2]: path for path in inner} | {path: path for path in known}
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+    return f"did you mean {names[near[0]]!r}? " if near else ""
 
 
 def _refuse_text(value: Any, error: Any) -> Any:
@@ -136,7 +142,13 @@ class Config(BaseModel):
         if isinstance(data, Mapping):
             unknown = [key for key in data if key not in cls.model_fields]
             if unknown:
-                context = {"unknown": unknown, "known": sorted(cls.model_fields)}
+                inner = [
+                    f"{name}.{key}"
+                    for name, field in cls.model_fields.items()
+                    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+                    for key in field.annotation.model_fields
+                ]
+                context = {"unknown": unknown, "known": sorted(cls.model_fields), "inner": inner}
                 raise PydanticCustomError("unknown_key", "unknown key {unknown}; known: {known}", context)
         return data
 

@@ -49,6 +49,12 @@ def _check_prompt(prompt: str) -> None:
         raise ValueError(f"prompt={prompt!r} must name the columns it is made of, as {{question}}")
 
 
+def _matters(file: Path, folder: Path) -> bool:
+    """Whether a file may be read as problems; README.md may say which files are."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and (file.suffix in PROBLEM_FILES or file.name == "README.md")
+
+
 class SourceConfig(Config):
     """One data set: files, a folder, or a name on the hub.
 
@@ -80,9 +86,12 @@ class SourceConfig(Config):
 
     def files(self) -> list[Path]:
         """Its files on this machine; none of a name on the hub."""
-        if Path(self.path).is_dir():
-            return sorted(file for file in Path(self.path).rglob("*") if file.is_file())
-        return sorted(Path(file) for file in glob(self.path))
+        path = Path(self.path)
+        if path.is_file():  # its name may look like a pattern
+            return [path]
+        if path.is_dir():
+            return sorted(file for file in path.rglob("*") if file.is_file() and _matters(file, path))
+        return sorted(Path(file) for file in glob(self.path) if Path(file).is_file())
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":

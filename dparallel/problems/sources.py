@@ -3,14 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from random import Random
+from textwrap import shorten
 from typing import Any
 
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig, columns_of, fill
-
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+from dparallel.problems.splits import open_source
+from dparallel.problems.tables import Record, TableError
 
 
 class ProblemsError(UserError):
@@ -46,102 +48,99 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
-    dataset = _load(source)
     prompt = protocol.prompt if source.prompt is None else source.prompt
-    texts = dict.fromkeys([*columns_of(prompt, "prompt"), *columns_of(protocol.prefill, "prefill")])
-    reference = _column(dataset, source.reference, "reference")
-    identity = _column(dataset, source.id, "id")
-    columns = dict.fromkeys([*texts, *filter(None, (reference, identity)), *protocol.extra])
-    if missing := [name for name in columns if name not in dataset.column_names]:
-        raise ProblemsError(
-            f"{source.label}: no column {missing[0]!r}; its columns: {', '.join(dataset.column_names)}"
-        )
-    rows = _chosen_rows(source, len(dataset))
-    records = dataset.select_columns(list(columns)).select(rows).to_list()
-
+    filled = dict.fromkeys([*columns_of(prompt, "prompt"), *columns_of(protocol.prefill, "prefill")])
+    reference, identity = source.reference or "reference", source.id or "id"
+    wanted = list(dict.fromkeys([*filled, reference, identity, *protocol.extra]))
+    required = [*filled, *protocol.extra, *filter(None, (source.reference, source.id))]
     problems = []
-    for row, record in zip(rows, records, strict=True):
+    for row, record in _rows(source, wanted, required):
         where = f"{source.label}, row {row + 1}"
-        filled = {name: _text(where, name, record[name]) for name in texts}
-        for name, text in filled.items():
+        texts = {name: _text(where, name, record[name]) or "" for name in filled}
+        for name, text in texts.items():
             if not text.strip():
                 raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
-        identifier = _optional_text(where, identity, record) or f"{Path(source.path).stem}-{row + 1:05d}"
         problems.append(
             Problem(
-                problem_id=identifier,
+                problem_id=_text(where, identity, record[identity])
+                or f"{Path(source.path).stem}-{row + 1:05d}",
                 source=source.label,
-                prompt=fill(prompt, filled),
-                prefill=fill(protocol.prefill, filled),
-                reference=_optional_text(where, reference, record),
-                extra={name: record[name] for name in protocol.extra},
+                prompt=fill(prompt, texts),
+                prefill=fill(protocol.prefill, texts),
+                reference=_text(where, reference, record[reference]),
+                extra={name: _json_value(where, name, record[name]) for name in protocol.extra},
             )
         )
     return problems
 
 
-def _column(dataset: Any, asked: str | None, default: str) -> str | None:
-    """A column that was named must exist; the default one may be absent."""
-    return asked or (default if default in dataset.column_names else None)
+def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[tuple[int, Record]]:
+    """The rows of a source with their numbers, counted from 0 in the whole split, whatever its slice."""
+    try:
+        parts = open_source(source)
+        places = [(part, row) for part, (_, rows) in enumerate(parts) for row in rows]
+        chosen = [places[place] for place in _chosen(source, len(places))]
+        found: list[tuple[int, Record]] = []
+        for part, group in groupby(chosen, key=lambda place: place[0]):
+            rows = [row for _, row in group]
+            records, columns = parts[part][0].read(rows, wanted)
+            if missing := [name for name in required if name not in columns]:
+                raise ProblemsError(
+                    f"{source.label}: no column {missing[0]!r}; its columns: {', '.join(columns)}"
+                )
+            found += zip(rows, records, strict=True)
+        return found
+    except TableError as error:
+        named = str(error).startswith(source.path)
+        raise ProblemsError(str(error) if named else f"{source.label}: {error}") from error
 
 
-def _chosen_rows(source: SourceConfig, rows: int) -> Sequence[int]:
+def _chosen(source: SourceConfig, rows: int) -> Sequence[int]:
     count = rows if source.count is None else source.count
-    if not rows or count > rows:
-        raise ProblemsError(f"{source.label} holds {rows} problems, wanted {max(1, count)}: lower count")
+    if not rows:
+        raise ProblemsError(f"{source.label} holds 0 problems: give another split, slice or file")
+    if count > rows:
+        raise ProblemsError(f"{source.label} holds {rows} problems, wanted {count}: lower count")
     return range(count) if source.seed is None else sorted(Random(source.seed).sample(range(rows), count))
 
 
-def _optional_text(where: str, name: str | None, record: dict[str, Any]) -> str | None:
-    return None if name is None or record[name] is None else _text(where, name, record[name])
-
-
-def _text(where: str, name: str, value: Any) -> str:
+def _text(where: str, name: str, value: Any) -> str | None:
     """A text as it is, a number as it is written: 1.5, and 3 for 3.0, which a column with gaps makes of 3."""
     if value is None:
-        return ""
+        return None
     if isinstance(value, str):
+        if not value.isascii():
+            _check_characters(where, name, value)
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    shown = shorten(repr(value), 80)
     raise ProblemsError(
-        f"{where}: column {name!r} holds {value!r}, expected a text or a number: name another column, or "
+        f"{where}: column {name!r} holds {shown}, expected a text or a number: name another column, or "
         "write it as a text into a copy of the data"
     )
 
 
-def _load(source: SourceConfig) -> Any:
-    """The `datasets.Dataset` of one source."""
-    import datasets  # here, since it takes a second
-
-    datasets.disable_progress_bars()
-    arguments = _local(source) or {
-        "path": source.path,
-        "name": source.subset,
-        "revision": source.revision,
-    }
+def _check_characters(where: str, name: str, text: str) -> None:
     try:
-        return datasets.load_dataset(**arguments, split=source.split)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
-        reason = str(error.__cause__ or error) or "it holds 0 problems"
-        hint = "" if source.files() else "; offline, give the path of a local copy"
-        raise ProblemsError(f"{source.label} cannot be read: {reason}{hint}") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ProblemsError(
+            f"{where}: column {name!r} holds half a character ({text[error.start]!r}): correct it"
+        ) from error
 
 
-def _local(source: SourceConfig) -> dict[str, Any] | None:
-    """How `datasets` reads these files; None for a folder or a name on the hub, which it knows itself."""
-    path = Path(source.path)
-    if path.is_dir():
-        return None
-    files = source.files()
-    if not files and (path.suffix in FORMATS or path.is_absolute() or source.path.count("/") > 1):
-        raise ProblemsError(f"{path}: no such problems file (looked in {Path.cwd()})")
-    if not files:
-        return None
-    formats = {FORMATS.get(file.suffix) for file in files}
-    if len(formats) > 1 or None in formats:
-        raise ProblemsError(f"{path}: give files of one kind, named {', '.join(FORMATS)}")
-    split = source.split.partition("[")[0]  # the files are this split, whatever it is called
-    return {"path": formats.pop(), "data_files": {split: [str(file) for file in files]}}
+def _json_value(where: str, name: str, value: Any) -> Any:
+    """A value that only a scorer reads; it must be able to travel as JSON."""
+    if isinstance(value, dict):
+        return {str(key): _json_value(where, name, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(where, name, inner) for inner in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ProblemsError(
+        f"{where}: column {name!r} holds {shorten(repr(value), 80)}, which JSON cannot hold: write it as a "
+        "text into a copy of the data"
+    )

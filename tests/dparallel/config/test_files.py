@@ -59,6 +59,12 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
             ["problems.splat=test", "batch_size=0"],
             r"problems\.splat: .*'split'.*; batch_size: .* greater than 0",
         ),
+        (
+            ["problems.chat=true"],
+            r"problems\.chat: unknown key; did you mean 'protocol\.chat'\? known: be",
+        ),
+        (["problems.scoring=exact"], r"problems\.scoring: unknown key; did you mean 'protocol\.scorers'"),
+        (["problems.chat_template=a"], r"unknown key; did you mean 'protocol\.chat_template'"),
         (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
         (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),

@@ -1,6 +1,21 @@
+import random
+import re
+
 import pytest
 
-from dparallel.problems.scoring import exact, flexible_extract, plain_number
+from dparallel.config.problems import ProtocolConfig
+from dparallel.problems.scoring import (
+    SCORERS,
+    Verdict,
+    accuracy_metric,
+    check_scorable,
+    exact,
+    flexible_extract,
+    plain_number,
+    score,
+    scorers_of,
+)
+from dparallel.problems.sources import Problem, ProblemsError
 
 
 @pytest.mark.parametrize(
@@ -18,10 +33,87 @@ from dparallel.problems.scoring import exact, flexible_extract, plain_number
         ("#### 18", "eighteen", False),
         ("#### 18", "", False),
         ("18", "the answer: 18", True),
+        # `,` and `$` go before the final dot is looked for
+        ("18", "The answer is $18.$", True),
+        ("18", "It is 18.,", True),
+        ("1234", "It costs $1,234.$", True),
+        ("#### 8.$", "8", True),
+        ("18", "18..", False),  # one dot goes
+        ("18.", "18.", True),
+        # what is in front of the last `#### ` goes, where a blank follows it
+        ("#### 17 #### 18", "18", True),
+        ("####18", "18", False),
+        ("#$### 18", "18", True),  # `$` goes first
+        ("first\nsecond #### 18", "18", True),
+        # blanks stay in the reference
+        ("#### 18 ", "18", False),
+        (" 18", "18", False),
+        # no number in the response reads as this text
+        ("[invalid]", "none", True),
+        ("[INVALID]", "none", True),
+        ("5 apples", "5", False),
+        ("-", "$-", False),
+        ("--5", "--5", False),
+        ("", "...", False),
+        ("", "$,", True),
+        ("٣", "3", False),  # digits are 0 to 9
     ],
 )
 def test_the_last_number_is_the_answer(reference: str, response: str, right: bool) -> None:
     assert flexible_extract(reference, response) is right
+    assert lm_eval_score(reference, response) is right
+
+
+def lm_eval_score(reference: str, response: str) -> bool:
+    """lm-eval 0.4's filter `flexible-extract` and metric `exact_match` of gsm8k, from their description."""
+    matches = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", response)
+    prediction = "[invalid]"
+    if matches:
+        groups = [group for group in matches[-1] if group]
+        prediction = (groups[0] if groups else "[invalid]").strip()
+    for ignored in (",", "\\$", "(?s).*#### ", "\\.$"):
+        prediction, reference = re.sub(ignored, "", prediction), re.sub(ignored, "", reference)
+    return prediction.lower() == reference.lower()
+
+
+PIECES = [
+    "#### ",
+    "####",
+    "#",
+    " ",
+    "\n",
+    "$",
+    ",",
+    ".",
+    "-",
+    "[invalid]",
+    "[INVALID]",
+    "a",
+    "B",
+    *"0123456789",
+]
+
+
+def drawn(rng: random.Random) -> str:
+    return "".join(rng.choices(PIECES, k=rng.randrange(9)))
+
+
+def test_flexible_extract_is_the_score_of_lm_eval() -> None:
+    rng, right = random.Random(0), 0
+    for _ in range(100_000):
+        reference, response = drawn(rng), drawn(rng)
+        if rng.random() < 0.5:  # the same numbers in other clothes
+            response += "".join(
+                character + rng.choice(["", "", ",", "$", ".$"]) for character in reference.split("#### ")[-1]
+            )
+        expected = lm_eval_score(reference, response)
+        assert flexible_extract(reference, response) is expected, (reference, response)
+        right += expected
+    assert right > 4_000
+
+
+def test_a_long_reference_is_compared_in_linear_time() -> None:
+    assert not flexible_extract("#" * 500_000, "18")
 
 
 def test_the_reference_states_its_answer_last() -> None:
@@ -31,3 +123,69 @@ def test_the_reference_states_its_answer_last() -> None:
 def test_exact_forgives_blanks_around_and_nothing_else() -> None:
     assert exact(" b ", "b\n")
     assert not exact("b", "B")
+
+
+def protocol(*scorers: str) -> ProtocolConfig:
+    return ProtocolConfig(scorers=scorers)
+
+
+COINS = "Tom 7 coins buys 2 loses 1 finds 1 . . ?"
+SOLUTION = "first Tom has 7 coins then Tom buys 2 making 9 then 8 once he gives 1 then Tom finds 1 making 9 "
+
+
+def test_all_scorers_of_a_protocol_judge_each_response_and_the_first_metric_is_the_accuracy() -> None:
+    problems = [Problem("1", "s", COINS, reference="#### 9"), Problem("2", "s", COINS)]
+    both = protocol("flexible_extract", "coins")
+    expected: list[Verdict] = [
+        {"flexible_extract": True, "solution": True, "answer": True},
+        {"flexible_extract": None, "solution": False, "answer": True},
+    ]
+    assert score(problems, [SOLUTION + "answer #### 9", "#### 9"], both) == expected
+    assert accuracy_metric(both) == "flexible_extract"
+    assert accuracy_metric(protocol("coins")) == "solution"
+    assert score([], [], both) == []
+
+
+def test_every_scorer_gives_its_metrics_and_no_two_share_one() -> None:
+    problem = Problem("1", "s", COINS, reference="9")
+    for name, scorer in SCORERS.items():
+        assert scorer.name == name
+        assert [tuple(verdict) for verdict in scorer.score([problem] * 2, ["", "9"])] == [scorer.metrics] * 2
+    assert len(scorers_of(protocol(*SCORERS))) == len(SCORERS)
+
+
+def test_scorers_that_do_not_exist_are_named_with_those_that_do() -> None:
+    with pytest.raises(ProblemsError, match=r"unknown scorer 'exakt'; known: exact, flexible_extract, coins"):
+        scorers_of(protocol("exakt"))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "problem", "message"),
+    [
+        (
+            "exact",
+            Problem("p", "s", "1 + 1?"),
+            r"^problem p \(s\) has no reference, so exact .*add a reference",
+        ),
+        (
+            "flexible_extract",
+            Problem("p", "s", "a", reference="#### 18 "),
+            r"^problem p \(s\): .*compares numbers, .* ends in '18 ': end it in one",
+        ),
+        ("flexible_extract", Problem("p", "s", "a", reference="none"), "ends in 'none'"),
+        ("coins", Problem("p", "s", "Tom 7"), "judges coins problems alone: 'Tom 7' is not a coins problem"),
+    ],
+)
+def test_a_problem_that_cannot_be_judged_is_named_before_any_work(
+    scorer: str, problem: Problem, message: str
+) -> None:
+    right = Problem("q", "s", COINS, reference="9")
+    check_scorable([right], protocol(scorer))
+    with pytest.raises(ProblemsError, match=message):
+        check_scorable([right, problem], protocol(scorer))
+
+
+def test_a_reference_may_be_missing_where_unknown_is_an_answer() -> None:
+    unknown = Problem("p", "s", "1 + 1?")
+    check_scorable([unknown], protocol("exact", "flexible_extract"), need_references=False)
+    assert score([unknown], ["2"], protocol("exact")) == [{"exact": None}]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
+from dparallel.problems import splits
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 
 ROWS = [{"question": f"How many is {n} + 1?", "answer": str(n + 1), "level": n} for n in range(6)]
@@ -51,7 +52,7 @@ def test_a_folder_has_splits_and_slices_as_a_hub_data_set_has(tmp_path: Path) ->
     assert [problem.reference for problem in read(tmp_path / "gsm", split="test")] == ["5", "6"]
     assert [problem.reference for problem in read(tmp_path / "gsm", split="train[:2]")] == ["1", "2"]
     assert [problem.reference for problem in read(tmp_path / "gsm", split="train[5:]")] == ["6"]
-    with pytest.raises(ProblemsError, match=r"gsm dev cannot be read: Unknown split \"dev\""):
+    with pytest.raises(ProblemsError, match=r"gsm dev: Unknown split \"dev\""):
         read(tmp_path / "gsm", split="dev")
 
 
@@ -109,7 +110,7 @@ def test_sources_are_mixed_in_their_order(tmp_path: Path) -> None:
         ({"reference": "anwser"}, "no column 'anwser'; its columns: question, answer, level"),
         ({"id": "key"}, "no column 'key'"),
         ({"count": 7}, "holds 6 problems, wanted 7: lower count"),
-        ({"split": "train[6:]"}, "train.6:. cannot be read: .* corresponds to no data"),
+        ({"split": "train[6:]"}, "train.6:. holds 0 problems: give another .* slice"),
     ],
 )
 def test_what_a_data_set_lacks_is_named(tmp_path: Path, settings: dict, message: str) -> None:
@@ -154,9 +155,9 @@ def test_a_prompt_that_cannot_be_filled_in_is_refused_before_any_data_is_read(pr
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.jsonl", b"", "it holds 0 problems"),
-        ("p.jsonl", b'{"question": "a"}\n{"question": \n', "JSON parse error"),
-        ("p.jsonl", b"\xff\xfe\x00\x01", "JSON parse error"),
+        ("p.jsonl", b"", "holds 0 problems"),
+        ("p.jsonl", b'{"question": "a"}\n{"question": \n', r"row 2: not JSON \(Expecting value at column 13"),
+        ("p.jsonl", b"\xff\xfe\x00\x01", "row 1: byte 0xff at position 0 is not UTF-8"),
         ("p.parquet", b"PAR1", "Parquet"),
         ("weights.bin", b"\x00", "files of one kind, named .jsonl, .json, .parquet"),
     ],
@@ -175,7 +176,7 @@ def test_a_missing_file_is_named_and_not_looked_for_on_the_hub() -> None:
 
 def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ProblemsError, match=r"nobody/nothing main test\[:5\] cannot be read.*local copy"):
+    with pytest.raises(ProblemsError, match=r"nobody/nothing main test\[:5\]: cannot be read.*local copy"):
         read("nobody/nothing", subset="main", split="test[:5]")
 
 
@@ -185,3 +186,102 @@ def test_every_local_file_is_known(tmp_path: Path) -> None:
     sources = [{"path": str(one)}, {"path": str(tmp_path / "folder")}, {"path": "openai/gsm8k"}]
     files = config(*sources, protocol={"chat": True, "chat_template": str(template)}).files()
     assert files == [one, other, template]
+
+
+def test_rows_are_numbered_in_the_whole_split_whatever_its_slice(tmp_path: Path) -> None:
+    """The same row has the same name in every slice, so that recorded rows can be told apart."""
+    write(tmp_path / "p.jsonl")
+    write(tmp_path / "gsm" / "test-00000-of-00002.parquet", ROWS[:2])
+    write(tmp_path / "gsm" / "test-00001-of-00002.parquet", ROWS[2:])
+    for path, name in ((tmp_path / "p.jsonl", "p"), (tmp_path / "gsm", "gsm")):
+        slices = {
+            "test[:2]": [1, 2],
+            "test[2:]": [3, 4, 5, 6],
+            "test[-2:]": [5, 6],
+            "test[50%:]": [4, 5, 6],
+            "test[4:]+test[:1]": [5, 6, 1],
+        }
+        for split, rows in slices.items():
+            problems = read(path, split=split)
+            assert [each.problem_id for each in problems] == [f"{name}-{row:05d}" for row in rows]
+            assert [each.reference for each in problems] == [str(row) for row in rows]
+        drawn = read(path, split="test[2:]", count=2, seed=0)
+        assert {each.problem_id for each in drawn} < {f"{name}-{row:05d}" for row in range(3, 7)}
+    with pytest.raises(ProblemsError, match=r"p\.jsonl test\[4:2\] holds 0 problems"):
+        read(tmp_path / "p.jsonl", split="test[4:2]")
+    with pytest.raises(ProblemsError, match=r"row 3: column 'question' .* is empty"):
+        read(write(tmp_path / "e.jsonl", [*ROWS[:2], {"question": ""}]), split="test[1:]")
+
+
+def test_rows_of_a_hub_data_set_are_numbered_in_the_whole_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` itself loads the folder here, as it loads a name on the hub."""
+    write(tmp_path / "gsm" / "test.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    source = SourceConfig(
+        path=str(tmp_path / "gsm"), split="test[4:]", prompt="{question}", reference="answer"
+    )
+    [(table, rows)] = splits.sliced(source.split, splits.of_hub(source))
+    assert list(rows) == [4, 5]
+    records, columns = table.read(rows, ["answer", "nothing"])
+    assert records == [{"answer": "5", "nothing": None}, {"answer": "6", "nothing": None}]
+    assert columns == ["question", "answer", "level"]
+
+
+def test_columns_that_only_a_scorer_reads_and_the_beginning_of_the_response_travel_along(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"prompt": "def f():", "tests": ["f() == 1"], "entry": {"point": "f", "arguments": 0}, "level": 3}
+    ]
+    protocol = {"prefill": "```python\n{prompt}", "extra": ["tests", "entry", "level"]}
+    for name in ("p.jsonl", "p.parquet"):
+        path = write(tmp_path / name, rows)
+        [problem] = dataset_problems(config({"path": str(path)}, protocol=protocol))
+        assert problem.prefill == "```python\ndef f():"
+        assert problem.extra == {"tests": ["f() == 1"], "entry": {"point": "f", "arguments": 0}, "level": 3}
+        with pytest.raises(ProblemsError, match="no column 'test'"):
+            dataset_problems(config({"path": str(path)}, protocol={"extra": ["test"]}))
+
+
+def test_a_column_is_named_by_the_whole_text_between_the_braces(tmp_path: Path) -> None:
+    rows = [{"q.text": "1 + 1?", "a[0]": "2", "q": {"text": "another"}}]
+    for name in ("p.jsonl", "p.parquet"):
+        path = write(tmp_path / name, rows)
+        [problem] = read(path, prompt="{q.text} {a[0]}", reference="a[0]")
+        assert (problem.prompt, problem.reference) == ("1 + 1? 2", "2")
+        with pytest.raises(ProblemsError, match=r"no column 'q\.length'; its columns: q\.text, a\[0\], q"):
+            read(path, prompt="{q.length}")
+
+
+@pytest.mark.parametrize("name", ["p[1].jsonl", "p*.jsonl", "q?.parquet", "r[1]/p.jsonl", "s[1]"])
+def test_a_name_that_looks_like_a_pattern_is_a_name_where_it_exists(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "p1.jsonl", ROWS[:1])
+    path = tmp_path / name
+    write(path if path.suffix else path / "train.jsonl", ROWS[1:])
+    assert len(read(path)) == 5
+    assert config({"path": str(path)}).files() == [path if path.suffix else path / "train.jsonl"]
+
+
+def test_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    rows = [
+        {"question": "2024-01-01", "answer": "2024-01-01T10:00:00Z", "id": "2024-02-03"},
+        {"question": "2024-01-02", "answer": "2024-01-02 10:00:00", "id": "2024-02-04"},
+    ]
+    for name in ("p.jsonl", "p.json"):
+        problems = read(write(tmp_path / name, rows))
+        assert [(each.prompt, each.reference, each.problem_id) for each in problems] == [
+            (row["question"], row["answer"], row["id"]) for row in rows
+        ]
+    dates = pa.table({"question": ["a"], "answer": pa.array(["2024-01-01"]).cast(pa.date32())})
+    pq.write_table(dates, tmp_path / "dates.parquet")
+    with pytest.raises(ProblemsError, match=r"dates\.parquet: column 'answer' holds dates .* as a text into"):
+        read(tmp_path / "dates.parquet")
+    assert read(tmp_path / "dates.parquet", reference=None)[0].prompt == "a"
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question": "\\ud83d", "answer": "1"}\n', encoding="utf-8")
+    with pytest.raises(ProblemsError, match=r"p\.jsonl, row 1: column 'question' holds half a character"):
+        read(tmp_path / "p.jsonl")

@@ -1,0 +1,111 @@
+"""The files of a folder by split, as the hub reads a data set: by its dataset card, or by their names.
+
+Import it where a folder is read: the library `datasets` takes a second.
+"""
+
+import glob
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns, resolve_pattern, sanitize_patterns
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+from yaml import YAMLError
+
+from dparallel.config.problems import PROBLEM_FILES
+from dparallel.problems.tables import TableError, check_kinds, listed
+
+Patterns = dict[str, list[str]]
+
+
+class Folder(NamedTuple):
+    splits: dict[str, list[Path]]
+    left_out: list[Path]  # files that are in no split, hidden ones apart
+
+
+def read_folder(root: Path, subset: str | None) -> Folder:
+    """The files of every split, of one kind.
+
+    Sub-folders are included. Where the card gives no patterns, a file belongs to the split that its name or
+    its folder's name says (`test.jsonl`, `data/test-00000-of-00001.parquet`, `test/a.jsonl`), and all of them
+    to `train` where no name says one.
+
+    Args:
+        subset: one that the card names, or a sub-folder.
+
+    Raises:
+        TableError: no file of a kind that can be read, files of several kinds, an unknown subset.
+    """
+    folder, patterns = _subset(root, subset)
+    every = [file for file in sorted(root.rglob("*")) if file.is_file() and not _hidden(file, root)]
+    splits = _match(folder, patterns)
+    if not splits:
+        raise TableError(
+            f"no {', '.join(PROBLEM_FILES)} file of a split in this folder; it holds {listed(every)}"
+        )
+    read = dict.fromkeys(file for files in splits.values() for file in files)
+    left_out = [file for file in every if file not in read]
+    misplaced = [] if patterns else [file for file in left_out if file.suffix in (".jsonl", ".parquet")]
+    check_kinds([*read, *(file for file in misplaced if folder in file.parents)])
+    return Folder(splits, left_out)
+
+
+def is_metadata(file: Path) -> bool:
+    """Whether a file describes a data set, whatever its kind."""
+    return file.name in FILES_TO_IGNORE
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
+
+
+def _subset(root: Path, subset: str | None) -> tuple[Path, Patterns | None]:
+    """The folder of a subset, and the patterns of its splits where the card gives them."""
+    configs = _card(root)
+    name = subset or configs.get_default_config_name() or (next(iter(configs)) if len(configs) == 1 else None)
+    if configs and name not in configs:
+        problem = "give a subset" if name is None else f"no subset {name!r}"
+        raise TableError(f"{problem}; its README.md names {', '.join(configs)}")
+    if name in configs:
+        data_files = configs[name].get("data_files")
+        patterns = None if data_files is None else sanitize_patterns(data_files)
+        return root / (configs[name].get("data_dir") or "."), patterns
+    if subset is not None and not (root / subset).is_dir():
+        raise TableError(f"no subset {subset!r}: it is neither in a README.md nor a sub-folder")
+    return root / (subset or "."), None
+
+
+def _card(root: Path) -> MetadataConfigs:
+    """The subsets that a dataset card declares, by name."""
+    card = root / "README.md"
+    try:
+        data = DatasetCard.load(card).data if card.is_file() else DatasetCardData()
+        return MetadataConfigs.from_dataset_card_data(data)
+    except (OSError, ValueError, YAMLError) as error:
+        raise TableError(f"{card} cannot be read as a dataset card: {error}") from error
+
+
+def _match(folder: Path, patterns: Patterns | None) -> dict[str, list[Path]]:
+    resolve = partial(
+        resolve_pattern, base_path=glob.escape(folder.as_posix()), allowed_extensions=list(PROBLEM_FILES)
+    )
+    try:
+        patterns = patterns or _get_data_files_patterns(resolve)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TableError(str(error)) from error
+    splits = {str(split): _resolved(those, resolve) for split, those in patterns.items()}
+    return {split: files for split, files in splits.items() if files}
+
+
+def _resolved(patterns: Sequence[str], resolve: partial[list[str]]) -> list[Path]:
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        try:
+            files |= dict.fromkeys(map(Path, resolve(pattern)))
+        except FileNotFoundError:  # there are several ways to name a split
+            continue
+    return [file for file in files if file.suffix in PROBLEM_FILES]

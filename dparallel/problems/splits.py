@@ -1,0 +1,119 @@
+"""Which files are a data set, which of them a split, and which rows its slice."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from dparallel.config.problems import PROBLEM_FILES, SourceConfig
+from dparallel.problems.tables import (
+    Concatenation,
+    HubTable,
+    Table,
+    TableError,
+    check_kinds,
+    listed,
+    open_table,
+)
+
+log = logging.getLogger(__name__)
+
+Part = tuple[Table, range]  # rows of a table
+
+
+def open_source(source: SourceConfig) -> list[Part]:
+    """The rows that a source's `split` names, in tables whose rows are counted from the split's start.
+
+    Raises:
+        TableError: files that are missing, damaged or of several kinds; a split that does not exist.
+    """
+    path = Path(source.path)
+    if path.is_dir():
+        return sliced(source.split, _of_files(_folder(source)))
+    files = source.files()
+    if not files and (path.suffix in PROBLEM_FILES or path.is_absolute() or source.path.count("/") > 1):
+        raise TableError(f"no such problems file (looked in {Path.cwd()})")
+    if not files:
+        return sliced(source.split, of_hub(source))
+    check_kinds(files)
+    if len(files) > 1:
+        _tell(logging.INFO, f"{source.label}: the files are {listed(files)}")
+    name = re.split(r"[\[+(]", source.split)[0].strip()  # the files are this split, whatever it is called
+    return sliced(source.split, _of_files({name: files}))
+
+
+class _Splits(Mapping[str, int]):
+    """Numbers of rows by split; a split is opened when it is asked for.
+
+    `names` None: what is not known is asked of the hub.
+    """
+
+    def __init__(self, opened: Callable[[str], Table], names: Sequence[str] | None):
+        self.table = cache(opened)
+        self.names = names
+
+    def __getitem__(self, split: str) -> int:
+        return len(self.table(split))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names or ())
+
+    def __len__(self) -> int:
+        return len(self.names or ())
+
+    def __contains__(self, split: object) -> bool:
+        return self.names is None or split in self.names
+
+
+def _of_files(splits: Mapping[str, Sequence[Path]]) -> _Splits:
+    return _Splits(lambda split: Concatenation(list(map(open_table, splits[split]))), list(splits))
+
+
+def sliced(spec: str, splits: _Splits) -> list[Part]:
+    """The rows of `train[:10]+test[5:]`, by the rules of the library `datasets`."""
+    if re.fullmatch(r"[\w.-]+", spec) and spec in splits:
+        return [(splits.table(spec), range(splits[spec]))]
+    from datasets import ReadInstruction  # here, since it takes a second
+
+    try:
+        instructions = ReadInstruction.from_spec(spec).to_absolute(splits)
+    except TableError:
+        raise
+    except (ValueError, AssertionError) as error:
+        raise TableError(str(error)) from error
+    return [(splits.table(each.splitname), range(each.from_, each.to)) for each in instructions]
+
+
+def _folder(source: SourceConfig) -> dict[str, list[Path]]:
+    from dparallel.problems.folders import is_metadata, read_folder  # here, since it takes a second
+
+    splits, left_out = read_folder(Path(source.path).absolute(), source.subset)
+    parts = "; ".join(f"{split} ({listed(files)})" for split, files in splits.items())
+    _tell(logging.INFO, f"{source.label}: the splits of this folder are {parts}")
+    if left_out:
+        problems = [file for file in left_out if file.suffix in PROBLEM_FILES and not is_metadata(file)]
+        level = logging.WARNING if problems else logging.INFO
+        _tell(level, f"{source.label}: files in no split, which are not read: {listed(left_out)}")
+    return splits
+
+
+@cache  # once a process: problems are loaded by checks and by stages
+def _tell(level: int, message: str) -> None:
+    log.log(level, "%s", message)
+
+
+def of_hub(source: SourceConfig) -> _Splits:
+    import datasets  # here, since it takes a second
+
+    def load(split: str) -> Table:
+        try:
+            return HubTable(
+                datasets.load_dataset(source.path, name=source.subset, revision=source.revision, split=split)
+            )
+        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
+            reason = str(error.__cause__ or error) or "it holds 0 problems"
+            raise TableError(f"cannot be read: {reason}; offline, give the path of a local copy") from error
+
+    datasets.disable_progress_bars()
+    return _Splits(load, None)

@@ -1,0 +1,248 @@
+"""Rows of JSON and Parquet files. Texts stay the texts they are, and only what is asked for is kept."""
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dparallel.config.base import UserError
+from dparallel.config.problems import PROBLEM_FILES
+
+Record = dict[str, Any]  # values by column
+
+
+class TableError(UserError):
+    """A file that cannot be read as rows; the message names the file, the row and the remedy."""
+
+
+class Table(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
+        """The wanted columns of some rows, and the names of all columns; None where a row has no value.
+
+        Args:
+            rows: numbers from 0, ascending.
+        """
+        ...
+
+
+def open_table(file: Path) -> Table:
+    """A JSON lines, JSON or Parquet file, by the end of its name."""
+    return ParquetTable(file) if file.suffix == ".parquet" else JsonTable(file)
+
+
+def check_kinds(files: Sequence[Path]) -> None:
+    """Refuse files that cannot be read, and files of several kinds."""
+    kinds: dict[str, list[Path]] = {}
+    for file in files:
+        kind = (
+            "JSON"
+            if file.suffix in (".jsonl", ".json")
+            else "Parquet"
+            if file.suffix == ".parquet"
+            else "other"
+        )
+        kinds.setdefault(kind, []).append(file)
+    if len(kinds) > 1 or "other" in kinds:
+        held = "; ".join(f"{kind}: {listed(found)}" for kind, found in kinds.items())
+        raise TableError(
+            f"give files of one kind, named {', '.join(PROBLEM_FILES)}, by a pattern such as FOLDER/*.jsonl; "
+            f"found {held}"
+        )
+
+
+def listed(files: Sequence[Path]) -> str:
+    """Names of files in messages; of many, the first ones."""
+    shown = ", ".join(file.name for file in files[:10])
+    return f"{shown} and {len(files) - 10} more" if len(files) > 10 else shown or "no file"
+
+
+class Concatenation:
+    """Several tables as one."""
+
+    def __init__(self, tables: Sequence[Table]):
+        self.tables = tables
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables))
+
+    def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
+        records: list[Record] = []
+        names: dict[str, None] = {}
+        for table, portion in zip(self.tables, _portions(rows, list(map(len, self.tables))), strict=True):
+            if portion:
+                found, columns = table.read(portion, wanted)
+                records += found
+                names |= dict.fromkeys(columns)
+        return records, list(names)
+
+
+def _portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Ascending row numbers, cut by the parts of these lengths and counted from the start of each."""
+    place = start = 0
+    for length in lengths:
+        portion = []
+        while place < len(rows) and rows[place] < start + length:
+            portion.append(rows[place] - start)
+            place += 1
+        yield portion
+        start += length
+
+
+class JsonTable:
+    """One object a line; or a list of objects, or an object of columns (lists of one length).
+
+    Of JSON lines only the places of the lines are kept, and the rows asked for are read.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.places = array("q")
+        self.document: list[Any] | None = None
+        try:
+            self._index()
+        except OSError as error:
+            raise TableError(f"{file}: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        return len(self.places) if self.document is None else len(self.document)
+
+    def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
+        names: dict[str, None] = {}
+        records = []
+        for record in self._records(rows):
+            names |= dict.fromkeys(record)
+            records.append({name: record.get(name) for name in wanted})
+        return records, list(names)
+
+    def _records(self, rows: Sequence[int]) -> Iterator[Record]:
+        if self.document is not None:
+            for row in rows:
+                yield self._object(row, self.document[row])
+            return
+        with self.file.open("rb") as lines:
+            for row in rows:
+                lines.seek(self.places[row])
+                yield self._object(row, self._parse(row, lines.readline().rstrip()))
+
+    def _index(self) -> None:
+        place = 0
+        with self.file.open("rb") as lines:
+            for line in lines:
+                content = line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
+                if content.strip():
+                    if not self.places and self._is_document(content):
+                        self.document = self._read_document()
+                        return
+                    self.places.append(place + len(line) - len(content))
+                place += len(line)
+
+    def _is_document(self, first_line: bytes) -> bool:
+        """Whether the first line is the beginning of one JSON text that is the whole file."""
+        line = first_line.strip()
+        return line[:1] == b"[" or line[-1:] in (b"{", b"[", b",")
+
+    def _read_document(self) -> list[Any]:
+        content = self._parse(None, self.file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        if isinstance(content, list):
+            return content
+        columns = content if isinstance(content, dict) else {}
+        lengths = {len(column) if isinstance(column, list) else None for column in columns.values()}
+        if len(lengths) != 1 or None in lengths:
+            raise TableError(
+                f"{self.file}: holds one {type(content).__name__}; write one object a line, or a list of "
+                "objects"
+            )
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _where(self, row: int | None) -> str:
+        return str(self.file) if row is None else f"{self.file}, row {row + 1}"
+
+    def _parse(self, row: int | None, content: bytes) -> Any:
+        try:
+            return json.loads(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            where = self._where(row)
+            if row is None:
+                line = content.count(b"\n", 0, error.start) + 1
+                where = f"{where}, line {line}"
+            raise TableError(
+                f"{where}: byte 0x{content[error.start]:02x} at position {error.start} is not UTF-8: save "
+                "the file as UTF-8, for example with iconv -f ISO-8859-1 -t UTF-8"
+            ) from error
+        except json.JSONDecodeError as error:
+            place = error if row is None else f"{error.msg} at column {error.colno}"
+            raise TableError(f"{self._where(row)}: not JSON ({place}): correct it") from error
+        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+            reason = str(error).partition(";")[0]
+            raise TableError(f"{self._where(row)}: cannot be read ({reason}): write it as a text") from error
+
+    def _object(self, row: int, record: Any) -> Record:
+        if not isinstance(record, dict):
+            raise TableError(
+                f"{self._where(row)}: holds a value of type {type(record).__name__}, expected an object"
+            )
+        return record
+
+
+class ParquetTable:
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            with pq.ParquetFile(file) as opened:
+                self.rows = opened.metadata.num_rows
+                self.schema = opened.schema_arrow
+        except (pa.ArrowException, OSError) as error:
+            raise TableError(f"{file}: no Parquet file that can be read: {error}") from error
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
+        present = [name for name in wanted if name in self.schema.names]
+        for name in present:
+            self._check_type(name)
+        records: list[Record] = []
+        if not present:
+            return [dict.fromkeys(wanted) for _ in rows], self.schema.names
+        try:
+            with pq.ParquetFile(self.file) as opened:
+                groups = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+                for group, portion in enumerate(_portions(rows, groups)):
+                    if portion:
+                        found = opened.read_row_group(group, columns=present).select(present).take(portion)
+                        records += found.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise TableError(f"{self.file} cannot be read: {error}") from error
+        absent = dict.fromkeys(name for name in wanted if name not in present)
+        return [record | absent for record in records], self.schema.names
+
+    def _check_type(self, name: str) -> None:
+        kind = self.schema.field(name).type
+        if pa.types.is_temporal(kind):
+            raise TableError(
+                f"{self.file}: column {name!r} holds dates or times ({kind}), expected texts or numbers: "
+                "name another column, or write it as a text into a copy of the data"
+            )
+
+
+class HubTable:
+    """A data set that the library `datasets` has loaded."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
+        names = self.dataset.column_names
+        present = [name for name in wanted if name in names]
+        absent = dict.fromkeys(name for name in wanted if name not in names)
+        records = self.dataset.select_columns(present).select(rows).to_list()
+        return [record | absent for record in records], names
