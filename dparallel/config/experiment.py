@@ -19,7 +19,7 @@ from pydantic import (
 
 from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import COINS_LIMIT, ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
 __all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all settings are
@@ -365,7 +365,7 @@ class TeacherConfig(Config):
     batch_size: PositiveInt = 64
     block_length: PositiveInt | None = None
     seed: Seed = 0
-    check_problems: PositiveInt = 200
+    check_problems: PositiveInt = Field(default=200, le=COINS_LIMIT)
     min_accuracy: float = Field(0.97, ge=0, le=1)
 
     @model_validator(mode="before")

@@ -14,38 +14,52 @@ PROBLEM_FILES = (".jsonl", ".json", ".parquet")
 COINS_LIMIT = 100_000  # drawing distinct problems takes up to 0.1 ms each, and every split holds millions
 
 
-class _Columns(Formatter):
-    """Fills in texts by the whole name between the braces: `{q.text}` is the column `q.text`."""
+class ColumnText(Formatter):
+    """A format string over columns. A column is the whole text between the braces: `{q.text}` is `q.text`.
 
-    def __init__(self, texts: Mapping[str, str] | None):
-        self.texts = texts
-        self.seen: dict[str, None] = {}
+    Attributes:
+        columns: the columns it names.
+    """
+
+    def __init__(self, text: str, setting: str = "prompt"):
+        """Raise a ValueError that names the `setting` for what is no format string."""
+        self.text = text
+        found: dict[str, str] = {}
+        try:
+            parts = list(self.parse(text))
+            if any(column == "" for _, column, _, _ in parts):
+                raise ValueError("it must name the columns it is made of, as {question}")
+            self.vformat(text, (), _Recorder(found))
+        except ValueError as error:
+            reason = f"{error}; columns come as texts; write {{{{ and }}}} for braces"
+            raise ValueError(f"{setting}={text!r}: {reason}") from error
+        self.columns = list(found)
+        self.plain = not any(form or conversion for _, _, form, conversion in parts)
+        self.parts = [(literal, column) for literal, column, _, _ in parts]
+
+    def fill(self, texts: Mapping[str, str]) -> str:
+        if not self.plain:
+            return self.vformat(self.text, (), texts)
+        return "".join(
+            literal if column is None else literal + texts[column] for literal, column in self.parts
+        )
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[str, str]:
-        self.seen[field_name] = None
-        return "" if self.texts is None else self.texts[field_name], field_name
+        return kwargs[field_name], field_name
 
 
-def fill(text: str, texts: Mapping[str, str]) -> str:
-    """A format string with its columns filled in."""
-    return _Columns(texts).vformat(text, (), {})
+class _Recorder(dict[str, str]):
+    """Has every column, as an empty text, and notes which were asked for."""
 
+    def __init__(self, found: dict[str, str]):
+        self.found = found
 
-def columns_of(text: str, name: str) -> list[str]:
-    """The columns that a format string names; `name` is the setting's name in messages."""
-    columns = _Columns(None)
-    try:
-        if any(column == "" for _, column, _, _ in columns.parse(text)):
-            raise ValueError("it must name the columns it is made of, as {question}")
-        columns.vformat(text, (), {})
-    except ValueError as error:
-        reason = f"{error}; columns come as texts; write {{{{ and }}}} for braces"
-        raise ValueError(f"{name}={text!r}: {reason}") from error
-    return list(columns.seen)
+    def __missing__(self, column: str) -> str:
+        return self.found.setdefault(column, "")
 
 
 def _check_prompt(prompt: str) -> None:
-    if not columns_of(prompt, "prompt"):
+    if not ColumnText(prompt).columns:
         raise ValueError(f"prompt={prompt!r} must name the columns it is made of, as {{question}}")
 
 
@@ -59,10 +73,15 @@ class SourceConfig(Config):
     """One data set: files, a folder, or a name on the hub.
 
     Args:
-        path: a JSONL, JSON or Parquet file (or a pattern such as `data/*.parquet`), a folder of them, or
-            a name on the hub such as `openai/gsm8k`.
-        subset, split, revision: which part of a hub data set or a folder; any of them may be sliced,
-            `train[:500]`. Of a file only the slice of `split` matters.
+        path: a JSONL, JSON or Parquet file (or a pattern such as `data/*.parquet`), a folder of files of one
+            of these kinds, sub-folders included, or a name on the hub such as `openai/gsm8k`.
+        subset: of a hub data set, or of a folder: a subset that its dataset card (README.md) names, or a
+            sub-folder.
+        split: of a hub data set or a folder, whose files belong to the split that the card or their names
+            say (`test.jsonl`, `test/a.jsonl`), `train` where no name says one. It may be sliced,
+            `train[:500]`; of a file only the slice matters. Problems without an id are named by their row
+            in the whole split, the same in every slice.
+        revision: of a hub data set.
         prompt: a format string over this source's columns, in place of the protocol's.
         reference, id: columns; None takes the columns of these names where there are any.
         count: how many rows; the first ones, or drawn by `seed`.
@@ -147,7 +166,7 @@ class ProtocolConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "ProtocolConfig":
         _check_prompt(self.prompt)
-        columns_of(self.prefill, "prefill")
+        ColumnText(self.prefill, "prefill")
         if self.chat_template is not None and not self.chat:
             raise ValueError(f"chat_template={self.chat_template!r} has no effect with chat=false")
         if self.examples_as == "text" and not (self.chat and self.examples):
@@ -209,7 +228,7 @@ class ProblemsConfig(Config):
         if self.count > COINS_LIMIT:
             raise ValueError(f"benchmark='coins' with count={self.count}: at most {COINS_LIMIT}; lower count")
         protocol = self.protocol
-        if protocol.prompt != "{prompt}" or protocol.extra or columns_of(protocol.prefill, "prefill"):
+        if protocol.prompt != "{prompt}" or protocol.extra or ColumnText(protocol.prefill).columns:
             raise ValueError(
                 "benchmark='coins' has no columns: drop protocol.prompt and protocol.extra, and write "
                 "protocol.prefill without {}"

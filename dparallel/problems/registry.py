@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import ColumnText, ProblemsConfig
 from dparallel.problems import coins
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
@@ -72,7 +72,7 @@ def coins_problems(config: ProblemsConfig) -> list[Problem]:
             problem_id=f"coins-{config.split}-{config.seed}-{index:05d}",
             source=f"coins/{config.split}",
             prompt=problem.prompt,
-            prefill=config.protocol.prefill.format(),
+            prefill=ColumnText(config.protocol.prefill).fill({}),
             reference=coins.draw_solution(problem, random.Random(problem.prompt)),
         )
         for index, problem in enumerate(islice(coins.problems(config.split, config.seed), config.count))

@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from random import Random
 from textwrap import shorten
 from typing import Any
 
 from dparallel.config.base import UserError
-from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig, columns_of, fill
+from dparallel.config.problems import ColumnText, ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.problems.splits import open_source
-from dparallel.problems.tables import Record, TableError
+from dparallel.problems.tables import Record, TableError, portions
 
 
 class ProblemsError(UserError):
@@ -48,25 +47,26 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
-    prompt = protocol.prompt if source.prompt is None else source.prompt
-    filled = dict.fromkeys([*columns_of(prompt, "prompt"), *columns_of(protocol.prefill, "prefill")])
+    prompt = ColumnText(protocol.prompt if source.prompt is None else source.prompt)
+    prefill = ColumnText(protocol.prefill)
+    label, name_of_file = source.label, Path(source.path).stem
+    filled = dict.fromkeys([*prompt.columns, *prefill.columns])
     reference, identity = source.reference or "reference", source.id or "id"
     wanted = list(dict.fromkeys([*filled, reference, identity, *protocol.extra]))
     required = [*filled, *protocol.extra, *filter(None, (source.reference, source.id))]
     problems = []
     for row, record in _rows(source, wanted, required):
-        where = f"{source.label}, row {row + 1}"
+        where = f"{label}, row {row + 1}"
         texts = {name: _text(where, name, record[name]) or "" for name in filled}
         for name, text in texts.items():
             if not text.strip():
                 raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
         problems.append(
             Problem(
-                problem_id=_text(where, identity, record[identity])
-                or f"{Path(source.path).stem}-{row + 1:05d}",
-                source=source.label,
-                prompt=fill(prompt, texts),
-                prefill=fill(protocol.prefill, texts),
+                problem_id=_text(where, identity, record[identity]) or f"{name_of_file}-{row + 1:05d}",
+                source=label,
+                prompt=prompt.fill(texts),
+                prefill=prefill.fill(texts),
                 reference=_text(where, reference, record[reference]),
                 extra={name: _json_value(where, name, record[name]) for name in protocol.extra},
             )
@@ -78,12 +78,14 @@ def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[
     """The rows of a source with their numbers, counted from 0 in the whole split, whatever its slice."""
     try:
         parts = open_source(source)
-        places = [(part, row) for part, (_, rows) in enumerate(parts) for row in rows]
-        chosen = [places[place] for place in _chosen(source, len(places))]
+        lengths = [len(rows) for _, rows in parts]
+        chosen = _chosen(source, sum(lengths))
         found: list[tuple[int, Record]] = []
-        for part, group in groupby(chosen, key=lambda place: place[0]):
-            rows = [row for _, row in group]
-            records, columns = parts[part][0].read(rows, wanted)
+        for (table, numbers), portion in zip(parts, portions(chosen, lengths), strict=True):
+            if not portion:
+                continue
+            rows = [numbers[place] for place in portion]
+            records, columns = table.read(rows, wanted)
             if missing := [name for name in required if name not in columns]:
                 raise ProblemsError(
                     f"{source.label}: no column {missing[0]!r}; its columns: {', '.join(columns)}"

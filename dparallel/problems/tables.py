@@ -74,7 +74,7 @@ class Concatenation:
     def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
         records: list[Record] = []
         names: dict[str, None] = {}
-        for table, portion in zip(self.tables, _portions(rows, list(map(len, self.tables))), strict=True):
+        for table, portion in zip(self.tables, portions(rows, list(map(len, self.tables))), strict=True):
             if portion:
                 found, columns = table.read(portion, wanted)
                 records += found
@@ -82,7 +82,7 @@ class Concatenation:
         return records, list(names)
 
 
-def _portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+def portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
     """Ascending row numbers, cut by the parts of these lengths and counted from the start of each."""
     place = start = 0
     for length in lengths:
@@ -213,7 +213,7 @@ class ParquetTable:
         try:
             with pq.ParquetFile(self.file) as opened:
                 groups = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
-                for group, portion in enumerate(_portions(rows, groups)):
+                for group, portion in enumerate(portions(rows, groups)):
                     if portion:
                         found = opened.read_row_group(group, columns=present).select(present).take(portion)
                         records += found.to_pylist()

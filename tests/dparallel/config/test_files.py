@@ -10,11 +10,12 @@ from dparallel.config.experiment import (
     LoraSettings,
     OptimizerConfig,
     Sweep,
+    TeacherConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.files import load_config
-from dparallel.config.problems import ProblemsConfig, SourceConfig
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 
 BENCHMARK = {
     "test": {"benchmark": "coins", "count": 1, "split": "test"},
@@ -137,6 +138,13 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
             {"benchmark": "coins", "count": 1, "protocol": {"chat_template": "a.jinja"}},
             "no effect with chat=false",
         ),
+        (ProblemsConfig, {"benchmark": "coins", "count": 10_000_000_000}, "at most 100000; lower count"),
+        (ProblemsConfig, {"benchmark": "coins", "count": 1, "protocol": {"extra": ["a"]}}, "has no columns"),
+        (ProtocolConfig, {"stops": [""]}, "would end every response"),
+        (ProtocolConfig, {"scorers": ["exact", "exact"]}, "names something twice"),
+        (ProtocolConfig, {"examples_as": "text"}, "no effect without chat=true and examples"),
+        (ProtocolConfig, {"prompt": "put it in {}"}, "must name the columns"),
+        (TeacherConfig, {"out": "a", "check_problems": 10_000_000_000}, "less than or equal to 100000"),
         (SourceConfig, {"path": "a", "prompt": "put it in \\boxed{}"}, "must name the columns"),
         (SourceConfig, {"path": "a", "prompt": "{question"}, "write {{ and }} for braces"),
         (SourceConfig, {"path": "a", "seed": 3}, "give count"),

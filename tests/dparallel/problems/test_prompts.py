@@ -1,5 +1,6 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
@@ -10,8 +11,10 @@ from dparallel.problems.prompts import (
     encode_problems,
     finish,
     render,
+    render_all,
     tokenizer_fingerprint,
 )
+from dparallel.problems.scoring import score
 from dparallel.problems.sources import Problem
 from dparallel.tiny.tokenizer import build_tokenizer
 
@@ -143,3 +146,97 @@ def test_tokenizer_fingerprint_sees_vocabulary_and_template() -> None:
     other = build_tokenizer()
     other.add_tokens(["word"])
     assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
+
+
+def appends_eos(front: str = "") -> PreTrainedTokenizerBase:
+    tokenizer = build_tokenizer()
+    special = [("<eos>", ids("<eos>")[0]), ("<pad>", ids("<pad>")[0])]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{front} $A <eos>".strip(), special_tokens=special
+    )
+    return tokenizer
+
+
+def test_no_end_of_text_stands_between_prompt_and_response() -> None:
+    """For tokenizers that put one behind every text (`add_eos_token`), with and without one in front."""
+    assert appends_eos().encode("Tom 7") == ids("Tom 7 <eos>")
+    assert plain(appends_eos(), "Tom 7") == ids("Tom 7")
+    assert plain(appends_eos("<pad>"), "Tom 7") == ids("<pad> Tom 7")
+    assert plain(appends_eos("<pad>"), "<pad> Tom 7") == ids("<pad> Tom 7")
+    assert plain(appends_eos(), "Tom 7 <eos>") == ids("Tom 7 <eos>"), "the text's own stays"
+    tokenizer = appends_eos("<pad>")
+    tokenizer.chat_template = TEMPLATE
+    assert render(Problem("p", "s", "Tom"), CHAT, tokenizer) == ids("first Tom answer")
+
+
+EXAMPLES = [{"user": "Tom ?", "assistant": " 7"}, {"user": "Ann ?", "assistant": " 3"}]
+TURNS = (
+    "{% for message in messages %}"
+    "{{ {'system': 'keys', 'user': 'first', 'assistant': 'answer'}[message.role] }} {{ message.content }} "
+    "{% endfor %}{% if add_generation_prompt %}answer {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "Eva ?"),
+        ({"system": "hats"}, "hats Eva ?"),
+        ({"examples": EXAMPLES}, "Tom ? 7 Ann ? 3 Eva ?"),
+        ({"examples": EXAMPLES, "system": "hats", "separator": " . "}, "hats . Tom ? 7 . Ann ? 3 . Eva ?"),
+        ({"chat": True}, "first Eva ? answer"),
+        ({"chat": True, "system": "hats"}, "keys hats first Eva ? answer"),
+        (
+            {"chat": True, "system": "hats", "examples": EXAMPLES},
+            "keys hats first Tom ? answer 7 first Ann ? answer 3 first Eva ? answer",
+        ),
+        (
+            {"chat": True, "examples": EXAMPLES, "examples_as": "text", "separator": " . "},
+            "first Tom ? 7 . Ann ? 3 . Eva ? answer",
+        ),
+    ],
+)
+def test_system_text_and_examples_come_before_the_problem_as_turns_or_as_text(
+    settings: dict, expected: str
+) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TURNS
+    protocol = ProtocolConfig.model_validate(settings)
+    assert render(Problem("p", "s", "Eva ?"), protocol, tokenizer) == ids(expected)
+    begun = Problem("p", "s", "Eva ?", prefill=" making 9")
+    assert render(begun, protocol, tokenizer) == ids(f"{expected} making 9")
+
+
+def test_many_problems_are_rendered_as_one_alone() -> None:
+    problems = [Problem(f"p-{count}", "s", "Tom " * count) for count in range(1, 9)]
+    tokenizer = appends_eos("<pad>")
+    assert render_all(problems, PLAIN, tokenizer) == [render(each, PLAIN, tokenizer) for each in problems]
+    assert render_all([], CHAT, tokenizer) == []
+
+
+def test_a_response_ends_at_the_first_end_token_or_stop_text() -> None:
+    tokenizer = build_tokenizer()
+    tokens = ids("Tom has 7 <pad> . first Ann <eos>")
+    stops = ProtocolConfig(stops=("first", "."))
+    assert finish(tokens, tokenizer, ids("<eos>")) == "Tom has 7 <pad> . first Ann"
+    assert finish(tokens, tokenizer, ids("<eos>"), stops) == "Tom has 7 <pad> "
+    assert finish(tokens, tokenizer, ids("<eos> <pad>"), stops) == "Tom has 7"
+    assert finish(ids("Tom has"), tokenizer, ids("<eos>"), stops) == "Tom has"
+    assert finish([], tokenizer, ids("<eos>"), stops) == ""
+
+
+def test_an_end_of_turn_before_the_end_of_text_does_not_spoil_the_score() -> None:
+    """LLaDA answers `4<|eot_id|><|endoftext|>`; here `<pad>` is the end of the turn."""
+    problem, protocol = Problem("p", "s", "2 + 2?", reference="4"), ProtocolConfig(scorers=("exact",))
+    for tokens in ("4 <pad> <eos>", "4 <eos>", "4 <pad> 7 <eos>"):
+        response = finish(ids(tokens), build_tokenizer(), ids("<eos> <pad>"), protocol)
+        assert score([problem], [response], protocol) == [{"exact": True}]
+
+
+def test_a_run_on_after_a_stop_text_is_not_scored() -> None:
+    protocol = ProtocolConfig(scorers=("flexible_extract",), stops=("first",))
+    problem = Problem("p", "s", "2 + 2?", reference="#### 4")
+    response = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"), protocol)
+    assert score([problem], [response], protocol) == [{"flexible_extract": True}]
+    bare = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"))
+    assert score([problem], [bare], protocol) == [{"flexible_extract": False}]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -15,11 +16,11 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import encode_problems
-from dparallel.problems.registry import load_problems
+from dparallel.problems.registry import load_problems, problems_digest
 from dparallel.problems.scoring import score
 from dparallel.stages.manifest import StageError
 from dparallel.stages.sharing import ROUNDS
-from dparallel.trajectories import store
+from dparallel.trajectories import record, store
 from dparallel.trajectories.record import record_shards, run_stage, summarize
 from tests.dparallel.evaluation.oracle import dataset
 
@@ -91,6 +92,36 @@ def test_a_problems_file_that_changed_is_refused(tiny_checkpoint: Path, tmp_path
     (tmp_path / "out" / "manifest.json").unlink()  # the same, had the run not finished
     with pytest.raises(StageError, match=r"part-00000\.parquet holds other problems"):
         run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
+
+
+def test_what_only_a_scorer_reads_is_no_part_of_a_shard(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another column carried along leaves a recorded shard what it is."""
+    first = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out")
+    richer = [
+        dataclasses.replace(problem, extra={"tests": [problem.prompt]})
+        for problem in load_problems(config().problems)
+    ]
+    monkeypatch.setattr(record, "load_problems", lambda _: richer)
+    assert run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out") == first
+    (tmp_path / "out" / "manifest.json").unlink()
+    again = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out")
+    assert again.files == first.files
+    assert problems_digest(richer) == problems_digest(load_problems(config().problems))
+    assert problems_digest(richer, extra=True) != problems_digest(richer)
+    assert problems_digest([dataclasses.replace(richer[0], prefill="7")]) != problems_digest(richer[:1])
+
+
+def test_a_response_is_cut_and_judged_by_its_protocol(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = config(count=2).model_dump()
+    settings["problems"]["protocol"] = {"stops": [" "], "scorers": ["exact", "coins"]}
+    run_stage(TrajectoriesConfig.model_validate(settings), inputs(tiny_checkpoint), tmp_path / "cut")
+    run_stage(config(count=2), inputs(tiny_checkpoint), tmp_path / "whole")
+    cut, whole = (store.load(tmp_path / name).to_pylist() for name in ("cut", "whole"))
+    assert [row["response"] for row in cut] == [row["response"].split(" ")[0] for row in whole]
+    assert [row["response_ids"] for row in cut] == [row["response_ids"] for row in whole]
+    assert [row["correct"] for row in cut] == [False, False]
 
 
 def test_a_finished_stage_is_not_redone_and_a_missing_shard_alone_is(
