@@ -145,7 +145,7 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
         (
             "tiny_recipes",
             "benchmark.student_sweeps={d2f: [pipelined]}",
-            "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for each",
+            "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for every",
         ),
     ],
 )
