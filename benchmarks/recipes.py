@@ -22,6 +22,7 @@ from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.models.hub import checkpoint_folder
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import read_manifest
 from tasks.tracking.run import track
@@ -36,7 +37,7 @@ def run(config: str, seed: int, more: Sequence[str]) -> StagePlan:
     settings = overrides(seed, more)
     command = [sys.executable, "-m", "flows.distill", "--config", config, "--set", *settings]
     subprocess.run(command, check=True)
-    return Experiment(load_config(DistillConfig, config, settings)).benchmark()
+    return Experiment(load_config(DistillConfig, config, settings), checkpoint_folder).benchmark()
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ def _content(problem: Problem, extra: bool) -> dict:
 def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
     """Refuse a finished stage whose problems file has changed since; its `details` keep the digest."""
     if done.details["problems"] != digest_now:
-        raise StageError(f"{folder} was made from other problems (their file changed); choose another folder")
+        raise StageError(
+            f"{folder} was made from other problems (their file changed): move it aside and rerun"
+        )
 
 
 def coins_problems(config: ProblemsConfig) -> list[Problem]:

@@ -189,5 +189,7 @@ def test_another_schema_version_is_named(tmp_path: Path) -> None:
 
 def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.parquet").write_text("not parquet", encoding="utf-8")
-    with pytest.raises(ForeignShardError, match=r"data\.parquet is not readable Parquet"):
+    with pytest.raises(
+        ForeignShardError, match=r"data\.parquet is not readable Parquet .*: delete it and run its"
+    ):
         store.load(tmp_path)
