@@ -28,7 +28,7 @@ __all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all se
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch takes no larger one
 
-CodeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+CodeDigest = Annotated[str, Field(pattern=r"^c[0-9a-f]{11}$")]
 
 
 def _refuse_unrepeatable(decodings: Mapping[str, DecodingConfig]) -> None:

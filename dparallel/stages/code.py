@@ -14,7 +14,6 @@ from typing import Any
 from dparallel.config.base import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
-DIGITS = 12
 
 FORWARD = ("models/backbone.py", "models/attention.py")
 DECODING = (
@@ -57,7 +56,9 @@ MODULES: dict[str, tuple[str, ...]] = {
 
 
 def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
-    """Twelve hexadecimal digits that change when the modules' statements do.
+    """A `c` and eleven hexadecimal digits that change when the modules' statements do.
+
+    The letter keeps it a text where it is written into YAML or on a command line.
 
     Args:
         of: a stage's name, or modules as paths inside the package, in which `*` matches.
@@ -74,7 +75,7 @@ def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
         return None
     files = {file.relative_to(package).as_posix(): file for file in _matching(patterns, package)}
     listed = "\n".join(f"{name} {statements_digest(files[name])}" for name in sorted(files))
-    return hashlib.sha256(listed.encode()).hexdigest()[:DIGITS]
+    return "c" + hashlib.sha256(listed.encode()).hexdigest()[:11]
 
 
 def statements_digest(file: Path) -> str:

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.base import ConfigError
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
 from dparallel.stages import code
 from dparallel.stages.code import MODULES, PACKAGE, code_digest, statements_digest
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture
@@ -89,6 +93,15 @@ def test_statements_count_and_prose_does_not(tmp_path: Path, old: str, new: str,
     edit(other, old, new)
     ast.parse(other.read_text(encoding="utf-8"))
     assert (statements_digest(one) != statements_digest(other)) == counts
+
+
+@pytest.mark.parametrize("stage", ["trajectories", "training", "merging"])
+def test_a_digest_can_be_vouched_for_on_the_command_line(stage: str) -> None:
+    digest = code_digest(stage)
+    changed = load_config(DistillConfig, CONFIGS / "tiny.yaml", [f"code.{stage}={digest}"])
+    assert changed.code == {stage: digest}
+    with pytest.raises(ConfigError, match=f"code.{stage}"):
+        load_config(DistillConfig, CONFIGS / "tiny.yaml", [f"code.{stage}=no-digest"])
 
 
 def test_a_stage_whose_folder_is_its_users_has_no_digest() -> None:

@@ -84,8 +84,8 @@ def other_code(monkeypatch):
     """As if losses and rules had been mended."""
 
     def change() -> None:
-        monkeypatch.setattr("dparallel.stages.manifest.code_digest", lambda stage: "0123456789ab")
-        monkeypatch.setattr("dparallel.stages.experiment.code_digest", lambda stage: "0123456789ab")
+        monkeypatch.setattr("dparallel.stages.manifest.code_digest", lambda stage: "c0123456789a")
+        monkeypatch.setattr("dparallel.stages.experiment.code_digest", lambda stage: "c0123456789a")
 
     return change
 
@@ -98,7 +98,7 @@ def test_a_mended_rule_does_not_return_the_old_result(config, other_code, caplog
     new = Experiment(config).trajectories()
     assert new.out_dir != old.out_dir
     assert f"{old.out_dir} was made by other code ({made_by}); to keep using it" in caplog.text
-    with pytest.raises(StageError, match=rf"code: '{made_by}' there, '0123456789ab' now"):
+    with pytest.raises(StageError, match=rf"code: '{made_by}' there, 'c0123456789a' now"):
         Stage("trajectories", old.settings(), old.inputs, old.out_dir)
 
     vouched = Experiment(config.model_copy(update={"code": {"trajectories": made_by}})).trajectories()
