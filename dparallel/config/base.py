@@ -61,6 +61,8 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
         return f"{called('.'.join(place))}: {message}" if place else message
     if mistake["type"] == "missing":
         return f"{called('.'.join(place))}: required key is missing"
+    if mistake["type"] == "tuple_type":  # also where an override has an index of a list that no file gives
+        message = "Input should be a whole list"
     key = called(".".join(place)) if place else "(top level)"
     return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
 

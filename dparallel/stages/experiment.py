@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.config.base import Config, ConfigError
+from dparallel.config.base import Config, ConfigError, explain
 from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
@@ -67,7 +67,7 @@ class StagePlan(BaseModel):
         try:
             return SETTINGS[self.stage].model_validate(self.config)
         except ValidationError as error:
-            raise ConfigError(f"plan of stage {self.stage!r}: {error}") from error
+            raise ConfigError(f"plan of stage {self.stage!r}: {explain(error)}") from error
 
 
 class Experiment:

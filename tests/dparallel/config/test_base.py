@@ -140,6 +140,8 @@ def test_overrides_take_indices_of_lists(tmp_path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(ProblemsConfig, path, [override])
+    with pytest.raises(ConfigError, match=r"training\.lora\.targets: .* whole list, got \{'0': 'q_proj'\}"):
+        load_config(DistillConfig, CONFIGS / "tiny.yaml", ["training.lora.targets.0=q_proj"])
     with pytest.raises(ConfigError, match="'0' in a list of 0: give the whole list"):
         load_config(ProblemsConfig, path, ["sources=[]", "sources.0.path=c"])
 
