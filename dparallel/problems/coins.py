@@ -35,8 +35,19 @@ WORDS = (
     *GAINS,
     *LOSSES,
     *CONNECTORS,
-    *("he", "gets", "gives", "making", "reaching", "once", "when"),
-    *("first", "has", "answer", "####", "?", FILLER),
+    "he",
+    "gets",
+    "gives",
+    "making",
+    "reaching",
+    "once",
+    "when",
+    "first",
+    "has",
+    "answer",
+    "####",
+    "?",
+    FILLER,
 )
 
 MAX_OPERATIONS = 4

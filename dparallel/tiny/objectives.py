@@ -19,7 +19,8 @@ from dparallel.problems import coins
 class View(NamedTuple):
     """A batch as the model gets it; the loss is the mean cross-entropy of the clean tokens at `read`.
 
-    canvas: int64 (B, L). levels: int64 (B, L), who sees whom, or None for all. read: bool (B, L).
+    canvas: int64 (B, L). levels: int64 (B, L), which positions each position attends to, or None for all.
+    read: bool (B, L).
     """
 
     canvas: Tensor

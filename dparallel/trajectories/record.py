@@ -33,7 +33,7 @@ Elsewhere = Callable[[list[int]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive problems and the file of their rows; who records it makes no difference."""
+    """Consecutive problems and the file of their rows, which are the same whichever process records them."""
 
     index: int
     path: Path
@@ -53,14 +53,13 @@ def run_stage(
 
     Args:
         elsewhere: has the shards of these indices recorded by other processes (`record_shards`), waits
-            for them and returns what failed there; unless given, they are decoded here.
+            for them and returns what failed there; None decodes them in this process.
         code: digest of the code whose recording is taken; by default that of this code.
 
     Raises:
-        ProblemsError: the problems cannot be read.
+        ProblemsError: the problems cannot be read, or a prompt does not fit the model.
         StageError: `out_dir` belongs to other settings, another teacher or other problems; shards that
             are still missing after three rounds elsewhere.
-        ValueError: a prompt does not fit the model.
     """
     problems = load_problems(config.problems)
     stage = Stage("trajectories", config, inputs, out_dir, code)
@@ -82,7 +81,7 @@ def run_stage(
         _have_decoded(missing, elsewhere, stage.folder)
     seconds = time.perf_counter() - began
 
-    # 2. Check all of them, whoever recorded them; count and finish.
+    # 2. Check all shards, also the ones that other processes recorded; count and finish.
     table = pa.concat_tables([_read_checked(shard, metadata) for shard in shards])
     remove_partials(stage.folder)
     counts, metrics = summarize(table)
@@ -197,7 +196,7 @@ def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> N
 def _decode(
     shards: Sequence[Shard], config: TrajectoriesConfig, inputs: dict[str, str], metadata: ShardMetadata
 ) -> None:
-    """Decode what nobody has decoded meanwhile; all prompts are checked before the first is."""
+    """Decode the shards that are still missing; all prompts are checked before the first is decoded."""
     if not shards:
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
