@@ -46,7 +46,7 @@ def run(
 
 @flow(name="measurements")
 def measurements(config: str, pieces: list[str], overrides: list[str] | None = None) -> str:
-    """Make some pieces of the benchmark's measurements, beside others who make the rest.
+    """Make some pieces of the benchmark's measurements, beside other runs that make the rest.
 
     Args:
         config: a YAML file, see configs/.

@@ -33,7 +33,7 @@ def checked_experiment(
     """The experiment of a config file, whose inputs are there and fit each other.
 
     Args:
-        stages: those to be run, so that no more is read than they need.
+        stages: what is to be run; no more is read than these stages need.
         here: the stages that run on this machine's GPUs, where there are any, and must fit them.
 
     Raises:

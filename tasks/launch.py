@@ -24,6 +24,7 @@ from dparallel.config.experiment import LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.files import write_atomically
 
 log = logging.getLogger("dparallel.launch")
 
@@ -34,7 +35,7 @@ LAUNCHERS_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode|la
 GRACE_SECONDS = 10.0
 
 
-class LaunchError(RuntimeError):
+class TrainingFailed(RuntimeError):
     """Training ended with a failure; the message carries its exit code and last lines."""
 
 
@@ -54,7 +55,7 @@ def launch(
         target: the module that every process runs, with the plan's file as its argument.
 
     Raises:
-        LaunchError: the launcher's exit code is not 0.
+        TrainingFailed: the launcher's exit code is not 0.
     """
     plan_file = write_plan(plan)
     with _processes([*command(config, target), str(plan_file)], environment(config)) as (process, family):
@@ -62,17 +63,17 @@ def launch(
         code = process.wait()
     on_tick()
     if code != 0:
-        raise LaunchError(f"training ended with exit code {code}; its last lines:\n" + "\n".join(last))
+        raise TrainingFailed(f"training ended with exit code {code}; its last lines:\n" + "\n".join(last))
 
 
 def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus: int) -> LaunchConfig:
-    """`config` with at most one process for each of `gpus`, and as many as divide a train step.
+    """`config` with at most one process per GPU, and as many as divide a train step.
 
     Without a GPU any number of processes shares the cores. A hostfile's slots stay as they are.
     """
     if gpus == 0 or config.hostfile is not None or config.processes <= gpus:
         return config
-    processes = next((each for each in range(gpus, 1, -1) if _divides(training, views, each)), 1)
+    processes = next((count for count in range(gpus, 1, -1) if _divides(training, views, count)), 1)
     log.info("%d GPUs here: %d processes instead of %d", gpus, processes, config.processes)
     return config.model_copy(update={"processes": processes})
 
@@ -88,8 +89,7 @@ def _divides(training: TrainingConfig, views: int, processes: int) -> bool:
 def write_plan(plan: StagePlan) -> Path:
     """The plan as a file beside the stage's folder, which stays the stage's own."""
     path = Path(plan.out_dir + ".plan.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(plan.model_dump_json(indent=1), encoding="utf-8")
+    write_atomically(path, plan.model_dump_json(indent=1))
     return path
 
 
@@ -97,12 +97,25 @@ def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
     """The command line up to the plan's file, always with this very Python."""
     if config.launcher == "deepspeed":
         return [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", *_where(config)),
-            *("--master_port", str(_free_port()), "--no_local_rank", "--module", target),
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            *_where(config),
+            "--master_port",
+            str(_free_port()),
+            "--no_local_rank",
+            "--module",
+            target,
         ]
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--standalone", "--nproc_per_node", str(config.processes), "-m", target),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(config.processes),
+        "-m",
+        target,
     ]
 
 
@@ -201,26 +214,26 @@ def _follow(
 
 
 def _descendants(process: subprocess.Popen) -> set[psutil.Process]:
-    """All below a process that still runs: who outlives it is found no more."""
+    """The descendants of a process; of one that has ended, none can be found any more."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return set(psutil.Process(process.pid).children(recursive=True))
     return set()
 
 
 def _stop(process: subprocess.Popen, family: set[psutil.Process]) -> None:
-    """End the launcher, its descendants and those remembered: it puts workers in sessions of their own."""
+    """End the launcher, its descendants and the remembered ones: it puts workers in sessions of their own."""
     family |= _descendants(process)
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)  # it ends its workers
         family.add(psutil.Process(process.pid))
     else:
-        _each(family, psutil.Process.terminate)
+        _end(family, psutil.Process.terminate)
     _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    _each(alive, psutil.Process.kill)
+    _end(alive, psutil.Process.kill)
     process.wait()
 
 
-def _each(processes: Iterable[psutil.Process], end: Callable[[psutil.Process], None]) -> None:
+def _end(processes: Iterable[psutil.Process], end: Callable[[psutil.Process], None]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             end(process)

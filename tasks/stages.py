@@ -22,7 +22,7 @@ def run_tracked(
     Args:
         parent: id of the `distill` run's record, None for a stage run alone.
         work: the library's call, which returns at once for a stage that is done.
-        home: the experiment's folder, which holds the stage's unless told otherwise.
+        home: the experiment's folder; by default the folder above the stage's.
     """
     name = " ".join(filter(None, (plan.stage, plan.student)))
     with track(

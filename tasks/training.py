@@ -9,7 +9,7 @@ from dparallel.stages.experiment import StagePlan, StudentConfig
 from dparallel.stages.lease import IN_USE, LeaseHeldError
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
-from tasks.launch import LaunchError, fit_to_gpus, launch
+from tasks.launch import TrainingFailed, fit_to_gpus, launch
 from tasks.stages import run_tracked, when_free
 from tasks.tracking.run import Run
 
@@ -28,7 +28,7 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
             )
             try:
                 launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
-            except LaunchError as error:
+            except TrainingFailed as error:
                 if IN_USE in str(error):
                     raise LeaseHeldError(str(error)) from error
                 raise

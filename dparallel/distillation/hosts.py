@@ -20,7 +20,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     """The number of processes (slots) on each host, in the file's order.
 
     Raises:
-        ConfigError: there is no such file, no host, a host named twice or a line that is no `HOST slots=N`.
+        ConfigError: a missing file, no host, a host named twice, or a line that is not `HOST slots=N`.
     """
     file = Path(path)
     if not file.is_file():
@@ -47,7 +47,7 @@ def is_this_machine(hosts: dict[str, int]) -> bool:
 
 
 def check_hosts(config: LaunchConfig) -> None:
-    """Refuse a hostfile that is wrong, or whose machines cannot be reached for want of a program."""
+    """Refuse a hostfile that is wrong, or whose machines cannot be reached because a program is missing."""
     if config.hostfile is None or is_this_machine(hosts := read_hostfile(config.hostfile)):
         return
     missing = [program for program in ("ssh", "pdsh") if shutil.which(program) is None]

@@ -16,7 +16,7 @@ def quantize(model: DiffusionTransformer, device: torch.device) -> None:
     matrix at a time, so that the device never holds the wide weights. Needs bitsandbytes.
 
     Raises:
-        ConfigError: a matrix whose rows are no whole blocks; on a CPU they would be read back wrongly.
+        ConfigError: a matrix whose rows are not whole blocks; on a CPU they would be read back wrongly.
     """
     check_blocks(model)
     found = {name: module for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)}
@@ -26,7 +26,7 @@ def quantize(model: DiffusionTransformer, device: torch.device) -> None:
 
 
 def check_blocks(model: DiffusionTransformer) -> None:
-    """Refuse a matrix whose rows are no whole blocks, as a `ConfigError`; an empty model will do."""
+    """Refuse a matrix whose rows are not whole blocks, as a `ConfigError`; the model needs no weights."""
     for name, module in model.layers.named_modules():
         if isinstance(module, nn.Linear) and module.in_features % BLOCK:
             raise ConfigError(
@@ -36,7 +36,7 @@ def check_blocks(model: DiffusionTransformer) -> None:
 
 
 def whole_blocks(model: DiffusionTransformer) -> bool:
-    linears = (each for each in model.layers.modules() if isinstance(each, nn.Linear))
+    linears = (module for module in model.layers.modules() if isinstance(module, nn.Linear))
     return not any(linear.in_features % BLOCK for linear in linears)
 
 

@@ -31,7 +31,7 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     """Refuse settings and inputs that cannot run or do not fit each other.
 
     Args:
-        stages: those that are to run. Problems are read where trajectories are recorded or models are
+        stages: what is to run. Problems are read where trajectories are recorded or models are
             measured, and only the sets of such a stage become prompts, which takes longest.
 
     Returns:

@@ -35,7 +35,7 @@ class TrainingMemory:
     Attributes:
         weights: the base's and the adapter's; under ZeRO stage 3 a part of them and what is gathered.
         optimizer: the adapter in float32 and AdamW's two moments.
-        gradients: the adapter's, those accumulated, and the buffer they are reduced in.
+        gradients: the adapter's, their accumulated sums, and the buffer they are reduced in.
         activations: what a forward keeps, and what its backward pass works with.
         update: the gradients in float32 while the optimizer steps; by then no activations are held.
     """
@@ -74,7 +74,7 @@ def training_memory(
     """What each of `processes` holds on its GPU while it trains.
 
     Args:
-        model: an `empty_model` will do.
+        model: may be an `empty_model`, without weights.
         dtype: of weights and activations.
 
     Raises:

@@ -13,7 +13,7 @@ from dparallel.problems.registry import load_problems
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
-from tasks.launch import LaunchError, launch
+from tasks.launch import TrainingFailed, launch
 from tasks.tracking.registry import ALIAS
 from tests.test_architecture import deployments
 
@@ -58,13 +58,15 @@ def live_models() -> set[int]:
 def test_the_whole_pipeline_and_again(
     config_file: Path, local_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, loaded, held = live_models(), [], []
+    before = live_models()
+    loaded: list[str] = []
+    held: list[int] = []
 
     def counted(config: ProblemsConfig) -> list[Problem]:
         loaded.append(config.split)
         return load_problems(config)
 
-    def launched(*arguments: object, **options: object) -> None:
+    def launched(*arguments: Any, **options: Any) -> None:
         held.extend(live_models() - before)
         launch(*arguments, **options)
 
@@ -140,7 +142,7 @@ def test_the_whole_pipeline_and_again(
 
 
 def test_training_that_fails_fails_the_flow(config_file: Path, local_store: str, tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="exit code 1") as error:
+    with pytest.raises(TrainingFailed, match="exit code 1") as error:
         distill(str(config_file), ["training.only_correct=true"])
     assert "none is left to train on" in str(error.value)
     parent, children = family(MlflowClient(tracking_uri=local_store))

@@ -12,8 +12,13 @@ from dparallel.models.checkpoints import load_model, load_tokenizer
 from flows.command import main
 
 SETTINGS = {
-    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
-    **{"train_steps": 2, "batch_size": 4, "check_problems": 2},
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "train_steps": 2,
+    "batch_size": 4,
+    "check_problems": 2,
 }
 
 
@@ -26,8 +31,26 @@ def config_for(folder: Path, min_accuracy: float) -> str:
     return str(path)
 
 
-def test_a_teacher_by_command_ends_with_its_folder(tmp_path: Path, local_store: str) -> None:
-    """Without a server: after the log, and after the farewell of the server that Prefect starts."""
+@pytest.mark.usefixtures("prefect_server")
+def test_a_teacher_by_command_ends_with_its_folder(
+    tmp_path: Path, local_store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["teacher", "--config", config_for(tmp_path, 0.0)])
+    main(flows.teacher.teacher, flows.teacher.plan, flows.teacher.run)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "teacher")
+    assert load_model(tmp_path / "teacher").config.vocab_size == len(load_tokenizer(tmp_path / "teacher"))
+    client = MlflowClient(tracking_uri=local_store)
+    experiment = client.get_experiment_by_name("teacher")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train_steps"] == "2"
+
+
+@pytest.mark.slow  # it starts a server of its own
+@pytest.mark.usefixtures("local_store")
+def test_the_folder_is_the_last_line_without_a_server_too(tmp_path: Path) -> None:
+    """After the log, and after the farewell of the server that Prefect starts."""
     command = [sys.executable, "-m", "flows.teacher", "--config", config_for(tmp_path, 0.0)]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
@@ -41,13 +64,6 @@ def test_a_teacher_by_command_ends_with_its_folder(tmp_path: Path, local_store: 
     )
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "teacher")
-    assert load_model(tmp_path / "teacher").config.vocab_size == len(load_tokenizer(tmp_path / "teacher"))
-    client = MlflowClient(tracking_uri=local_store)
-    experiment = client.get_experiment_by_name("teacher")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    assert run.data.params["train_steps"] == "2"
 
 
 @pytest.mark.usefixtures("prefect_server", "local_store")

@@ -9,6 +9,7 @@ from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -115,7 +116,7 @@ def test_checks_run_once_and_look_only_at_what_a_stage_touches(
     rendered: dict[str, list[int]] = {"preflight.checks": [], "trajectories.record": []}
     for module, counts in rendered.items():
 
-        def counted(problems: list, *more: object, counts: list[int] = counts) -> list[list[int]]:
+        def counted(problems: list, *more: Any, counts: list[int] = counts) -> list[list[int]]:
             counts.append(len(problems))
             return prompts.encode_problems(problems, *more)
 

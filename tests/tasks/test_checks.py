@@ -13,6 +13,8 @@ from dparallel.models.checkpoints import save_model
 from dparallel.models.formats import CheckpointError
 from dparallel.preflight.memory import RESERVED
 from dparallel.problems.prompts import ChatTemplateError
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import Stage
 from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment
@@ -111,6 +113,34 @@ def test_a_gpu_too_small_to_decode_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="recording trajectories and the benchmark need .* one row"):
         distill.plan(str(CONFIGS / "tiny.yaml"), settings, on_pools=("training",))
     distill.plan(str(CONFIGS / "tiny.yaml"), settings, on_pools=("training", "trajectories", "benchmark"))
+
+
+def finish(plan: StagePlan) -> None:
+    stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
+    (stage.folder / "adapter").mkdir()
+    (stage.folder / "adapter" / "weights").write_bytes(b"weights")
+    stage.finish(["adapter/weights"])
+
+
+def test_a_baseline_on_the_hub_is_found_beforehand_and_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after hours of training asks for the folder, once, as for the teacher's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    settings = [
+        f"runs={tmp_path}",
+        f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}",
+        "benchmark.baselines={rival: {model: org/rival, decoding: {gen_length: 36, block_length: 12}}}",
+    ]
+    with pytest.raises(CheckpointError, match="org/rival"):
+        checked_experiment(str(CONFIGS / "tiny.yaml"), settings)
+    folder = snapshot(tmp_path / "cache", "org/rival", None)
+    experiment = checked_experiment(str(CONFIGS / "tiny.yaml"), settings)
+    finish(experiment.trajectories())
+    for student in experiment.config.students:
+        finish(experiment.training(student))
+        finish(experiment.merging(student))
+    assert experiment.benchmark().inputs["baseline/rival"] == str(folder)
 
 
 def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from dparallel.config.experiment import LaunchConfig, OptimizerConfig, TrainingConfig
 from dparallel.stages.experiment import StagePlan
-from tasks.launch import LaunchError, command, environment, fit_to_gpus, launch
+from tasks.launch import TrainingFailed, command, environment, fit_to_gpus, launch
 
 CHILD = "tests.tasks.child"
 
@@ -45,16 +45,15 @@ def gone(pids: list[int]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_every_process_gets_the_plan_and_its_lines_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In UTF-8 also where the locale is not."""
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     lines: list[str] = []
     ticks: list[int] = []
-    config = LaunchConfig(launcher=launcher, processes=2)
+    config = LaunchConfig(processes=2)
     launch(plan_in(tmp_path, "well"), config, lines.append, lambda: ticks.append(len(lines)), CHILD)
     text = "\n".join(lines)
     assert "rank 0 of 2 → " in text
@@ -63,6 +62,7 @@ def test_every_process_gets_the_plan_and_its_lines_come_back(
 
 
 def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> None:
+    """The one launch by DeepSpeed's own launcher."""
     lines: list[str] = []
     launch(
         plan_in(tmp_path, "well"), on_hosts(tmp_path, "localhost slots=2"), lines.append, lambda: None, CHILD
@@ -76,18 +76,15 @@ def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> Non
 def test_other_machines_are_reached_by_the_deepspeed_launcher(tmp_path: Path, hosts: str) -> None:
     """One other machine alone must be forced on DeepSpeed, which would start its processes here."""
     line = command(on_hosts(tmp_path, hosts))
-    assert line[1:6] == [
-        *("-m", "deepspeed.launcher.runner", "--hostfile", str(tmp_path / "hosts"), "--force_multi")
-    ]
+    hostfile = str(tmp_path / "hosts")
+    assert line[1:6] == ["-m", "deepspeed.launcher.runner", "--hostfile", hostfile, "--force_multi"]
     assert line[-2:] == ["--module", "dparallel.distillation"]
     assert "--num_gpus" not in line, "the slots say"
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_failure_carries_exit_code_and_last_lines(tmp_path: Path, launcher: str) -> None:
-    config = LaunchConfig(launcher=launcher)
-    with pytest.raises(LaunchError, match="exit code 1") as error:
-        launch(plan_in(tmp_path, "badly"), config, lambda line: None, lambda: None, CHILD)
+def test_failure_carries_exit_code_and_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="exit code 1") as error:
+        launch(plan_in(tmp_path, "badly"), LaunchConfig(), lambda line: None, lambda: None, CHILD)
     assert str(error.value).endswith("ValueError: the loss is not a number at train_step 7")
 
 
@@ -123,8 +120,7 @@ def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number:
     assert gone(children)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path, launcher: str) -> None:
+def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path) -> None:
     """Its workers, in sessions of their own, live on and hold the output open."""
     ticks = 0
 
@@ -143,10 +139,10 @@ def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path, launche
         for pid in {workers_launcher, own.pid}:
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(LaunchError, match="exit code -9"):
+    with pytest.raises(TrainingFailed, match="exit code -9"):
         launch(
             plan_in(tmp_path, "never"),
-            LaunchConfig(launcher=launcher, processes=2),
+            LaunchConfig(processes=2),
             lambda line: None,
             kill_the_launcher,
             CHILD,
@@ -183,6 +179,9 @@ def test_cores_are_shared_out_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment(LaunchConfig(processes=4))["OMP_NUM_THREADS"] == "3", "what the user set stays"
 
 
-def test_the_launcher_is_this_pythons_own() -> None:
-    for launcher in ("torchrun", "deepspeed"):
-        assert command(LaunchConfig(launcher=launcher))[0] == sys.executable
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_the_launcher_starts_as_many_processes_as_asked(launcher: str) -> None:
+    line = command(LaunchConfig(launcher=launcher, processes=3))
+    option = {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[launcher]
+    assert line[line.index(option) + 1] == "3"
+    assert line[-1] == "dparallel.distillation"
