@@ -1,15 +1,31 @@
 """dparallel: make masked diffusion language models decode in parallel."""
 
-import os
-
-import torch
-
-if not torch.cuda.is_available():  # before transformers or peft import deepspeed, which would guess, and warn
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
+from dparallel.completion import Completion, complete
+from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.canvas import Generation
+from dparallel.config.rules import RULES
+from dparallel.decoding.canvas import DecodingError, Generation, Step
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.formats import CheckpointError
+from dparallel.problems.prompts import ChatTemplateError
+from dparallel.version import __version__
 
-__all__ = ["DecodingConfig", "Generation", "generate", "load_model", "load_tokenizer", "save_model"]
+__all__ = [
+    "RULES",
+    "ChatTemplateError",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "DecodingConfig",
+    "DecodingError",
+    "Generation",
+    "Step",
+    "UserError",
+    "__version__",
+    "complete",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+    "save_model",
+]

@@ -14,9 +14,11 @@ from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
 from dparallel.decoding.denoise import Outcome
 from dparallel.decoding.loop import DONE, decode
 from dparallel.decoding.memory import rows_that_fit
+from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionTransformer
 
 DEFAULT_BATCH_SIZE = 32
+DEFAULT_DECODING = DecodingConfig()
 # The modes that decode a model as it was trained to attend, by attention pattern. Published block-causal
 # checkpoints do not state theirs.
 MODES = {
@@ -31,8 +33,8 @@ log = logging.getLogger(__name__)
 @torch.inference_mode()
 def generate(
     model: DiffusionTransformer,
-    prompts: Sequence[Sequence[int]],
-    decoding: DecodingConfig,
+    prompts: Prompts,
+    decoding: DecodingConfig = DEFAULT_DECODING,
     batch_size: int | None = None,
     observe: Callable[[list[Step]], None] | None = None,
     finished: Callable[[int, Generation], None] | None = None,
@@ -42,26 +44,28 @@ def generate(
     A row's tokens, commit steps and NFE do not depend on what else is in its batch.
 
     Args:
-        prompts: token ids, of any lengths.
+        prompts: token ids, each prompt of its own length: lists, tensors or arrays (L,), or one integer
+            tensor or array (B, L). Padding is refused, since the model would read it.
         batch_size: rows decoded together (default 32); fewer, with a warning, where memory is short.
         observe: called after every forward with what it did to each row in it.
         finished: called with a prompt's index and its response once that is whole, longest prompts
             first; what is kept there is not lost if a later prompt fails.
 
     Raises:
-        DecodingError: a prompt that does not fit the model or holds impossible ids, or a model
+        DecodingError: a prompt that does not fit the model, is padded or holds impossible ids, or a model
             without a usable mask or end-of-text id.
         MemoryError: not even one row fits.
     """
-    check_prompts(model, prompts, decoding)
-    if batch_size is not None and batch_size < 1:
-        raise DecodingError(f"batch_size={batch_size}: give at least 1")
-    if not prompts:
+    given = token_lists(prompts)
+    check_prompts(model, given, decoding)
+    if batch_size is not None and (isinstance(batch_size, bool) or not batch_size >= 1 or batch_size % 1):
+        raise DecodingError(f"batch_size={batch_size}: give a whole number of at least 1")
+    if not given:
         return []
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # longest first: memory peaks now
-    ordered = [prompts[row] for row in order]
+    order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks now
+    ordered = [given[row] for row in order]
     fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
-    wanted = min(batch_size or DEFAULT_BATCH_SIZE, len(prompts))
+    wanted = min(int(batch_size or DEFAULT_BATCH_SIZE), len(given))
     if fitting < wanted:
         log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
 
@@ -74,7 +78,7 @@ def generate(
         decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
     decoded = canvas.generations(len(order), model.config.end_token_ids)
     generations = dict(zip(order, decoded, strict=True))
-    return [generations[row] for row in range(len(prompts))]
+    return [generations[row] for row in range(len(given))]
 
 
 def _tell(
@@ -156,6 +160,7 @@ def check_prompts(
             f"(max_position_embeddings={config.max_position_embeddings}): lower gen_length"
         )
     for row, prompt in enumerate(prompts):
+        check_padding(row, prompt, config)
         if len(prompt) > limit:
             raise DecodingError(
                 f"prompt {row} has {len(prompt)} tokens; with gen_length={decoding.gen_length} this model "

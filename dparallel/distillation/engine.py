@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by the next import, which would guess, and warn
+
+import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
 from peft import PeftModel
 from torch import Tensor

@@ -1,12 +1,14 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel import DecodingConfig, generate
+from dparallel import DecodingConfig, DecodingError, generate
 from dparallel.config.decoding import MIN_TEMPERATURE
+from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
@@ -193,6 +195,98 @@ def test_mask_token_is_never_chosen(tiny_model):
 def test_bad_prompts_are_named(tiny_model, prompt, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_model, [[5], prompt], DecodingConfig(gen_length=24, block_length=8))
+
+
+def test_prompts_may_be_lists_tensors_or_arrays(tiny_model):
+    decoding = DecodingConfig(gen_length=8, block_length=8)
+    expected = generate(tiny_model, [[5, 6], [7, 8]], decoding)
+    ids = torch.tensor([[5, 6], [7, 8]])
+    for prompts in (
+        ids,
+        ids.int(),
+        ids.numpy(),
+        ids.numpy().astype(np.uint8),
+        [*ids],
+        [*ids.numpy()],
+        [[*row] for row in ids],
+        [[*row] for row in ids.numpy()],
+        ((5, 6), (7, 8)),
+    ):
+        assert generate(tiny_model, prompts, decoding) == expected
+    assert generate(tiny_model, torch.zeros(0, 4, dtype=torch.int64), decoding) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([5, 6], r"prompt 0 is 5: give a list of prompts, .* such as \[\[5, 6\]\]"),
+        ("Tom", "prompts is a str: give lists of token ids, .* dparallel.complete takes texts"),
+        (["Tom"], "prompt 0 is a text: give its token ids, or use dparallel.complete"),
+        ([[5, "6"]], "prompt 0 holds '6', which is no token id"),
+        ([[5], [True]], "prompt 1 holds True, which is no token id"),
+        ([[5, 6.0]], "prompt 0 holds 6.0, which is no token id"),
+        ([[5, None]], "prompt 0 holds None, which is no token id"),
+        (torch.tensor([5, 6]), r"prompts has shape \(2,\): give \(B, L\)"),
+        (torch.tensor([[5.0, 6.0]]), "prompt 0 is of dtype torch.float32: give token ids"),
+        (np.array([[True, False]]), "prompt 0 is of dtype bool: give token ids"),
+        ([torch.tensor([[5, 6]])], r"prompt 0 has shape \(1, 2\): give its token ids as \(L,\)"),
+        ({"input_ids": [[5]]}, "prompts is a dict: give lists of token ids"),
+        (5, "prompts is a int: give a list of lists"),
+        (iter([[5]]), "give a list of lists"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(tiny_model, prompts, message):
+    with pytest.raises(DecodingError, match=message):
+        generate(tiny_model, prompts, DecodingConfig(gen_length=8, block_length=8))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pad", "message"),
+    [
+        ([5, 6, 0], 0, r"prompt 1 ends with 1 of the padding token 0 \(pad_token_id\)"),
+        ([0, 0, 5], 0, "prompt 1 begins with 2 of the padding token 0 .* without padding=True"),
+        ([0], 0, "prompt 1 begins with 1 of the padding token 0"),
+        ([5, 0, 6], 0, None),
+        ([0, 5, 0], None, None),
+        ([5, 6, 2, 2], 2, "prompt 1 ends with 2 of the padding token 2"),
+        ([2, 2, 5], 2, "prompt 1 begins with 2 of the padding token 2"),
+        ([2, 5, 6, 2], 2, None),  # the end of a text, which pads as well
+        ([3, 5], 3, None),  # its beginning
+        ([], 0, None),
+    ],
+)
+def test_padding_is_not_read_as_text(prompt, pad, message):
+    model = random_model(pad_token_id=pad, bos_token_id=3)
+    decoding = DecodingConfig(gen_length=8, block_length=8)
+    if message is None:
+        assert len(generate(model, [[5], prompt], decoding)) == 2
+        return
+    with pytest.raises(DecodingError, match=message):
+        generate(model, [[5], prompt], decoding)
+
+
+def test_padded_ids_of_a_tokenizer_are_refused(tiny_model):
+    tokenizer = build_tokenizer()
+    padded = tokenizer(["Tom has 7", "Tom"], padding=True)
+    decoding = DecodingConfig(gen_length=8, block_length=8)
+    with pytest.raises(DecodingError, match="of the padding token 0"):
+        generate(tiny_model, padded.input_ids, decoding)
+    with pytest.raises(DecodingError, match="BatchEncoding: give lists of token ids"):
+        generate(tiny_model, padded, decoding)
+    assert len(generate(tiny_model, tokenizer(["Tom has 7", "Tom"]).input_ids, decoding)) == 2
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, float("nan")])
+def test_a_batch_size_is_a_count(tiny_model, batch_size):
+    with pytest.raises(DecodingError, match=f"batch_size={batch_size}: give a whole number of at least 1"):
+        generate(tiny_model, [[5]], DecodingConfig(gen_length=8, block_length=8), batch_size=batch_size)
+
+
+def test_settings_have_a_default(tiny_model):
+    with pytest.raises(DecodingError, match="gen_length=256 is longer than this model's canvas"):
+        generate(tiny_model, [[5]])
+    [generation] = generate(random_model(max_position_embeddings=260), [[5]])
+    assert len(generation.tokens) == 256
 
 
 def test_bad_model_ids_and_batch_size(tiny_model):
