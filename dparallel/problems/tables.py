@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from dparallel.config.base import UserError
 from dparallel.config.problems import PROBLEM_FILES
 
+KINDS = {".jsonl": "JSON", ".json": "JSON", ".parquet": "Parquet"}
 Record = dict[str, Any]  # values by column
 
 
@@ -40,13 +41,7 @@ def check_kinds(files: Sequence[Path]) -> None:
     """Refuse files that cannot be read, and files of several kinds."""
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        kind = (
-            "JSON"
-            if file.suffix in (".jsonl", ".json")
-            else "Parquet"
-            if file.suffix == ".parquet"
-            else "other"
-        )
+        kind = KINDS.get(file.suffix, "other")
         kinds.setdefault(kind, []).append(file)
     if len(kinds) > 1 or "other" in kinds:
         held = "; ".join(f"{kind}: {listed(found)}" for kind, found in kinds.items())
