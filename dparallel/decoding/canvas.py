@@ -4,7 +4,7 @@ Legend: N rows, b of them in a forward, L canvas length of the longest row, G `g
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass
 class Canvas:
-    """`tokens[row]` is the prompt, `gen_length` response positions, then padding nobody sees."""
+    """`tokens[row]` is the prompt, `gen_length` response positions, then padding that nothing attends to."""
 
     tokens: Tensor  # (N, L)
     prompt_length: Tensor  # (N,)
@@ -110,12 +110,12 @@ class Canvas:
 
     def gather(self, rows: Tensor) -> "Canvas":
         """The state of `rows` (b,), as a copy."""
-        return Canvas(*(values.index_select(0, rows) for values in vars(self).values()))
+        return Canvas(**{name: getattr(self, name).index_select(0, rows) for name in STATE})
 
     def scatter(self, rows: Tensor, state: "Canvas") -> None:
         """Put back the state of `rows` (b,), in place."""
-        for mine, theirs in zip(vars(self).values(), vars(state).values(), strict=True):
-            mine.index_copy_(0, rows, theirs)
+        for name in STATE:
+            getattr(self, name).index_copy_(0, rows, getattr(state, name))
 
     def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
         """The first `count` rows, decoded; a DecodingError where the predictions were not numbers."""
@@ -129,6 +129,9 @@ class Canvas:
             Generation(tokens, steps, confidence, nfe, _count(tokens, end_token_ids))
             for tokens, steps, confidence, nfe in rows
         ]
+
+
+STATE = tuple(field.name for field in fields(Canvas))  # what a row consists of
 
 
 def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:

@@ -7,7 +7,7 @@ recomputed, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,19 +53,31 @@ class Shape(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What the host must know of a row to plan its next step."""
+    """What the host must know of rows to plan their next step: (b,) each, or a number for one row.
 
-    done: int
-    full: int  # whether the next forward recomputes everything
-    reads: int
-    window: int
-    opened: int  # blocks
+    Attributes:
+        done: whether the row is decoded.
+        full: whether its next forward recomputes everything.
+        reads, window: positions that its next forward reads, and blocks that it recomputes with a cache.
+        opened: its open blocks.
+    """
+
+    done: Any
+    full: Any
+    reads: Any
+    window: Any
+    opened: Any
+
+    @classmethod
+    def of(cls, table: Any) -> "Status":
+        """The columns of a tensor or an array (b, 5), by name."""
+        return cls(*table.T)
 
 
 class Outcome(NamedTuple):
     status: Tensor  # (b, 5), the columns of Status
     offsets: Tensor  # (b, n) response positions read
-    masked: Tensor  # (b, n) bool; the others only fill up the shape
+    masked: Tensor  # (b, n) bool; the other positions only fill up the shape
     token: Tensor  # (b, n), as probability and entropy
     probability: Tensor
     entropy: Tensor
@@ -92,6 +104,23 @@ class Workspace:
         return cls(store, previous)
 
 
+@dataclass(frozen=True)
+class Group:
+    """The rows of one forward, and what it computes them with.
+
+    Attributes:
+        state: of these rows, a copy.
+        slots: (b,) theirs in `workspace`.
+    """
+
+    model: DiffusionTransformer
+    decoding: DecodingConfig
+    workspace: Workspace
+    shape: Shape
+    state: Canvas
+    slots: Tensor
+
+
 def first_status(decoding: DecodingConfig) -> Status:
     return Status(done=0, full=1, reads=decoding.block_length, window=decoding.blocks, opened=1)
 
@@ -107,6 +136,7 @@ def denoise(
 ) -> Outcome:
     """Advance `rows` (b,) of `canvas` by one forward, in place; `slots` (b,) are theirs in `workspace`."""
     state = canvas.gather(rows)
+    group = Group(model, decoding, workspace, shape, state, slots)
 
     # 1. Read the masked positions of open blocks.
     readable = _readable(state, decoding)
@@ -114,15 +144,13 @@ def denoise(
     masked = readable.gather(1, offsets)
 
     # 2. One forward, over the canvas or over the blocks that change.
-    logits = _forward(model, state, workspace, decoding, shape, slots, offsets)  # (b, n, V)
+    logits = _forward(group, offsets)  # (b, n, V)
 
     # 3. Predict and commit.
     where = state.prompt_length[:, None] + offsets
     numbers = uniform(state.seed, state.nfe, where, logits.shape[-1]) if decoding.temperature > 0 else None
-    mask_token_id = model.config.mask_token_id
-    prediction = predict(logits, mask_token_id, decoding.temperature, decoding.top_p, numbers)
-    setting = _setting(state, workspace, decoding, mask_token_id, slots, offsets)
-    fixed = _commit(state, prediction, masked, offsets // decoding.block_length, decoding, setting)
+    prediction = predict(logits, model.config.mask_token_id, decoding.temperature, decoding.top_p, numbers)
+    fixed = _commit(group, prediction, masked, offsets)
     if workspace.previous is not None:
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
         state.seen = _put(state.seen, offsets, masked, masked)
@@ -135,66 +163,77 @@ def denoise(
     state.rounds_left = (state.rounds_left - final_before.long()).clamp(min=0)
     opens = _open_blocks(state, decoding, model.config.end_token_ids)
     state.nfe = state.nfe + 1
-    status = (
-        (state.commit_step >= 0).all(1),
-        _refresh(state, decoding, opens),
-        _readable(state, decoding).sum(1),
-        torch.zeros_like(state.nfe) if decoding.cache == "none" else _window(state, decoding).sum(1),
-        state.opened,
+    no_blocks = torch.zeros_like(state.nfe)
+    status = Status(
+        done=(state.commit_step >= 0).all(1),
+        full=_refresh(state, decoding, opens),
+        reads=_readable(state, decoding).sum(1),
+        window=no_blocks if decoding.cache == "none" else _window(state, decoding).sum(1),
+        opened=state.opened,
     )
     canvas.scatter(rows, state)
-    table = torch.stack([each.long() for each in status], 1)
-    return Outcome(table, offsets, masked, *prediction[:3], fixed)
+    return Outcome(
+        status=torch.stack([column.long() for column in status], 1),
+        offsets=offsets,
+        masked=masked,
+        token=prediction.token,
+        probability=prediction.probability,
+        entropy=prediction.entropy,
+        commit=fixed,
+    )
 
 
-def _forward(
-    model: DiffusionTransformer,
-    state: Canvas,
-    workspace: Workspace,
-    decoding: DecodingConfig,
-    shape: Shape,
-    slots: Tensor,
-    offsets: Tensor,
-) -> Tensor:
+def _forward(group: Group, offsets: Tensor) -> Tensor:
     """Logits at the response positions `offsets` (b, n), (b, n, V)."""
-    start, block_length = state.prompt_length[:, None], decoding.block_length
+    state, shape, decoding = group.state, group.shape, group.decoding
     if shape.window is None:
-        # A row that only fills up the shape may name a position of a block that nobody has opened.
-        positions, read_at = None, (start + offsets).clamp(max=shape.length - 1)
-        input_ids = state.tokens[:, : shape.length]
+        positions, input_ids = None, state.tokens[:, : shape.length]
+        # A row that only fills up the shape may name a position of a block that is not open yet.
+        read_at = (state.prompt_length[:, None] + offsets).clamp(max=shape.length - 1)
     else:
-        window = _window(state, decoding)  # (b, K)
-        blocks = places(window, shape.window)  # (b, w)
-        blocks = torch.where(window.gather(1, blocks), blocks, blocks[:, :1])  # a block twice, at worst
-        before = int(model.config.predicts_next)  # whose position predicts the block's first
-        # An autoregressive model's masked position says nothing: the one before it is read.
-        own = 0 if decoding.mode == "autoregressive" else block_length
-        within = torch.arange(-before, own, device=slots.device)
-        positions = start + (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
-        positions = positions.clamp(min=0)
+        positions, read_at = _recomputed(group, shape.window, offsets)
         input_ids = state.tokens.gather(1, positions)
-        # A row that only fills up the shape may have more blocks than are recomputed.
-        place = (window.cumsum(1) - 1).clamp(0, shape.window - 1).gather(1, offsets // block_length)
-        read_at = place * len(within) + before + offsets % block_length
     visible = None
     levels = seen_levels(decoding, state.prompt_length, shape.length)
     if shape.padded and levels is None:
-        visible = torch.arange(shape.length, device=slots.device) < start + decoding.gen_length  # (b, L)
+        ends = state.prompt_length[:, None] + decoding.gen_length
+        visible = torch.arange(shape.length, device=ends.device) < ends  # (b, L)
     cache = None
-    if workspace.store is not None:
-        cache = CacheView(workspace.store, slots, positions, shape.length, shape.all_slots)
-    return model(input_ids, visible, read_at, positions, cache, levels)
+    if group.workspace.store is not None:
+        cache = CacheView(group.workspace.store, group.slots, positions, shape.length, shape.all_slots)
+    return group.model(input_ids, visible, read_at, positions, cache, levels)
 
 
-def _commit(
-    state: Canvas,
-    prediction: Prediction,
-    masked: Tensor,
-    block: Tensor,
-    decoding: DecodingConfig,
-    setting: Setting,
-) -> Tensor:
-    """The positions fixed, (b, n) bool; `block` (b, n) is that of each position read."""
+def _recomputed(group: Group, count: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The canvas positions that a forward over `count` blocks recomputes, and where it reads `offsets`.
+
+    A model that predicts the next token also needs the position before each block, whose logits are the
+    prediction of the block's first token. An autoregressive one needs that position alone: its masked
+    position tells it nothing.
+
+    Returns:
+        positions: (b, m) in the canvas. read_at: (b, n) indices into `positions`.
+    """
+    state, block_length = group.state, group.decoding.block_length
+    window = _window(state, group.decoding)  # (b, K)
+    blocks = places(window, count)  # (b, w)
+    blocks = torch.where(
+        window.gather(1, blocks), blocks, blocks[:, :1]
+    )  # a row with fewer repeats its first
+    before = int(group.model.config.predicts_next)
+    own = 0 if group.decoding.mode == "autoregressive" else block_length
+    within = torch.arange(-before, own, device=offsets.device)
+    positions = (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
+    positions = (state.prompt_length[:, None] + positions).clamp(min=0)
+    # A row that only fills up the shape may have more blocks than are recomputed.
+    place = (window.cumsum(1) - 1).clamp(0, count - 1).gather(1, offsets // block_length)
+    return positions, place * len(within) + before + offsets % block_length
+
+
+def _commit(group: Group, prediction: Prediction, masked: Tensor, offsets: Tensor) -> Tensor:
+    """Which of the positions read, `offsets` (b, n), are fixed, (b, n) bool."""
+    decoding, block = group.decoding, offsets // group.decoding.block_length
+    setting = _setting(group, offsets)
     if decoding.mode != "pipelined":
         fixed, score = commit(decoding.rule, prediction, masked, setting)
         if decoding.mode == "multi_block":
@@ -203,7 +242,8 @@ def _commit(
     score, chosen = CHOOSERS[decoding.rule](prediction, masked, setting)
     fixed = masked & chosen
     needed = tokens_needed(decoding.decoded_token_threshold or 1.0, decoding.block_length)
-    fully_active = F.pad(_committed(state, decoding)[:, :-1] >= needed, (1, 0), value=True)  # (b, K)
+    committed = _committed(group.state, decoding)  # (b, K)
+    fully_active = F.pad(committed[:, :-1] >= needed, (1, 0), value=True)  # (b, K)
     late = stalled(fully_active, block, masked, fixed)
     return fixed | best_of_each(score, late, block, decoding.blocks)
 
@@ -277,23 +317,19 @@ def _refresh(state: Canvas, decoding: DecodingConfig, opens: Tensor) -> Tensor:
     return state.nfe % decoding.refresh_every == 0
 
 
-def _setting(
-    state: Canvas,
-    workspace: Workspace,
-    decoding: DecodingConfig,
-    mask_token_id: int,
-    slots: Tensor,
-    offsets: Tensor,
-) -> Setting:
+def _setting(group: Group, offsets: Tensor) -> Setting:
+    """The rule's numbers for the positions `offsets` (b, n)."""
+    state, decoding = group.state, group.decoding
     previous = seen = None
-    if workspace.previous is not None:
-        previous, seen = workspace.previous[slots[:, None], offsets], state.seen.gather(1, offsets)
+    if group.workspace.previous is not None:
+        previous = group.workspace.previous[group.slots[:, None], offsets]
+        seen = state.seen.gather(1, offsets)
     return Setting(
         threshold=decoding.threshold or 0.0,
         stability_threshold=decoding.stability_threshold or 0.0,
         steps_per_block=(decoding.steps or 0) // decoding.blocks,
         block_length=decoding.block_length,
-        mask_token_id=mask_token_id,
+        mask_token_id=group.model.config.mask_token_id,
         block_forwards=state.block_forwards,
         previous=previous,
         seen=seen,
@@ -301,5 +337,5 @@ def _setting(
 
 
 def _put(values: Tensor, at: Tensor, where: Tensor, new: Tensor) -> Tensor:
-    """`values` (b, m) with `new` (b, n) at `at` (b, n) `where` told."""
+    """`values` (b, m) with `new` (b, n) at the positions `at` (b, n) for which `where` (b, n) holds."""
     return values.scatter(1, at, torch.where(where, new, values.gather(1, at)))

@@ -11,8 +11,8 @@ import torch
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
-from dparallel.decoding.denoise import Outcome
-from dparallel.decoding.loop import DONE, decode
+from dparallel.decoding.denoise import Outcome, Status
+from dparallel.decoding.loop import decode
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionTransformer
@@ -123,7 +123,7 @@ def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Can
 
 def _done(outcome: Outcome) -> np.ndarray:
     """Which of the forward's rows it finished, spare rows included."""
-    return outcome.status[:, DONE].cpu().numpy() > 0
+    return Status.of(outcome.status).done.cpu().numpy() > 0
 
 
 def check_prompts(

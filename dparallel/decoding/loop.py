@@ -15,8 +15,6 @@ from dparallel.decoding.compiled import compiled_denoise
 from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status
 from dparallel.models.backbone import DiffusionTransformer
 
-DONE, FULL, READS, WINDOW, OPENED = range(len(Status._fields))
-
 
 def decode(
     model: DiffusionTransformer,
@@ -51,7 +49,9 @@ def decode(
         # 1. One forward of the rows that can go together.
         chosen = next_group(status)
         in_use = prompts[active[chosen]] + (
-            decoding.block_length * status[chosen, OPENED] if decoding.looks_back else decoding.gen_length
+            decoding.block_length * Status.of(status[chosen]).opened
+            if decoding.looks_back
+            else decoding.gen_length
         )
         shape = shape_of(decoding, status[chosen], in_use, canvas.tokens.shape[1], batch_size)
         group = np.stack([active[chosen], slots[chosen]])
@@ -62,18 +62,20 @@ def decode(
         status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the one synchronisation
 
         # 2. The next rows take the places of those that ended.
-        free = np.flatnonzero(status[:, DONE])
+        free = np.flatnonzero(Status.of(status).done)
         refilled, closed = np.split(free, [min(len(free), rows - queued)])
         active[refilled] = np.arange(queued, queued + len(refilled))
         status[refilled] = start
         queued += len(refilled)
         if len(closed):
-            active, slots, status = (np.delete(each, closed, axis=0) for each in (active, slots, status))
+            active, slots = np.delete(active, closed), np.delete(slots, closed)
+            status = np.delete(status, closed, axis=0)
 
 
 def next_group(status: np.ndarray) -> np.ndarray:
     """Rows of one kind of forward: those that recompute everything, or those that do not."""
-    full, part = np.flatnonzero(status[:, FULL]), np.flatnonzero(status[:, FULL] == 0)
+    recomputes_all = Status.of(status).full > 0
+    full, part = np.flatnonzero(recomputes_all), np.flatnonzero(~recomputes_all)
     return full if len(part) == 0 or 4 * len(full) >= len(status) else part
 
 
@@ -81,8 +83,9 @@ def shape_of(
     decoding: DecodingConfig, status: np.ndarray, lengths: np.ndarray, longest: int, batch_size: int
 ) -> Shape:
     """The sizes of the next step; compiled steps have few different ones."""
-    rows, reads, length = len(status), int(status[:, READS].max()), int(lengths.max())
-    window = None if status[0, FULL] else int(status[:, WINDOW].max())
+    columns = Status.of(status)
+    rows, reads, length = len(status), int(columns.reads.max()), int(lengths.max())
+    window = None if columns.full[0] else int(columns.window.max())
     all_slots = window is not None and rows == batch_size
     if decoding.compile:
         rows = 1 << (rows - 1).bit_length()
