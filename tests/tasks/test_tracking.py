@@ -135,6 +135,7 @@ def test_uploading_twice_makes_no_duplicates(store: MlflowClient, tmp_path: Path
     assert len(store.search_model_versions("name = 'coins-random'")) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_gets_everything_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -130,6 +130,7 @@ document.title = JSON.stringify(report);
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+@pytest.mark.slow
 def test_the_page_replays_in_a_browser(tmp_path):
     page, generations = page_of()
     file = tmp_path / "trace.html"
