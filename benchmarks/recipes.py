@@ -2,10 +2,10 @@
 
     python -m benchmarks.recipes --config configs/tiny_recipes.yaml --seeds 0 1 2
 
-Runs the flow `distill` once per training seed (same teacher, trajectories, problems and train steps; stages
-already done are not redone), pools the seeds, and times all models side by side: every round times each
-once, at every batch size. Writes `comparison.md`, `comparison.png` and `comparison.json` into the
-experiment's folder and logs them as a run of MLflow, beside the runs of the seeds.
+Runs the flow `distill` once for each training seed: with the same teacher, trajectories, problems and train
+steps, and without repeating finished stages. Then it pools the seeds and times all models side by side:
+every round decodes with each model once, at every batch size. It writes `comparison.md`, `comparison.png` and
+`comparison.json` into the experiment's folder and logs them as a run of MLflow, beside the runs of the seeds.
 """
 
 import argparse
@@ -14,17 +14,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.common.hardware import describe
 from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
-from dparallel.config.experiment import DistillConfig
-from dparallel.config.files import load_config
-from dparallel.models.hub import checkpoint_folder
-from dparallel.stages.experiment import Experiment, StagePlan
+from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
+from tasks.checks import checked_experiment
 from tasks.tracking.run import track
 
 
@@ -32,12 +31,16 @@ def overrides(seed: int, more: Sequence[str]) -> list[str]:
     return [f"training.seed={seed}", *more]
 
 
+def listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
 def run(config: str, seed: int, more: Sequence[str]) -> StagePlan:
     """Run the whole experiment with one training seed; its benchmark, finished."""
     settings = overrides(seed, more)
     command = [sys.executable, "-m", "flows.distill", "--config", config, "--set", *settings]
     subprocess.run(command, check=True)
-    return Experiment(load_config(DistillConfig, config, settings), checkpoint_folder).benchmark()
+    return checked_experiment(config, settings, stages=[]).benchmark()
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()
-    experiment = Experiment(load_config(DistillConfig, options.config, options.more))
+    experiment = checked_experiment(options.config, options.more)
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
         plans = [run(options.config, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
@@ -73,8 +76,8 @@ def main() -> None:
             [
                 table(metrics),
                 headlines(options.seeds, results),
-                f"{first['reference']['samples']} test problems, batch {first['batch_size']}, "
-                f"{first['hardware']}; AUP on the {first['aup'][0]['split']} problems",
+                f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
+                f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems",
                 f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
                 f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),
@@ -88,7 +91,7 @@ def main() -> None:
             "machine": machine,
             "seeds": dict(zip(options.seeds, map(str, folders), strict=True)),
             "pooled": numbers(metrics),
-            "speeds": [vars(each) for each in speeds],
+            "speeds": [vars(speed) for speed in speeds],
         }
         (out / "comparison.json").write_text(json.dumps(record_of_all, indent=1) + "\n", encoding="utf-8")
         made = [str(out / f"comparison.{ending}") for ending in ("md", "png", "json")]

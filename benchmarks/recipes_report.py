@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.side_by_side import BARE, Speed
-from dparallel.evaluation.plots import BLACK, COLOURS, DASHES, MARKERS, plain
-from dparallel.evaluation.selection import TEACHER
+from dparallel.evaluation.plots import Point, accuracy_figure, plain
+from dparallel.evaluation.report import NONE_KEEPS
 
 COLUMNS = {
     "accuracy": ("solution %", 100, 1),
-    "answer_accuracy": ("answer %", 100, 1),
+    "answer": ("answer %", 100, 1),
     "nfe": ("NFE", 1, 2),
     "tpf": ("TPF", 1, 2),
     "aup": ("AUP", 1, 0),
@@ -60,17 +60,17 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
-    """The default student of each seed against the undistilled teacher."""
+    """The default student of each seed against the undistilled teacher; without one, the loss alone."""
     rows = [["seed", "default student", "points lost", "NFE, times fewer", "TPF, times the teacher's best"]]
-    for seed, each in zip(seeds, results, strict=True):
-        head = each["headline"]
+    for seed, found in zip(seeds, results, strict=True):
+        head, student = found["headline"], found["default_student"]
+        ratios = [head.get(name) for name in ("nfe_ratio", "tpf_ratio_to_teacher_best")]
         rows.append(
             [
                 str(seed),
-                each["default_student"].rpartition("/")[2],
+                NONE_KEEPS if student is None else plain(student),
                 f"{head['accuracy_loss'] * 100:+.1f}",
-                f"{head['nfe_ratio']:.2f}",
-                f"{head['tpf_ratio_to_teacher_best']:.2f}",
+                *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             ]
         )
     return _markdown(rows, text_columns=2)
@@ -96,48 +96,21 @@ def speed_table(speeds: Sequence[Speed]) -> str:
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
     """Accuracy against TPF, means over seeds; bars are the standard deviation over seeds."""
     split = results[0]["aup"][0]["split"]
-    rows = [row for each in results for row in each["rows"] if row["split"] == split]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    swept = list(dict.fromkeys(each["method"] for each in results[0]["aup"]))
-    drawing = Figure(figsize=(8.2, 5.0), layout="constrained")
-    axes = drawing.add_subplot()
-    for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
-        points: dict[Any, list[tuple[float, float]]] = {}
-        for row in rows:
-            if (row["model"], row["method"]) == (model, method):
-                points.setdefault(row["threshold"], []).append((row["tpf"], row["accuracy"] * 100))
-        pooled = sorted(_pooled(each) for each in points.values())
-        line = method in swept
-        style = swept.index(method) if line else 0
-        axes.errorbar(
-            [each[0] for each in pooled],
-            [each[1] for each in pooled],
-            xerr=[each[2] for each in pooled],
-            yerr=[each[3] for each in pooled],
-            label=f"{plain(model)}, {plain(method)}",
-            color=BLACK if model == TEACHER else COLOURS[(models.index(model) - 1) % len(COLOURS)],
-            marker=MARKERS[style % len(MARKERS)] if line else "*",
-            linestyle=DASHES[style % len(DASHES)] if line else "none",
-            markersize=5 if line else 10,
-            linewidth=1.3,
-            elinewidth=0.8,
-        )
-    axes.set_xlabel("tokens per forward (TPF)")
-    axes.set_ylabel("solution accuracy (%)")
-    axes.set_title(
-        f"{split} problems, {len(results)} seeds; bars: standard deviation over seeds", fontsize=10
-    )
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    drawing.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=3.4)
-    return drawing
+    found: dict[tuple[str, str], dict[Any, list[tuple[float, float]]]] = {}  # by method, then by threshold
+    for row in (row for of_seed in results for row in of_seed["rows"] if row["split"] == split):
+        of_method = found.setdefault((row["model"], row["method"]), {})
+        of_method.setdefault(row["threshold"], []).append((row["tpf"], row["accuracy"] * 100))
+    curves = {key: [_pooled(points) for points in thresholds.values()] for key, thresholds in found.items()}
+    sweeps = list(dict.fromkeys(sweep["method"] for sweep in results[0]["aup"]))
+    title = f"{split} problems, {len(results)} seeds; bars: standard deviation over seeds"
+    return accuracy_figure(curves, sweeps, title)
 
 
-def _pooled(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
+def _pooled(points: Sequence[tuple[float, float]]) -> Point:
     """Mean TPF and accuracy, and their spread over seeds."""
     columns = list(zip(*points, strict=True))
-    spreads = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in columns]
-    return statistics.mean(columns[0]), statistics.mean(columns[1]), *spreads
+    spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+    return Point(statistics.mean(columns[0]), statistics.mean(columns[1]), *spreads)
 
 
 def _markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:

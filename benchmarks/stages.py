@@ -200,7 +200,7 @@ def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
         "trajectories": lambda: _run_here(record.run_stage, experiment.trajectories()),
         "training": lambda: run_training(experiment.training(STUDENT), config.launch),
         "merging": lambda: _run_here(merging.run_stage, experiment.merging(STUDENT)),
-        "benchmark": lambda: _run_here(benchmark.run_stage, experiment.benchmark()),
+        "benchmark": lambda: _run_benchmark(experiment.benchmark()),
     }
     write_problems(folder / "problems.jsonl", shape)
     _, seconds, peak = clocked(
@@ -211,6 +211,10 @@ def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
         manifest, seconds, peak = clocked(stage, run, device)
         rows.append(stage_row(manifest, seconds, peak))
     return rows
+
+
+def _run_benchmark(plan: StagePlan) -> Manifest:
+    return benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store)
 
 
 def _run_here(run_stage: Callable[..., Manifest], plan: StagePlan) -> Manifest:

@@ -1,9 +1,12 @@
+from functools import partial
+from typing import Any
+
 from prefect import flow
 
 from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import deal
-from tasks.benchmark import make_pieces, run_benchmark
+from tasks.benchmark import decode_units, run_benchmark
 from tasks.checks import check_ready, checked_experiment
 
 
@@ -24,8 +27,8 @@ def benchmark(
         config: a YAML file, see configs/.
         overrides: settings that replace the file's, `key.sub=value` each.
         parent: the distill run that this stage belongs to.
-        on_pool: have the measurements made by `launch.parts` runs of `measurements/part` on its work
-            pool, whichever workers pick them up; thresholds are chosen and all is reported here.
+        on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
+            pool, whichever workers pick them up; they are judged, and thresholds chosen, here.
     """
     return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
@@ -37,23 +40,21 @@ def run(
     parent: str | None = None,
     on_pool: bool = False,
 ) -> str:
-    def on_workers(missing: list[str]) -> list[str]:
-        settings = {"config": config, "overrides": overrides}
-        return deal("measurements/part", experiment.config.launch.parts, "pieces", missing, settings)
-
+    settings = {"config": config, "overrides": overrides}
+    on_workers = partial(deal, "measurements/part", "units", experiment.config.launch.parts, settings)
     return run_benchmark(experiment.benchmark(), parent, on_workers if on_pool else None)
 
 
 @flow(name="measurements")
-def measurements(config: str, pieces: list[str], overrides: list[str] | None = None) -> str:
-    """Make some pieces of the benchmark's measurements, beside other runs that make the rest.
+def measurements(config: str, units: list[dict[str, Any]], overrides: list[str] | None = None) -> str:
+    """Decode some units of the benchmark, beside other runs that decode the rest.
 
     Args:
         config: a YAML file, see configs/.
-        pieces: their names, as the benchmark asks for them.
+        units: as the benchmark asks for them.
         overrides: settings that replace the file's, `key.sub=value` each.
     """
-    return make_pieces(checked_experiment(config, overrides, stages=[]).benchmark(), pieces)
+    return decode_units(checked_experiment(config, overrides, stages=[]).benchmark(), units)
 
 
 if __name__ == "__main__":

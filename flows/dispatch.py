@@ -40,8 +40,12 @@ def dispatch(
         raise DispatchError(failures[0])
 
 
-def deal(deployment: str, parts: int, key: str, work: Sequence[Any], parameters: dict[str, Any]) -> list[str]:
-    """Share `work` among at most `parts` runs of `flow/deployment`, which get theirs as `key`.
+def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:
+    """Share `work` among at most `parts` runs of `flow/deployment`.
+
+    Args:
+        key: the parameter that is a run's share.
+        parameters: the other ones, the same for all runs.
 
     Returns:
         As `dispatch_all`.

@@ -1,3 +1,5 @@
+from functools import partial
+
 from prefect import flow
 
 from dparallel.stages.experiment import Experiment
@@ -35,10 +37,8 @@ def run(
     parent: str | None = None,
     on_pool: bool = False,
 ) -> str:
-    def on_workers(missing: list[int]) -> list[str]:
-        settings = {"config": config, "overrides": overrides}
-        return deal("shards/part", experiment.config.launch.parts, "numbers", missing, settings)
-
+    settings = {"config": config, "overrides": overrides}
+    on_workers = partial(deal, "shards/part", "numbers", experiment.config.launch.parts, settings)
     return record_trajectories(experiment.trajectories(), parent, on_workers if on_pool else None)
 
 

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dparallel.evaluation import stage as benchmark
-from dparallel.evaluation.pieces import Elsewhere
+from dparallel.evaluation import decode
+from dparallel.evaluation.decode import Elsewhere
+from dparallel.evaluation.stage import run_stage
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from tasks.stages import publish, run_tracked
@@ -14,17 +16,17 @@ from tasks.tracking.run import Run
 
 @task(name="run-benchmark", cache_policy=NO_CACHE)
 def run_benchmark(plan: StagePlan, parent: str | None = None, elsewhere: Elsewhere | None = None) -> str:
-    """Measure the teacher and every student, here or `elsewhere`; returns the stage's folder."""
+    """Measure the teacher and every student, decoded here or `elsewhere`; returns the stage's folder."""
     return run_tracked(
-        plan, parent, lambda run: benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir, elsewhere)
+        plan, parent, lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, elsewhere)
     )
 
 
-@task(name="make-pieces")
-def make_pieces(plan: StagePlan, pieces: list[str]) -> str:
-    """Make some pieces of the benchmark, which another run finishes; returns the stage's folder."""
-    benchmark.make_pieces(plan.settings(), plan.inputs, plan.out_dir, pieces)
-    return plan.out_dir
+@task(name="decode-units")
+def decode_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
+    """Decode some units of the benchmark, which another run finishes; returns the folder of samples."""
+    decode.decode_units(plan.settings(), plan.inputs, plan.store, units)
+    return plan.store
 
 
 @task(name="report", cache_policy=NO_CACHE)

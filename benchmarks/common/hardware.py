@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from dparallel.evaluation.measure import cpu_name
+from dparallel.evaluation.hardware import cpu_name
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
 Result = TypeVar("Result")

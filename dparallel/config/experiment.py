@@ -234,7 +234,7 @@ class BenchmarkConfig(Config):
     baselines: dict[Name, Baseline] = {}
     max_loss: NonNegativeFloat = 0.01
     sweep_test: bool = False
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, HOW] = 64
 
     @model_validator(mode="after")
     def _consistent(self) -> "BenchmarkConfig":

@@ -24,6 +24,7 @@ from dparallel.models.checkpoints import (
     read_config,
     save_model,
 )
+from dparallel.models.loader import releasing_memory
 from dparallel.models.lora import detach, fold, load_adapter, merged_weight
 from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
@@ -41,6 +42,7 @@ class MergeError(RuntimeError):
     """The merged model does not compute what base + adapter computed; the stage stays unfinished."""
 
 
+@releasing_memory
 def run_stage(
     config: MergingConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
 ) -> Manifest:

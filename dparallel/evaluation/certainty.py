@@ -1,7 +1,9 @@
 """How sure a model is of every position while it decodes, read off one recorded generation."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,18 +12,35 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.blocks import seen_levels
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.stages.manifest import StageError
 
 FORWARD_ROWS = 16
 
 
 @dataclass(frozen=True)
 class CertaintyMap:
-    """`probability` (steps, G): of the likeliest token; `commit_step` and `tokens` (as words): G each."""
+    """How sure a model was while it decoded one response.
+
+    Attributes:
+        label: in the picture.
+        probability: of the likeliest token, (steps, G).
+        commit_step: step at which each of the G tokens was fixed.
+        tokens: the G tokens as texts.
+    """
 
     label: str
     probability: Tensor
     commit_step: list[int]
     tokens: list[str]
+
+
+def read_certainty(path: Path, label: str) -> CertaintyMap:
+    """The map in a JSON file; `StageError` where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return CertaintyMap(label, torch.tensor(found["probability"]), found["commit_step"], found["tokens"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"{path} is damaged: delete it to make it again ({error})") from error
 
 
 @torch.inference_mode()

@@ -1,17 +1,18 @@
 """The pictures: accuracy against TPF, certainty while decoding, loss curves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dparallel.evaluation.cases import TEACHER
 from dparallel.evaluation.certainty import CertaintyMap
-from dparallel.evaluation.selection import TEACHER, Row
+from dparallel.evaluation.selection import Row
 from dparallel.stages import metrics_log
 
 DPI = 200
@@ -33,58 +34,105 @@ def plain(name: str) -> str:
     return name.rpartition("/")[2].replace("_", " ")
 
 
-def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_loss: float, out: Path) -> None:
+@dataclass(frozen=True)
+class Point:
+    """Tokens per forward and accuracy (in %) of one decoding, each with half the length of its bar."""
+
+    tpf: float
+    accuracy: float
+    tpf_bar: float = 0.0
+    accuracy_bar: float = 0.0
+
+
+Curves = Mapping[tuple[str, str], Sequence[Point]]  # by model and method
+
+
+def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float, out: Path) -> None:
     """Accuracy against TPF: a line for each swept (model, method), a mark for each other row.
 
     Args:
-        rows: all rows of one split, the reference among them.
+        rows: all rows of one split; the first one is the reference.
         sweeps: the methods that were swept, in the order of their line styles.
         max_loss: the accuracy (0..1) an operating point may lose; drawn as a line.
     """
-    tradeoff_figure(rows, sweeps, reference, max_loss).savefig(out, dpi=DPI)
+    tradeoff_figure(rows, sweeps, max_loss).savefig(out, dpi=DPI)
 
 
-def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, max_loss: float) -> Figure:
-    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    models = list(dict.fromkeys(row.model for row in rows))
-    colour = {
-        model: BLACK if model == TEACHER else COLOURS[i % len(COLOURS)] for i, model in enumerate(models, -1)
-    }
-    for model, method in dict.fromkeys((row.model, row.method) for row in rows):
-        points = sorted(
-            (row for row in rows if (row.model, row.method) == (model, method)),
-            key=lambda row: row.measurement.tpf,
-        )
-        label = f"{plain(model)}, {plain(method)}"
-        if method in sweeps:
-            style = sweeps.index(method)
-            _draw(
-                axes, points, label, colour[model], MARKERS[style % len(MARKERS)], DASHES[style % len(DASHES)]
-            )
-        else:
-            mark = "*" if points[0].method == reference.method else "X"
-            _draw(axes, points, label, colour[model], mark, "none")
+def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float) -> Figure:
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for row in rows:
+        found = row.measurement
+        point = Point(found.tpf, found.accuracy * 100, 0.0, found.accuracy_stderr * 100)
+        curves.setdefault((row.model, row.method), []).append(point)
+    reference = rows[0].measurement
+    title = f"{rows[0].split} problems, n = {reference.samples}; bars: standard error"
+    figure = accuracy_figure(curves, sweeps, title)
+    axes, colours = figure.axes[0], colours_of(curves)
     chosen = [row for row in rows if row.operating_point]
     axes.scatter(
         [row.measurement.tpf for row in chosen],
         [row.measurement.accuracy * 100 for row in chosen],
-        *(150, "none"),
-        edgecolors=[colour[row.model] for row in chosen],
+        s=150,
+        c="none",
+        edgecolors=[colours[row.model] for row in chosen],
         linewidths=1.4,
         label="operating point",
     )
-    limit = (reference.measurement.accuracy - max_loss) * 100
+    limit = (reference.accuracy - max_loss) * 100
     axes.axhline(
         limit, color=GREY, linewidth=0.8, linestyle=":", zorder=0, label=f"lowest allowed, {limit:.1f} %"
     )
-    measured = reference.measurement
+    _add_legend(figure)
+    return figure
+
+
+def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure:
+    """Accuracy against TPF.
+
+    Args:
+        curves: points of each model and method; those of the reference come first.
+        sweeps: the methods drawn as lines, in the order of their styles; the others are marks.
+    """
+    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+    axes, colours = figure.add_subplot(), colours_of(curves)
+    reference = next(iter(curves))[1]
+    for (model, method), points in curves.items():
+        ordered = sorted(points, key=lambda point: point.tpf)
+        style = sweeps.index(method) if method in sweeps else None
+        mark = "*" if method == reference else "X"
+        axes.errorbar(
+            [point.tpf for point in ordered],
+            [point.accuracy for point in ordered],
+            xerr=[point.tpf_bar for point in ordered] if any(point.tpf_bar for point in ordered) else None,
+            yerr=[point.accuracy_bar for point in ordered],
+            label=f"{plain(model)}, {plain(method)}",
+            color=colours[model],
+            marker=mark if style is None else MARKERS[style % len(MARKERS)],
+            linestyle="none" if style is None else DASHES[style % len(DASHES)],
+            markersize=10 if style is None and mark == "*" else 5.5,
+            linewidth=1.4,
+            elinewidth=0.8,
+        )
     axes.set_xlabel("tokens per forward (TPF)")
-    axes.set_ylabel("solution accuracy (%)")
-    axes.set_title(f"{reference.split} problems, n = {measured.samples}; bars: standard error", fontsize=10)
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
+    _add_legend(figure)
+    return figure
+
+
+def colours_of(curves: Curves) -> dict[str, str]:
+    """The teacher is black, every other model has a colour of its own, as far as they go."""
+    others = [model for model in dict.fromkeys(model for model, _ in curves) if model != TEACHER]
+    return {TEACHER: BLACK} | {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(others)}
+
+
+def _add_legend(figure: Figure) -> None:
+    """A legend on the right in place of any before: curves first, then what marks and limits them."""
+    for legend in list(figure.legends):
+        legend.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: not isinstance(handles[i], ErrorbarContainer))  # stable
     figure.legend(
         [handles[i] for i in order],
@@ -94,22 +142,6 @@ def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], reference: Row, 
         frameon=False,
         handlelength=3.4,
     )
-    return figure
-
-
-def _draw(axes: Axes, points: Sequence[Row], label: str, colour: str, marker: str, line: str) -> None:
-    axes.errorbar(
-        [row.measurement.tpf for row in points],
-        [row.measurement.accuracy * 100 for row in points],
-        yerr=[row.measurement.accuracy_stderr * 100 for row in points],
-        label=label,
-        color=colour,
-        marker=marker,
-        linestyle=line,
-        markersize=10 if marker == "*" else 5.5,
-        linewidth=1.4,
-        elinewidth=0.8,
-    )
 
 
 def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: Path) -> None:
@@ -118,17 +150,17 @@ def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: 
 
 
 def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str) -> Figure:
-    steps = max(len(each.probability) for each in maps)
+    steps = max(len(seen.probability) for seen in maps)
     length = len(maps[0].tokens)
     width, height = max(2.6, min(0.24 * steps, 5)), min(0.17 * length, 9)  # of a panel, inches
     figure = Figure(figsize=((width + 0.8) * len(maps) + 1.2, height + 1.3), layout="constrained")
     panels = figure.subplots(1, len(maps), sharex=True, squeeze=False)[0]
     colours = colormaps["viridis"].with_extremes(bad="#E8E8E8")
     image = None
-    for axes, each in zip(panels, maps, strict=True):
-        step = np.arange(len(each.probability))
-        masked = np.array(each.commit_step)[:, None] >= step  # (G, steps)
-        shown = np.ma.masked_array(each.probability.numpy().T, ~masked)
+    for axes, seen in zip(panels, maps, strict=True):
+        step = np.arange(len(seen.probability))
+        masked = np.array(seen.commit_step)[:, None] >= step  # (G, steps)
+        shown = np.ma.masked_array(seen.probability.numpy().T, ~masked)
         image = axes.imshow(
             shown,
             cmap=colours,
@@ -141,12 +173,12 @@ def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str
         for edge in range(block_length, length, block_length):
             axes.axhline(edge, color="white", linewidth=1.2)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{each.label}: {len(step)} steps", fontsize=10)
+        axes.set_title(f"{seen.label}: {len(step)} steps", fontsize=10)
         axes.set_xlabel("denoise step")
         axes.set_xlim(-0.5, steps - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if length <= 64:
-            axes.set_yticks(np.arange(length) + 0.5, each.tokens, fontsize=6.5)
+            axes.set_yticks(np.arange(length) + 0.5, seen.tokens, fontsize=6.5)
             axes.tick_params(axis="y", length=0)
     panels[0].set_ylabel("response position")
     assert image is not None

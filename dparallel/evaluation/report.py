@@ -1,13 +1,22 @@
-"""What a benchmark found, as JSON, as flat metrics, and as a table to read."""
+"""Report: what a benchmark found, as JSON, as flat metrics, as a table to read, and as pictures."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dparallel.evaluation.plots import plain
-from dparallel.evaluation.selection import Headline, Row
+from tabulate import tabulate
 
-REPORTED = ("accuracy", "accuracy_stderr", "answer_accuracy", "nfe", "tpf", "tps", "latency")
+from dparallel.config.experiment import BenchmarkConfig
+from dparallel.evaluation import plots
+from dparallel.evaluation.certainty import CertaintyMap
+from dparallel.evaluation.plots import plain
+from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
+from dparallel.stages.files import write_atomically
+
+REPORTED = ("accuracy", "accuracy_stderr", "nfe", "tpf", "tps", "latency")
+NONE_KEEPS = "no student keeps the accuracy"
 
 
 @dataclass(frozen=True)
@@ -15,43 +24,99 @@ class Results:
     """Everything measured and chosen.
 
     Attributes:
-        rows: all of them, both splits.
-        chosen: the operating points, on the validation problems that chose them.
+        validation, test: all rows of a split; the first one is the reference.
+        points: the operating points, on the validation problems that chose them.
         reported: the test rows to compare: reference, fixed decodings, operating points.
-        aup: by (model, method), on `sweep_split`.
+        swept: the rows of the split on which whole sweeps were measured.
+        aup: by (model, method), on that split.
+        headline: the best student against the teacher, on the test problems.
+        keeping: names of the students that keep the accuracy on both splits.
     """
 
-    rows: Sequence[Row]
-    reference: Row
-    chosen: Sequence[Row]
+    config: BenchmarkConfig
+    validation: Sequence[Row]
+    test: Sequence[Row]
+    points: Sequence[Row]
     reported: Sequence[Row]
+    swept: Sequence[Row]
     aup: dict[tuple[str, str], float]
-    sweep_split: str
-    default_student: Row
     headline: Headline
+    keeping: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        config: BenchmarkConfig,
+        validation: Sequence[Row],
+        test: Sequence[Row],
+        points: Sequence[Row],
+        best: Row,
+    ) -> "Results":
+        """Compare marked rows of both splits.
+
+        Args:
+            best: the operating point of the student to report first, on the validation problems.
+        """
+        swept = test if config.sweep_test else validation
+        student = next(row for row in test if row.operating_point and row.case == best.case)
+        teacher = [row for row in test if row.model == test[0].model]
+        return cls(
+            config=config,
+            validation=validation,
+            test=test,
+            points=points,
+            reported=[row for row in test if row.operating_point or row.method not in config.sweeps],
+            swept=swept,
+            aup=aup_by_sweep(swept, config.sweeps),
+            headline=headline(student, test[0], teacher, config.max_loss),
+            keeping=keeping_students(test, test[0], config.max_loss),
+        )
+
+    @property
+    def rows(self) -> list[Row]:
+        return [*self.validation, *self.test]
+
+    @property
+    def reference(self) -> Row:
+        return self.test[0]
+
+    @property
+    def default_student(self) -> str | None:
+        """None where no student keeps the accuracy on the validation problems."""
+        return self.headline.student.model if self.headline.student.qualifies else None
 
     @property
     def hardware(self) -> list[str]:
         """What was timed, of all rows; times are comparable where it is one."""
         return sorted({row.measurement.hardware for row in self.rows})
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """At which rows were decoded; TPS is comparable where it is one."""
+        return sorted({size for row in self.rows for size in row.measurement.batch_sizes})
+
     def as_json(self) -> dict[str, Any]:
+        head = {"student": self.headline.student.flat(), "teacher_best": self.headline.teacher_best.flat()}
         return {
             "rows": [row.flat() for row in self.rows],
             "reference": self.reference.flat(),
-            "chosen": [row.flat() for row in self.chosen],
+            "chosen": [row.flat() for row in self.points],
             "aup": [
-                {"model": model, "method": method, "split": self.sweep_split, "aup": value}
+                {"model": model, "method": method, "split": self.swept[0].split, "aup": value}
                 for (model, method), value in self.aup.items()
             ],
-            "default_student": self.default_student.model,
-            "headline": {
-                "student": self.headline.student.flat(),
-                "teacher_best": self.headline.teacher_best.flat(),
-                **self.headline.numbers(),
-            },
-            "hardware": "; ".join(self.hardware),
-            "batch_size": self.reference.measurement.batch_size,
+            **self.summary(),
+            "headline": {**head, **self.headline.numbers()},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The outcome in a few values."""
+        return {
+            "default_student": self.default_student,
+            "students_that_keep_the_accuracy": list(self.keeping),
+            "outcome": outcome(self),
+            "hardware": self.hardware,
+            "batch_sizes": self.batch_sizes,
         }
 
     def as_metrics(self) -> dict[str, float]:
@@ -59,10 +124,8 @@ class Results:
         metrics = {f"headline/{name}": value for name, value in self.headline.numbers().items()}
         for row in self.reported:
             prefix = f"{row.model}/{row.method}"
-            for name in REPORTED:
-                value = getattr(row.measurement, name)
-                if value is not None:
-                    metrics[f"{prefix}/{name}"] = value
+            shares = {f"{prefix}/{metric}": share for metric, share in row.measurement.metrics.items()}
+            metrics |= shares | {f"{prefix}/{name}": getattr(row.measurement, name) for name in REPORTED}
             if row.operating_point and row.threshold is not None:
                 metrics[f"{prefix}/threshold"] = row.threshold
         for (model, method), value in self.aup.items():
@@ -70,37 +133,55 @@ class Results:
         return metrics
 
 
-HEADER = (
-    *("model", "method", "threshold", "solution %", "answer %"),
-    *("NFE", "TPF", "TPS", "latency s (batch 1)", "samples"),
-)
+def write_report(results: Results, maps: Sequence[CertaintyMap], folder: Path) -> list[str]:
+    """Write the results and their pictures into `folder`; returns the names of the files.
+
+    Args:
+        maps: how sure teacher and best student are, both with the student's decoding.
+    """
+    write_atomically(folder / "results.json", json.dumps(results.as_json(), indent=1))
+    write_atomically(folder / "table.md", table(results))
+    config, decoding = results.config, results.headline.student.measurement.decoding
+    plots.tradeoff(results.swept, list(config.sweeps), config.max_loss, folder / "tradeoff.png")
+    title = f"Certainty while decoding, {decoding.rule} threshold {decoding.threshold:g} (grey: committed)"
+    plots.certainty(maps, decoding.block_length, title, folder / "certainty.png")
+    return ["results.json", "table.md", "tradeoff.png", "certainty.png"]
 
 
 def table(results: Results) -> str:
     """Markdown that also reads well in a terminal."""
-    lines = [list(HEADER), *(_cells(row, results.default_student) for row in results.reported)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-    aligned = [
-        [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
+    metrics = list(dict.fromkeys(metric for row in results.reported for metric in row.measurement.metrics))
+    titles = [
+        "model",
+        "method",
+        "threshold",
+        *(f"{metric} %" for metric in metrics),
+        "NFE",
+        "TPF",
+        "TPS",
+        "latency s (batch 1)",
+        "samples",
     ]
-    rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in [aligned[0], rule, *aligned[1:]])
+    body = tabulate(
+        [_cells(row, metrics, results.headline.student) for row in results.reported],
+        titles,
+        tablefmt="pipe",
+        colalign=["left", "left", *["right"] * (len(titles) - 2)],
+        disable_numparse=True,
+    )
     return f"{body}\n\n{notes(results)}\n"
 
 
-def _cells(row: Row, default: Row) -> list[str]:
+def _cells(row: Row, metrics: Sequence[str], best: Row) -> list[str]:
     measured = row.measurement
-    is_default = (row.model, row.method) == (default.model, default.method)
+    is_default = best.qualifies and row.case == best.case
+    shares = [f"{measured.metrics[name] * 100:.1f}" if name in measured.metrics else "" for name in metrics]
+    shares[0] += f" ± {measured.accuracy_stderr * 100:.1f}"
     return [
         plain(row.model),
         plain(row.method) + (" (default)" if is_default else "") + ("" if row.qualifies else " †"),
         "" if row.threshold is None else f"{row.threshold:g}",
-        f"{measured.accuracy:.1%} ± {measured.accuracy_stderr:.1%}".replace("%", ""),
-        "" if measured.answer_accuracy is None else f"{measured.answer_accuracy * 100:.1f}",
+        *shares,
         f"{measured.nfe:.1f}",
         f"{measured.tpf:.2f}",
         f"{measured.tps:.0f}",
@@ -110,29 +191,50 @@ def _cells(row: Row, default: Row) -> list[str]:
 
 
 def notes(results: Results) -> str:
-    """How to read the table, and the headline in a sentence."""
-    head, measured = results.headline, results.reference.measurement
-    best = head.teacher_best
-    unlisted = "" if best in results.reported else "; not in the table, chosen on these very problems"
+    """How to read the table, and the outcome in a sentence."""
+    sizes = ", ".join(map(str, results.batch_sizes))
     lines = [
-        f"Default student: {plain(head.student.model)}, {plain(head.student.method)}. "
-        f"On the test problems its accuracy is {_points(-head.accuracy_loss)} points from the teacher's at "
-        f"{plain(results.reference.method)}, with {head.nfe_ratio:.2f} times fewer forwards; "
-        f"its TPF is {head.tpf_ratio_to_teacher_best:.2f} times the teacher's best at equal accuracy "
-        f"({plain(best.method)}{'' if best.threshold is None else f' {best.threshold:g}'}, "
-        f"TPF {best.measurement.tpf:.2f}{unlisted}).",
+        outcome(results),
         "Test problems; thresholds chosen on the validation problems. ± is one standard error. "
-        f"Times: {'; '.join(results.hardware)}; "
-        f"TPS at batch size {measured.batch_size}, latency of one prompt alone.",
+        f"Times: {'; '.join(results.hardware)}; TPS at batch size {sizes}, latency of one prompt alone.",
     ]
-    if len(results.hardware) > 1:
-        lines.append(
-            "The times are of different hardware: TPS and latency compare only between rows of the same, "
-            "which results.json names."
-        )
+    for kind, values in (("hardware", results.hardware), ("batch sizes", results.batch_sizes)):
+        if len(values) > 1:
+            lines.append(
+                f"The times are of different {kind}: TPS and latency compare only between rows of the same, "
+                "which results.json names."
+            )
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
     return "\n".join(lines)
+
+
+def outcome(results: Results) -> str:
+    """The headline in a sentence."""
+    head, best = results.headline, results.headline.teacher_best
+    student = f"{plain(head.student.model)}, {plain(head.student.method)}"
+    reference, allowed = plain(results.reference.method), f"{results.config.max_loss * 100:.1f} points"
+    if not head.student.qualifies:
+        return (
+            f"No default student: {NONE_KEEPS}. The best one, {student}, is {_points(-head.accuracy_loss)} "
+            f"points from the teacher's at {reference} on the test problems; on the validation problems it "
+            f"loses more than the {allowed} that are allowed."
+        )
+    compared = (
+        f"Default student: {student}. On the test problems its accuracy is {_points(-head.accuracy_loss)} "
+        f"points from the teacher's at {reference}, with {head.nfe_ratio:.2f} times fewer forwards"
+    )
+    threshold = "" if best.threshold is None else f" {best.threshold:g}"
+    unlisted = "" if best in results.reported else "; not in the table, chosen on these very problems"
+    rival = f"{plain(best.method)}{threshold}, TPF {best.measurement.tpf:.2f}{unlisted}"
+    if not head.keeps_accuracy:
+        return (
+            f"{compared}: it keeps the accuracy on the validation problems but not on the test problems, "
+            f"where it loses more than the {allowed} that are allowed. The teacher's best at equal accuracy: "
+            f"{rival}."
+        )
+    ratio = f"{head.tpf_ratio_to_teacher_best:.2f} times the teacher's best at equal accuracy"
+    return f"{compared}; its TPF is {ratio} ({rival})."
 
 
 def _points(share: float) -> str:

@@ -1,34 +1,50 @@
-"""Which threshold, which student, how much faster: pure functions over measured rows."""
+"""Choose: which threshold, which student, how much faster. Pure functions over measured rows."""
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dparallel.evaluation.cases import STUDENT, Case
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.metrics import accuracy_under_parallelism
-
-TEACHER, STUDENT, BASELINE = "teacher", "student/", "baseline/"  # names of inputs, or how they begin
+from dparallel.evaluation.store import Keys
 
 
 @dataclass(frozen=True)
 class Row:
     """One measurement in its place: which model, by which method, on which split.
 
-    `operating_point` marks a sweep's chosen threshold, `qualifies` whether that one lost no more
-    accuracy on the validation problems than allowed.
+    Attributes:
+        keys: of what it was measured from, in the store; None where that is not known.
+        operating_point: whether this is a sweep's chosen threshold.
+        qualifies: whether that threshold lost no more accuracy on the validation problems than allowed.
     """
 
     model: str
     method: str
     split: str
     measurement: Measurement
+    keys: Keys | None = None
     operating_point: bool = False
     qualifies: bool = True
-    samples_file: str = ""
 
     @property
     def threshold(self) -> float | None:
         return self.measurement.decoding.threshold
+
+    @property
+    def case(self) -> Case:
+        return Case(self.model, self.method, self.measurement.decoding)
+
+    @property
+    def label(self) -> str:
+        """In log lines."""
+        threshold = "" if self.threshold is None else f" {self.threshold:g}"
+        found = self.measurement
+        return (
+            f"{self.split}: {self.model}, {self.method}{threshold}: {found.accuracy:.1%} right, "
+            f"NFE {found.nfe:.1f}, TPF {found.tpf:.2f}"
+        )
 
     def flat(self) -> dict[str, Any]:
         """One JSON object of plain values."""
@@ -39,7 +55,7 @@ class Row:
             "threshold": self.threshold,
             "operating_point": self.operating_point,
             "qualifies": self.qualifies,
-            "samples_file": self.samples_file,
+            "keys": None if self.keys is None else asdict(self.keys),
             **self.measurement.model_dump(mode="json"),
         }
 
@@ -49,13 +65,30 @@ def keeps_accuracy(row: Row, reference: Row, max_loss: float) -> bool:
     return row.measurement.accuracy >= reference.measurement.accuracy - max_loss - 1e-9
 
 
+def operating_points(rows: Sequence[Row], swept: Iterable[Case], max_loss: float) -> list[Row]:
+    """The chosen threshold of each (model, method) of `swept`; the first of `rows` is the reference."""
+    groups = dict.fromkeys((case.model, case.method) for case in swept)
+    return [
+        operating_point([row for row in rows if (row.model, row.method) == group], rows[0], max_loss)
+        for group in groups
+    ]
+
+
 def operating_point(sweep: Sequence[Row], reference: Row, max_loss: float) -> Row:
     """The row of highest TPF that keeps the accuracy; else the most accurate, marked as not qualifying."""
     keeping = [row for row in sweep if keeps_accuracy(row, reference, max_loss)]
     if keeping:
         return replace(_fastest(keeping), operating_point=True)
-    best = max(sweep, key=lambda row: (row.measurement.accuracy, row.measurement.tpf))
-    return replace(best, operating_point=True, qualifies=False)
+    return replace(_most_accurate(sweep), operating_point=True, qualifies=False)
+
+
+def mark(rows: Sequence[Row], points: Iterable[Row]) -> list[Row]:
+    """`rows` with the chosen thresholds marked, on whichever split."""
+    qualifies = {point.case: point.qualifies for point in points}
+    return [
+        replace(row, operating_point=True, qualifies=qualifies[row.case]) if row.case in qualifies else row
+        for row in rows
+    ]
 
 
 def slower(point: Row, sweep: Iterable[Row]) -> list[Row]:
@@ -64,24 +97,38 @@ def slower(point: Row, sweep: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=_speed, reverse=True)
 
 
-def default_student(points: Iterable[Row]) -> Row:
-    """The student's operating point of highest TPF, qualifying ones before others."""
-    students = [row for row in points if row.model != TEACHER]
+def best_student(points: Iterable[Row]) -> Row:
+    """The student's operating point to report first: the fastest that qualifies.
+
+    Where none qualifies, the most accurate; it is no default student, and says so (`qualifies`).
+    """
+    students = [row for row in points if row.model.startswith(STUDENT)]
     qualifying = [row for row in students if row.qualifies]
-    if qualifying:
-        return _fastest(qualifying)
-    return max(students, key=lambda row: (row.measurement.accuracy, row.measurement.tpf))
+    return _fastest(qualifying) if qualifying else _most_accurate(students)
+
+
+def keeping_students(test: Iterable[Row], reference: Row, max_loss: float) -> list[str]:
+    """Names of the students with an operating point that keeps the accuracy on both splits."""
+    keeping = [
+        row.model
+        for row in test
+        if row.model.startswith(STUDENT)
+        and row.operating_point
+        and row.qualifies
+        and keeps_accuracy(row, reference, max_loss)
+    ]
+    return list(dict.fromkeys(keeping))
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The default student against the undistilled teacher, on the test problems.
+    """The best student against the undistilled teacher, on the test problems.
 
-    `teacher_best` is the fastest row that keeps the accuracy *on the test problems* among those of
-    the teacher that were measured there: the fixed decodings and, for each sweep, all thresholds
-    (`sweep_test`) or the operating point and, where that misses the accuracy, slower ones until one
-    keeps it. The student has its operating point alone. Ratios above 1 favour the student. Losses
-    are shares (0..1); negative ones are gains.
+    `teacher_best` is the teacher's fastest row that keeps the accuracy *on the test problems*. Its rows
+    there are the fixed decodings and, for each sweep, all thresholds (`sweep_test`) or the operating
+    point and, where that misses the accuracy, slower ones until one keeps it. Of the student the
+    operating point alone is read. Ratios above 1 favour the student. Losses are shares (0..1); a
+    negative loss is a gain.
     """
 
     student: Row
@@ -95,11 +142,15 @@ class Headline:
     tpf_ratio_to_teacher_best: float
 
     def numbers(self) -> dict[str, float]:
-        return {
+        """Loss and ratios; where no student qualifies the loss alone, as no speed makes up for it."""
+        numbers = {
             name: float(value)
             for name, value in vars(self).items()
             if isinstance(value, int | float)  # bool is one
         }
+        if self.student.qualifies:
+            return numbers
+        return {name: numbers[name] for name in ("accuracy_loss", "keeps_accuracy")}
 
 
 def headline(student: Row, reference: Row, teacher_rows: Iterable[Row], max_loss: float) -> Headline:
@@ -111,7 +162,7 @@ def headline(student: Row, reference: Row, teacher_rows: Iterable[Row], max_loss
         reference=reference,
         teacher_best=best,
         accuracy_loss=base.accuracy - mine.accuracy,
-        keeps_accuracy=keeps_accuracy(student, reference, max_loss),
+        keeps_accuracy=student.qualifies and keeps_accuracy(student, reference, max_loss),
         nfe_ratio=base.nfe / mine.nfe,
         tpf_ratio=mine.tpf / base.tpf,
         nfe_ratio_to_teacher_best=rival.nfe / mine.nfe,
@@ -127,11 +178,15 @@ def aup_by_sweep(rows: Sequence[Row], sweeps: Container[str]) -> dict[tuple[str,
         if row.method in sweeps:
             point = row.measurement.tpf, row.measurement.accuracy * 100
             points.setdefault((row.model, row.method), []).append(point)
-    return {key: accuracy_under_parallelism(each, best) for key, each in points.items()}
+    return {key: accuracy_under_parallelism(of_method, best) for key, of_method in points.items()}
 
 
 def _fastest(rows: Iterable[Row]) -> Row:
     return max(rows, key=_speed)
+
+
+def _most_accurate(rows: Iterable[Row]) -> Row:
+    return max(rows, key=lambda row: (row.measurement.accuracy, row.measurement.tpf))
 
 
 def _speed(row: Row) -> tuple[float, float]:

@@ -1,14 +1,19 @@
 """One model in memory at a time, and none once the work with it is done."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Loader:
@@ -32,8 +37,9 @@ class Loader:
         return self._loaded
 
     def release(self) -> None:
-        self._loaded = None
-        release_memory()
+        if self._loaded is not None:
+            self._loaded = None
+            release_memory()
 
     def __enter__(self) -> "Loader":
         return self
@@ -49,3 +55,16 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def releasing_memory(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`work`, after which the memory of its models and tensors is returned to the device."""
+
+    @wraps(work)
+    def released(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        try:
+            return work(*arguments, **named)
+        finally:
+            release_memory()
+
+    return released

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig
-from dparallel.evaluation.measure import LATENCY_SAMPLES
+from dparallel.evaluation.decode import LATENCY_SAMPLES
 from dparallel.preflight.prompts import PromptLengths
 
 

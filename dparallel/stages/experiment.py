@@ -28,6 +28,8 @@ from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerpri
 
 log = logging.getLogger(__name__)
 
+STORE = "measurements"  # in the folder of runs
+
 
 class StudentConfig(Config):
     """What a training stage is made of: how to train, and the recipe."""
@@ -48,7 +50,9 @@ SETTINGS: dict[str, type[Config]] = {
 class StagePlan(BaseModel):
     """One stage, ready to run: small JSON, so it crosses process and machine borders.
 
-    `code` is the digest that the user vouches for (`DistillConfig.code`), None for the code that runs.
+    Attributes:
+        store: of the samples and verdicts that all experiments of a `runs` folder share.
+        code: the digest that the user vouches for (`DistillConfig.code`), None for the code that runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +62,7 @@ class StagePlan(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]
     out_dir: str
+    store: str = STORE
     code: str | None = None
 
     def settings(self) -> Any:
@@ -138,6 +143,7 @@ class Experiment:
             config=config.model_dump(mode="json"),
             inputs=inputs,
             out_dir=str(folder),
+            store=str(Path(self.config.runs) / STORE),
             code=vouched,
         )
 

@@ -47,7 +47,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def write_table(path: str | Path, table: pa.Table, replace: bool = True) -> None:
-    """Write a Parquet file (zstd).
+    """Write a Parquet file (zstd, with a checksum of every page).
 
     Args:
         replace: False leaves a file that is there as it is, also one that another process writes meanwhile.
@@ -56,7 +56,7 @@ def write_table(path: str | Path, table: pa.Table, replace: bool = True) -> None
         FileError: as of `write_atomically`.
     """
     with naming_the_file(path, table.nbytes), replacing(path, replace) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 @contextlib.contextmanager

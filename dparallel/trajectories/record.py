@@ -16,6 +16,7 @@ from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.models.loader import releasing_memory
 from dparallel.problems.prompts import encode_problems, finish, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
 from dparallel.problems.scoring import accuracy_metric, score
@@ -193,6 +194,7 @@ def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> N
     )
 
 
+@releasing_memory
 def _decode(
     shards: Sequence[Shard], config: TrajectoriesConfig, inputs: dict[str, str], metadata: ShardMetadata
 ) -> None:

@@ -1,12 +1,16 @@
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
+from benchmarks.recipes import main
 from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import load_problems
+from tests.flows.conftest import small_settings
 
 TEACHERS = Path(__file__).parents[2] / "teachers"
 TEACHER, RIVAL = str(TEACHERS / "tiny"), str(TEACHERS / "tiny_autoregressive")
@@ -88,6 +92,33 @@ def test_the_picture_has_a_line_for_each_swept_method_and_a_mark_for_the_others(
 
 def test_headlines_of_each_seed():
     assert headlines([7], [RESULTS]).splitlines()[2] == "| 7 | x | +2.0 | 4.00 | 2.00 |"
+
+
+def test_a_seed_without_a_default_student_says_so():
+    none = {"default_student": None, "headline": {"accuracy_loss": 0.98, "keeps_accuracy": 0.0}}
+    line = headlines([7], [none]).splitlines()[2]
+    assert line == "| 7 | no student keeps the accuracy | +98.0 |  |  |"
+
+
+@pytest.mark.slow
+def test_the_command_runs_every_seed_and_writes_a_comparison(tmp_path, tiny_checkpoint, monkeypatch, capsys):
+    """A whole experiment, and its models side by side."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    config = small_settings(tiny_checkpoint, tmp_path / "runs")
+    del config["students"]["no_certainty"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["recipes", "--config", "small.yaml", "--seeds", "0", "--problems", "2", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", [*command, "--batch-sizes", "2"])
+    main()
+    home = tmp_path / "runs" / "small"
+    compared = json.loads((home / "comparison.json").read_text(encoding="utf-8"))
+    assert list(compared["seeds"]) == ["0"]
+    assert (home / "comparison.png").is_file()
+    text = (home / "comparison.md").read_text(encoding="utf-8")
+    assert text.strip() in capsys.readouterr().out
+    assert "24 test problems, batch 64" in text
+    assert len([line for line in text.splitlines() if line.startswith("| 0 |")]) == 1
 
 
 def test_reference_operating_points_and_baselines_race():

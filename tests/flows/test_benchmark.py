@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
-from dparallel.stages.experiment import Experiment
-from dparallel.stages.manifest import StageError
+from dparallel.stages.experiment import Experiment, StagePlan
+from dparallel.stages.manifest import Stage, StageError
 from flows.benchmark import benchmark, measurements
 from flows.dispatch import dispatch_all
 from tests.dparallel.evaluation.oracle import disturbed
@@ -52,11 +52,18 @@ def settings(config_file: Path, runs: str) -> list[str]:
     overrides = [*TWO_SLICES, f"runs={config_file.parent / runs}"]
     experiment = Experiment(load_config(DistillConfig, config_file, overrides))
     teacher = Path(experiment.config.teacher)
-    shutil.copytree(teacher, experiment.trajectories().out_dir)
+    finish(experiment.trajectories())
     for student in experiment.config.students:
-        shutil.copytree(teacher, experiment.training(student).out_dir)
-        disturbed(teacher, Path(experiment.merging(student).out_dir))
+        finish(experiment.training(student))
+        finish(experiment.merging(student), disturbed(teacher, config_file.parent / f"{runs}-{student}"))
     return overrides
+
+
+def finish(plan: StagePlan, model: Path | None = None) -> None:
+    """A finished stage that holds a model or nothing."""
+    stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
+    files = [] if model is None else [file for file in model.iterdir() if file.is_file()]
+    stage.finish([Path(shutil.copy(file, stage.folder)).name for file in files])
 
 
 def parts(config_file: Path) -> list[FlowRun]:
@@ -69,7 +76,7 @@ def parts(config_file: Path) -> list[FlowRun]:
 
 @contextmanager
 def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
-    """Does one part after the other; those whose turn is in `dies_at` crash before their last piece."""
+    """Does one part after the other; those whose turn is in `dies_at` crash before their last unit."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -79,8 +86,8 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
                 if run.state is None or run.state.is_final():
                     continue
                 dies = done in dies_at
-                pieces = run.parameters["pieces"]
-                measurements(**{**run.parameters, "pieces": pieces[:-1] if dies else pieces})
+                units = run.parameters["units"]
+                measurements(**{**run.parameters, "units": units[:-1] if dies else units})
                 state = State(type=StateType.CRASHED if dies else StateType.COMPLETED, message="exit code -9")
                 with get_client(sync_client=True) as client:
                     client.set_flow_run_state(run.id, state, force=True)
@@ -108,9 +115,9 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
     with worker(config_file, dies_at={0}):
         folder = benchmark(str(config_file), overrides, on_pool=True)
     runs = parts(config_file)
-    one, other, redone, *test = [run.parameters["pieces"] for run in runs]
+    one, other, redone, *test = [run.parameters["units"] for run in runs]
     assert [run.name for run in runs][:2] == ["measurements, part 1 of 2", "measurements, part 2 of 2"]
-    assert not set(one) & set(other)
+    assert not [unit for unit in one if unit in other]
     assert redone == one[-1:], "what the dead one did not come to"
     assert len(test) == 2
     (experiment,) = MlflowClient(tracking_uri=local_store).search_experiments(filter_string="name = 'small'")
@@ -126,13 +133,13 @@ def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(
     overrides = settings(config_file, "runs")
     with (
         worker(config_file, dies_at={0, 1, 2}),
-        pytest.raises(StageError, match=r"1 of \d+ pieces .*run 'measurements, part 1 of 1' .*exit code -9"),
+        pytest.raises(StageError, match=r"1 of \d+ units .*run 'measurements, part 1 of 1' .*exit code -9"),
     ):
         benchmark(str(config_file), overrides, on_pool=True)
-    failed = [run.parameters["pieces"] for run in parts(config_file)]
+    failed = [run.parameters["units"] for run in parts(config_file)]
     assert [len(each) for each in failed[1:]] == [1, 1]
     with worker(config_file, dies_at=set()):
         benchmark(str(config_file), overrides, on_pool=True)
-    validation, test = [run.parameters["pieces"] for run in parts(config_file)][3:]
+    validation, test = [run.parameters["units"] for run in parts(config_file)][3:]
     assert validation == failed[-1]
-    assert len([name for name in test if name.endswith("certainty.json")]) == 2
+    assert len([unit for unit in test if unit["kind"] == "certainty"]) == 2

@@ -37,11 +37,11 @@ def own_answers(
     return dataset(path)
 
 
-def disturbed(checkpoint: Path, folder: Path) -> Path:
+def disturbed(checkpoint: Path, folder: Path, seed: int = 1) -> Path:
     """The model of a checkpoint with slightly other weights, in `folder`."""
     shutil.copytree(checkpoint, folder)
     model = load_model(checkpoint)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.01)

@@ -29,14 +29,14 @@ def test_names_for_readers() -> None:
 
 
 def test_tradeoff_is_drawn(tmp_path: Path) -> None:
-    plots.tradeoff([REFERENCE, *SWEEP], ["entropy"], REFERENCE, 0.01, tmp_path / "t.png")
+    plots.tradeoff([REFERENCE, *SWEEP], ["entropy"], 0.01, tmp_path / "t.png")
     assert_has_ink(tmp_path / "t.png")
 
 
 def test_tradeoff_lines_are_tpf_and_accuracy_with_error_bars() -> None:
     chosen = replace(SWEEP[1], operating_point=True)
     rows = [REFERENCE, SWEEP[2], SWEEP[0], chosen]  # in any order
-    axes = plots.tradeoff_figure(rows, ["entropy"], REFERENCE, max_loss=0.01).axes[0]
+    axes = plots.tradeoff_figure(rows, ["entropy"], max_loss=0.01).axes[0]
     drawn = {container.get_label(): container for container in axes.containers}
     assert set(drawn) == {"teacher, one token per step", "a, entropy"}
     line, _, (bars,) = drawn["a, entropy"]

@@ -3,14 +3,16 @@ import pytest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.metrics import accuracy_under_parallelism
-from dparallel.evaluation.report import Results, table
 from dparallel.evaluation.selection import (
     Row,
     aup_by_sweep,
-    default_student,
+    best_student,
     headline,
+    keeping_students,
     keeps_accuracy,
+    mark,
     operating_point,
+    operating_points,
     slower,
 )
 
@@ -26,12 +28,12 @@ def row(model: str, method: str, threshold: float | None, accuracy: float, tpf: 
         samples=1000,
         accuracy=accuracy,
         accuracy_stderr=0.005,
-        answer_accuracy=None,
+        metrics={"solution": accuracy},
         nfe=30 / tpf,
         tpf=tpf,
         tps=100 * tpf,
         latency=0.3 / tpf,
-        batch_size=64,
+        batch_sizes=(64,),
         hardware="a machine",
     )
     return Row(model, method, "test", measurement, **changes)
@@ -62,13 +64,39 @@ def test_where_none_keeps_the_accuracy_the_most_accurate_is_flagged() -> None:
     assert (chosen.threshold, chosen.operating_point, chosen.qualifies) == (0.5, True, False)
 
 
-def test_the_default_student_is_the_fastest_that_qualifies() -> None:
+def test_every_swept_model_and_method_has_an_operating_point() -> None:
+    other = row("student/b", "entropy", 0.1, 0.5, 9.0)
+    rows = [REFERENCE, row("teacher", "few_step", None, 0.99, 9.0), *SWEEP, other]
+    points = operating_points(rows, [each.case for each in [*SWEEP, other]], max_loss=0.01)
+    assert [(point.model, point.threshold, point.qualifies) for point in points] == [
+        ("student/a", 0.5, True),
+        ("student/b", 0.1, False),
+    ]
+    marked = mark(rows, points)
+    assert [each.operating_point for each in marked] == [False, False, False, True, False, True]
+    assert [each.qualifies for each in marked] == [True] * 5 + [False]
+
+
+def test_the_best_student_is_the_fastest_that_qualifies() -> None:
     teacher = row("teacher", "entropy", 0.5, 0.99, 9.0)
     slow, fast = row("student/a", "entropy", 0.5, 0.98, 3.0), row("student/b", "entropy", 0.5, 0.97, 4.0)
     reckless = row("student/c", "entropy", 0.5, 0.50, 8.0, qualifies=False)
-    assert default_student([teacher, slow, fast, reckless]) is fast
+    assert best_student([teacher, slow, fast, reckless]) is fast
     careful = row("student/d", "entropy", 0.1, 0.60, 2.0, qualifies=False)
-    assert default_student([teacher, reckless, careful]) is careful
+    assert best_student([teacher, reckless, careful]) is careful
+
+
+def test_students_that_keep_the_accuracy_do_so_on_both_splits() -> None:
+    test = [
+        REFERENCE,
+        row("teacher", "entropy", 0.5, 0.98, 2.0, operating_point=True),
+        row("student/a", "entropy", 0.5, 0.98, 2.0, operating_point=True),
+        row("student/a", "confidence", 0.5, 0.98, 2.0, operating_point=True),
+        row("student/misses_on_test", "entropy", 0.5, 0.96, 2.0, operating_point=True),
+        row("student/missed_on_validation", "entropy", 0.5, 0.99, 2.0, operating_point=True, qualifies=False),
+        row("student/was_not_chosen", "entropy", 0.5, 0.99, 2.0),
+    ]
+    assert keeping_students(test, REFERENCE, 0.01) == ["student/a"]
 
 
 def test_the_headline_compares_with_the_teachers_best_at_equal_accuracy() -> None:
@@ -100,55 +128,8 @@ def test_aup_takes_the_swept_methods_and_the_best_accuracy_of_all() -> None:
     }
 
 
-def test_the_table_shows_every_reported_row_and_says_what_it_is() -> None:
-    student = row("student/a_b", "entropy", 0.5, 0.972, 5.0, operating_point=True, qualifies=False)
-    results = Results(
-        rows=[REFERENCE, student],
-        reference=REFERENCE,
-        chosen=[student],
-        reported=[REFERENCE, student],
-        aup={("student/a_b", "entropy"): 123.0},
-        sweep_split="validation",
-        default_student=student,
-        headline=headline(student, REFERENCE, [REFERENCE], 0.01),
-    )
-    lines = table(results).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
-    assert cells[0][:5] == ["model", "method", "threshold", "solution %", "answer %"]
-    assert cells[0][5:] == ["NFE", "TPF", "TPS", "latency s (batch 1)", "samples"]
-    assert cells[2] == [
-        *("teacher", "one token per step", "", "98.0 ± 0.5", ""),
-        *("30.0", "1.00", "100", "0.3", "1000"),
-    ]
-    assert cells[3] == [
-        *("a b", "entropy (default) †", "0.5", "97.2 ± 0.5", ""),
-        *("6.0", "5.00", "500", "0.06", "1000"),
-    ]
-    notes = "\n".join(lines[4:])
-    for part in ("a machine", "batch size 64", "-0.8 points", "5.00 times fewer forwards", "† no threshold"):
-        assert part in notes
-
-    metrics = results.as_metrics()
-    assert metrics["teacher/one_token_per_step/tpf"] == 1.0
-    assert metrics["student/a_b/entropy/threshold"] == 0.5
-    assert metrics["student/a_b/entropy/aup"] == 123.0
-    assert metrics["headline/nfe_ratio"] == pytest.approx(5)
-    assert all(isinstance(value, float) for value in metrics.values())
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "points"), [(0.98, "+0.0"), (0.9799, "+0.0"), (0.986, "+0.6"), (0.97, "-1.0")]
-)
-def test_equal_accuracy_is_no_negative_difference(accuracy: float, points: str) -> None:
-    student = row("student/a", "entropy", 0.5, accuracy, 5.0, operating_point=True)
-    results = Results(
-        rows=[REFERENCE, student],
-        reference=REFERENCE,
-        chosen=[student],
-        reported=[REFERENCE, student],
-        aup={},
-        sweep_split="validation",
-        default_student=student,
-        headline=headline(student, REFERENCE, [], 0.01),
-    )
-    assert f"accuracy is {points} points from" in table(results)
+def test_no_speed_makes_up_for_lost_accuracy() -> None:
+    """A student that loses all accuracy has a loss and no ratio to boast of."""
+    wrong = row("student/a", "entropy", 0.5, 0.0, 9.0, operating_point=True, qualifies=False)
+    numbers = headline(wrong, REFERENCE, [], max_loss=0.01).numbers()
+    assert numbers == {"accuracy_loss": pytest.approx(0.98), "keeps_accuracy": 0.0}

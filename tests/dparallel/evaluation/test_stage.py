@@ -1,14 +1,19 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import Baseline, BenchmarkConfig, Sweep
+from dparallel.evaluation import decode
+from dparallel.evaluation.decode import sample
 from dparallel.evaluation.stage import run_stage
+from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer, save_model
+from dparallel.problems.scoring import SCORERS, Verdict
 from dparallel.stages.manifest import StageError, verify
 from tests.conftest import random_model
 from tests.dparallel.evaluation.oracle import dataset, disturbed, own_answers
@@ -23,7 +28,9 @@ def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkConfig:
+def settings(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, coarse_pictures: None
+) -> BenchmarkConfig:
     """The teacher's answers at one token per step are the references, so it is always right there."""
     folder = tmp_path_factory.mktemp("problems")
     validation, test = (
@@ -57,20 +64,41 @@ def inputs(tiny_checkpoint: Path, student: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples and verdicts of all tests of this module: what one has decoded, another finds."""
+    return tmp_path_factory.mktemp("measurements")
+
+
+@pytest.fixture(scope="module")
 def finished(
-    settings: BenchmarkConfig, inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    settings: BenchmarkConfig, inputs: dict[str, str], store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "benchmark"
-    run_stage(settings, inputs, folder)
+    run_stage(settings, inputs, folder, store)
     return folder
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each unit has that is decoded from now on."""
+    counts: list[int] = []
+
+    def counted(model: Any, tokenizer: Any, prompts: Any, *arguments: Any) -> Any:
+        counts.append(len(prompts))
+        return sample(model, tokenizer, prompts, *arguments)
+
+    monkeypatch.setattr(decode, "sample", counted)
+    return counts
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
     manifest = verify(finished, "benchmark")
-    assert {name for name in manifest.files if "/" not in name} == {
-        *("results.json", "table.md", "tradeoff.png", "certainty.png")
-    }
-    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    assert set(manifest.files) == {"results.json", "table.md", "tradeoff.png", "certainty.png"}
+    results = results_in(finished)
     rows = results["rows"]
     validation = [row for row in rows if row["split"] == "validation"]
     test = [row for row in rows if row["split"] == "test"]
@@ -110,10 +138,10 @@ def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
 
 
 def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> None:
-    rows = json.loads((finished / "results.json").read_text(encoding="utf-8"))["rows"]
+    rows = results_in(finished)["rows"]
 
     def curve(model: str) -> list:
-        timed = ("tps", "latency", "model", "samples_file")
+        timed = ("tps", "latency", "model", "keys")
         return [
             {key: value for key, value in row.items() if key not in timed}
             for row in rows
@@ -128,7 +156,7 @@ def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> Non
 
 def test_metrics_are_flat_and_agree_with_the_results(finished: Path) -> None:
     manifest = verify(finished)
-    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    results = results_in(finished)
     assert manifest.metrics["teacher/one_token_per_step/tpf"] == results["reference"]["tpf"]
     assert manifest.metrics["headline/nfe_ratio"] == results["headline"]["nfe_ratio"]
     student, best = results["headline"]["student"], results["headline"]["teacher_best"]
@@ -137,37 +165,128 @@ def test_metrics_are_flat_and_agree_with_the_results(finished: Path) -> None:
     assert "teacher/few_step/accuracy" in manifest.metrics
 
 
-def test_samples_hold_the_text_behind_every_number(finished: Path) -> None:
-    for row in json.loads((finished / "results.json").read_text(encoding="utf-8"))["rows"]:
-        samples = pq.read_table(finished / row["samples_file"])
-        assert len(samples) == row["samples"] == 6
-        assert sum(samples["solution"].to_pylist()) / 6 == row["accuracy"]
+def test_the_store_holds_the_text_behind_every_number(finished: Path, store: Path) -> None:
+    for row in results_in(finished)["rows"]:
+        samples, [verdicts] = Store(store).samples(row["keys"]["samples"]), row["keys"]["verdicts"]
+        judged = Store(store).verdicts(verdicts)
+        assert judged is not None
+        assert len(samples) == len(judged) == row["samples"] == 6
+        assert sum(judged["exact"].to_pylist()) / 6 == row["accuracy"] == row["metrics"]["exact"]
         assert sum(samples["nfe"].to_pylist()) / 6 == pytest.approx(row["nfe"])
+        assert judged["response"].to_pylist() == samples["text"].to_pylist()
+        right = [
+            a.strip() == b.strip()
+            for a, b in zip(judged["response"].to_pylist(), judged["reference"].to_pylist(), strict=True)
+        ]
+        assert right == judged["exact"].to_pylist()
 
 
-def test_a_finished_benchmark_is_not_redone(finished: Path, settings, inputs) -> None:
+def test_a_finished_benchmark_is_not_redone(finished: Path, settings, inputs, store: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
-    assert run_stage(settings, inputs, finished) == verify(finished)
+    assert run_stage(settings, inputs, finished, store) == verify(finished)
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
 
 
-def test_a_run_that_stopped_makes_only_what_is_missing(
-    finished: Path, settings, inputs, tmp_path: Path
+def test_a_student_that_equals_the_teacher_is_not_decoded(finished: Path) -> None:
+    """The samples of equal models have equal keys."""
+    rows = results_in(finished)["rows"]
+    keys = {
+        model: {row["keys"]["samples"] for row in rows if row["model"] == model} for model in inputs_of(rows)
+    }
+    assert keys["student/copy"] <= keys["teacher"]
+    assert not keys["student/other"] & keys["teacher"]
+
+
+def inputs_of(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["model"] for row in rows}
+
+
+def test_another_loss_threshold_or_batch_size_decodes_only_what_is_new(
+    finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int]
 ) -> None:
-    folder = tmp_path / "stopped"
-    shutil.copytree(finished, folder)
-    (folder / "manifest.json").unlink()
-    measured = sorted((folder / "measurements").glob("*.json"))
-    gone = measured[3]
-    before = {file: file.stat().st_mtime_ns for file in measured}
-    gone.unlink()
-    run_stage(settings, inputs, folder)
-    assert [file for file in measured if file.stat().st_mtime_ns != before[file]] == [gone]
-    assert verify(folder).counts == verify(finished).counts
+    generous = settings.model_copy(update={"max_loss": 1.0, "batch_size": 2})
+    run_stage(generous, inputs, tmp_path / "generous", store)
+    slowest, fastest = 6 * 1, 6 * 2 * 2  # on the test problems: two models, two sweeps
+    assert sum(decoded) <= fastest
+    decoded.clear()
+    run_stage(generous, inputs, tmp_path / "again", store)
+    assert decoded == []
+    assert results_in(tmp_path / "again")["rows"] == results_in(tmp_path / "generous")["rows"]
+
+    sweeps = {
+        **settings.sweeps,
+        "entropy": Sweep(decoding=DecodingConfig(**SHAPE), thresholds=(0.0, 0.5, 1.0, 10.0)),
+    }
+    run_stage(settings.model_copy(update={"sweeps": sweeps}), inputs, tmp_path / "finer", store)
+    assert sum(decoded) == 6 * 2 + slowest, "two models on validation; the slower teacher on test"
+
+
+def test_another_student_decodes_no_teacher(
+    finished: Path, settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    """As with another seed: what the teacher says is there."""
+    third = disturbed(tiny_checkpoint, tmp_path / "third", seed=2)
+    only = {"teacher": inputs["teacher"], "student/third": str(third)}
+    run_stage(settings, only, tmp_path / "out", store)
+    rows = [row for row in results_in(tmp_path / "out")["rows"] if row["model"] == "student/third"]
+    assert sum(decoded) == 6 * len(rows)
+
+
+def test_a_mended_scorer_judges_again_and_decodes_nothing(
+    finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int], monkeypatch
+) -> None:
+    def lenient(problems: Any, responses: Any) -> list[Verdict]:
+        return [{"exact": True} for _ in problems]
+
+    mended = replace(SCORERS["exact"], version=99, score=lenient)
+    monkeypatch.setitem(SCORERS, "exact", mended)
+    run_stage(settings, inputs, tmp_path / "out", store)
+    validation = [row for row in results_in(tmp_path / "out")["rows"] if row["split"] == "validation"]
+    assert {row["accuracy"] for row in validation} == {1.0}
+    assert set(decoded) <= {6}
+    assert len(decoded) <= 4, "none of validation: only other operating points on the test problems"
+
+
+def test_damaged_samples_of_a_finished_benchmark_are_named_with_the_remedy(
+    finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    mine, folder = tmp_path / "measurements", tmp_path / "out"
+    shutil.copytree(store, mine)
+    done = run_stage(settings, inputs, folder, mine)
+    assert decoded == []
+    name = next(name for name in done.details["measurements"] if name.startswith("samples/"))
+    whole = (mine / name).read_bytes()
+    (mine / name).write_bytes(whole[:-100])
+    with pytest.raises(StageError, match=f"{name} was damaged or edited, .*: delete .*{name} and .*out"):
+        run_stage(settings, inputs, folder, mine)
+    shutil.rmtree(folder)
+    with pytest.raises(StageError, match=f"{name} is damaged: delete it to measure again"):
+        run_stage(settings, inputs, folder, mine)
+    (mine / name).unlink()
+    assert run_stage(settings, inputs, folder, mine).metrics.keys() == done.metrics.keys()
+    assert decoded == [6]
+
+
+def test_a_student_that_loses_the_accuracy_is_not_chosen(
+    settings, inputs, store: Path, tmp_path: Path
+) -> None:
+    """The disturbed student is never right: there is no default student, and everything says so."""
+    entropy = {"teacher_sweeps": ("entropy",), "student_sweeps": ("entropy",)}
+    only = {name: inputs[name] for name in ("teacher", "student/other")}
+    manifest = run_stage(settings.model_copy(update=entropy), only, tmp_path / "out", store)
+    results = results_in(tmp_path / "out")
+    assert results["default_student"] is None
+    assert manifest.details["default_student"] is None
+    assert manifest.details["students_that_keep_the_accuracy"] == []
+    assert "no student keeps the accuracy" in manifest.details["outcome"]
+    assert manifest.metrics["headline/keeps_accuracy"] == 0.0
+    assert "headline/tpf_ratio_to_teacher_best" not in manifest.metrics
+    assert "No default student" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "certainty.png").is_file()
 
 
 def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
-    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+    settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """On validation only the reckless 0.1 is right; on test it and 0.2 miss, and 0.3 keeps."""
     sweep = Sweep(
@@ -185,8 +304,8 @@ def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accu
             "fixed": {},
         }
     )
-    run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out", store)
+    results = results_in(tmp_path / "out")
     teacher = [row for row in results["rows"] if (row["split"], row["model"]) == ("test", "teacher")]
     assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.3]
     assert [row["accuracy"] >= 0.99 for row in teacher] == [True, False, False, True]
@@ -199,12 +318,14 @@ def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accu
     assert "not in the table" in notes
 
 
-def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, tmp_path: Path) -> None:
+def test_the_whole_sweep_can_be_decoded_on_the_test_problems(
+    settings, inputs, store: Path, tmp_path: Path
+) -> None:
     entropy = {"teacher_sweeps": ("entropy",), "student_sweeps": ("entropy",)}
     swept = settings.model_copy(update={"sweep_test": True, **entropy})
     only = {name: inputs[name] for name in ("teacher", "student/other")}
-    manifest = run_stage(swept, only, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    manifest = run_stage(swept, only, tmp_path / "out", store)
+    results = results_in(tmp_path / "out")
     test = [row for row in results["rows"] if row["split"] == "test"]
     assert len(test) == 2 + 3 + 3
     assert sum(row["operating_point"] for row in test) == 2
@@ -217,7 +338,7 @@ def test_the_whole_sweep_can_be_decoded_on_the_test_problems(settings, inputs, t
 
 
 def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
-    settings, inputs, tiny_checkpoint: Path, tmp_path: Path
+    settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     pipelined = {**SHAPE, "mode": "pipelined"}
     token_by_token = DecodingConfig(mode="autoregressive", gen_length=12)
@@ -239,10 +360,10 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
         }
     )
     with pytest.raises(ValueError, match=r"baselines \(baseline/rival\); got teacher, student/copy"):
-        run_stage(by_pipeline, inputs, tmp_path / "out")
+        run_stage(by_pipeline, inputs, tmp_path / "out", store)
     inputs["baseline/rival"] = str(rival)
-    run_stage(by_pipeline, inputs, tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    run_stage(by_pipeline, inputs, tmp_path / "out", store)
+    results = results_in(tmp_path / "out")
     measured = {(row["model"], row["method"], row["threshold"]) for row in results["rows"]}
     assert measured == {
         ("teacher", "one_token_per_step", None),
@@ -252,43 +373,45 @@ def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
         ("student/other", "pipelined", 1.0),
         ("baseline/rival", "baseline", None),
     }
-    rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
-    assert {row["split"] for row in rival} == {"validation", "test"}
-    assert not any(row["operating_point"] for row in rival)
+    measured_rival = [row for row in results["rows"] if row["model"] == "baseline/rival"]
+    assert {row["split"] for row in measured_rival} == {"validation", "test"}
+    assert not any(row["operating_point"] for row in measured_rival)
     assert "rival" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
-def test_students_without_sweeps_are_named(settings, inputs, tmp_path: Path) -> None:
+def test_students_without_sweeps_are_named(settings, inputs, store: Path, tmp_path: Path) -> None:
     lacking = settings.model_copy(update={"student_sweeps": {"copy": ("entropy",)}})
     with pytest.raises(ValueError, match="student_sweeps lists copy; the students are copy, other: give a"):
-        run_stage(lacking, inputs, tmp_path / "out")
+        run_stage(lacking, inputs, tmp_path / "out", store)
 
 
-def test_validation_and_test_problems_must_not_overlap(settings, inputs, tmp_path: Path) -> None:
+def test_validation_and_test_problems_must_not_overlap(settings, inputs, store: Path, tmp_path: Path) -> None:
     mixed = settings.model_copy(update={"validation": settings.test})
     with pytest.raises(ValueError, match="benchmark.validation and benchmark.test share 6 prompts"):
-        run_stage(mixed, inputs, tmp_path / "out")
+        run_stage(mixed, inputs, tmp_path / "out", store)
 
 
 @pytest.mark.parametrize("names", [["teacher"], ["student/copy"], ["teacher", "student/copy", "pupil"]])
-def test_teacher_and_students_must_be_given(settings, inputs, tmp_path: Path, names: list[str]) -> None:
+def test_teacher_and_students_must_be_given(
+    settings, inputs, store: Path, tmp_path: Path, names: list[str]
+) -> None:
     given = {name: inputs.get(name, "") for name in names}
     with pytest.raises(ValueError, match=f"one or more 'student/<name>' .*; got {', '.join(names)}"):
-        run_stage(settings, given, tmp_path / "out")
+        run_stage(settings, given, tmp_path / "out", store)
 
 
-def test_two_methods_of_one_name_are_refused(settings, inputs, tmp_path: Path) -> None:
+def test_two_methods_of_one_name_are_refused(settings, inputs, store: Path, tmp_path: Path) -> None:
     twice = settings.model_copy(update={"fixed": {"entropy": settings.fixed["few_step"]}})
     with pytest.raises(ValueError, match="share the name entropy"):
-        run_stage(twice, inputs, tmp_path / "out")
+        run_stage(twice, inputs, tmp_path / "out", store)
 
 
-def test_a_problems_file_that_changed_is_refused(settings, inputs, tmp_path: Path) -> None:
+def test_a_problems_file_that_changed_is_refused(settings, inputs, store: Path, tmp_path: Path) -> None:
     folder, path = tmp_path / "out", tmp_path / "test.jsonl"
     shutil.copy(settings.test.sources[0].path, path)
     moved = settings.model_copy(update={"test": dataset(path), "teacher_sweeps": (), "fixed": {}})
     only = {name: inputs[name] for name in ("teacher", "student/copy")}
-    run_stage(moved, only, folder)
+    run_stage(moved, only, folder, store)
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
     with pytest.raises(StageError, match="made from other problems"):
-        run_stage(moved, only, folder)
+        run_stage(moved, only, folder, store)
