@@ -1,4 +1,4 @@
-"""The canvases of a train step: a function of the seed, the step and the row, whoever computes them."""
+"""The canvases of a train step: a function of the seed, the step and the row, on any process."""
 
 from collections.abc import Iterator
 

@@ -114,7 +114,7 @@ def deepspeed_config(
 
 
 def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
-    """Under ZeRO stage 3 leave each process its part of every weight; no device ever holds them all."""
+    """Under ZeRO stage 3 divide every weight over the processes; no device ever holds all weights."""
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.zero.Init(module=student, config_dict_or_path=settings)
     return student

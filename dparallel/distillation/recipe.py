@@ -28,7 +28,7 @@ from dparallel.models.attention import block_levels
 
 
 class Batch(NamedTuple):
-    """The views of one sample stand beside each other."""
+    """Canvases and what is read of them; the views of one sample are neighbours."""
 
     canvas: Tensor  # int64 (R, L)
     attention_mask: Tensor | None  # bool (R, L), None where nothing is padded
@@ -166,7 +166,7 @@ def make_batch(
         prompts: token ids of each sample's prompt.
         responses: (samples, G) the teacher's tokens.
         views: the views of each sample.
-        scale: multiplies the views' weights; one over the number of samples unless told.
+        scale: multiplies the views' weights; default one over the number of samples.
         block_length: of the student's block-causal attention; None where it sees everything.
     """
     gen_length = responses.shape[1]

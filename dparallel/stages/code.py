@@ -28,7 +28,7 @@ DECODING = (
     "decoding/generate.py",
 )
 PROBLEMS = ("problems/*.py",)
-# By stage, as narrow as may be: who changes another module keeps every result.
+# By stage, as few as possible: changes of other modules keep every result.
 MODULES: dict[str, tuple[str, ...]] = {
     "trajectories": (*DECODING, *PROBLEMS, "trajectories/schema.py"),
     "training": (

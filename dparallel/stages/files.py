@@ -151,7 +151,7 @@ def is_written_through(path: Path) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path leads to `/proc/*/fd`, as `/dev/stdout` does: whoever opened it goes on writing."""
+    """Whether a path leads to `/proc/*/fd`, as `/dev/stdout` does: its process goes on writing."""
     hop = path.absolute()
     for _ in range(LONGEST_CHAIN):
         if os.path.realpath(hop.parent).startswith("/proc/"):

@@ -21,6 +21,7 @@ from uuid import uuid4
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dparallel.stages.files import naming_the_file
 from dparallel.stages.manifest import CLAIM, StageError
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,8 @@ def _create(path: Path, mine: Holder) -> bool:
     """Make the lease's file, whole from the start; False if there is one already."""
     whole = path.with_name(f".{LEASE}.{mine.token}.partial")
     try:
-        whole.write_text(mine.model_dump_json(), encoding="utf-8")
+        with naming_the_file(path):
+            whole.write_text(mine.model_dump_json(), encoding="utf-8")
         os.link(whole, path)
     except FileExistsError:
         return False

@@ -270,7 +270,7 @@ def _refuse_to_mix(folder: Path, there: dict[str, Any], here: dict[str, Any]) ->
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _flat(each, f"{prefix}{key}.")
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}{key}.")
     else:
         yield prefix.rstrip("."), value

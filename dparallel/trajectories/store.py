@@ -1,4 +1,4 @@
-"""Trajectory shards on disk: `part-00000.parquet` and so on, each whole or not there."""
+"""Trajectory shards on disk: `part-00000.parquet` and so on, either whole or absent."""
 
 from pathlib import Path
 
