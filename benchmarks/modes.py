@@ -10,6 +10,7 @@ weights as if they predicted the next token. Every round times every row once; n
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -86,12 +87,15 @@ def next_tokens(
     run: Run, model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
     """The same weights, taken to predict the next token."""
-    before = model.config.predicts_next, model.config.attention_pattern
-    model.config.predicts_next, model.config.attention_pattern = True, "causal"
-    try:
-        return run(model, prompts, decoding, batch_size)
-    finally:
-        model.config.predicts_next, model.config.attention_pattern = before
+    return run(as_next_token_model(model), prompts, decoding, batch_size)
+
+
+def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
+    """A second model that shares the weights and hooks of `model`; its configuration is its own."""
+    twin = copy.copy(model)
+    twin.config = copy.copy(model.config)
+    twin.config.predicts_next, twin.config.attention_pattern = True, "causal"
+    return twin
 
 
 def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:

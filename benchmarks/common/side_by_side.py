@@ -168,6 +168,8 @@ def measure_speeds(
 ) -> list[Speed]:
     """Time `those` on the first so many problems; ratios are to the first of all without a rival.
 
+    All models are in memory at once, since they are timed in turn: meant for small ones.
+
     Args:
         inputs: folders of models by name.
     """

@@ -4,8 +4,9 @@ import re
 import pytest
 import torch
 
-from benchmarks.common.shapes import SHAPES
-from benchmarks.modes import committing, main, measure
+from benchmarks.common.hardware import recorded
+from benchmarks.common.shapes import SHAPES, random_workload
+from benchmarks.modes import as_next_token_model, committing, main, measure
 
 
 @pytest.mark.slow
@@ -26,6 +27,21 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     assert width["sequential"] == 24  # a prompt of 8 and all 16
     assert width["autoregressive, exact cache"] == pytest.approx((9 + 15) / 16)  # prompt and a mask, then 1
     assert width["pipelined, exact cache"] < width["pipelined, no cache"] < 24
+
+
+def test_a_second_model_shares_the_weights_and_changes_nothing_of_the_first():
+    model = random_workload(SHAPES["tiny-2l"]).build(torch.device("cpu"), torch.float32)
+    ids, read = torch.arange(6)[None], torch.tensor([[1, 2, 3, 4, 5]])
+    before = model(ids, None, read)
+    with recorded(model) as forwards:
+        second = as_next_token_model(model)
+        shifted = second(ids, None, read)
+    assert len(forwards) == 1
+    assert second.lm_head.weight is model.lm_head.weight
+    assert (second.config.predicts_next, second.config.attention_pattern) == (True, "causal")
+    assert (model.config.predicts_next, model.config.attention_pattern) == (False, None)
+    assert torch.equal(model(ids, None, read), before)
+    assert not torch.equal(shifted, before)
 
 
 @pytest.mark.parametrize(
