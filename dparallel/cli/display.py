@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from rich.color import Color
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from dparallel.decoding.canvas import Generation, Step, tokens_per_forward
 from dparallel.models.backbone import DiffusionConfig
@@ -38,7 +39,7 @@ def can_draw(stream: TextIO, plain: bool) -> bool:
 
 @contextmanager
 def live_canvas(
-    stream: TextIO, tokenizer: Any, config: DiffusionConfig, gen_length: int
+    stream: TextIO, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig, gen_length: int
 ) -> Iterator[Observer]:
     """Draw one response's canvas on a terminal as it fills; the last frame, the response alone, stays."""
     tokens = [config.mask_token_id] * gen_length
@@ -62,7 +63,10 @@ def live_canvas(
 
 
 def canvas_text(
-    tokenizer: Any, config: DiffusionConfig, tokens: Sequence[int], commit_step: Sequence[int | None]
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiffusionConfig,
+    tokens: Sequence[int],
+    commit_step: Sequence[int | None],
 ) -> Text:
     """Tokens coloured by the step that committed them; masks, end-of-text and other special ones dim."""
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -87,14 +91,14 @@ def _colour(step: int, latest: int) -> Style:
     )
 
 
-def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
     """The text that each token adds to that of the tokens before it; joined, they are the whole text.
 
     A token that ends within a character adds nothing; the token that completes the character adds it.
     """
     texts, start, done = [], 0, 0  # decoded anew from `start`; written up to `done`
     for end in range(1, len(tokens) + 1):
-        before, now = tokenizer.decode(tokens[start:done]), tokenizer.decode(tokens[start:end])
+        before, now = (str(tokenizer.decode([*tokens[start:stop]])) for stop in (done, end))
         if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(tokens):
             texts.append("")
             continue

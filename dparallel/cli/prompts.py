@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
@@ -85,7 +87,7 @@ def _request(where: str, line: str, prompt_field: str) -> Request:
 
 def encode(
     requests: Sequence[Request],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     model: DiffusionTransformer,
     decoding: DecodingConfig,
     raw: bool,
@@ -102,7 +104,11 @@ def encode(
 
 
 def _encode(
-    request: Request, tokenizer: Any, model: DiffusionTransformer, decoding: DecodingConfig, raw: bool
+    request: Request,
+    tokenizer: PreTrainedTokenizerBase,
+    model: DiffusionTransformer,
+    decoding: DecodingConfig,
+    raw: bool,
 ) -> list[int]:
     if not request.prompt.strip():
         raise PromptError(f"{request.where}: the prompt is empty")

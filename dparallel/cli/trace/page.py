@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dparallel.cli.display import token_texts
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation, Step
@@ -16,7 +18,7 @@ DIGITS = 4
 def trace_page(
     model_name: str,
     decoding: DecodingConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     config: DiffusionConfig,
     prompts: Sequence[str],
     generations: Sequence[Generation],
