@@ -1,0 +1,130 @@
+"""What README and docs show is run: snippets of Python and shell whole, other commands as far as parsing."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dparallel.config.experiment import DistillConfig, TeacherConfig
+from dparallel.config.files import load_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/extending.md")]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_HERE = ("FILE", "CONFIG", "ID")  # stand for the reader's own
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for name, body in FENCE.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command line of an unmarked block: its page and its words."""
+    for page in PAGES:
+        for line in "".join(blocks(page, "")).splitlines():
+            words = shlex.split(line.replace("…", ""), comments=True)
+            if words:
+                yield page.name, words
+
+
+def folder_with_the_clone(folder: Path) -> Path:
+    """A folder in which the pages' relative paths work, and nothing of the clone can be written to."""
+    for name in ("configs", "teachers"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
+    """A page is one namespace; its YAML and JSON blocks are files, named in their first lines."""
+    folder = folder_with_the_clone(tmp_path)
+    for language in ("yaml", "json"):
+        for block in blocks(page, language):
+            name = block.split("\n", 1)[0].lstrip("#/ ")
+            body = block if language == "yaml" else block.split("\n", 1)[1]
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(body, encoding="utf-8")
+    script = folder / "snippets.py"
+    script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    output = run([sys.executable, str(script)], folder)
+    if page.name == "README.md":
+        assert "has 9 coins" in output or "coins" in output
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)
+def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
+    folder = folder_with_the_clone(tmp_path)
+    for block in blocks(page, "sh"):
+        run(["bash", "-euo", "pipefail", "-c", block], folder)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {words[1] for _, words in commands() if words[0] == "make"}
+    assert named
+    assert named <= targets
+
+
+def test_flows_have_the_options_and_settings_that_the_pages_give_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = [
+        words for _, words in commands() if words[:2] == ["python", "-m"] and words[2].startswith("flows.")
+    ]
+    assert len(shown) > 5
+    for words in shown:
+        assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words
+        options = words[3:]
+        config = options[options.index("--config") + 1]
+        overrides = options[options.index("--set") + 1 :] if "--set" in options else []
+        if config not in NOT_HERE:
+            model = TeacherConfig if words[2] == "flows.teacher" else DistillConfig
+            load_config(model, config, overrides)
+
+
+def test_benchmark_commands_name_modules() -> None:
+    modules = {words[2] for _, words in commands() if words[:2] == ["python", "-m"]}
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def test_deployments_of_the_pages_exist() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    known = {(each["entrypoint"].split(":")[1], each["name"]) for each in deployments}
+    named = {words[3] for _, words in commands() if words[:3] == ["prefect", "deployment", "run"]}
+    assert named
+    assert {tuple(name.split("/")) for name in named} <= known
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
