@@ -1,13 +1,22 @@
-"""MLflow's model registry: a merged model is a version of `<experiment>-<student>`."""
+"""MLflow's model registry: a merged model is a version of `<experiment>-<student>`.
+
+A version is registered at merging. It gets the alias `candidate` once a benchmark has shown that the student
+keeps the teacher's accuracy.
+"""
+
+import logging
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+logger = logging.getLogger("dparallel.tracking")
+
 ALIAS = "candidate"
+FINGERPRINT = "fingerprint"  # tag of a version: the merging stage's, as a benchmark names its inputs
 
 
-def register(client: MlflowClient, run_id: str, model: str) -> None:
-    """A new version of the registered `model`, once per run; the newest carries the alias."""
+def register(client: MlflowClient, run_id: str, model: str, fingerprint: str) -> None:
+    """A new version of the registered `model`, once per run."""
     if client.search_model_versions(f"run_id = '{run_id}'"):
         return
     try:
@@ -17,5 +26,15 @@ def register(client: MlflowClient, run_id: str, model: str) -> None:
             raise
         client.create_registered_model(model)
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(model, source, run_id)
-    client.set_registered_model_alias(model, ALIAS, version.version)
+    client.create_model_version(model, source, run_id, tags={FINGERPRINT: fingerprint})
+
+
+def nominate(client: MlflowClient, model: str, fingerprint: str) -> None:
+    """Give the alias to the version of `model` that was measured; it keeps the accuracy."""
+    versions = client.search_model_versions(f"name = '{model}'")
+    measured = [version for version in versions if version.tags.get(FINGERPRINT) == fingerprint]
+    if not measured:
+        logger.warning("%s: the version that keeps the accuracy is not registered in this store", model)
+        return
+    newest = max(measured, key=lambda version: int(version.version))
+    client.set_registered_model_alias(model, ALIAS, newest.version)

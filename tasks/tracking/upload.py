@@ -28,7 +28,7 @@ from dparallel.stages import metrics_log
 from dparallel.stages.manifest import Manifest, read_manifest
 from dparallel.stages.metrics_log import METRICS
 from tasks.tracking.records import LOCAL_UI, Record, one_line, read_record, tracking_uri, write_record
-from tasks.tracking.registry import register
+from tasks.tracking.registry import nominate, register
 
 log = logging.getLogger("dparallel.tracking")
 
@@ -149,13 +149,17 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
     client.log_artifact(run_id, str(folder / "manifest.json"))
     if record.stage == "trajectories":
         client.log_inputs(run_id, [_dataset(manifest, folder)])
+    if record.stage == "benchmark":
+        for student in manifest.details["students_that_keep_the_accuracy"]:
+            name = student.rpartition("/")[2]
+            nominate(client, f"{record.experiment}-{name}", manifest.inputs[student])
     if record.reused:
         return
     for file in manifest.files:
         if not file.endswith(".parquet"):  # trajectories are data, not a result to look at
             client.log_artifact(run_id, str(folder / file), _artifact_folder(record.stage, file))
     if record.stage == "merging":
-        register(client, run_id, f"{record.experiment}-{record.student}")
+        register(client, run_id, f"{record.experiment}-{record.student}", manifest.fingerprint)
 
 
 def _artifact_folder(stage: str, file: str) -> str | None:

@@ -12,7 +12,8 @@ import mlflow.entities
 import pytest
 from mlflow import MlflowClient
 
-from dparallel.stages.manifest import StageError
+from dparallel.config.experiment import MergingConfig
+from dparallel.stages.manifest import Stage, StageError
 from tasks.tracking.records import Record, how_to_open, tracking_uri
 from tasks.tracking.registry import ALIAS
 from tasks.tracking.run import track
@@ -101,7 +102,7 @@ def assert_everything_arrived(client: MlflowClient, experiment: str) -> None:
     }
     (version,) = client.search_model_versions(f"name = '{experiment}-random'")
     assert version.run_id == merged.info.run_id
-    assert client.get_model_version_by_alias(f"{experiment}-random", ALIAS).version == version.version
+    assert not client.get_registered_model(f"{experiment}-random").aliases, "no benchmark has measured it"
 
     assert reused.data.tags["reused"] == "true"
     assert reused.data.metrics["max_difference"] == 1e-6
@@ -370,3 +371,29 @@ def test_nothing_is_asked_of_the_store_while_there_is_no_new_line(
         for _ in range(3):
             run.forward(log)
     assert sent == [2]
+
+
+def track_benchmark(home: Path, merged: Path, keeping: list[str]) -> None:
+    """A finished benchmark of the students in `merged`, of which some keep the accuracy."""
+    folder = home / f"benchmark-{len(keeping)}"
+    stage = Stage("benchmark", MergingConfig(), {"student/random": merged}, folder)
+    stage.finish([], details={"students_that_keep_the_accuracy": keeping})
+    with track(home, "benchmark", "benchmark", {}, folder=str(folder)):
+        pass
+
+
+def test_only_a_student_that_keeps_the_accuracy_becomes_the_candidate(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    home = tmp_path / "runs" / "coins"
+    for seed in range(2):
+        merged = home / f"merging-random-{seed}"
+        Stage("merging", MergingConfig(check_prompts=seed + 1), {}, merged).finish([])
+        with track(home, "merging", "merging random", {}, folder=str(merged), student="random"):
+            pass
+    track_benchmark(home, home / "merging-random-0", [])
+    assert not store.get_registered_model("coins-random").aliases
+    track_benchmark(home, home / "merging-random-0", ["student/random"])
+    first = min(store.search_model_versions("name = 'coins-random'"), key=lambda each: int(each.version))
+    candidate = store.get_model_version_by_alias("coins-random", ALIAS)
+    assert candidate.version == first.version, "the version that was measured, not the newest"
