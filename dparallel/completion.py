@@ -1,4 +1,4 @@
-"""Texts in, texts out: one call for prompts and conversations."""
+"""Generate text from text prompts and chat conversations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from dparallel.problems.sources import Problem
 
 @dataclass(frozen=True)
 class Completion:
-    """One response as text.
+    """A response as text.
 
     Attributes:
-        text: the response, without the token that ended it.
-        tokens: its token ids, up to and with the one that ended it.
-        nfe: forwards spent on it.
-        tokens_per_forward: tokens divided by forwards.
-        finish_reason: `stop` where an end-of-text or end-of-turn token ended it, `length` where the response
-            is as long as `gen_length` allows.
+        text: the response without its end token.
+        tokens: token ids of the response, including the end token.
+        nfe: number of forward passes (function evaluations) this response took.
+        tokens_per_forward: `len(tokens) / nfe`.
+        finish_reason: `stop` if the response ends with an end-of-sequence or end-of-turn token, `length` if
+            it reached `gen_length`.
     """
 
     text: str
@@ -41,18 +41,19 @@ def complete(
     decoding: DecodingConfig = DEFAULT_DECODING,
     batch_size: int | None = None,
 ) -> list[Completion]:
-    """Decode one response for each text or conversation, in the order given.
+    """Generate a response for each prompt, in the order of the prompts.
 
     Args:
-        prompts: a text is encoded as it is; a conversation, a list of {"role": ..., "content": ...}, by the
-            tokenizer's chat template. A beginning-of-text token is put in front where the tokenizer wants
-            one, once.
-        batch_size: as of `generate`.
+        prompts: texts, or conversations as lists of {"role": ..., "content": ...}. A text is encoded as it
+            is, a conversation with the tokenizer's chat template. A beginning-of-sequence token is added
+            once, if the tokenizer uses one.
+        decoding: how to decode; by default `DecodingConfig()`.
+        batch_size: prompts decoded together, see `generate`.
 
     Raises:
-        DecodingError: something else than texts and conversations, or what `generate` refuses.
-        ChatTemplateError: a conversation, and the tokenizer has no chat template or it fails.
-        MemoryError: not even one row fits.
+        DecodingError: a prompt is neither a text nor a conversation, or `generate` rejects the request.
+        ChatTemplateError: a conversation is given, but the chat template is missing or fails.
+        MemoryError: a single prompt does not fit into memory.
     """
     if isinstance(prompts, str | Mapping) or any(isinstance(prompt, Mapping) for prompt in prompts):
         raise DecodingError("prompts is one text or one conversation: give a list of them, such as [prompts]")

@@ -1,3 +1,3 @@
-"""The version, which pyproject.toml reads here."""
+"""The package version; pyproject.toml reads it from here."""
 
 __version__ = "0.1.0"

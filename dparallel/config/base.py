@@ -1,4 +1,4 @@
-"""What all settings have in common: strict numbers, paths, and mistakes that are explained in one line."""
+"""Base class of all settings: strict numbers, path expansion, and one-line validation errors."""
 
 import difflib
 import os
@@ -19,34 +19,34 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 
 class UserError(ValueError):
-    """What a user got wrong and can put right; the message names the value, the limit and the remedy.
+    """A mistake that the user can correct; the message names the value, the limit and the remedy.
 
-    Commands print it as one line. Any other exception is a bug, and keeps its traceback.
+    Commands print it as one line. Any other exception is a bug and keeps its traceback.
     """
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run; the message says which key, why and what to write."""
+    """An invalid configuration; the message names the key, the reason and a valid value."""
 
 
 class How:
-    """Marks a setting that changes how fast, where or in what portions work is done, not its result."""
+    """Marks settings that affect speed, placement or batching, but not the result."""
 
 
-HOW = How()  # as in `batch_size: Annotated[PositiveInt, HOW] = 64`
+HOW = How()  # used as `batch_size: Annotated[PositiveInt, HOW] = 64`
 
 
 def explain(error: ValidationError, called: Callable[[str], str] = str) -> str:
-    """Every mistake as `key: what is wrong, got the value`, in one line.
+    """Format all validation errors in one line, each as `key: what is wrong, got the value`.
 
     Args:
-        called: what a key is called where the user gave it, such as `--gen-length`.
+        called: maps a key to the name under which the user gave it, such as `--gen-length`.
     """
     return "; ".join(_explain(mistake, called) for mistake in error.errors())
 
 
 def _explain(mistake: Any, called: Callable[[str], str]) -> str:
-    """One mistake, as pydantic's `errors()` lists it."""
+    """Format one entry of pydantic's `errors()`."""
     place = [str(part) for part in mistake["loc"] if part not in FORMS]
     message = plain_message(mistake)
     if mistake["type"] == "unknown_key":
@@ -57,36 +57,37 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
             f"known: {', '.join(known)}"
             for key in mistake["ctx"]["unknown"]
         )
-    if mistake["type"] == "value_error":  # ours; it names the values
+    if mistake["type"] == "value_error":  # raised by our validators, whose messages name the values
         return f"{called('.'.join(place))}: {message}" if place else message
     if mistake["type"] == "missing":
         return f"{called('.'.join(place))}: required key is missing"
-    if mistake["type"] == "tuple_type":  # also where an override has an index of a list that no file gives
+    if mistake["type"] == "tuple_type":  # also raised for an override of one index of a list that is not set
         message = "Input should be a whole list"
     key = called(".".join(place)) if place else "(top level)"
     return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
 
 
-VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # left out of a mistake's place
+VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # omitted from the location of a mistake
 
 
 def form(value: Any) -> str:
-    """How a setting that may be written in several forms is written; its mistakes are of that form only."""
+    """Discriminator for settings that accept several forms, so that errors refer to the given form only."""
     if isinstance(value, Mapping | BaseModel):
         return SECTION
     return LIST if isinstance(value, list | tuple) else VALUE
 
 
 def plain_message(mistake: Any) -> str:
-    """What is wrong, without pydantic's prefix; `mistake` is one of its `errors()`."""
+    """Message of an entry of pydantic's `errors()`, without pydantic's prefix."""
     return str(mistake["msg"].removeprefix("Value error, "))
 
 
 def nearest(name: str, known: Sequence[str], inner: Sequence[str] = ()) -> str:
-    """A hint at the known name that `name` is most like, empty where none is.
+    """A "did you mean" hint with the most similar known name, or "" if none is similar.
 
     Args:
-        inner: dotted names of keys in the sections of this one.
+        known: valid names at this level.
+        inner: dotted names of the keys one level below.
     """
     names = {path.rpartition(".")[2]: path for path in inner} | {path: path for path in known}
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
@@ -99,14 +100,14 @@ def _refuse_text(value: Any, error: Any) -> Any:
     return value
 
 
-NUMBERS: dict[str, Any] = {  # what runs before pydantic's own conversion to this type
+NUMBERS: dict[str, Any] = {  # validators that run before pydantic's own conversion to the type
     "int": {"type": "no-info", "function": lambda value: _refuse_text(value, "int_type")},
     "float": {"type": "no-info", "function": lambda value: _refuse_text(value, "float_type")},
 }
 
 
 def _strict_numbers(schema: Any) -> Any:
-    """`schema` in which all numbers, at any depth, refuse text and booleans; 1e3 still is an integer."""
+    """Make all numbers in `schema`, at any depth, reject text and booleans; 1e3 remains a valid integer."""
     if isinstance(schema, list):
         return [_strict_numbers(part) for part in schema]
     if not isinstance(schema, dict) or schema.get("function") in NUMBERS.values():
@@ -119,11 +120,11 @@ def _strict_numbers(schema: Any) -> Any:
 
 
 class Config(BaseModel):
-    """Frozen settings. Text and booleans are not taken for numbers; an unknown key is an error.
+    """Base class of frozen settings. Numbers reject text and booleans; unknown keys are errors.
 
     Raises:
-        ConfigError: from the constructor, one line that names every mistake. `model_validate` and its
-            kin raise pydantic's ValidationError, which `explain` turns into that line.
+        ConfigError: raised by the constructor, with all mistakes in one line. `model_validate` and
+            similar methods raise pydantic's ValidationError; `explain` formats it the same way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -134,13 +135,13 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(explain(error)) from None
 
-    # Settings inside settings are not constructed by it, so that pydantic reports the place of a mistake.
+    # Keeps pydantic from calling this constructor for nested settings, so that errors name the full key.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
     def _only_known_keys(cls, data: Any) -> Any:
-        """Explained here, since only the section itself has its known keys at hand at any depth."""
+        """Reject unknown keys here, where the known keys of this section are available for the message."""
         if isinstance(data, Mapping):
             unknown = [key for key in data if key not in cls.model_fields]
             if unknown:
@@ -159,16 +160,16 @@ class Config(BaseModel):
         return _strict_numbers(handler(source))
 
     def what(self) -> dict[str, Any]:
-        """The settings that determine the result, as JSON values: all but those marked `HOW`."""
+        """The settings that determine the result, as JSON values: all except those marked `HOW`."""
         return _split(self, self.model_dump(mode="json"))[0]
 
     def how(self) -> dict[str, Any]:
-        """The settings marked `HOW`, as JSON values; sections without any are left out."""
+        """The settings marked `HOW`, as JSON values; sections without such settings are omitted."""
         return _split(self, self.model_dump(mode="json"))[1]
 
 
 def _split(value: Any, dumped: Any) -> tuple[Any, Any]:
-    """What and how of a setting, in Configs at any depth; an empty dict where there is no how."""
+    """Split a value into (what, how), recursively; `how` is an empty dict if nothing is marked `HOW`."""
     if isinstance(value, Config):
         marked = {name for name, field in type(value).model_fields.items() if HOW in field.metadata}
         parts = [(name, getattr(value, name), part) for name, part in dumped.items()]
@@ -202,5 +203,5 @@ def _expanded(path: str) -> str:
     return full
 
 
-# A file, a folder or a name on the hub; `~` is expanded here and nowhere else.
+# A file, a folder or a Hugging Face Hub id. This is the only place where `~` is expanded.
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]

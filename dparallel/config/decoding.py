@@ -1,7 +1,7 @@
-"""The settings of decoding.
+"""Settings of decoding.
 
-What a rule takes stands in `config.rules.RULES`, what a mode takes in `config.modes.MODES`. Both the defaults
-that depend on them and the refusals of settings without effect are read from there.
+`config.rules.RULES` declares the settings of each rule, `config.modes.MODES` those of each mode. Defaults and
+error messages are derived from these declarations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,55 +13,56 @@ from dparallel.config.base import Config, nearest
 from dparallel.config.modes import GEN_LENGTH, MODES
 from dparallel.config.rules import RULES
 
-MIN_TEMPERATURE = 1e-6  # float32 tells log-probabilities apart to about 1e-6; far below, 1 / T overflows
+MIN_TEMPERATURE = 1e-6  # resolution of float32 log-probabilities; much smaller values overflow 1 / T
 
 
 class DecodingConfig(Config):
-    """How a response is decoded: which blocks are open, which tokens a forward commits, what is cached.
+    """How a response is decoded: the order of blocks, the tokens committed per forward pass, the KV cache.
 
     Args:
-        gen_length: response positions, a multiple of `block_length`.
-        block_length: positions in a block.
-        rule: which masked tokens of the open blocks a forward commits; it always commits the best one.
-            `steps`: the most confident ones, on a fixed schedule of `steps` forwards.
-            `confidence`: probability >= `threshold`.
-            `entropy`: entropy <= `threshold` nats (default 0.5).
-            `entropy_budget`: the lowest entropies that sum to <= `threshold` nats.
-            `margin`: the likeliest token leads the next by >= `threshold`.
-            `stability`: probability >= `threshold`, and a change since the previous forward of
-            <= `stability_threshold` nats (KL divergence; default 0.01).
-            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin`: Dream's own samplers, which
-            treat the response as one block and take `steps` forwards.
-        mode: how blocks follow each other.
-            `sequential`: a block opens when the previous one is full.
-            `multi_block` (d3LLM): a block opens when a share `block_add_threshold` (default 0.1) of the
-            previous one is committed; the first unfinished block commits a token in every forward.
-            d3LLM's `decoded_token_threshold`, from which the next block must commit a token too, is
-            accepted and changes nothing: all blocks before the first unfinished one are full.
-            `pipelined` (D2F): for a block-causal model, in which no position attends to a later block.
-            Blocks open as in `multi_block`, but not after an end-of-sequence token. A forward commits
-            what the rule chooses, and the best token of each block whose previous block has a share
-            `decoded_token_threshold` (default 0.95) committed.
-            `autoregressive`: for a causal model; one token a forward, left to right.
-        cache: which keys and values are kept between forwards. `prefix` and `dual` approximate a
-            bidirectional model: a forward over everything at the start of a block, then `prefix`
-            recomputes from the active block on, `dual` the active block only. `multi_block` recomputes
-            everything every `refresh_every` forwards (default 8), and a full block for
-            `settle_rounds` more forwards (default 1). `exact`, of `pipelined` and `autoregressive`, and
-            their default: what no later token can change is computed once.
-        stop_at_eos: end a response once an end-of-sequence token and everything before it are committed;
-            always so in `autoregressive`.
-        temperature: draw tokens from the distribution at this temperature; 0 takes the likeliest.
-        top_p: draw from the likeliest tokens of this total probability only.
-        seed: of the draws. The same seed and prompt give the same tokens, whatever else is in the batch.
-        compile: run compiled kernels of fixed shapes, on a GPU as CUDA graphs.
+        gen_length: response length in tokens, a multiple of `block_length`.
+        block_length: tokens per block.
+        rule: selects the masked tokens to commit after a forward pass; the best one is always committed.
+            `steps`: the most confident tokens, on a fixed schedule of `steps` forward passes.
+            `confidence`: tokens with probability >= `threshold`.
+            `entropy`: tokens with entropy <= `threshold` nats (default 0.5).
+            `entropy_budget`: the tokens of lowest entropy whose sum is <= `threshold` nats.
+            `margin`: tokens whose probability exceeds that of the runner-up by >= `threshold`.
+            `stability`: tokens with probability >= `threshold` whose distribution changed by
+            <= `stability_threshold` nats since the previous forward pass (KL divergence; default 0.01).
+            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin`: the samplers of Dream, which
+            treat the response as one block and take `steps` forward passes.
+        mode: when a block becomes active.
+            `sequential`: when the previous block is complete.
+            `multi_block` (d3LLM): when a fraction `block_add_threshold` (default 0.1) of the previous
+            block is committed. The first incomplete block commits a token in every forward pass.
+            d3LLM's `decoded_token_threshold`, from which the next block must commit a token as well, is
+            accepted but has no effect: all blocks before the first incomplete one are complete.
+            `pipelined` (D2F): for block-causal models, in which no position attends to a later block.
+            As in `multi_block`, but no block is added after an end-of-sequence token. A forward pass
+            commits the tokens that the rule selects, and the best token of each block whose previous
+            block is committed to a fraction `decoded_token_threshold` (default 0.95).
+            `autoregressive`: for causal models; one token per forward pass, left to right.
+        cache: which keys and values are kept between forward passes. `prefix` and `dual` are
+            approximations for bidirectional models: the whole sequence is computed at the start of a
+            block, then `prefix` recomputes everything from the active block on, `dual` only the active
+            block. In `multi_block`, the whole sequence is recomputed every `refresh_every` forward
+            passes (default 8) and a complete block for `settle_rounds` further passes (default 1).
+            `exact`, the default of `pipelined` and `autoregressive`: keeps the keys and values that
+            later tokens cannot change.
+        stop_at_eos: stop when an end-of-sequence token and all tokens before it are committed; always on
+            in `autoregressive`.
+        temperature: sampling temperature; 0 takes the most likely token.
+        top_p: sample from the most likely tokens with this total probability.
+        seed: of sampling. Equal seed and prompt give equal tokens, independent of the rest of the batch.
+        compile: use compiled kernels with fixed shapes; on a GPU, CUDA graphs.
     """
 
     gen_length: PositiveInt = 256
     block_length: PositiveInt = 32
     rule: str = "entropy"
     threshold: NonNegativeFloat | None = None
-    stability_threshold: float | None = Field(None, ge=1e-4)  # float32 tells no less apart
+    stability_threshold: float | None = Field(None, ge=1e-4)  # smallest difference that float32 resolves
     steps: PositiveInt | None = None
     mode: Literal["sequential", "multi_block", "pipelined", "autoregressive"] = "sequential"
     block_add_threshold: float | None = Field(None, gt=0, le=1)
@@ -81,7 +82,7 @@ class DecodingConfig(Config):
 
     @property
     def looks_back(self) -> bool:
-        """Whether no position attends to a later block."""
+        """Whether every position attends to its own and earlier blocks only."""
         return self.mode in ("pipelined", "autoregressive")
 
     @field_validator("rule")
@@ -103,7 +104,7 @@ class DecodingConfig(Config):
         return self
 
     def _fill_in(self, defaults: Mapping[str, Any]) -> None:
-        """Set what the user left out; this is still part of the construction of frozen settings."""
+        """Set the settings that the user omitted; called during construction, before the object is frozen."""
         for field, default in defaults.items():
             if field not in self.model_fields_set or getattr(self, field) is None:
                 self.__dict__[field] = self._value(default)
@@ -112,12 +113,12 @@ class DecodingConfig(Config):
         return self.gen_length if entry == GEN_LENGTH else entry
 
     def _fixed(self) -> dict[str, Any]:
-        """The settings that have one valid value with the chosen rule and mode."""
+        """Settings for which the chosen rule and mode allow one value only."""
         whole = {"block_length": GEN_LENGTH} if RULES[self.rule].whole_response else {}
         return {**MODES[self.mode].fixed, **whole}
 
     def _own_settings(self) -> dict[str, Any]:
-        """The settings that the chosen rule, mode and cache take and others do not; their defaults."""
+        """Settings that exist only for the chosen rule, mode and cache, with their defaults."""
         mode = MODES[self.mode]
         return {**RULES[self.rule].settings, **mode.defaults, **(mode.cached if self.cache != "none" else {})}
 
@@ -127,7 +128,7 @@ class DecodingConfig(Config):
         yield from self._wrong_numbers()
 
     def _wrong_choices(self) -> Iterator[str]:
-        """Values that exclude each other."""
+        """Combinations of values that exclude each other."""
         mode = MODES[self.mode]
         for field, entry in self._fixed().items():
             if getattr(self, field) != self._value(entry):
@@ -146,7 +147,7 @@ class DecodingConfig(Config):
             )
 
     def _without_effect(self) -> Iterator[str]:
-        """Settings of another rule, mode or cache."""
+        """Settings that belong to another rule, mode or cache."""
         rule, mode, cache = f"rule={self.rule!r}", f"mode={self.mode!r}", f"cache={self.cache!r}"
         for chosen, needed, takers in (
             (rule, "rule={}", {name: rule.settings for name, rule in RULES.items()}),

@@ -1,7 +1,7 @@
-"""Every setting of every stage, as frozen models; `config.files` reads them from YAML.
+"""Settings of all stages as frozen models; `config.files` loads them from YAML.
 
-An unknown key, a wrong type or a combination that makes no sense is a `ConfigError` that names
-the key, the value and what would be valid, before any work starts.
+Unknown keys, wrong types and invalid combinations raise a `ConfigError` before any work starts. It names
+the key, the value and what would be valid.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,17 +22,21 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import COINS_LIMIT, ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
-__all__ = ["ConfigError", "DecodingConfig", "RecipeConfig"]  # from where all settings are
+__all__ = [
+    "ConfigError",
+    "DecodingConfig",
+    "RecipeConfig",
+]  # re-exported: all settings are imported from here
 
-# Becomes part of folder names, metric names and registered models.
+# Used in folder names, metric names and names of registered models.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch takes no larger one
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range of torch's seeds
 
 CodeDigest = Annotated[str, Field(pattern=r"^c[0-9a-f]{11}$")]
 
 
 def _refuse_unrepeatable(decodings: Mapping[str, DecodingConfig]) -> None:
-    """Raise unless decoding again gives the same tokens; the keys say which settings these are."""
+    """Raise if a decoding samples without a seed; `decodings` is keyed by the setting's name."""
     for place, decoding in decodings.items():
         if decoding.temperature > 0 and decoding.seed is None:
             raise ValueError(
@@ -42,7 +46,7 @@ def _refuse_unrepeatable(decodings: Mapping[str, DecodingConfig]) -> None:
 
 
 def _refuse_same_names(names: Iterable[tuple[str, str]]) -> None:
-    """Raise if two of (what is named, its name) have names that differ in upper and lower case at most."""
+    """Raise if two names are equal up to case; `names` holds pairs (description, name)."""
     seen: dict[str, str] = {}
     for what, name in names:
         if other := seen.get(name.lower()):
@@ -53,10 +57,12 @@ def _refuse_same_names(names: Iterable[tuple[str, str]]) -> None:
 
 
 class TrajectoriesConfig(Config):
-    """Record how the teacher decodes. Every response is kept, right or wrong.
+    """Record teacher trajectories. All responses are kept, correct or not.
 
     Args:
-        shard_size: responses in a file.
+        problems: the problems the teacher responds to.
+        decoding: how the teacher decodes.
+        shard_size: responses per file.
         batch_size: responses decoded together.
     """
 
@@ -72,13 +78,13 @@ class TrajectoriesConfig(Config):
 
 
 class LoraSettings(Config):
-    """The adapter: low-rank updates of weight matrices.
+    """The LoRA adapter.
 
     Args:
-        rank: of an update.
+        rank: rank of the low-rank updates.
         alpha: updates are scaled by alpha / rank.
-        dropout: probability, on the input of an update.
-        targets: names of the matrices; every name must match one in every layer.
+        dropout: dropout probability on the adapter's input.
+        targets: names of the adapted weight matrices; each name must match a matrix in every layer.
     """
 
     rank: PositiveInt = 32
@@ -93,13 +99,15 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """AdamW and its learning rate over the training.
+    """AdamW and its learning rate schedule.
 
     Args:
-        learning_rate: at its peak.
-        schedule: after the warm-up: constant, or falling to 0 in a line or half a cosine.
-        warmup_ratio: share of the train steps over which the rate rises from 0.
-        max_grad_norm: longer gradients are scaled down to this norm.
+        learning_rate: peak learning rate.
+        schedule: after the warm-up: constant, or decay to 0, linear or cosine.
+        warmup_ratio: fraction of the train steps with linear warm-up from 0.
+        betas: AdamW's decay rates of the first and second moment.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: gradients are clipped to this norm.
     """
 
     learning_rate: PositiveFloat
@@ -111,24 +119,26 @@ class OptimizerConfig(Config):
 
 
 class TrainingConfig(Config):
-    """Distil with LoRA. A train step reads `views_per_step` canvases over all processes.
+    """LoRA distillation. A train step processes `views_per_step` canvases over all processes.
 
     Args:
-        train_steps: length of the training, or
-        epochs: that length in passes over the trajectories.
-        views_per_step: canvases that go through the model in a train step; a recipe with a
-            complement view draws half as many samples, so that recipes compare at equal compute.
-        micro_batch_size: canvases per forward and process; the rest is gradient accumulation.
-        max_length: prompt + response tokens; longer trajectories are left out and counted.
-        only_correct: train only on trajectories that were scored as correct.
+        lora: the adapter.
+        optimizer: AdamW and its schedule.
+        train_steps: number of train steps; give either this or `epochs`.
+        epochs: passes over the trajectories.
+        views_per_step: canvases per train step. A recipe with a complement view draws half as many
+            samples, so that recipes compare at equal compute.
+        micro_batch_size: canvases per forward pass and process; gradient accumulation makes up the rest.
+        max_length: limit of prompt + response tokens; longer trajectories are skipped and counted.
+        only_correct: train only on trajectories whose response was judged correct.
         precision: `auto` is bf16 on GPUs that support it, otherwise fp32.
-        gradient_checkpointing: keep only the input of every layer, and compute the layer again in the
-            backward pass.
-        quantization: `nf4` stores the base model's matrices in 4 bits; the adapter stays as it is.
-        deepspeed: DeepSpeed's ZeRO settings; batch sizes, clipping and precision are filled in.
-        log_every: train steps between two lines of the metrics log.
-        checkpoint_every: train steps between two checkpoints, from which a training resumes.
-        seed: of samples, masks and initial weights of the adapter.
+        gradient_checkpointing: store only the input of each layer and recompute the layer in the backward
+            pass.
+        quantization: `nf4` stores the base model's matrices in 4 bits; the adapter is not quantized.
+        deepspeed: DeepSpeed's ZeRO settings; batch sizes, gradient clipping and precision are filled in.
+        log_every: train steps between two records of the metrics log.
+        checkpoint_every: train steps between two checkpoints, from which training resumes.
+        seed: of sampling, masking and the adapter's initial weights.
     """
 
     lora: LoraSettings = LoraSettings()
@@ -157,13 +167,13 @@ class TrainingConfig(Config):
 
 
 class MergingConfig(Config):
-    """Merge the adapter; the merged model's logits must equal those of base and adapter on real prompts.
+    """Merge the adapter into the base model and compare logits with those of base + adapter.
 
     Args:
-        format: of the merged model: our own (`native`), that of the teacher's publishers (`original`), or
-            the one that the teacher is in (`auto`).
-        check_prompts: how many prompts are compared.
-        tolerance: largest difference of logits that counts as equal.
+        format: checkpoint format of the merged model: `native` (dparallel's own), `original` (that of the
+            model's publisher), or `auto` (that of the teacher's checkpoint).
+        check_prompts: number of prompts compared.
+        tolerance: largest accepted difference of logits.
     """
 
     format: Literal["auto", "native", "original"] = "auto"
@@ -172,7 +182,7 @@ class MergingConfig(Config):
 
 
 class Sweep(Config):
-    """One decoding at several thresholds."""
+    """A decoding at several thresholds."""
 
     decoding: DecodingConfig
     thresholds: tuple[NonNegativeFloat, ...] = Field(min_length=1)
@@ -191,10 +201,11 @@ SweepNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Baseline(Config):
-    """A model of another kind, such as an autoregressive one, and how it is decoded.
+    """Another model to compare with, such as an autoregressive one, and how it is decoded.
 
     Args:
-        model: its folder or its name on the hub.
+        model: checkpoint folder or Hugging Face Hub id.
+        decoding: how it is decoded.
     """
 
     model: LocalPath
@@ -202,22 +213,24 @@ class Baseline(Config):
 
 
 class BenchmarkConfig(Config):
-    """Measure teacher and students; thresholds are chosen on validation problems, reported on test problems.
+    """Measure teacher and students; select thresholds on validation problems, report on test problems.
 
     Args:
-        reference: the teacher's decoding that losses of accuracy are measured against: one token per step.
+        test: problems for the reported numbers.
+        validation: problems for the selection of thresholds and students.
+        reference: the teacher's decoding that accuracy is compared with: one token per step.
         fixed: further decodings of the teacher by name, such as one with few steps.
-        sweeps: decodings at several thresholds, by name. A sweep's operating point is the threshold of
-            highest TPF (tokens per forward) among those that lose at most `max_loss` of the reference's
-            accuracy on the validation problems.
-        teacher_sweeps: the sweeps that the teacher is measured with.
-        student_sweeps: the sweeps that students are measured with; one list for all, or a list for every
-            student by name.
-        baselines: models of other kinds, by name; measured on the same problems, without any choice.
-        max_loss: 0.01 is one percentage point.
-        sweep_test: also decode all sweeps on the test problems, for AUP and the plot. Otherwise these come
-            from the validation problems, and say so; on the test problems, a sweep of the teacher is
-            then decoded only from its operating point to one that keeps the accuracy.
+        sweeps: decodings at several thresholds, by name. The operating point of a sweep is the threshold
+            with the highest TPF (tokens per forward pass) whose accuracy on the validation problems is at
+            most `max_loss` below the reference's.
+        teacher_sweeps: names of the sweeps measured with the teacher.
+        student_sweeps: names of the sweeps measured with the students: one list for all students, or a
+            list per student name.
+        baselines: other models by name, measured on the same problems without selection.
+        max_loss: accepted loss of accuracy; 0.01 is one percentage point.
+        sweep_test: also decode all sweeps on the test problems, for AUP and the plot. Otherwise AUP and
+            plot use the validation problems and are labelled so, and a teacher's sweep is decoded on the
+            test problems only from its operating point to a threshold that keeps the accuracy.
         batch_size: responses decoded together.
     """
 
@@ -254,23 +267,23 @@ class BenchmarkConfig(Config):
 
     @property
     def reference_name(self) -> str:
-        """The method of the reference's rows in tables and metrics."""
+        """Method name of the reference in tables and metrics."""
         one_token = self.reference.steps == self.reference.gen_length
         return "one_token_per_step" if one_token else "reference"
 
     @property
     def all_student_sweeps(self) -> tuple[str, ...]:
-        """The sweeps that any student is measured with."""
+        """The sweeps measured with at least one student."""
         if isinstance(self.student_sweeps, dict):
             return tuple(dict.fromkeys(name for names in self.student_sweeps.values() for name in names))
         return self.student_sweeps
 
     def sweeps_of(self, student: str) -> tuple[str, ...]:
-        """The sweeps that one student is measured with."""
+        """The sweeps measured with a student."""
         return self.student_sweeps[student] if isinstance(self.student_sweeps, dict) else self.student_sweeps
 
     def check_students(self, students: Iterable[str]) -> None:
-        """Raise a ConfigError unless there is a list of sweeps for every student and for no other."""
+        """Raise a ConfigError unless `student_sweeps` is one list or has exactly these students as keys."""
         if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(students):
             raise ConfigError(
                 f"benchmark.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "
@@ -279,14 +292,14 @@ class BenchmarkConfig(Config):
 
 
 class LaunchConfig(Config):
-    """How work is distributed over processes and machines; changes where it runs, not what it computes.
+    """Distribution over processes and machines; does not affect results.
 
     Args:
-        launcher: of the training processes.
-        processes: training processes, at most one for every GPU of the machine.
-        hostfile: train on several machines: a file with lines of `HOST slots=N`, one process for every slot.
-        parts: how many runs share the work of recording trajectories or measuring on a work pool. Any
-            number of workers takes them in turn, so several parts for every GPU balance the load.
+        launcher: starts the training processes.
+        processes: training processes, at most one per GPU of the machine.
+        hostfile: for training on several machines: a file with lines `HOST slots=N`; one process per slot.
+        parts: number of flow runs among which recording and measuring are divided on a work pool. Workers
+            take them in turn, so several parts per GPU balance the load.
     """
 
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
@@ -310,15 +323,17 @@ class LaunchConfig(Config):
 
 
 class DistillConfig(Config):
-    """One experiment: a teacher, one student per recipe, and how they are compared.
+    """An experiment: a teacher, one student per recipe, and the benchmark that compares them.
 
     Args:
-        name: of the experiment, in folders and in MLflow.
-        teacher: a checkpoint's folder or its name on the hub.
-        runs: folder of all results.
-        code: digests of code by stage. A stage named here keeps the result of that code, as its
-            `manifest.json` names it: you vouch that later changes of the code would not have changed it.
-        students: their recipes, by name.
+        name: name of the experiment in folders and in MLflow.
+        teacher: checkpoint folder or Hugging Face Hub id.
+        runs: folder for all results.
+        code: code digests by stage. A stage listed here keeps the result that code with this digest made
+            (see its `manifest.json`): you vouch that later code changes do not affect it.
+        trajectories, training, merging, benchmark: settings of the stages.
+        students: recipes by student name.
+        launch: distribution over processes and machines.
     """
 
     name: Name
@@ -340,19 +355,20 @@ class DistillConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The embedded teacher, trained from scratch, or a model of its shape that predicts the next token.
+    """Train the embedded teacher from scratch, or an autoregressive model of the same shape.
 
     Args:
         out: folder of the model.
-        objective: `diffusion`, or `autoregressive` for the model that predicts the next token.
-        block_length: of `diffusion` (default 12): the blocks in which half of the training rows, and the
-            responses of the final check, are filled.
-        check_problems: how many problems are solved at the end.
-        min_accuracy: a lower share of solved problems is an error.
+        objective: `diffusion`, or `autoregressive` for next-token prediction.
+        block_length: for `diffusion` (default 12): half of the training rows, and the responses of the
+            final check, are filled block by block.
+        batch_size: training rows per train step.
+        check_problems: number of problems solved in the final check.
+        min_accuracy: accuracy below which the stage fails.
     """
 
     out: LocalPath
-    # Left out where it is the default, so that a finished teacher's settings stay what its folder states.
+    # Omitted from dumps at its default, so that folders of existing teachers keep their recorded settings.
     objective: Literal["diffusion", "autoregressive"] = Field(
         "diffusion", exclude_if=lambda objective: objective == "diffusion"
     )

@@ -1,4 +1,4 @@
-"""Settings from YAML or JSON files, with dotted overrides on top."""
+"""Load settings from YAML or JSON files, with dotted overrides."""
 
 import json
 import os
@@ -16,14 +16,18 @@ Loaded = TypeVar("Loaded", bound=Config)
 
 
 def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | None = None) -> Loaded:
-    """Read a YAML (1.2) or JSON file, apply `key.sub=value` overrides, and validate.
+    """Load a YAML (1.2) or JSON file, apply `key.sub=value` overrides, and validate.
 
-    A string that ends in `.yaml`, `.yml` or `.json` and is the value of a key outside any list is
-    replaced by that file's content (a path relative to the file that names it), so a recipe is
-    written once and shared. An override's value is YAML; a number in its key is an index of a list.
+    A string value that ends in `.yaml`, `.yml` or `.json` is replaced by the content of that file, except
+    inside lists; the path is relative to the including file. Values of overrides are YAML; a number in
+    their key is a list index.
+
+    Args:
+        model: settings class to validate with.
+        overrides: such as `["training.lora.rank=16", "sources.0.path=data.jsonl"]`.
 
     Raises:
-        ConfigError: naming the file, the key, the value and the remedy.
+        ConfigError: names the file, the key, the value and the remedy.
     """
     path = Path(os.path.expanduser(path))
     data = _read(path)
@@ -36,7 +40,7 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
 
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys and values of a file, other files included."""
+    """Content of a file, with included files in place."""
     place = os.path.realpath(path)
     if place in including:
         raise ConfigError(f"{path} includes itself")
@@ -55,36 +59,36 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 class _Constructor(SafeConstructor):
-    """YAML 1.2's core types, in which dates are text."""
+    """YAML 1.2 core types; dates are text."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def parse_yaml(text: str, named: str) -> Any:
-    """One YAML 1.2 document of plain values: 0150 is 150, 1:30 and dates are text, 5e8 is a number.
+    """Parse one YAML 1.2 document of plain values: 0150 is 150, 1:30 and dates are text, 5e8 is a number.
 
     Raises:
-        ConfigError: one line that begins with `named`.
+        ConfigError: one line that starts with `named`.
     """
     try:
-        yaml = YAML(typ="safe", pure=True, plug_ins=[])  # the library in C reads YAML 1.1
+        yaml = YAML(typ="safe", pure=True, plug_ins=[])  # the C parser implements YAML 1.1
         yaml.Constructor = _Constructor
         data = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ConfigError(f"{named}: not valid YAML: {error.problem or error.context}{place}") from error
-    except (YAMLError, ValueError, LookupError, RecursionError) as error:  # also of a wrong !!int, !!bool
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:  # includes a wrong !!int or !!bool
         raise ConfigError(f"{named}: not valid YAML: {' '.join(str(error).split())}") from error
     return _plain(data, named)
 
 
 def parse_json(text: str, named: str) -> Any:
-    """JSON without NaN and without a key given twice.
+    """Parse JSON; NaN and duplicate keys are errors.
 
     Raises:
-        ConfigError: one line that begins with `named`.
+        ConfigError: one line that starts with `named`.
     """
     try:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -106,7 +110,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _plain(data: Any, named: str) -> Any:
-    """`data`, unless it could not be stored as JSON: a set, a list within itself, half a surrogate pair."""
+    """Check that `data` can be stored as JSON: no set, no list within itself, no half surrogate pair."""
     try:
         json.dumps(data, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
@@ -115,7 +119,7 @@ def _plain(data: Any, named: str) -> Any:
 
 
 def _included(value: Any, folder: Path, including: tuple[str, ...] = ()) -> Any:
-    """`value` with the content of every file that it names."""
+    """`value`, with names of config files replaced by the content of these files."""
     if isinstance(value, dict):
         return {key: _included(part, folder, including) for key, part in value.items()}
     if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
@@ -132,7 +136,7 @@ def _override(data: dict[str, Any], override: str, folder: Path) -> dict[str, An
 
 
 def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:
-    """`data` with `value` at the path `keys`; missing sections are made."""
+    """A copy of `data` with `value` at the path `keys`; missing sections are created."""
     if not keys:
         return value
     if isinstance(data, list):
@@ -140,7 +144,7 @@ def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:
         return [*data[:index], _replace(data[index], keys[1:], value, override), *data[index + 1 :]]
     if not isinstance(data, dict):
         raise ConfigError(f"override {override!r}: {keys[0]!r} lies below a plain value, not a section")
-    # A student or a sweep may have a dot in its name; the longest name that fits is meant.
+    # Names of students and sweeps may contain dots: take the longest name that exists.
     length = next((end for end in range(len(keys), 1, -1) if ".".join(keys[:end]) in data), 1)
     name, rest = ".".join(keys[:length]), keys[length:]
     return {**data, name: _replace(data.get(name, {}), rest, value, override)}

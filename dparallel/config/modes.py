@@ -1,22 +1,22 @@
-"""What each decoding mode asks of the settings."""
+"""Settings of each decoding mode."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 NONE: Mapping[str, Any] = MappingProxyType({})
-GEN_LENGTH = "gen_length"  # as a value in `Mode.fixed`: that setting's value
+GEN_LENGTH = "gen_length"  # in `Mode.fixed`: the value of the setting gen_length
 
 
 class Mode(NamedTuple):
-    """The settings that a decoding mode takes.
+    """Settings that a decoding mode accepts.
 
     Attributes:
-        caches: the valid ones, the default first.
-        scheduled: also takes rules that commit on a schedule.
-        fixed: settings that have one valid value.
-        defaults: the mode's own settings and their defaults; None where it works without.
-        cached: more of them, with any cache but `none`.
+        caches: valid caches, the default first.
+        scheduled: whether rules with a schedule of `steps` are accepted.
+        fixed: settings for which only one value is valid.
+        defaults: settings of this mode with their defaults; None if the setting is optional.
+        cached: further settings that apply with any cache except `none`.
     """
 
     caches: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The settings of problems: where they come from, how they are asked, and how a response is judged."""
+"""Settings of problems: data sources, prompt format, and scoring."""
 
 from collections.abc import Mapping
 from glob import glob
@@ -11,18 +11,18 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 from dparallel.config.base import Config, LocalPath
 
 PROBLEM_FILES = (".jsonl", ".json", ".parquet")
-COINS_LIMIT = 100_000  # drawing distinct problems takes up to 0.1 ms each, and every split holds millions
+COINS_LIMIT = 100_000  # drawing a distinct problem takes up to 0.1 ms; each split has millions of them
 
 
 class ColumnText(Formatter):
-    """A format string over columns. A column is the whole text between the braces: `{q.text}` is `q.text`.
+    """A format string over columns. Braces hold the whole column name: `{q.text}` is the column `q.text`.
 
     Attributes:
-        columns: the columns it names.
+        columns: names of the columns used.
     """
 
     def __init__(self, text: str, setting: str = "prompt"):
-        """Raise a ValueError that names the `setting` for what is no format string."""
+        """Parse `text`; a ValueError names the `setting` if it is not a valid format string."""
         self.text = text
         found: dict[str, str] = {}
         try:
@@ -49,7 +49,7 @@ class ColumnText(Formatter):
 
 
 class _Recorder(dict[str, str]):
-    """Has every column, as an empty text, and notes which were asked for."""
+    """Returns an empty text for every column and records the names requested."""
 
     def __init__(self, found: dict[str, str]):
         self.found = found
@@ -64,27 +64,28 @@ def _check_prompt(prompt: str) -> None:
 
 
 def _matters(file: Path, folder: Path) -> bool:
-    """Whether a file may be read as problems; README.md may say which files are."""
+    """Whether a changed file may change the problems; README.md may assign files to splits."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return not hidden and (file.suffix in PROBLEM_FILES or file.name == "README.md")
 
 
 class SourceConfig(Config):
-    """One data set: files, a folder, or a name on the hub.
+    """A data set: files, a folder, or a data set on the Hugging Face Hub.
 
     Args:
-        path: a JSONL, JSON or Parquet file (or a pattern such as `data/*.parquet`), a folder of files of one
-            of these kinds, sub-folders included, or a name on the hub such as `openai/gsm8k`.
-        subset: of a hub data set, or of a folder: a subset that its dataset card (README.md) names, or a
+        path: a JSONL, JSON or Parquet file (or a pattern such as `data/*.parquet`), a folder with files of
+            one of these types, including sub-folders, or a Hub id such as `openai/gsm8k`.
+        subset: subset of a Hub data set; of a folder, a subset defined in its dataset card (README.md), or a
             sub-folder.
-        split: of a hub data set or a folder, whose files belong to the split that the card or their names
-            say (`test.jsonl`, `test/a.jsonl`), `train` where no name says one. It may be sliced,
-            `train[:500]`; of a file only the slice matters. Problems without an id are named by their row
-            in the whole split, the same in every slice.
-        revision: of a hub data set.
-        prompt: a format string over this source's columns, in place of the protocol's.
-        reference, id: columns; None takes the columns of these names where there are any.
-        count: how many rows; the first ones, or drawn by `seed`.
+        split: split of a Hub data set or folder. The files of a folder belong to the split given by the
+            dataset card or by their names (`test.jsonl`, `test/a.jsonl`), otherwise to `train`. Slices are
+            allowed: `train[:500]`; for a single file only the slice counts. Problems without an id are named
+            by their row in the unsliced split.
+        revision: revision of a Hub data set.
+        prompt: a format string over the columns of this source; overrides the protocol's prompt.
+        reference, id: column names; by default columns named `reference` and `id`, if present.
+        count: number of rows: the first ones, or a random selection if `seed` is given.
+        seed: of the random selection.
     """
 
     path: LocalPath
@@ -99,14 +100,14 @@ class SourceConfig(Config):
 
     @property
     def label(self) -> str:
-        """Its name in messages and records."""
+        """Name of the source in messages and records."""
         part = [self.subset, None if self.split == "train" else self.split]
         return " ".join([self.path, *filter(None, part)])
 
     def files(self) -> list[Path]:
-        """Its files on this machine; none of a name on the hub."""
+        """Its local files; empty for a Hub data set."""
         path = Path(self.path)
-        if path.is_file():  # its name may look like a pattern
+        if path.is_file():  # a file name may look like a pattern
             return [path]
         if path.is_dir():
             return sorted(file for file in path.rglob("*") if file.is_file() and _matters(file, path))
@@ -122,32 +123,32 @@ class SourceConfig(Config):
 
 
 class ExampleConfig(Config):
-    """A question and its answer, shown before the problem that is asked."""
+    """A few-shot example: a question and its answer."""
 
     user: str = Field(min_length=1)
     assistant: str = Field(min_length=1)
 
 
 class ProtocolConfig(Config):
-    """How problems are asked and how responses are judged; a benchmark's protocol, as published.
+    """How a benchmark asks its problems and scores the responses, as published.
 
     Args:
-        version: raised when the same keys come to mean something else; part of the key of every result.
-        prompt: a format string over the columns of a problem, `Question: {question}`; write `{{` for a
-            brace.
-        system: text of a system turn; without `chat`, a text in front of everything else.
+        version: increment it when the meaning of the same settings changes; part of the key of every result.
+        prompt: a format string over the columns of a problem, such as `Question: {question}`; braces are
+            written `{{` and `}}`.
+        system: text of the system turn; without `chat`, text at the beginning of the prompt.
         examples: few-shot examples.
-        chat: ask in the checkpoint's chat template; otherwise the prompt is plain text.
-        examples_as: of examples within a chat: `turns`, or `text` in front of the prompt in the same turn.
-        separator: stands between the parts of a plain text: system text, examples, prompt. An example is
-            its two texts one directly after the other.
-        chat_template: file of a Jinja template, for a checkpoint that has none.
-        prefill: a format string over the columns: the beginning of the assistant's response, which the
-            model goes on from.
-        stops: a response ends before the first of these texts.
-        scorers: how responses are judged, by names of `dparallel.problems.scoring.SCORERS`; the first
-            metric of the first scorer is the accuracy. Coins problems are judged by `coins` by default.
-        extra: columns that only a scorer reads, such as tests; of any JSON type.
+        chat: use the checkpoint's chat template; otherwise the prompt is plain text.
+        examples_as: few-shot examples in a chat: `turns`, or `text` before the prompt in the same turn.
+        separator: joins the parts of a plain-text prompt: system text, examples, prompt. The two texts of an
+            example are concatenated without it.
+        chat_template: file with a Jinja template, for checkpoints without a chat template.
+        prefill: a format string over the columns: the start of the assistant's response, which the model
+            continues.
+        stops: the response is cut before the first occurrence of any of these texts.
+        scorers: names from `dparallel.problems.scoring.SCORERS`; the first metric of the first scorer is the
+            accuracy. The default for coins problems is `coins`.
+        extra: columns passed to the scorers only, such as unit tests; of any JSON type.
     """
 
     version: PositiveInt = 1
@@ -181,12 +182,14 @@ class ProtocolConfig(Config):
 
 
 class ProblemsConfig(Config):
-    """Which problems, how they are asked, and how a response is judged.
+    """A set of problems and its protocol.
 
     Args:
-        benchmark: `coins` is generated, from `split`, `count` and `seed`; `dataset` reads `sources`, one
-            after another.
-        protocol: how they are asked and judged.
+        benchmark: `coins` generates problems from `split`, `count` and `seed`; `dataset` reads all `sources`
+            in order.
+        split, count, seed: of `coins`.
+        sources: data sets of `dataset`.
+        protocol: how problems are asked and responses are scored.
     """
 
     benchmark: Literal["coins", "dataset"]
@@ -197,7 +200,7 @@ class ProblemsConfig(Config):
     protocol: ProtocolConfig = ProtocolConfig()
 
     def files(self) -> list[Path]:
-        """Every file of this machine that these problems are made from, so that a change can be seen."""
+        """All local files that determine these problems; changes to them change the stage key."""
         files = [file for source in self.sources for file in source.files()]
         template = self.protocol.chat_template
         return files if template is None else [*files, Path(template)]

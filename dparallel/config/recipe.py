@@ -1,4 +1,4 @@
-"""The settings of a distillation recipe: masked positions x views x attention x loss terms x schedules."""
+"""Settings of a distillation recipe: masking, views, attention pattern, loss terms and schedules."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class Ramp(Config):
-    """A ratio that goes in a straight line from `start` at the first train step to `end` at the last."""
+    """A ratio that changes linearly from `start` (first train step) to `end` (last train step)."""
 
     start: Ratio
     end: Ratio
@@ -28,7 +28,7 @@ class Ramp(Config):
 
 
 class Growth(Config):
-    """A block length that grows: every divisor of the response length from `start` to `end`, in turn."""
+    """A growing block length: the divisors of the response length from `start` to `end`, in turn."""
 
     start: PositiveInt
     end: PositiveInt
@@ -61,35 +61,35 @@ BlockLength = Annotated[
 
 
 class RecipeConfig(Config):
-    """What one distillation sample looks like, what its student attends to, and what its loss is.
+    """A distillation recipe: how canvases are corrupted, the student's attention pattern, and the loss.
 
     Args:
-        region: where tokens are masked: inside one `block` (earlier blocks clean, later ones all masks),
-            or in the whole `response`.
-        block_length: positions in a block, for the region, block-causal attention and monotone noise.
-            `{start: 16, end: 32}` grows over training; both must divide the response length.
-        masking: `random` masks each position with probability p. `trajectory` keeps what the teacher
-            had committed at a point of its own order. `monotone` (D2F) masks the k-th block's
-            positions with probability p_k, p_1 <= p_2 <= ...: p_1 drawn from mask_ratio=[low, high], each
-            next one adds U(0, 1) (high - p_1) / (blocks - 1).
-        mask_ratio: p, default 0.5; [low, high] draws it for every sample; `{start: ..., end: ...}` in
-            place of a number changes it over training. With `trajectory`, the point is where a share
-            1 - p of the region was committed; by default it is drawn uniformly.
-        complement: add a second view, in which the rest of the region is masked.
-        attention: the student's attention pattern. `full`: all positions. `block_causal`: the prompt,
+        region: where tokens are masked: in one `block` (earlier blocks are clean, later ones all masks), or
+            in the whole `response`.
+        block_length: positions per block, for the region, block-causal attention and monotone noise.
+            `{start: 16, end: 32}` grows during training; both must divide the response length.
+        masking: `random` masks each position with probability p. `trajectory` masks the tokens that the
+            teacher had not yet committed at some point of its trajectory. `monotone` (D2F) masks the
+            positions of block k with probability p_k, p_1 <= p_2 <= ...: p_1 is drawn from
+            mask_ratio=[low, high], each following one adds U(0, 1) (high - p_1) / (blocks - 1).
+        mask_ratio: p, default 0.5. [low, high] draws p for each sample; `{start: ..., end: ...}` in place of
+            a number changes it during training. With `trajectory`, the point is where a fraction 1 - p of
+            the region is committed; the default draws it uniformly.
+        complement: add a second view with the complementary positions of the region masked.
+        attention: attention pattern of the student. `full`: all positions. `block_causal`: the prompt,
             earlier blocks and the position's own block; the prompt attends to itself only.
-        targets: of the cross-entropy: the `trajectory`'s tokens, or the distribution that the `teacher`
-            predicts for the same canvas with full attention.
-        weighting: of the cross-entropy. `view_mean`: the mean over a view's positions, summed over a
-            sample's views, averaged over samples. `inverse_ratio`: the mean of cross-entropy / p over all
-            positions that a train step reads.
-        cross_entropy_weight: of that term in the loss.
-        certainty_weight: lambda, the weight of the entropy term, over masked positions whose argmax
-            already is the teacher's token: the mean over a view's positions.
-        certainty_temperature: T of the entropy term.
-        certainty_on_complement: whether the complement view has that term.
-        eos_region_ratio: how often a block with nothing but padding after the first end-of-sequence token
-            is sampled, relative to a block with content; with `region: response`, how often it is read.
+        targets: targets of the cross-entropy: the tokens of the `trajectory`, or the distribution that the
+            `teacher` predicts for the same canvas with full attention.
+        weighting: weighting of the cross-entropy. `view_mean`: mean over the positions of a view, summed
+            over the views of a sample, averaged over samples. `inverse_ratio`: mean of cross-entropy / p over
+            all positions of a train step.
+        cross_entropy_weight: weight of the cross-entropy in the loss.
+        certainty_weight: lambda, weight of the entropy term. The term is a mean over the masked positions of
+            a view whose argmax is the teacher's token.
+        certainty_temperature: T, temperature of the entropy term.
+        certainty_on_complement: whether the entropy term applies to the complement view.
+        eos_region_ratio: relative frequency of sampling a block that contains only padding after the first
+            end-of-sequence token; with `region: response`, the frequency of keeping it.
     """
 
     region: Literal["block", "response"] = "block"
@@ -112,7 +112,7 @@ class RecipeConfig(Config):
 
     @property
     def fixed_block_length(self) -> int | None:
-        """The block length of a recipe that is `at` a point of the training, or that has no growth."""
+        """The block length as a number; raises if it changes during training (resolve it with `at` first)."""
         if isinstance(self.block_length, Growth):
             raise ValueError(
                 f"block_length={_plain(self.block_length)} grows over training: take the recipe at a point"
@@ -120,13 +120,13 @@ class RecipeConfig(Config):
         return self.block_length
 
     def region_length(self, gen_length: int) -> int:
-        """The largest number of response positions that a sample reads at any time of the training."""
+        """The largest number of response positions a sample reads at any point of the training."""
         if self.region == "response" or self.block_length is None:
             return gen_length
         return self.block_length.end if isinstance(self.block_length, Growth) else self.block_length
 
     def misfit(self, gen_length: int) -> str | None:
-        """The block length that does not divide a response of `gen_length`, as `block_length=5`, if any."""
+        """The block length that does not divide `gen_length`, as `block_length=5`; None if all do."""
         if isinstance(self.block_length, Growth):
             lengths = {f"block_length.{name}": length for name, length in self.block_length}
         else:
@@ -134,11 +134,11 @@ class RecipeConfig(Config):
         return next((f"{name}={length}" for name, length in lengths.items() if gen_length % length), None)
 
     def at(self, progress: float, gen_length: int) -> "RecipeConfig":
-        """The recipe at a point of the training, its schedules resolved to numbers.
+        """The recipe at a point of the training, with schedules resolved to numbers.
 
         Args:
             progress: 0 at the first train step, 1 at the last.
-            gen_length: positions of a response; `misfit(gen_length)` must be None.
+            gen_length: response positions; `misfit(gen_length)` must be None.
         """
         length, ratio = self.block_length, self.mask_ratio
         if isinstance(length, Growth):
@@ -150,10 +150,10 @@ class RecipeConfig(Config):
         return self.model_copy(update={"block_length": length, "mask_ratio": ratio})
 
     def ratio_bounds(self, progress: float | None = None) -> tuple[float, float] | None:
-        """The bounds (low, high) that p is drawn between; equal where p is fixed, None where it is not given.
+        """Bounds (low, high) from which p is drawn; equal if p is fixed, None if mask_ratio is not set.
 
         Args:
-            progress: as in `at`; None for a recipe without schedules.
+            progress: see `at`; None for a recipe without schedules.
         """
         if self.mask_ratio is None:
             return None
@@ -227,7 +227,7 @@ def _number(value: float | Ramp, progress: float | None) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as it is written in a file."""
+    """A setting as written in a config file."""
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return value.model_dump() if isinstance(value, Config) else value

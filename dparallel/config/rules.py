@@ -1,4 +1,4 @@
-"""What each commit rule asks of the settings. `decoding.rules` holds the function of the same name."""
+"""Settings of each commit rule. `decoding.rules` implements it in the function of the same name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """The settings and inputs that a commit rule takes.
+    """Settings and inputs of a commit rule.
 
     Attributes:
-        scheduled: commits on a schedule of `steps` forwards, instead of by a `threshold`.
-        whole_response: treats the response as one block, and may commit nothing in a forward.
-        threshold_limit: the largest threshold that makes sense; None where any number does.
-        needs_previous: compares with the previous forward's predictions.
-        defaults: the rule's own settings and their defaults.
+        scheduled: commits on a schedule of `steps` forward passes instead of by a `threshold`.
+        whole_response: treats the response as one block, and may commit no token in a forward pass.
+        threshold_limit: the largest valid threshold; None if there is no limit.
+        needs_previous: compares with the predictions of the previous forward pass.
+        defaults: further settings of this rule with their defaults.
     """
 
     scheduled: bool = False
@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
     @property
     def settings(self) -> dict[str, float | None]:
-        """The settings that the rule takes, with their defaults; None where the user must choose."""
+        """All settings of this rule with their defaults; None if the user must give a value."""
         return {"steps" if self.scheduled else "threshold": None, **self.defaults}
 
 

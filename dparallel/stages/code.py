@@ -1,7 +1,7 @@
-"""Which version of the code computes a stage: a digest of the modules that determine its result.
+"""The code version of a stage: a digest of the modules that determine its result.
 
-Only statements count. Docstrings, comments, formatting, the texts of errors and log lines may change
-without making a result that exists out of date.
+Only statements count. Docstrings, comments, formatting, error messages and log messages may change
+without invalidating existing results.
 """
 
 import ast
@@ -28,7 +28,7 @@ DECODING = (
     "decoding/generate.py",
 )
 PROBLEMS = ("problems/*.py",)
-# By stage, as few as possible: changes of other modules keep every result.
+# As few modules per stage as possible: changes of other modules keep existing results valid.
 MODULES: dict[str, tuple[str, ...]] = {
     "trajectories": (*DECODING, *PROBLEMS, "trajectories/schema.py"),
     "training": (
@@ -56,19 +56,19 @@ MODULES: dict[str, tuple[str, ...]] = {
 
 
 def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
-    """A `c` and eleven hexadecimal digits that change when the modules' statements do.
+    """Digest of the statements of modules: `c` followed by eleven hexadecimal digits.
 
-    The letter keeps it a text where it is written into YAML or on a command line.
+    The letter makes it a text in YAML and on the command line.
 
     Args:
-        of: a stage's name, or modules as paths inside the package, in which `*` matches.
-        package: the folder of the package's source.
+        of: a stage name, or module paths inside the package; `*` matches any characters.
+        package: source folder of the package.
 
     Returns:
-        The digest; None for a stage whose folder its user names and keeps, such as the tiny teacher's.
+        The digest; None for stages whose folder the user names, such as the tiny teacher's.
 
     Raises:
-        ConfigError: a path that matches no module.
+        ConfigError: a path matches no module.
     """
     patterns = MODULES.get(of) if isinstance(of, str) else of
     if patterns is None:
@@ -79,7 +79,7 @@ def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
 
 
 def statements_digest(file: Path) -> str:
-    """SHA-256 of a module's statements; an unchanged file (size and time) is read once per process."""
+    """SHA-256 of a module's statements, cached per process by the file's size and modification time."""
     status = file.stat()
     return _statements_digest(file, status.st_size, status.st_mtime_ns)
 
@@ -101,7 +101,7 @@ def _matching(patterns: Iterable[str], package: Path) -> list[Path]:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as nested tuples, the same in every Python: empty fields are left out."""
+    """A syntax tree as nested tuples; empty fields are omitted so that all Python versions agree."""
     if isinstance(node, list):
         return tuple(_plain(item) for item in node if not _is_prose(item))
     if not isinstance(node, ast.AST):
@@ -116,7 +116,7 @@ def _plain(node: Any) -> Any:
 
 
 def _is_prose(node: Any) -> bool:
-    """Docstrings (and any other bare text), and calls of the module's log."""
+    """Whether a statement is a docstring (or other bare text) or a call of the module's `log`."""
     if not isinstance(node, ast.Expr):
         return False
     called = node.value.func if isinstance(node.value, ast.Call) else node.value
@@ -126,6 +126,6 @@ def _is_prose(node: Any) -> bool:
 
 
 def _raised(node: ast.Raise) -> Any:
-    """The class that is raised, without its message."""
+    """The class of a raised exception, without its message."""
     error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
     return None if error is None else _plain(error)

@@ -1,8 +1,8 @@
-"""Where each stage of an experiment lives and what it is made from.
+"""The stages of an experiment: their folders and inputs.
 
-A stage's folder carries a key of the settings that determine its result, of its inputs' fingerprints and
-of the code that computes it. So a finished stage is found again, and a change makes a new folder beside
-the old one.
+The name of a stage's folder ends with a key of the settings that determine its result, its inputs'
+fingerprints and its code digest. A finished stage is therefore found again, and any change makes a new folder
+next to the old one.
 """
 
 import logging
@@ -28,11 +28,11 @@ from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerpri
 
 log = logging.getLogger(__name__)
 
-STORE = "measurements"  # in the folder of runs
+STORE = "measurements"  # inside the runs folder
 
 
 class StudentConfig(Config):
-    """What a training stage is made of: how to train, and the recipe."""
+    """Settings of a training stage."""
 
     training: TrainingConfig
     recipe: RecipeConfig
@@ -48,11 +48,16 @@ SETTINGS: dict[str, type[Config]] = {
 
 
 class StagePlan(BaseModel):
-    """One stage, ready to run: small JSON, so it crosses process and machine borders.
+    """A stage that is ready to run, as small JSON values that can be sent to other processes and machines.
 
     Attributes:
-        store: of the samples and verdicts that all experiments of a `runs` folder share.
-        code: the digest that the user vouches for (`DistillConfig.code`), None for the code that runs.
+        stage: stage name, a key of `SETTINGS`.
+        student: student name, for training and merging.
+        config: settings of the stage as JSON values.
+        inputs: folders of the inputs, by name.
+        out_dir: folder of the stage.
+        store: folder of the samples and verdicts that all experiments of a runs folder share.
+        code: code digest that the user vouches for (`DistillConfig.code`); None for the running code.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,7 +71,7 @@ class StagePlan(BaseModel):
     code: str | None = None
 
     def settings(self) -> Any:
-        """`config` as the stage's own settings class; `ConfigError` where it does not fit or has none."""
+        """`config` as the stage's settings class; ConfigError if it is invalid or the stage unknown."""
         if self.stage not in SETTINGS:
             raise ConfigError(f"unknown stage {self.stage!r}; known: {', '.join(SETTINGS)}")
         try:
@@ -76,14 +81,14 @@ class StagePlan(BaseModel):
 
 
 class Experiment:
-    """The stages of one `DistillConfig`. A stage can be planned once its inputs are finished."""
+    """Plans the stages of a `DistillConfig`. A stage can be planned once its inputs are finished."""
 
     def __init__(self, config: DistillConfig, folder_of: Callable[[str], str | Path] = Path):
-        """Plans nothing yet.
+        """Store the config; nothing is planned or read yet.
 
         Args:
-            folder_of: the folder of a model that `config` names, such as `models.hub.checkpoint_folder`,
-                which takes names on the hub too; called once for each model, when it is needed.
+            folder_of: maps a model of the config to its folder, for example `models.hub.checkpoint_folder`,
+                which accepts Hugging Face Hub ids; called once per model, when first needed.
         """
         self.config = config
         self.folder = Path(config.runs) / config.name
@@ -148,7 +153,7 @@ class Experiment:
         )
 
     def _tell_of_other_code(self, label: str, config: Config, inputs: dict[str, str]) -> None:
-        """Log which folders other versions of the code made from the same settings and inputs."""
+        """Log the folders that other code versions made from the same settings and inputs."""
         for claim in sorted(self.folder.glob(f"{label}-*/{CLAIM}")):
             code, folder = claimed_code(claim.parent), claim.parent
             same = code is not None and folder.name == f"{label}-{stage_key(config, inputs, code)}"

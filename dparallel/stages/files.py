@@ -1,7 +1,7 @@
-"""Writing files: the one way in which this package makes a file that others may read meanwhile.
+"""Write files atomically; every file of this package is written through this module.
 
-A reader finds the old content or the whole new one. Links are followed, an existing file keeps its mode
-and its owner, and what is no regular file (a device, a pipe, `/dev/stdout`) is written to, not replaced.
+Readers see either the old content or the complete new content. Symbolic links are followed, and an existing
+file keeps its mode and owner. Devices, pipes and streams such as `/dev/stdout` are written to, not replaced.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ import pyarrow.parquet as pq
 from dparallel.config.base import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# In the messages of torch, whose writer does not know why it failed, and safetensors.
+# Phrases in messages of safetensors, and of torch, whose writer does not report the cause.
 SAYS_NO_ROOM = (
     "No space left on device",
     "Disk quota exceeded",
     "PytorchStreamWriter failed writing",
     "inline_container.cc",
 )
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # on such a file system
-LONGEST_CHAIN = 40  # of symbolic links, as in Linux
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # no hard links supported
+LONGEST_CHAIN = 40  # symbolic links followed, as in Linux
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be written; the message names it, why, and what to do."""
+    """A file cannot be written; the message names the file, the reason and the remedy."""
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file; text as UTF-8.
+    """Write a complete file; text is encoded as UTF-8.
 
     Raises:
-        FileError: no permission, no room, or no folder can be made there. The old file is unchanged.
+        FileError: missing permission, full disk, or a folder that cannot be created. The old file is kept.
     """
     data = content.encode() if isinstance(content, str) else content
     with naming_the_file(path, len(data)), replacing(path) as file:
@@ -47,13 +47,13 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def write_table(path: str | Path, table: pa.Table, replace: bool = True) -> None:
-    """Write a Parquet file (zstd, with a checksum of every page).
+    """Write a Parquet file (zstd compression, page checksums).
 
     Args:
-        replace: False leaves a file that is there as it is, also one that another process writes meanwhile.
+        replace: if False, an existing file is kept, also if another process creates it meanwhile.
 
     Raises:
-        FileError: as of `write_atomically`.
+        FileError: see `write_atomically`.
     """
     with naming_the_file(path, table.nbytes), replacing(path, replace) as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -61,9 +61,9 @@ def write_table(path: str | Path, table: pa.Table, replace: bool = True) -> None
 
 @contextlib.contextmanager
 def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` at the end; after an error nothing is left.
+    """Open a temporary file that takes the place of `path` on success and is deleted after an error.
 
-    What is no regular file is opened itself.
+    If `path` is a device, pipe or stream, it is opened directly.
     """
     path = Path(path)
     if is_written_through(path):
@@ -91,12 +91,12 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]:
-    """Turn the errors of writing into a `FileError`, one line that names `path`.
+    """Convert errors of writing into a `FileError`, one line that names `path`.
 
-    For the writers of other libraries too, whose errors may be of any class and name no path.
+    Also for writers of other libraries, whose errors may be of any class and may not name the path.
 
     Args:
-        size: bytes to be written, where they are known.
+        size: number of bytes to write, if known.
     """
     try:
         yield
@@ -111,9 +111,9 @@ def naming_the_file(path: str | Path, size: int | None = None) -> Iterator[None]
 
 
 def give_usual_modes(files: Iterable[Path]) -> None:
-    """Give `files`, all in one folder's tree, the mode that a new file gets by the umask.
+    """Give `files`, all under one folder, the default mode of new files according to the umask.
 
-    Some libraries write 0600, which other accounts cannot read.
+    Some libraries create files with mode 0600, which other accounts cannot read.
     """
     for file in files:
         probe = file.with_name(f".{uuid4().hex}.mode")
@@ -134,7 +134,7 @@ def _why(path: Path, error: OSError, size: int | None) -> str:
 
 
 def _free(path: Path) -> int:
-    """Bytes free where a file is or would be."""
+    """Free bytes on the file system of `path`, which need not exist yet."""
     folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free
@@ -142,7 +142,7 @@ def _free(path: Path) -> int:
 
 
 def is_written_through(path: Path) -> bool:
-    """Whether `path` is something other than a regular file, or an open stream of a process."""
+    """Whether `path` is written to directly: not a regular file, or an open stream of a process."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def is_written_through(path: Path) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path leads to `/proc/*/fd`, as `/dev/stdout` does: its process goes on writing."""
+    """Whether a path resolves to `/proc/*/fd`, as `/dev/stdout` does; others may write there too."""
     hop = path.absolute()
     for _ in range(LONGEST_CHAIN):
         if os.path.realpath(hop.parent).startswith("/proc/"):
@@ -163,7 +163,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open for writing at the end: a redirected stream may hold text already."""
+    """Open for appending: a redirected stream may already contain text."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb")
 
 
@@ -174,14 +174,16 @@ def _keep_mode_and_owner(partial: Path, target: Path) -> None:
         return
     made = partial.stat()
     if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
-        with contextlib.suppress(PermissionError):  # only root gives files away; the group may be ours
+        with contextlib.suppress(
+            PermissionError
+        ):  # only root may change the owner, but the group may be ours
             os.chown(partial, -1, there.st_gid)
             os.chown(partial, there.st_uid, -1)
     partial.chmod(stat.S_IMODE(there.st_mode))
 
 
 def _link_unless_there(partial: Path, target: Path) -> None:
-    """Give the file its name unless the name is taken: the first of several writers wins."""
+    """Move the file into place if the name is free, so that the first of several writers wins."""
     try:
         os.link(partial, target)
     except FileExistsError:

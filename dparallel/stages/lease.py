@@ -1,8 +1,8 @@
-"""Only one run at a time works in a stage's folder: a file there says which.
+"""A lease ensures that only one run at a time works in a stage's folder.
 
-The holder renews the file's time every few seconds. A lease is taken over if its holder is gone: its process
-has ended on this machine, or nothing renews its file from another one. Clocks of machines may differ, so
-that is seen by watching the file, not by reading its time.
+The lease is a file whose modification time its holder renews every few seconds. It is taken over when its
+holder is gone: a process on this machine has ended, or one on another machine no longer renews the file.
+Clocks of machines may differ, so renewal is detected by watching the file instead of comparing times.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 LEASE = "lease.json"
 IN_USE = "is in use by"
 RENEWED_EVERY = 10.0  # seconds
-STALE_AFTER = 120.0  # seconds without renewal: shared file systems show a file's time up to a minute late
-SAME_START = 1.0  # seconds by which the start of a process may differ between two readings
-SAID_EVERY = 60.0  # seconds between the messages of a run that waits
+STALE_AFTER = 120.0  # seconds without renewal; network file systems may show times up to a minute late
+SAME_START = 1.0  # seconds; tolerance when comparing start times of a process
+SAID_EVERY = 60.0  # seconds between two messages while waiting
 
 
 class LeaseHeldError(StageError):
-    """Another run works in the folder; the message names its process, its machine and since when."""
+    """Another run works in the folder; the message names its process, machine and start time."""
 
 
 class Holder(BaseModel):
-    """A run that works in a folder. `machine` changes with a reboot and with the namespace of process ids."""
+    """The run that holds a lease. `machine` identifies the boot and the namespace of process ids."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,17 +59,17 @@ class Holder(BaseModel):
 
 
 class Watch:
-    """A lease seen from outside, again and again."""
+    """Repeated observation of a lease from outside."""
 
     def __init__(self, folder: str | Path, stale_after: float = STALE_AFTER):
         self.path = Path(folder) / LEASE
         self.stale_after = stale_after
-        self.found: tuple[Holder, int] | None = None  # at the last look: the holder and when it renewed
+        self.found: tuple[Holder, int] | None = None  # most recent observation: holder, time of renewal
         self._seen: tuple[Holder, int] | None = None
         self._seen_since = 0.0
 
     def holder(self) -> Holder | None:
-        """The live run that holds the lease; None if there is none, or it is gone."""
+        """The running holder of the lease; None if there is no lease or its holder is gone."""
         self.found = _read(self.path)
         if self.found is None:
             return None
@@ -81,7 +81,7 @@ class Watch:
         return holder if time.monotonic() - self._seen_since <= self.stale_after else None
 
     def looks_stale(self) -> bool:
-        """Whether the file is older than it should be, by the clock that stamps files in its folder."""
+        """Whether the file has not been renewed in time, measured with the clock of its file system."""
         found = _read(self.path)
         if found is None:
             return False
@@ -97,12 +97,12 @@ class Watch:
 def held(
     folder: str | Path, renewed_every: float = RENEWED_EVERY, stale_after: float = STALE_AFTER
 ) -> Iterator[Callable[[], None]]:
-    """Hold the lease of a stage's folder; gives a function that raises `StageError` if it was lost.
+    """Hold the lease of a stage's folder; yields a function that raises `StageError` if the lease was lost.
 
     A lease of another machine that looks stale is watched for `stale_after` seconds, then taken over.
 
     Raises:
-        LeaseHeldError: another run holds it. Nothing there was changed.
+        LeaseHeldError: another run holds the lease; nothing was changed.
     """
     path, mine = Path(folder) / LEASE, _this_process()
     watch = Watch(folder, stale_after)
@@ -141,10 +141,10 @@ def held(
 def wait_until_free(
     folder: str | Path, say: Callable[[str], None], every: float = 1.0, stale_after: float = STALE_AFTER
 ) -> None:
-    """Return once no live run holds the folder's lease.
+    """Wait until no running process holds the folder's lease.
 
     Args:
-        say: receives a line at once and then every minute while it is held.
+        say: called with a message immediately and then every minute while waiting.
     """
     watch, said_at = Watch(folder, stale_after), -SAID_EVERY
     while (holder := watch.holder()) is not None:
@@ -155,7 +155,7 @@ def wait_until_free(
 
 
 def this_machine() -> str:
-    """A running system and a namespace of process ids: in it, a process id means one process."""
+    """Identifies the boot and the namespace of process ids, within which a process id is unambiguous."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
@@ -175,7 +175,7 @@ def _this_process() -> Holder:
 
 
 def _is_running(holder: Holder) -> bool:
-    """Whether a holder of this machine still runs; its process id may be another process's by now."""
+    """Whether a holder on this machine still runs; its process id may have been reused since."""
     try:
         process = psutil.Process(holder.pid)
         same = abs(process.create_time() - holder.process_started) < SAME_START
@@ -185,7 +185,7 @@ def _is_running(holder: Holder) -> bool:
 
 
 def _read(path: Path) -> tuple[Holder, int] | None:
-    """The holder and when its file was renewed; an unknown holder where the file is damaged."""
+    """Holder and renewal time of a lease; a default `Holder` if the file is damaged."""
     try:
         with path.open("rb") as file:
             renewed, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
@@ -198,7 +198,7 @@ def _read(path: Path) -> tuple[Holder, int] | None:
 
 
 def _create(path: Path, mine: Holder) -> bool:
-    """Make the lease's file, whole from the start; False if there is one already."""
+    """Create the lease file with its content in one operation; False if it already exists."""
     whole = path.with_name(f".{LEASE}.{mine.token}.partial")
     try:
         with naming_the_file(path):
@@ -207,7 +207,7 @@ def _create(path: Path, mine: Holder) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # no links there
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # hard links are not supported
             raise
         return _create_in_place(path, mine)
     finally:
@@ -225,9 +225,9 @@ def _create_in_place(path: Path, mine: Holder) -> bool:
 
 
 def _remove(path: Path, stale: tuple[Holder, int] | None) -> None:
-    """Remove the lease of a holder that is gone; runs that see it at once look again, one after the other."""
+    """Remove the lease of a holder that is gone; concurrent runs check it again one after another."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no locks there: then two may take over at the same moment
+        with contextlib.suppress(OSError):  # without file locks, two runs may take over at the same moment
             claim = stack.enter_context(path.with_name(CLAIM).open("r+b"))
             fcntl.flock(claim, fcntl.LOCK_EX)
         if stale is not None and _read(path) == stale:
@@ -237,7 +237,7 @@ def _remove(path: Path, stale: tuple[Holder, int] | None) -> None:
 
 def _renew(path: Path, mine: Holder, stopped: threading.Event, every: float) -> None:
     while not stopped.wait(every):
-        with contextlib.suppress(OSError):  # a share that is away for a moment
+        with contextlib.suppress(OSError):  # a network share may be unavailable for a moment
             found = _read(path)
             if found is not None and found[0] == mine:
                 os.utime(path)

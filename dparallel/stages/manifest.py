@@ -1,7 +1,7 @@
-"""What a stage made, and the rules that make repeating it safe.
+"""Manifests: what a stage was made from and what it produced, so that repeating a stage is safe.
 
-A stage's folder holds its files, `stage.json` (what it is made from, written first) and
-`manifest.json` (what was made, written last and atomically). Without a manifest there is no result.
+A stage's folder holds its files, `stage.json` (what it is made from, written first) and `manifest.json` (what
+was made, written last and atomically). A stage without manifest is unfinished.
 """
 
 import hashlib
@@ -25,25 +25,31 @@ from dparallel.stages.files import write_atomically
 log = logging.getLogger(__name__)
 
 CLAIM, MANIFEST = "stage.json", "manifest.json"
-# What a model is and how it is spoken to: weights, config, tokenizer (merges.txt), chat templates.
+# Files that define a model and its prompts: weights, config, tokenizer (with merges.txt), chat templates.
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*/*.jinja")
 
 
 class StageError(UserError):
-    """A stage's folder that is missing, foreign or damaged; the message names it and the remedy."""
+    """A stage's folder is missing, damaged or belongs to something else; the message names the remedy."""
 
 
 class FileRecord(BaseModel):
+    """Size and SHA-256 of a file."""
+
     bytes: int
     sha256: str
 
 
 class Manifest(BaseModel):
-    """What a finished stage is made from, and what it made.
+    """What a finished stage was made from and what it produced.
 
-    `config` are the settings that determine the result and `how` the others, as the run that made it had
-    them; `code` is the digest of the code that did. `inputs` maps the name of an input to its
-    fingerprint; `files` lists the results only.
+    Attributes:
+        config: the settings that determine the result.
+        how: the other settings, as used in this run.
+        inputs: fingerprints of the inputs, by name.
+        code: digest of the code that made the result.
+        files: the result files, by path relative to the folder.
+        seconds: wall time of the run that finished the stage.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,18 +69,18 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same content made from the same things, by whatever code and whenever."""
+        """Digest of content, settings and inputs; independent of code version and time."""
         files = {name: record.sha256 for name, record in self.files.items()}
         return digest({"stage": self.stage, "config": self.config, "inputs": self.inputs, "files": files})
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, keys in order."""
+    """SHA-256 of a JSON value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; an unchanged file (size and time) is read once per process."""
+    """SHA-256 of a file, cached per process by the file's size and modification time."""
     status = path.stat()
     return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
@@ -86,7 +92,7 @@ def _file_digest(path: Path, size: int, changed: int) -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """Fingerprint of an input: a stage's folder by its (verified) manifest, a model's by its files."""
+    """Fingerprint of a stage's folder (by its manifest, verified) or of a model folder (by its files)."""
     folder = Path(path)
     if (folder / MANIFEST).is_file():
         return verify(folder).fingerprint
@@ -101,7 +107,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
-    """The manifest of a finished stage; `StageError` where there is none or it is another stage's."""
+    """Read the manifest of a finished stage; StageError if it is missing or that of another stage."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise StageError(f"{folder}: no {MANIFEST}, so no finished stage; run the stage that makes it")
@@ -117,7 +123,7 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
 
 
 def verify(folder: str | Path, stage: str | None = None) -> Manifest:
-    """Read the manifest and hash every file it lists; `StageError` names the first that differs."""
+    """Read the manifest and check the hash of every listed file; StageError names the first that differs."""
     manifest = read_manifest(folder, stage)
     for name, record in manifest.files.items():
         path = Path(folder) / name
@@ -138,10 +144,11 @@ Settings = TypeVar("Settings", bound=Config)
 
 
 def stage_key(config: Config, inputs: Mapping[str, str], code: str | None) -> str:
-    """Ten hexadecimal digits of all that a result follows from, which end the name of its folder.
+    """Key of a stage's result, ten hexadecimal digits; the name of its folder ends with it.
 
     Args:
-        inputs: fingerprints.
+        inputs: fingerprints of the inputs, by name.
+        code: digest of the stage's code.
     """
     sections = [section for _, section in config if isinstance(section, ProblemsConfig)]
     data = [file_digest(file) for section in sections for file in section.files()]
@@ -150,7 +157,7 @@ def stage_key(config: Config, inputs: Mapping[str, str], code: str | None) -> st
 
 
 class Stage:
-    """One stage's work in its folder: `done` if finished before, else `finish` writes the manifest."""
+    """A stage's work in its folder: `done` if it is already finished, else `finish` writes the manifest."""
 
     def __init__(
         self,
@@ -160,13 +167,14 @@ class Stage:
         out_dir: str | Path,
         code: str | None = None,
     ):
-        """Claim `out_dir`.
+        """Claim `out_dir` for this stage by writing `stage.json`.
 
         Args:
-            code: digest of the code that the results there may be of; by default that of this code.
+            code: digest of the code whose results are accepted; by default that of the running code.
 
         Raises:
-            StageError: it belongs to other settings, inputs or code, or an input is missing or damaged.
+            StageError: the folder belongs to other settings, inputs or code, or an input is missing or
+                damaged.
         """
         self.name = name
         self.config, self.how = config.what(), config.how()
@@ -193,7 +201,7 @@ class Stage:
         return claim if self.code is None else {**claim, "code": self.code}
 
     def as_begun(self, config: Settings, *names: str) -> Settings:
-        """`config` with the settings `names`, marked `HOW`, that the files already there were begun with."""
+        """`config` with the settings `names` (marked `HOW`) replaced by those the folder was begun with."""
         begun = (_claim_in(self.folder) or {}).get("how", {})
         kept = {name: begun[name] for name in names if begun.get(name, self.how[name]) != self.how[name]}
         for name, value in kept.items():
@@ -203,7 +211,7 @@ class Stage:
 
     @property
     def done(self) -> Manifest | None:
-        """The verified manifest if this stage is finished, else None."""
+        """The verified manifest if this stage is finished, otherwise None."""
         return verify(self.folder, self.name) if (self.folder / MANIFEST).is_file() else None
 
     def finish(
@@ -213,7 +221,7 @@ class Stage:
         metrics: dict[str, float] | None = None,
         details: dict[str, Any] | None = None,
     ) -> Manifest:
-        """Hash `files` (relative paths) and write the manifest."""
+        """Hash `files` (relative paths) and write the manifest, which marks the stage as finished."""
         paths = {name: self.folder / name for name in sorted(files)}
         manifest = Manifest(
             stage=self.name,
@@ -237,13 +245,13 @@ class Stage:
 
 
 def claimed_code(folder: Path) -> str | None:
-    """The digest of the code that a stage's folder was begun by; None where it does not say."""
+    """Digest of the code that began a stage's folder; None if it is not recorded."""
     code = (_claim_in(folder) or {}).get("code")
     return code if isinstance(code, str) else None
 
 
 def _claim_in(folder: Path) -> dict[str, Any] | None:
-    """What a stage's folder says it is made from; None where it is not there, or damaged."""
+    """Content of a folder's `stage.json`; None if it is missing or damaged."""
     path = folder / CLAIM
     try:
         claim = json.loads(path.read_bytes()) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a training run measured, one JSON object a line with its `train_step`."""
+"""`metrics.jsonl`: the metrics of a training run, one JSON object per line with its `train_step`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ def append(file: Path, record: dict[str, float]) -> None:
 
 
 def read(file: Path) -> list[dict[str, float]]:
-    """The records in order. A last line that a kill cut short is left out, as are damaged ones, by name."""
+    """Read the records in order, skipping a truncated last line, and with a warning other damaged lines."""
     data = file.read_bytes() if file.is_file() else b""
     records = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
@@ -31,7 +31,7 @@ def read(file: Path) -> list[dict[str, float]]:
 
 
 def cut_back(file: Path, train_step: int) -> None:
-    """Drop damaged records and those after `train_step`: a killed run was ahead of its checkpoint."""
+    """Drop damaged records and those after `train_step`, for resuming from an earlier checkpoint."""
     kept = [record for record in read(file) if record["train_step"] <= train_step]
     write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
 

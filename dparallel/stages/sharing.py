@@ -1,4 +1,4 @@
-"""Work that other processes do: asked for until its files are there."""
+"""Distribute work to other processes and request it again until its files exist."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 3  # how often missing work is asked for: the second and third redo what was lost
-NAMED = 5  # of what is missing, in a message
+ROUNDS = 3  # requests for missing work: the second and third repeat what was lost
+NAMED = 5  # items of missing work listed in a message
 
 Work = TypeVar("Work")
 
@@ -23,21 +23,23 @@ def have_made(
     noun: str,
     folder: Path,
 ) -> None:
-    """Ask for `wanted` until all is there; what one round lost, all workers share in the next.
+    """Request `wanted` until everything exists; work lost in one round is divided again in the next.
 
     Args:
-        ask: has the work done, waits, and returns what failed.
-        name, noun: of one of them, and of several, in messages.
-        folder: where it belongs.
+        ask: has the work done by other processes, waits, and returns descriptions of failures.
+        is_missing: whether the result of an item is missing.
+        name: name of an item, for messages.
+        noun: name of several items, for messages.
+        folder: where the results belong, for messages.
 
     Raises:
-        StageError: some is still missing after `ROUNDS` rounds, or after one where nothing failed.
+        StageError: results are missing after `ROUNDS` rounds, or after a round without failures.
     """
     missing, failures = list(wanted), list[str]()
     for _ in range(ROUNDS):
         if not missing:
             return
-        log.info("having %d %s made elsewhere", len(missing), noun)
+        log.info("having %d %s made by other processes", len(missing), noun)
         failures = list(ask(missing))
         missing = [each for each in missing if is_missing(each)]
         if not failures:
