@@ -1,8 +1,8 @@
-"""Keys and values of every canvas position, for decoders that recompute only a part of it.
+"""KV cache over all canvas positions, for decoding that recomputes only some of them.
 
-Bidirectional models have no exact cache: stored entries are those of the forward that last
-recomputed their position.
-Legend: b rows, S slots, L canvas length, W positions recomputed, H key/value heads.
+For bidirectional models a cache is an approximation: an entry stems from the forward pass that last
+recomputed its position.
+Legend: b rows, S slots, L canvas length, W recomputed positions, H key/value heads.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from dparallel.models.backbone import DiffusionConfig
 
 
 def bytes_per_row(config: DiffusionConfig, length: int, dtype: torch.dtype) -> int:
-    """Memory of one row's keys and values."""
+    """Bytes of a row's keys and values."""
     width = config.num_key_value_heads * config.head_size
     return 2 * config.num_hidden_layers * length * width * dtype.itemsize
 
 
 class KeyValueStore:
-    """Storage for `slots` canvases of `length` positions."""
+    """Keys and values of `slots` canvases of `length` positions."""
 
     def __init__(
         self, config: DiffusionConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype
     ):
         shape = (slots, length, config.num_key_value_heads, config.head_size)
-        # A tensor for each layer: compiled code would copy a common one at every write to a part of it.
+        # One tensor per layer: compiled code would copy a common tensor at every partial write.
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -34,13 +34,13 @@ class KeyValueStore:
 
 @dataclass(frozen=True)
 class CacheView:
-    """The store as one forward sees it: fresh entries replace the stored ones of their positions.
+    """A forward pass's view of the store, in which new entries replace those of the same positions.
 
     Attributes:
-        slots: (b,) where each row's entries lie.
-        positions: (b, W) recomputed positions; None when the forward covers the whole canvas.
+        slots: (b,) slot of each row.
+        positions: (b, W) recomputed positions; None if the forward pass covers the whole canvas.
         length: canvas positions attended to.
-        all_slots: `slots` are the first there are, in order, so that nothing need be copied.
+        all_slots: whether `slots` are the first b slots in order, so that no copy is needed.
     """
 
     store: KeyValueStore
@@ -50,7 +50,7 @@ class CacheView:
     all_slots: bool
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `key` and `value` (b, H, W, head_size); give those of the canvas, (b, H, L, head_size)."""
+        """Store `key` and `value` (b, H, W, head_size); return those of the canvas, (b, H, L, head_size)."""
         keys, values = self.store.keys[layer], self.store.values[layer]  # (S, L, H, head_size)
         if self.positions is None:
             keys[self.slots, : self.length] = key.transpose(1, 2)

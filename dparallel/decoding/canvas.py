@@ -1,6 +1,6 @@
-"""The state of all rows of one `generate` call, and what comes out of it.
+"""State of all rows of a `generate` call, and its results.
 
-Legend: N rows, b of them in a forward, L canvas length of the longest row, G `gen_length`, K blocks.
+Legend: N rows, b rows of a forward pass, L canvas length of the longest row, G `gen_length`, K blocks.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.models.backbone import DiffusionConfig
 
-LENGTHS = 64  # compiled steps know canvas lengths that are multiples of this
+LENGTHS = 64  # compiled steps use canvas lengths that are multiples of this
 
 
 class DecodingError(UserError):
-    """Prompts or a model that cannot be decoded; the message says why and what to change."""
+    """Prompts or a model cannot be decoded; the message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One decoded response.
+    """A decoded response.
 
     Attributes:
-        tokens: `gen_length` ids; after an early stop the rest is end-of-text.
-        commit_step: for each token the forward (0-based) that fixed it. The canvas that forward
-            s saw is `where(commit_step < s, tokens, mask)`.
-        confidence: probability of each token when it was committed; 0 where end-of-text was
-            filled in without a prediction.
-        nfe: forwards spent on this row.
-        num_tokens: tokens up to and with the first end of text or turn.
+        tokens: `gen_length` token ids; positions after an early stop hold the end-of-sequence token.
+        commit_step: the forward pass (from 0) that committed each token. The input of forward pass s is
+            `where(commit_step < s, tokens, mask)`.
+        confidence: probability of each token when it was committed; 0 for end-of-sequence tokens filled in
+            without a prediction.
+        nfe: number of forward passes of this row.
+        num_tokens: number of tokens including the first end-of-sequence or end-of-turn token.
     """
 
     tokens: list[int]
@@ -43,15 +43,15 @@ class Generation:
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward did to one row.
+    """What a forward pass did to a row.
 
     Attributes:
-        row: which prompt.
-        denoise_step: the row's forward, 0-based, as `commit_step` counts.
-        done: whether it was the row's last.
-        offsets: the response positions read: masked, in an open block.
-        tokens, probability, entropy: the prediction at each offset; entropy in nats.
-        commit: whether this forward fixed it.
+        row: index of the prompt.
+        denoise_step: the row's forward pass, from 0 as in `commit_step`.
+        done: whether it was the last one of the row.
+        offsets: response positions read: the masked positions of open blocks.
+        tokens, probability, entropy: prediction for each offset; entropy in nats.
+        commit: whether this forward pass committed the token at each offset.
     """
 
     row: int
@@ -66,16 +66,16 @@ class Step:
 
 @dataclass
 class Canvas:
-    """`tokens[row]` is the prompt, `gen_length` response positions, then padding that nothing attends to."""
+    """The canvases: `tokens[row]` is prompt, `gen_length` response positions, and unattended padding."""
 
     tokens: Tensor  # (N, L)
     prompt_length: Tensor  # (N,)
     commit_step: Tensor  # (N, G), -1 while masked
     confidence: Tensor  # (N, G) float32
     nfe: Tensor  # (N,)
-    opened: Tensor  # (N,) blocks open
-    block_forwards: Tensor  # (N,) forwards since the last block was opened
-    rounds_left: Tensor  # (N, K) forwards a full block still takes part in
+    opened: Tensor  # (N,) number of open blocks
+    block_forwards: Tensor  # (N,) forward passes since the last block was opened
+    rounds_left: Tensor  # (N, K) further forward passes that include a complete block
     seen: Tensor  # (N, G) bool, whether a forward has read the position
     seed: Tensor  # (N,)
 
@@ -89,7 +89,7 @@ class Canvas:
         device: torch.device,
     ) -> "Canvas":
         rows, length = len(prompts), max(map(len, prompts)) + decoding.gen_length
-        if decoding.compile:  # few different sizes, and at least one spare row
+        if decoding.compile:  # few distinct sizes, and at least one spare row
             rows, length = 1 << rows.bit_length(), -(-length // LENGTHS) * LENGTHS
         tokens = torch.full((rows, length), config.mask_token_id)
         for row, prompt in enumerate(prompts):
@@ -109,16 +109,16 @@ class Canvas:
         )
 
     def gather(self, rows: Tensor) -> "Canvas":
-        """The state of `rows` (b,), as a copy."""
+        """A copy of the state of `rows` (b,)."""
         return Canvas(**{name: getattr(self, name).index_select(0, rows) for name in STATE})
 
     def scatter(self, rows: Tensor, state: "Canvas") -> None:
-        """Put back the state of `rows` (b,), in place."""
+        """Write the state of `rows` (b,) back, in place."""
         for name in STATE:
             getattr(self, name).index_copy_(0, rows, getattr(state, name))
 
     def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
-        """The first `count` rows, decoded; a DecodingError where the predictions were not numbers."""
+        """The responses of the first `count` rows; DecodingError if predictions were not finite."""
         if not self.confidence[:count].isfinite().all():
             raise DecodingError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
@@ -131,16 +131,16 @@ class Canvas:
         ]
 
 
-STATE = tuple(field.name for field in fields(Canvas))  # what a row consists of
+STATE = tuple(field.name for field in fields(Canvas))  # the fields of a row
 
 
 def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
-    """TPF: generated tokens up to and with EOS over forwards, both summed over sequences first."""
+    """TPF: tokens including the end token / forward passes, each summed over all sequences first."""
     return sum(num_tokens) / sum(nfe)
 
 
 def _settle_rounds(decoding: DecodingConfig) -> int:
-    """Forwards a full block still takes part in; the pipeline's last one computes what is then cached."""
+    """Forward passes that still include a complete block; in the pipeline, the last one fills the cache."""
     return 1 if decoding.mode == "pipelined" else decoding.settle_rounds or 0
 
 
@@ -149,7 +149,7 @@ def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:
 
 
 def _count(response: list[int], end_token_ids: Sequence[int]) -> int:
-    """Tokens up to and with the first that ends the response; all of them where none does."""
+    """Number of tokens including the first end token; all tokens if there is none."""
     return min(
         (response.index(each) + 1 for each in end_token_ids if each in response), default=len(response)
     )

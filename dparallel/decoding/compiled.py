@@ -1,4 +1,4 @@
-"""Denoise steps as compiled kernels of fixed shapes, replayed as CUDA graphs on a GPU."""
+"""Denoise steps as compiled kernels with fixed shapes, replayed as CUDA graphs on a GPU."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.denoise import Outcome, Shape, Workspace, denoise
 from dparallel.models.backbone import DiffusionTransformer
 
-SHAPES = 128  # compiled in a process, over all settings and models; steps of further ones run uncompiled
+SHAPES = 128  # limit of compiled shapes per process, over all settings and models; others run uncompiled
 
 
 def compiled_denoise(device: torch.device) -> Any:
-    """`denoise`, compiled; a first call of each shape takes seconds to a minute."""
+    """`denoise`, compiled; the first call with a shape takes seconds up to a minute."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     step = torch.compile(denoise, dynamic=False)
     return Graphs(step) if device.type == "cuda" else step
 
 
 class Graphs:
-    """Replays each shape's step as one CUDA graph; the state lies at fixed addresses for one decoding.
+    """Replays the step of each shape as a CUDA graph; the state has fixed addresses during a decoding.
 
-    The first step of a shape runs as it is, which compiles it; the second is captured. Capturing runs
-    nothing, so no step is done twice.
+    The first step of a shape runs normally, which compiles it; the second one is captured. Capturing does
+    not execute anything, so no step runs twice.
     """
 
     def __init__(self, step: Any):

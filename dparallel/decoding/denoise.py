@@ -1,6 +1,6 @@
-"""One denoise step of a group of rows: read, predict, commit, move on. No host synchronisation.
+"""One denoise step of a group of rows, without host synchronisation.
 
-A step gathers the rows' state, computes and writes it back.
+A step gathers the rows' state, runs the forward pass, commits tokens and writes the state back.
 Legend: b rows, L canvas length, G `gen_length`, K blocks of l positions, n positions read, w blocks
 recomputed, V vocabulary.
 """
@@ -34,14 +34,14 @@ from dparallel.models.backbone import DiffusionTransformer
 
 
 class Shape(NamedTuple):
-    """What fixes the sizes of a step's tensors.
+    """Sizes of a step's tensors.
 
     Attributes:
         rows, reads: b and n.
         window: w; None for the whole canvas.
         length: L.
-        padded: whether some row's canvas is shorter.
-        all_slots: whether the rows are in the first b slots, in order.
+        padded: whether the canvas of some row is shorter.
+        all_slots: whether the rows have the first b slots, in order.
     """
 
     rows: int
@@ -53,13 +53,13 @@ class Shape(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What the host must know of rows to plan their next step: (b,) each, or a number for one row.
+    """What the host needs to plan the next step of rows: arrays (b,), or numbers for a single row.
 
     Attributes:
-        done: whether the row is decoded.
-        full: whether its next forward recomputes everything.
-        reads, window: positions that its next forward reads, and blocks that it recomputes with a cache.
-        opened: its open blocks.
+        done: whether the row is finished.
+        full: whether its next forward pass recomputes the whole canvas.
+        reads, window: positions read and (with a cache) blocks recomputed by its next forward pass.
+        opened: number of open blocks.
     """
 
     done: Any
@@ -70,15 +70,17 @@ class Status(NamedTuple):
 
     @classmethod
     def of(cls, table: Any) -> "Status":
-        """The columns of a tensor or an array (b, 5), by name."""
+        """Name the columns of a tensor or array (b, 5)."""
         return cls(*table.T)
 
 
 class Outcome(NamedTuple):
+    """Result of a step, on the device."""
+
     status: Tensor  # (b, 5), the columns of Status
     offsets: Tensor  # (b, n) response positions read
-    masked: Tensor  # (b, n) bool; the other positions only fill up the shape
-    token: Tensor  # (b, n), as probability and entropy
+    masked: Tensor  # (b, n) bool; the other positions are fill-ins
+    token: Tensor  # (b, n), like probability and entropy
     probability: Tensor
     entropy: Tensor
     commit: Tensor  # (b, n) bool
@@ -86,7 +88,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Workspace:
-    """What rows that are being decoded keep between forwards, by slot; None where not needed."""
+    """What rows keep between forward passes, by slot; None if not needed."""
 
     store: KeyValueStore | None
     previous: Tensor | None  # (slots, G, V) log-probabilities
@@ -106,11 +108,11 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one forward, and what it computes them with.
+    """The rows of a forward pass, and what it is computed with.
 
     Attributes:
-        state: of these rows, a copy.
-        slots: (b,) theirs in `workspace`.
+        state: a copy of the rows' state.
+        slots: (b,) slots of the rows in `workspace`.
     """
 
     model: DiffusionTransformer
@@ -134,16 +136,16 @@ def denoise(
     rows: Tensor,
     slots: Tensor,
 ) -> Outcome:
-    """Advance `rows` (b,) of `canvas` by one forward, in place; `slots` (b,) are theirs in `workspace`."""
+    """Advance `rows` (b,) of `canvas`, with `slots` (b,) in `workspace`, by one forward pass, in place."""
     state = canvas.gather(rows)
     group = Group(model, decoding, workspace, shape, state, slots)
 
-    # 1. Read the masked positions of open blocks.
+    # 1. Select the masked positions of open blocks.
     readable = _readable(state, decoding)
     offsets = places(readable, shape.reads)  # (b, n)
     masked = readable.gather(1, offsets)
 
-    # 2. One forward, over the canvas or over the blocks that change.
+    # 2. Forward pass over the canvas, or over the blocks that change.
     logits = _forward(group, offsets)  # (b, n, V)
 
     # 3. Predict and commit.
@@ -155,7 +157,7 @@ def denoise(
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
         state.seen = _put(state.seen, offsets, masked, masked)
 
-    # 4. Move on, and say what the next forward needs.
+    # 4. Open blocks, finish rows, and report what the next forward pass needs.
     final_before = _final(state, decoding)
     state.tokens = _put(state.tokens, where, fixed, prediction.token)
     state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
@@ -184,11 +186,11 @@ def denoise(
 
 
 def _forward(group: Group, offsets: Tensor) -> Tensor:
-    """Logits at the response positions `offsets` (b, n), (b, n, V)."""
+    """Logits (b, n, V) at the response positions `offsets` (b, n)."""
     state, shape, decoding = group.state, group.shape, group.decoding
     if shape.window is None:
         positions, input_ids = None, state.tokens[:, : shape.length]
-        # A row that only fills up the shape may name a position of a block that is not open yet.
+        # Fill-in positions may belong to a block that is not open yet.
         read_at = (state.prompt_length[:, None] + offsets).clamp(max=shape.length - 1)
     else:
         positions, read_at = _recomputed(group, shape.window, offsets)
@@ -205,33 +207,34 @@ def _forward(group: Group, offsets: Tensor) -> Tensor:
 
 
 def _recomputed(group: Group, count: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The canvas positions that a forward over `count` blocks recomputes, and where it reads `offsets`.
+    """The canvas positions recomputed by a forward pass over `count` blocks.
 
-    A model that predicts the next token also needs the position before each block, whose logits are the
-    prediction of the block's first token. An autoregressive one needs that position alone: its masked
-    position tells it nothing.
+    A model that predicts the next token also needs the position before each block, whose logits predict the
+    first token of the block. An autoregressive model needs only that position: its masked position
+    contributes nothing.
 
     Returns:
-        positions: (b, m) in the canvas. read_at: (b, n) indices into `positions`.
+        positions: (b, m) canvas positions.
+        read_at: (b, n) indices of `offsets` in `positions`.
     """
     state, block_length = group.state, group.decoding.block_length
     window = _window(state, group.decoding)  # (b, K)
     blocks = places(window, count)  # (b, w)
     blocks = torch.where(
         window.gather(1, blocks), blocks, blocks[:, :1]
-    )  # a row with fewer repeats its first
+    )  # rows with fewer blocks repeat their first one
     before = int(group.model.config.predicts_next)
     own = 0 if group.decoding.mode == "autoregressive" else block_length
     within = torch.arange(-before, own, device=offsets.device)
     positions = (blocks[..., None] * block_length + within).flatten(1)  # (b, w (before + l))
     positions = (state.prompt_length[:, None] + positions).clamp(min=0)
-    # A row that only fills up the shape may have more blocks than are recomputed.
+    # Fill-in rows may have more blocks than are recomputed.
     place = (window.cumsum(1) - 1).clamp(0, count - 1).gather(1, offsets // block_length)
     return positions, place * len(within) + before + offsets % block_length
 
 
 def _commit(group: Group, prediction: Prediction, masked: Tensor, offsets: Tensor) -> Tensor:
-    """Which of the positions read, `offsets` (b, n), are fixed, (b, n) bool."""
+    """Which of the positions read, `offsets` (b, n), are committed; (b, n) bool."""
     decoding, block = group.decoding, offsets // group.decoding.block_length
     setting = _setting(group, offsets)
     if decoding.mode != "pipelined":
@@ -249,7 +252,7 @@ def _commit(group: Group, prediction: Prediction, masked: Tensor, offsets: Tenso
 
 
 def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequence[int]) -> Tensor:
-    """End rows at the first end of text or turn, open blocks; whether a block was opened, (b,) bool."""
+    """End rows at their first end token and open blocks; returns whether a block was opened, (b,) bool."""
     done = state.commit_step >= 0  # (b, G)
     may_open = torch.ones_like(state.nfe, dtype=torch.bool)
     if decoding.stop_at_eos or decoding.looks_back:
@@ -259,13 +262,13 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
         ended = torch.zeros_like(may_open)
         if decoding.stop_at_eos:
             ended = (ends & done.cummin(1).values).any(1)
-        if decoding.looks_back:  # no block opens any more
+        if decoding.looks_back:  # no further block opens
             unopened = every >= state.opened[:, None] * decoding.block_length
             ended = ended | (ends.any(1) & (done | unopened).all(1))
         filled = ended[:, None] & ~done
         state.tokens = _put(state.tokens, where, filled, torch.full_like(where, next(iter(end_token_ids), 0)))
         state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
-        may_open = ~ends.any(1)  # nothing behind the end is asked for
+        may_open = ~ends.any(1)  # nothing is decoded after an end token
     needed = tokens_needed(decoding.block_add_threshold or 1.0, decoding.block_length)
     opens = open_next(_committed(state, decoding), state.opened, needed, may_open)
     state.opened = state.opened + opens
@@ -274,7 +277,7 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
 
 
 def is_end(tokens: Tensor, end_token_ids: Sequence[int]) -> Tensor:
-    """Where `tokens` end a response, bool of the same shape."""
+    """Which `tokens` end a response, bool of the same shape."""
     ends = tokens == (end_token_ids[0] if end_token_ids else -1)
     for token_id in end_token_ids[1:]:
         ends = ends | (tokens == token_id)
@@ -288,12 +291,12 @@ def _readable(state: Canvas, decoding: DecodingConfig) -> Tensor:
 
 
 def _committed(state: Canvas, decoding: DecodingConfig) -> Tensor:
-    """Tokens committed per block, (b, K)."""
+    """Committed tokens per block, (b, K)."""
     return (state.commit_step >= 0).unflatten(1, (-1, decoding.block_length)).sum(2)
 
 
 def _final(state: Canvas, decoding: DecodingConfig) -> Tensor:
-    """Blocks that the forward just made has computed as they will be cached, (b, K) bool."""
+    """Blocks whose keys and values the last forward pass computed in final form, (b, K) bool."""
     committed = _committed(state, decoding)
     if decoding.looks_back:
         return first_full(committed, decoding.block_length)
@@ -301,24 +304,24 @@ def _final(state: Canvas, decoding: DecodingConfig) -> Tensor:
 
 
 def _window(state: Canvas, decoding: DecodingConfig) -> Tensor:
-    """The blocks that a forward with a cache recomputes, (b, K) bool."""
+    """The blocks recomputed by a forward pass with a cache, (b, K) bool."""
     blocks = live(_committed(state, decoding), decoding.block_length, state.opened, state.rounds_left)
     return from_first(blocks) if decoding.cache == "prefix" else blocks
 
 
 def _refresh(state: Canvas, decoding: DecodingConfig, opens: Tensor) -> Tensor:
-    """Whether the next forward recomputes everything, (b,) bool."""
+    """Whether the next forward pass recomputes the whole canvas, (b,) bool."""
     if decoding.cache == "none":
         return torch.ones_like(opens)
     if decoding.cache == "exact":
         return torch.zeros_like(opens)
     if decoding.refresh_every is None:
-        return opens  # at a block's start
+        return opens  # at the start of a block
     return state.nfe % decoding.refresh_every == 0
 
 
 def _setting(group: Group, offsets: Tensor) -> Setting:
-    """The rule's numbers for the positions `offsets` (b, n)."""
+    """Parameters of the rule for the positions `offsets` (b, n)."""
     state, decoding = group.state, group.decoding
     previous = seen = None
     if group.workspace.previous is not None:
@@ -337,5 +340,5 @@ def _setting(group: Group, offsets: Tensor) -> Setting:
 
 
 def _put(values: Tensor, at: Tensor, where: Tensor, new: Tensor) -> Tensor:
-    """`values` (b, m) with `new` (b, n) at the positions `at` (b, n) for which `where` (b, n) holds."""
+    """`values` (b, m) with `new` (b, n) written at `at` (b, n) where `where` (b, n) is True."""
     return values.scatter(1, at, torch.where(where, new, values.gather(1, at)))

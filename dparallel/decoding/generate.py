@@ -1,4 +1,4 @@
-"""Fill masked canvases: one call, `generate`, for prompts of any lengths."""
+"""`generate`: decode responses for prompts of any lengths."""
 
 import hashlib
 import logging
@@ -19,8 +19,8 @@ from dparallel.models.backbone import DiffusionTransformer
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_DECODING = DecodingConfig()
-# The modes that decode a model as it was trained to attend, by attention pattern. Published block-causal
-# checkpoints do not state theirs.
+# Decoding modes for each attention pattern of training. Published block-causal checkpoints do not state their
+# pattern.
 MODES = {
     None: ("sequential", "multi_block", "pipelined"),
     "full": ("sequential", "multi_block"),
@@ -39,22 +39,27 @@ def generate(
     observe: Callable[[list[Step]], None] | None = None,
     finished: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
-    """Decode one response for each prompt, in the order given.
+    """Decode a response for each prompt, in the order of the prompts.
 
-    A row's tokens, commit steps and NFE do not depend on what else is in its batch.
+    Tokens, commit steps and NFE of a row do not depend on the other rows of its batch.
 
     Args:
-        prompts: token ids, each prompt of its own length: lists, tensors or arrays (L,), or one integer
-            tensor or array (B, L). Padding is refused, since the model would read it.
-        batch_size: rows decoded together (default 32); fewer, with a warning, where memory is short.
-        observe: called after every forward with what it did to each row in it.
-        finished: called with a prompt's index and its response once that is whole, longest prompts
-            first; what is kept there is not lost if a later prompt fails.
+        model: from `load_model`.
+        prompts: token ids without padding: a sequence of lists, tensors or arrays (L,) of any lengths, or an
+            integer tensor or array (B, L).
+        decoding: how to decode; by default `DecodingConfig()`.
+        batch_size: rows decoded together (default 32); reduced with a warning if memory is short.
+        observe: called after each forward pass with what it did to each of its rows.
+        finished: called with the index of a prompt and its response when it is finished, longest prompts
+            first; can be used to save responses before all are done.
+
+    Returns:
+        One `Generation` per prompt.
 
     Raises:
-        DecodingError: a prompt that does not fit the model, is padded or holds impossible ids, or a model
-            without a usable mask or end-of-text id.
-        MemoryError: not even one row fits.
+        DecodingError: a prompt is too long, padded or contains invalid ids, or the model has no usable mask
+            or end-of-sequence token or does not suit the decoding mode.
+        MemoryError: a single row does not fit into memory.
     """
     given = token_lists(prompts)
     check_prompts(model, given, decoding)
@@ -62,7 +67,7 @@ def generate(
         raise DecodingError(f"batch_size={batch_size}: give a whole number of at least 1")
     if not given:
         return []
-    order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks now
+    order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks early
     ordered = [given[row] for row in order]
     fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
     wanted = min(int(batch_size or DEFAULT_BATCH_SIZE), len(given))
@@ -90,7 +95,7 @@ def _tell(
     outcome: Outcome,
     rows: np.ndarray,
 ) -> None:
-    """Report what a forward did to canvas `rows`, and the responses that it completed."""
+    """Report what a forward pass did to the canvas rows `rows`, and the responses it finished."""
     if observe is not None:
         observe(_steps(outcome, rows, order, canvas))
     if finished is None:
@@ -104,7 +109,7 @@ def _tell(
 
 
 def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
-    """What a forward did to canvas `rows`, as prompts are numbered."""
+    """What a forward pass did to the canvas rows `rows`, with `Step.row` as the index of the prompt."""
     denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
     done = _done(outcome)
     masked = outcome.masked.cpu().numpy()
@@ -122,14 +127,14 @@ def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Can
 
 
 def _done(outcome: Outcome) -> np.ndarray:
-    """Which of the forward's rows it finished, spare rows included."""
+    """Which rows of the forward pass are finished, including spare rows."""
     return Status.of(outcome.status).done.cpu().numpy() > 0
 
 
 def check_prompts(
     model: DiffusionTransformer, prompts: Sequence[Sequence[int]], decoding: DecodingConfig
 ) -> None:
-    """Raise a DecodingError for what `generate` cannot decode, before any work."""
+    """Raise a DecodingError for prompts, settings or models that `generate` cannot decode."""
     config = model.config
     for name, used in (("mask_token_id", True), ("eos_token_id", decoding.stop_at_eos)):
         token_id = getattr(config, name)
@@ -176,7 +181,7 @@ def check_prompts(
 
 
 def _row_seed(seed: int | None, prompt: Sequence[int]) -> int:
-    """A seed of the row's own, so that its draws do not depend on its place in a batch."""
+    """A seed for the row, independent of its place in a batch."""
     if seed is None:
         return int(torch.randint(2**62, ()))
     text = f"{seed}/{','.join(map(str, prompt))}".encode()

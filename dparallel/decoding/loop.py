@@ -1,6 +1,6 @@
-"""The loop around denoise steps: which rows go next, and the place of a finished row refilled.
+"""The decoding loop: choose the rows of each denoise step, and replace finished rows (continuous batching).
 
-The host decides from one small table that each step sends back; nothing else is read from the device.
+The host decides from a small table returned by each step; nothing else is read from the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,29 +24,29 @@ def decode(
     batch_size: int,
     observe: Callable[[Outcome, np.ndarray], None] | None = None,
 ) -> None:
-    """Fill `canvas` in place, `batch_size` rows at a time, in the order of its rows.
+    """Fill `canvas` in place, up to `batch_size` rows at a time, in the order of its rows.
 
-    A row advances alone: it has its own blocks and forwards, and where it ends the next row takes over
-    its slot. With a cache each forward serves either rows that recompute everything or rows that
-    recompute a few blocks; the former wait until they are a quarter of the batch.
+    Rows advance independently, with their own blocks and number of forward passes; when a row is finished,
+    the next one takes its slot. With a cache, a forward pass contains either rows that recompute the whole
+    canvas or rows that recompute some blocks; the former wait until they are a quarter of the batch.
     """
     rows, device = len(prompt_lengths), canvas.tokens.device
     prompts = np.asarray(prompt_lengths)
     batch_size = min(batch_size, rows)
     if decoding.compile:
-        batch_size = 1 << (batch_size.bit_length() - 1)  # a power of two, as its groups will be
+        batch_size = 1 << (batch_size.bit_length() - 1)  # a power of two, like the sizes of its groups
     slot_count = batch_size + (decoding.compile and batch_size > 1)
     workspace = Workspace.allocate(model, decoding, slot_count, canvas.tokens.shape[1])
     step = compiled_denoise(device) if decoding.compile else denoise
     start = first_status(decoding)
-    spare = np.array([[rows], [batch_size]])  # a row and a slot that fill up a fixed shape
+    spare = np.array([[rows], [batch_size]])  # a spare row and slot that fill up a fixed shape
 
     active = np.arange(batch_size)
     slots = np.arange(batch_size)
     status = np.tile(start, (batch_size, 1))
     queued = batch_size
     while len(active):
-        # 1. One forward of the rows that can go together.
+        # 1. One forward pass of rows that can be computed together.
         chosen = next_group(status)
         in_use = prompts[active[chosen]] + (
             decoding.block_length * Status.of(status[chosen]).opened
@@ -59,9 +59,9 @@ def decode(
         outcome = step(model, canvas, workspace, decoding, shape, *_to_device(group, device))
         if observe is not None:
             observe(outcome, active[chosen])
-        status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the one synchronisation
+        status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the only synchronisation
 
-        # 2. The next rows take the places of those that ended.
+        # 2. Waiting rows replace finished ones.
         free = np.flatnonzero(Status.of(status).done)
         refilled, closed = np.split(free, [min(len(free), rows - queued)])
         active[refilled] = np.arange(queued, queued + len(refilled))
@@ -73,7 +73,7 @@ def decode(
 
 
 def next_group(status: np.ndarray) -> np.ndarray:
-    """Rows of one kind of forward: those that recompute everything, or those that do not."""
+    """Rows of the next forward pass: those that recompute the whole canvas, or those that do not."""
     recomputes_all = Status.of(status).full > 0
     full, part = np.flatnonzero(recomputes_all), np.flatnonzero(~recomputes_all)
     return full if len(part) == 0 or 4 * len(full) >= len(status) else part
@@ -82,7 +82,7 @@ def next_group(status: np.ndarray) -> np.ndarray:
 def shape_of(
     decoding: DecodingConfig, status: np.ndarray, lengths: np.ndarray, longest: int, batch_size: int
 ) -> Shape:
-    """The sizes of the next step; compiled steps have few different ones."""
+    """Sizes of the next step; compiled steps use few distinct ones."""
     columns = Status.of(status)
     rows, reads, length = len(status), int(columns.reads.max()), int(lengths.max())
     window = None if columns.full[0] else int(columns.window.max())
@@ -96,6 +96,6 @@ def shape_of(
 
 
 def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small table without waiting for the device."""
+    """Copy a small table to the device without waiting for it."""
     table = torch.from_numpy(rows)
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

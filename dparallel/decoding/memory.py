@@ -1,4 +1,4 @@
-"""How many rows fit into memory, estimated before any is decoded."""
+"""Estimate how many rows fit into memory before decoding starts."""
 
 import psutil
 import torch
@@ -8,14 +8,14 @@ from dparallel.config.rules import RULES
 from dparallel.decoding.cache import bytes_per_row
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
-USABLE = 0.9  # of the free memory; the allocator needs room to move
+USABLE = 0.9  # fraction of the free memory; the allocator needs some slack
 
 
 def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingConfig) -> int:
-    """Rows of canvas `length` that can be decoded together in the memory that is free now.
+    """Number of rows of canvas `length` that can be decoded together in the free memory.
 
     Raises:
-        MemoryError: not even one row fits.
+        MemoryError: a single row does not fit.
     """
     free, needed = free_bytes(model.device), row_bytes(model.config, length, decoding, model.dtype)
     rows = int(USABLE * free / needed)
@@ -29,16 +29,16 @@ def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingCo
 
 
 def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dtype: torch.dtype) -> int:
-    """Memory one row takes at the peak of a forward: its cache, the widest layer and its predictions."""
+    """Bytes of a row at the peak of a forward pass: KV cache, widest layer and predictions."""
     layer = length * (4 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
     rotated = length * 8 * config.hidden_size * torch.float32.itemsize
     one_block = decoding.mode in ("sequential", "autoregressive")
     reads = decoding.block_length if one_block else decoding.gen_length
     per_logit = dtype.itemsize + 5 * torch.float32.itemsize
     if decoding.temperature > 0:
-        per_logit += 24  # the random numbers, hashed in int64
+        per_logit += 24  # random numbers, hashed in int64
     if decoding.top_p is not None:
-        per_logit += 24  # sorted, with their order
+        per_logit += 24  # sorted logits and their order
     predictions = reads * config.vocab_size * per_logit
     total = layer + rotated + predictions
     if decoding.cache != "none":

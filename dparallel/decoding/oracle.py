@@ -1,10 +1,8 @@
-"""The slow, obvious decoder that `generate` must equal: one row, plain lists, nothing clever.
+"""A slow and simple reference decoder for tests of `generate`: one row, plain lists, no optimizations.
 
-Written from the definitions and sharing no decoding code with `generate`, so that a model, a GPU or a
-new speed-up can be checked against it. Every forward gives logits for all it recomputes; softmax and
-entropy are in float64.
-
-An exact cache is not used: what it must not change is computed anew.
+Written from the definitions, sharing no decoding code with `generate`, so that models, GPUs and speed-ups can
+be checked against it. Each forward pass computes logits for all recomputed positions; softmax and entropy are
+computed in float64. An exact cache is not used; its content is recomputed.
 
 Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H query and E key/value heads.
 """
@@ -21,27 +19,27 @@ from dparallel.config.rules import RULES
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer, Layer
 
-# Of each layer: the key and the value, (E, head size) each, of every canvas position.
+# Per layer: key and value, each (E, head size), by canvas position.
 KeyValues = list[dict[int, tuple[Tensor, Tensor]]]
 
 
 class Reading(NamedTuple):
-    """What one forward says about one masked position."""
+    """Prediction of a forward pass for a masked position."""
 
-    token: int  # the likeliest one other than the mask
+    token: int  # the most likely token, excluding the mask token
     probability: float  # of that token, over the full vocabulary
-    doubt: float  # probability of all others, which tells apart what is sure to sixteen digits
-    runner_up: float  # probability of the next likeliest token other than the mask
-    entropy: float  # nats, full vocabulary
-    drift: float  # KL(now || when last read), nats; infinite at the first reading
+    doubt: float  # probability of all other tokens; resolves probabilities that round to 1
+    runner_up: float  # probability of the second most likely token, excluding the mask token
+    entropy: float  # nats, over the full vocabulary
+    drift: float  # KL(now || previous reading), nats; infinite at the first reading
 
 
 @torch.no_grad()
 def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: DecodingConfig) -> Generation:
-    """Decode one response as `generate` does, at batch size 1 and without any of its speed.
+    """Decode one response as `generate` does with batch size 1.
 
     Raises:
-        ValueError: `decoding.temperature` above 0.
+        ValueError: `decoding.temperature` is above 0.
     """
     if decoding.temperature > 0:
         raise ValueError(
@@ -52,9 +50,9 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
     response = [mask] * decoding.gen_length
     commit_step = [-1] * decoding.gen_length
     confidence = [0.0] * decoding.gen_length
-    distribution: dict[int, Tensor] = {}  # (V,) as last read, by response position
+    distribution: dict[int, Tensor] = {}  # (V,) as of the last reading, by response position
     memory: KeyValues = [{} for _ in model.layers]
-    opened_at = [0]  # the forward at which each open block opened
+    opened_at = [0]  # forward pass at which each open block was opened
     nfe = 0
     ended = False
 
@@ -62,7 +60,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
         blocks = [response[start : start + length] for start in range(0, len(response), length)]
         share = [(length - block.count(mask)) / length for block in blocks]
 
-        # (a) Which blocks are fully active; (b) open one more. Sequential: both thresholds are 1.
+        # (a) Find the fully active blocks; (b) open one more. Sequential: both thresholds are 1.
         fully_active = [
             k == 0 or share[k - 1] >= (decoding.decoded_token_threshold or 1) for k in range(len(blocks))
         ]
@@ -72,9 +70,9 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             opened_at.append(nfe)
         in_use = len(opened_at) * length
         if mask not in response[:in_use]:
-            break  # an end token keeps the rest from opening
+            break  # no block opens after an end token
 
-        # (c) One forward, read wherever an open block is masked.
+        # (c) One forward pass, read at the masked positions of open blocks.
         masked = [i for i in range(in_use) if response[i] == mask]
         canvas = [*prompt, *(response[:in_use] if decoding.looks_back else response)]
         before = int(model.config.predicts_next)
@@ -90,8 +88,8 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             reading[i] = _read(now, distribution.get(i), mask)
             distribution[i] = now
 
-        # (d) What the rule commits, the best in any case but that of the pipeline; (e) the first fully
-        # active block gets a token, in the pipeline each of them.
+        # (d) Commit what the rule selects, and the best position except in the pipeline; (e) the first fully
+        # active block commits a token, in the pipeline each fully active block.
         ranking = _ranking(decoding.rule, reading)
         forwards_of_block = nfe - opened_at[-1]
         commit = set(_chosen(decoding, reading, ranking, forwards_of_block))
@@ -107,7 +105,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
             response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
         nfe += 1
 
-        # An end token with everything before it committed ends the row.
+        # The row ends at an end token when all tokens before it are committed.
         complete = response.index(mask) if mask in response else len(response)
         ended = decoding.stop_at_eos and _first_end(response[:complete], ends) is not None
 
@@ -123,7 +121,7 @@ def _first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:
 
 
 def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:
-    """Which canvas positions each one attends to, (1, L, L) bool."""
+    """Attention pattern of the canvas: which positions each position attends to, (1, L, L) bool."""
     seen = torch.ones(1, length, length, dtype=torch.bool)
     for query in range(length):
         end = length
@@ -139,7 +137,7 @@ def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:
 
 
 def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
-    """Positions, best first; of equals the first."""
+    """Positions from best to worst; ties in order of position."""
     if rule in ("entropy", "entropy_budget", "dream_entropy"):
         return sorted(reading, key=lambda i: reading[i].entropy)
     if rule in ("margin", "dream_topk_margin"):
@@ -150,8 +148,8 @@ def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
 def _chosen(
     decoding: DecodingConfig, reading: dict[int, Reading], ranking: list[int], forwards_of_block: int
 ) -> list[int]:
-    """Positions that meet the rule, of those in `ranking`."""
-    threshold = decoding.threshold or 0.0  # None for `steps` alone
+    """The positions in `ranking` that the rule selects."""
+    threshold = decoding.threshold or 0.0  # None only for `steps`
     match decoding.rule:
         case "steps":
             steps = (decoding.steps or 0) * decoding.block_length // decoding.gen_length
@@ -173,14 +171,14 @@ def _chosen(
             steps = decoding.steps or 1
             if forwards_of_block >= steps - 1:
                 return ranking
-            time = torch.linspace(1, 1e-3, steps + 1)  # float32, as Dream's own
+            time = torch.linspace(1, 1e-3, steps + 1)  # float32, as in Dream's code
             now, then = time[forwards_of_block], time[forwards_of_block + 1]
             return ranking[: int(len(ranking) * (1 - then / now))]
     raise ValueError(f"rule={decoding.rule!r} is not known to the oracle: write it here first")
 
 
 def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
-    """`now` and `before` are (V,) probabilities."""
+    """Compare probabilities `now` (V,) with those of the previous reading, `before` (V,)."""
     allowed = now.clone()
     allowed[mask] = -1
     token = int(allowed.argmax())
@@ -205,9 +203,11 @@ def _recomputed(
     nfe: int,
     before: int = 0,
 ) -> list[int]:
-    """Canvas positions that forward `nfe` computes; the others keep the keys and values they have.
+    """Canvas positions computed by forward pass `nfe`; the others keep their keys and values.
 
-    `before` positions left of a block belong to it: where a model predicts the next token, one.
+    Args:
+        before: number of positions to the left of a block that are computed with it: 1 for models that
+            predict the next token, else 0.
     """
     everything = list(range(prompt_length + decoding.gen_length))
     if decoding.mode == "sequential":
@@ -216,7 +216,7 @@ def _recomputed(
         refresh = nfe % (decoding.refresh_every or 1) == 0
     if decoding.cache == "none" or refresh:
         return everything
-    live: set[int] = set()  # canvas positions of the open blocks that have masks or still settle
+    live: set[int] = set()  # canvas positions of open blocks that are incomplete or not settled
     for k in range(len(opened_at)):
         steps = commit_step[k * decoding.block_length : (k + 1) * decoding.block_length]
         if -1 in steps or nfe <= max(steps) + (decoding.settle_rounds or 0):
@@ -228,7 +228,7 @@ def _recomputed(
 def _forward(
     model: DiffusionTransformer, canvas: list[int], recomputed: list[int], memory: KeyValues
 ) -> dict[int, Tensor]:
-    """Logits (V,) of the recomputed positions, which replace their keys and values in `memory`."""
+    """Logits (V,) of the recomputed positions, whose keys and values in `memory` are replaced."""
     theta = model.config.rope_theta
     hidden = model.embedding(torch.tensor([canvas[i] for i in recomputed], device=model.device))  # (n, D)
     for layer, stored in zip(cast(Iterable[Layer], model.layers), memory, strict=True):
@@ -249,13 +249,13 @@ def _forward(
         hidden = hidden + attention.o_proj(mixed.flatten(1))
         hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
     logits = dict(zip(recomputed, model.lm_head(model.norm(hidden)), strict=True))
-    if model.config.predicts_next:  # position i - 1 speaks for i, and the first one for itself
+    if model.config.predicts_next:  # position i - 1 predicts token i; the first position predicts itself
         return {i: logits[max(0, i - 1)] for i in recomputed if max(0, i - 1) in logits}
     return logits
 
 
 def _rotate(heads: Tensor, positions: list[int], theta: float) -> Tensor:
-    """Turn (n, heads, head size) by the angles of its positions; channel c pairs with c + half."""
+    """Rotate (n, heads, head size) by the angles of the positions; channel c pairs with c + half."""
     half = heads.shape[-1] // 2
     frequency = theta ** (-torch.arange(half, dtype=torch.float32, device=heads.device) / half)
     angle = torch.tensor(positions, device=heads.device)[:, None, None] * frequency  # (n, 1, half)

@@ -1,7 +1,7 @@
-"""Commit rules: pure functions from one forward's predictions to the positions it fixes.
+"""Commit rules: pure functions from the predictions of a forward pass to the positions it commits.
 
-To add a rule, write one function here, one line in `CHOOSERS`, and what it needs in `config.rules`.
-Legend: B rows, n positions that were read, V vocabulary.
+To add a rule, write a function here, add it to `CHOOSERS`, and declare its settings in `config.rules`.
+Legend: B rows, n positions read, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -14,31 +14,31 @@ from dparallel.config.rules import RULES
 
 
 class Prediction(NamedTuple):
-    """What one forward says about the positions read."""
+    """Predictions of a forward pass for the positions read."""
 
     token: Tensor  # (B, n)
     probability: Tensor  # (B, n) of `token`, float32
-    entropy: Tensor  # (B, n) nats, full vocabulary, no temperature, float32
-    doubt: Tensor  # (B, n) probability of all other tokens: tells sure tokens apart where 1 - doubt is 1
+    entropy: Tensor  # (B, n) nats, over the full vocabulary, without temperature, float32
+    doubt: Tensor  # (B, n) probability of all other tokens; resolves probabilities that round to 1
     log_probability: Tensor  # (B, n, V), float32
-    drawn_from: Tensor  # (B, n, V), the same after temperature and top_p
+    drawn_from: Tensor  # (B, n, V), log_probability after temperature and top_p
 
 
 class Setting(NamedTuple):
-    """The rule's numbers, where each row's block stands and what the forward before predicted."""
+    """Parameters of a rule, the progress of each row's block, and the previous predictions."""
 
     threshold: float = 0.0
     stability_threshold: float = 0.0
     steps_per_block: int = 0
     block_length: int = 0
     mask_token_id: int = -1
-    block_forwards: Tensor | None = None  # (B,) forwards the open block has had
-    previous: Tensor | None = None  # (B, n, V) log-probabilities of the forward before
-    seen: Tensor | None = None  # (B, n) bool, whether there was one
+    block_forwards: Tensor | None = None  # (B,) forward passes since the block was opened
+    previous: Tensor | None = None  # (B, n, V) log-probabilities of the previous forward pass
+    seen: Tensor | None = None  # (B, n) bool, whether there is a previous prediction
 
 
 class Choice(NamedTuple):
-    """`chosen` (B, n) bool are committed, and of the masked ones always that of the highest `score`."""
+    """The positions `chosen` are committed, and always the masked position with the highest `score`."""
 
     score: Tensor  # (B, n)
     chosen: Tensor  # (B, n) bool
@@ -51,10 +51,14 @@ def predict(
     top_p: float | None = None,
     uniform: Tensor | None = None,
 ) -> Prediction:
-    """Token, probability and entropy of `logits` (B, n, V), in float32.
+    """Predicted token, probability and entropy for `logits` (B, n, V), in float32.
 
-    The mask token is never chosen. With `temperature` > 0 tokens are drawn with the random
-    numbers `uniform` (B, n, V) in (0, 1), after keeping the likeliest tokens of total mass `top_p`.
+    The mask token is never predicted.
+
+    Args:
+        temperature: above 0, tokens are sampled with the random numbers `uniform`.
+        top_p: sample from the most likely tokens with this total probability.
+        uniform: random numbers (B, n, V) in (0, 1).
     """
     log_probability = logits.float().log_softmax(-1)
     allowed, drawn_from = _without(log_probability, mask_token_id), log_probability
@@ -69,21 +73,21 @@ def predict(
 
 
 def _certainty(token: Tensor, log_probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy, and the probability of all tokens but `token` (B, n), to float32's relative precision.
+    """Entropy, and the probability of all tokens other than `token` (B, n), to relative float32 precision.
 
-    Where a token is all but certain, its own term of the entropy comes from its rivals: 1 - p would
-    round to 0 for every such token, and the surest could not be told.
+    The entropy term of a nearly certain token is computed from the other tokens: 1 - p would round to 0 for
+    all of them, and they could not be ranked.
     """
     rivals = log_probability.exp().scatter(-1, token[..., None], 0.0)
     doubt = rivals.sum(-1)
     own = log_probability.gather(-1, token[..., None])[..., 0]
     own = torch.where(doubt < 0.5, torch.log1p(-doubt), own.clamp(min=-1e4))
-    # A logarithm of 0 is clamped, since 0 ln 0 is 0; NaN stays NaN.
+    # Clamp the logarithm of 0, since 0 ln 0 = 0; NaN remains NaN.
     return -(rivals * log_probability.clamp(min=-1e4)).sum(-1) - own.exp() * own, doubt
 
 
 def commit(rule: str, prediction: Prediction, masked: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """The positions fixed, (B, n) bool: at least the best; and the rule's score of every one, (B, n)."""
+    """Committed positions, (B, n) bool, at least the best one; and the rule's score of each, (B, n)."""
     score, chosen = CHOOSERS[rule](prediction, masked, setting)
     if not RULES[rule].whole_response:
         chosen = chosen | best(score, masked)
@@ -91,21 +95,21 @@ def commit(rule: str, prediction: Prediction, masked: Tensor, setting: Setting) 
 
 
 def best(score: Tensor, among: Tensor) -> Tensor:
-    """The first position of the highest score among `among`, as a mask (B, n); empty where that is."""
+    """The first position with the highest score within `among`, (B, n) bool; all False if `among` is."""
     winner = score.masked_fill(~among, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
     return among & (torch.arange(score.shape[1], device=score.device) == winner)
 
 
 def best_of_each(score: Tensor, among: Tensor, group: Tensor, groups: int) -> Tensor:
-    """The first position of the highest score in each group that has any `among`, as a mask (B, n).
+    """The first position with the highest score of each group, within `among`; (B, n) bool.
 
     Args:
-        group: int64 (B, n), 0 to `groups` - 1.
+        group: int64 (B, n), from 0 to `groups` - 1.
     """
     rows, n = score.shape
     lowest = score.new_full((rows, groups), -torch.inf)
     top = lowest.scatter_reduce(1, group, score.masked_fill(~among, -torch.inf), "amax")
-    ties = among & ~(score < top.gather(1, group))  # a score that is not a number stays in the race
+    ties = among & ~(score < top.gather(1, group))  # includes scores that are NaN
     place = torch.arange(n, device=score.device).expand(rows, n)
     last = place.new_full((rows, groups), n)
     first = last.scatter_reduce(1, group, place.masked_fill(~ties, n), "amin")
@@ -113,7 +117,7 @@ def best_of_each(score: Tensor, among: Tensor, group: Tensor, groups: int) -> Te
 
 
 def steps(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """The n most confident positions, so that a block takes exactly `steps_per_block` forwards."""
+    """The n most confident positions; a block takes exactly `steps_per_block` forward passes."""
     assert setting.block_forwards is not None
     quota, extra = divmod(setting.block_length, setting.steps_per_block)
     count = quota + (setting.block_forwards < extra).long()  # (B,)
@@ -131,20 +135,20 @@ def entropy(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
 
 
 def entropy_budget(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """The surest positions whose entropies sum to <= threshold: a bound on the joint error (EB-Sampler)."""
+    """The lowest entropies whose sum is <= threshold, a bound on the joint error (EB-Sampler)."""
     ordered, order = prediction.entropy.masked_fill(~masked, torch.inf).sort(dim=1, stable=True)
     within = ordered.cumsum(1) <= setting.threshold
     return Choice(-prediction.entropy, within.gather(1, order.argsort(dim=1)))
 
 
 def margin(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """The likeliest token leads the next by >= threshold."""
+    """Probability lead of the most likely token over the second >= threshold."""
     doubt = prediction.doubt + _runner_up(prediction.log_probability, setting.mask_token_id)  # 1 - lead
     return Choice(-doubt, doubt <= _complement(setting.threshold))
 
 
 def stability(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """Probability >= threshold, and hardly moved since the forward before (KLASS)."""
+    """Probability >= threshold, and little change since the previous forward pass (KLASS)."""
     assert setting.previous is not None
     assert setting.seen is not None
     now, before = prediction.log_probability, setting.previous
@@ -154,26 +158,26 @@ def stability(prediction: Prediction, masked: Tensor, setting: Setting) -> Choic
 
 
 def dream_entropy(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """Dream's sampler by lowest entropy, as its other two of the distribution that tokens are drawn from."""
+    """Dream's sampler by lowest entropy, of the distribution after temperature and top_p."""
     entropy, _ = _certainty(prediction.token, prediction.drawn_from)
     return _dream(-entropy, masked, setting)
 
 
 def dream_maskgit_plus(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """Dream's sampler by highest probability."""
+    """Dream's sampler by highest probability, of the distribution after temperature and top_p."""
     _, doubt = _certainty(prediction.token, prediction.drawn_from)
     return _dream(-doubt, masked, setting)
 
 
 def dream_topk_margin(prediction: Prediction, masked: Tensor, setting: Setting) -> Choice:
-    """Dream's sampler by lead over the next token."""
+    """Dream's sampler by largest lead over the second most likely token, after temperature and top_p."""
     likeliest = _without(prediction.drawn_from, setting.mask_token_id).argmax(-1)
     _, doubt = _certainty(likeliest, prediction.drawn_from)
     return _dream(-doubt - _runner_up(prediction.drawn_from, setting.mask_token_id), masked, setting)
 
 
 def _dream(score: Tensor, masked: Tensor, setting: Setting) -> Choice:
-    """Along a time from 1 to 0.001, the share of masks that its step takes off; all at the last step."""
+    """Dream's schedule: time runs from 1 to 0.001; a step unmasks a share of the masks, the last one all."""
     assert setting.block_forwards is not None
     forwards = setting.steps_per_block
     time = torch.linspace(1, 1e-3, forwards + 1, device=score.device)
@@ -199,29 +203,29 @@ CHOOSERS: dict[str, Callable[[Prediction, Tensor, Setting], Choice]] = {
 
 
 def _complement(threshold: float) -> float:
-    """The doubt that a probability of `threshold` leaves; at 1, what double precision would round away."""
+    """The `doubt` at a probability of `threshold`; at 1, the rounding error of double precision."""
     return max(1 - threshold, 2.0**-53)
 
 
 def _runner_up(log_probability: Tensor, mask_token_id: int) -> Tensor:
-    """Probability of the second likeliest token other than the mask, (B, n)."""
+    """Probability of the second most likely token, excluding the mask token, (B, n)."""
     return _without(log_probability, mask_token_id).topk(2).values[..., 1].exp()
 
 
 def _rank(score: Tensor, masked: Tensor) -> Tensor:
-    """Place of each position when the masked ones are ordered from the highest score, (B, n)."""
+    """Rank of each position among the masked ones, the highest score first, (B, n)."""
     order = score.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1)
 
 
 def _without(values: Tensor, token_id: int) -> Tensor:
-    """`values` (..., V) with one token made impossible."""
+    """`values` (..., V) with one token excluded."""
     tokens = torch.arange(values.shape[-1], device=values.device)
     return values.masked_fill(tokens == token_id, -torch.inf)
 
 
 def _nucleus(logits: Tensor, top_p: float | None) -> Tensor:
-    """Drop all but the smallest set of likeliest tokens whose probability reaches `top_p`."""
+    """Mask all logits except the smallest set of most likely tokens with total probability >= `top_p`."""
     if top_p is None:
         return logits
     ordered, order = logits.sort(-1, descending=True)

@@ -1,17 +1,17 @@
-"""Random numbers that are a pure function of where they are used.
+"""Random numbers as a pure function of where they are used.
 
-A generator's state would tie a row's draws to its place in the batch and to the device; a hash of
-(row seed, forward, position, token) does not.
+The state of a generator would depend on a row's place in the batch and on the device; a hash of (row seed,
+forward pass, position, token) does not.
 """
 
 import torch
 from torch import Tensor
 
-_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of SplitMix64
+_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # constants of SplitMix64
 
 
 def uniform(row_seed: Tensor, denoise_step: Tensor, position: Tensor, vocabulary: int) -> Tensor:
-    """Numbers in (0, 1), float32 (B, l, vocabulary), for `position` (B, l) at `denoise_step` (B,)."""
+    """Random numbers in (0, 1), float32 (B, l, vocabulary), for `position` (B, l) at `denoise_step` (B,)."""
     token = torch.arange(vocabulary, device=position.device)
     state = _mix(row_seed + _ODD[0] * (denoise_step + 1))[:, None]
     state = _mix(state + _ODD[0] * (position + 1))[..., None]
@@ -20,12 +20,12 @@ def uniform(row_seed: Tensor, denoise_step: Tensor, position: Tensor, vocabulary
 
 
 def _mix(value: Tensor) -> Tensor:
-    """SplitMix64's finalizer, on int64 that wraps around."""
+    """SplitMix64's finalizer, in int64 with overflow."""
     value = (value ^ _shift(value, 30)) * _ODD[1]
     value = (value ^ _shift(value, 27)) * _ODD[2]
     return value ^ _shift(value, 31)
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64, which torch shifts arithmetically."""
+    """Logical right shift of int64 (torch's shift is arithmetic)."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

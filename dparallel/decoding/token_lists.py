@@ -1,4 +1,4 @@
-"""Prompts as plain lists of token ids, whatever callers hold them in; what is no prompt is refused."""
+"""Convert prompts of any supported type to lists of token ids, and validate them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ Prompts = Sequence[Prompt] | Tensor | np.ndarray
 
 
 def token_lists(prompts: Prompts) -> list[list[int]]:
-    """The token ids of each prompt.
+    """Token ids of each prompt.
 
     Args:
-        prompts: a sequence of prompts, each a sequence, a tensor (L,) or an array (L,) of ids; or all of
-            them in one integer tensor or array (B, L).
+        prompts: a sequence of prompts, each a sequence, tensor (L,) or array (L,) of ids; or one integer
+            tensor or array (B, L).
 
     Raises:
-        DecodingError: something else, such as a text, one prompt alone, or numbers that are no ids.
+        DecodingError: any other type, such as a text, a single prompt, or values that are not token ids.
     """
     if isinstance(prompts, str | Mapping) or hasattr(prompts, "input_ids"):
         kind = type(prompts).__name__
@@ -42,12 +42,12 @@ def token_lists(prompts: Prompts) -> list[list[int]]:
 
 
 def check_padding(row: int, prompt: Sequence[int], config: DiffusionConfig) -> None:
-    """Refuse a prompt with padding at an end: the model would read it as text.
+    """Reject prompts that begin or end with padding, which the model would read as text.
 
-    Where the padding token also ends or begins a text, one of it may be meant; two are padding.
+    If the padding token is also the beginning- or end-of-sequence token, one of them is accepted.
 
     Raises:
-        DecodingError: naming the prompt and the padding token.
+        DecodingError: names the prompt and the padding token.
     """
     pad = config.pad_token_id
     if pad is None:

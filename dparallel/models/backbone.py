@@ -1,10 +1,11 @@
-"""One bidirectional transformer for every masked diffusion language model here.
+"""The bidirectional transformer of all masked diffusion language models of this package.
 
-RMSNorm, SwiGLU, rotary positions, optional q/k/v bias and grouped key/value heads. The file
-imports nothing of this package, so that a saved checkpoint can carry it as its own model code
-and load with plain `transformers` (`trust_remote_code=True`).
+RMSNorm, SwiGLU, rotary embeddings, optional q/k/v bias and grouped key/value heads. This file imports
+nothing from the package, so that a saved checkpoint can include it as its model code and load with plain
+`transformers` (`trust_remote_code=True`).
 
-Legend: B rows, L canvas length, V vocabulary, D hidden size, H heads, n positions read.
+Legend: B rows, L canvas length, M keys, V vocabulary, D hidden size, H heads, E key/value heads, n positions
+for which the last layer and the head are computed.
 """
 
 from collections.abc import Sequence
@@ -22,15 +23,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 class DiffusionConfig(PretrainedConfig):
     """Shape and special tokens of a masked diffusion language model.
 
-    `family` says which ecosystem the weights come from (`tiny`, `llada`, `dream`); nothing but
-    the checkpoint adapters looks at it. With `predicts_next` the weights predict, at each position,
-    the next one's token; the model's logits are aligned all the same. `attention_pattern` says which
-    positions each position attended to in training: `full`, `block_causal` or `causal`; None where the
-    checkpoint does not say, as published block-causal ones do not. Callers heed it: the model itself attends
-    as it is called.
-
-    A response ends at any of `end_token_ids`: end-of-text and end-of-turn. `eos_token_id` is the first of
-    them, which fills what follows the end.
+    Attributes:
+        family: the ecosystem of the weights (`tiny`, `llada`, `dream`); only the checkpoint formats use it.
+        predicts_next: whether the weights predict the next position's token at each position. The model
+            shifts its logits accordingly, so they are aligned in either case.
+        attention_pattern: which positions each position attended to in training: `full`, `block_causal` or
+            `causal`; None if the checkpoint does not state it, as published block-causal ones do not. The
+            callers choose the pattern; the model does not apply it by itself.
+        end_token_ids: tokens that end a response: end of sequence and end of turn.
+        eos_token_id: the first of `end_token_ids`; fills the positions after the end of a response.
     """
 
     model_type = "dparallel"
@@ -48,7 +49,7 @@ class DiffusionConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5,
         qkv_bias: bool = False,
         tie_word_embeddings: bool = False,
-        mask_token_id: int = -1,  # no default makes sense: load_model and generate refuse this one
+        mask_token_id: int = -1,  # must be set: load_model and generate reject -1
         eos_token_id: int | Sequence[int] | None = None,
         end_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
@@ -94,6 +95,8 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
+    """Root mean square normalization, computed in float32 or wider."""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -114,7 +117,7 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tens
 
 
 def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to (B, H, L, head_size), in float32 or better as the references do."""
+    """Apply rotary embeddings to `heads` (B, H, L, head_size), in float32 or wider like the references."""
     cos, sin = rotary
     wide = at_least_float32(heads)
     first, second = wide.chunk(2, dim=-1)
@@ -122,7 +125,7 @@ def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Cache(Protocol):
-    """Stores the keys and values (B, H, L, head_size) of a layer; gives those to attend to."""
+    """Stores the keys and values (B, E, L, head_size) of each layer and returns those to attend to."""
 
     length: int
 
@@ -130,24 +133,24 @@ class Cache(Protocol):
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
-    """`values` (B, L, D) at `index` (B, n): (B, n, D)."""
+    """Select `values` (B, L, D) at `index` (B, n); returns (B, n, D)."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 class Reads(NamedTuple):
-    """The positions (B, n) of `input_ids` that are read, and what attention needs to know of them."""
+    """The positions `at` (B, n) for which the last layer is computed, with their rotary tables and mask."""
 
     at: Tensor
     rotary: tuple[Tensor, Tensor]
     visible: Tensor | None
 
 
-# What may be seen: bool (B, 1, L or 1, M), or which blocks of that are empty, so that they are skipped.
+# An attention mask: bool (B, 1, L or 1, M), or a block mask whose empty blocks are skipped.
 Visible = Tensor | BlockMask | None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
-    """Attention of (B, H, L, head_size) to (B, E, M, head_size), where E divides H."""
+    """Attention of `query` (B, H, L, head_size) to keys and values (B, E, M, head_size); E divides H."""
     grouped = query.shape[1] != key.shape[1]
     if isinstance(visible, BlockMask):
         return _block_sparse(query.device.type)(query, key, value, block_mask=visible, enable_gqa=grouped)
@@ -156,11 +159,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tenso
 
 @cached
 def _block_sparse(device: str) -> Any:
-    """Flex attention; compiled where that makes the kernel that skips what is empty."""
+    """Flex attention, compiled on GPUs, where the compiled kernel skips empty blocks."""
     return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
 
 
 class Attention(nn.Module):
+    """Self-attention with grouped key/value heads."""
+
     def __init__(self, config: DiffusionConfig, layer: int):
         super().__init__()
         self.layer = layer
@@ -196,6 +201,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """SwiGLU feed-forward network."""
+
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -207,6 +214,8 @@ class FeedForward(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer."""
+
     def __init__(self, config: DiffusionConfig, layer: int):
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -228,7 +237,7 @@ class Layer(GradientCheckpointingLayer):
 
 
 class DiffusionTransformer(PreTrainedModel):
-    """Bidirectional transformer whose logits are aligned: `logits[:, i]` predicts token i."""
+    """Bidirectional transformer with aligned logits: `logits[:, i]` predicts token i."""
 
     config: DiffusionConfig
     config_class = DiffusionConfig
@@ -265,23 +274,26 @@ class DiffusionTransformer(PreTrainedModel):
         cache: Cache | None = None,
         levels: Tensor | None = None,
     ) -> Tensor:
-        """Predict every token at once.
+        """Predict the tokens of all positions at once.
 
         Args:
-            input_ids: (B, L) token ids; masks are `config.mask_token_id`.
-            attention_mask: None (all see all), bool (B, M) key padding (True = may be seen), or bool
-                (B, L, M) (query, key), where M = L or the cache's length. Every query needs a key.
-            logits_at: None for all positions; int64 (B, n) indices into each row of `input_ids`;
-                or bool (B, L), whose N true positions are read in row-major order. The head and most
-                of the last layer run only there.
-            positions: int64 (B, L), where on the canvas `input_ids` stand; 0 to L - 1 unless told.
-                With `predicts_next`, the one before a position that is read must stand before it.
-            cache: keys and values of other positions, attended to as well.
-            levels: instead of `attention_mask`, int64 (B, M): each position sees those of its own level
-                and below. In training on a GPU a kernel skips what is not seen.
+            input_ids: (B, L) token ids; masked positions hold `config.mask_token_id`.
+            attention_mask: None (full attention), bool (B, M) with False at padding keys, or bool
+                (B, L, M) (query, key). M is L, or the cache's length. Every query needs at least one key.
+            logits_at: None for all positions; int64 (B, n) indices into each row of `input_ids`; or bool
+                (B, L), whose N true positions are returned in row-major order. The head and most of the
+                last layer are computed at these positions only.
+            positions: int64 (B, L), canvas positions of `input_ids`; default 0 to L - 1. With
+                `predicts_next`, each position of `logits_at` must be preceded by its left neighbour.
+            cache: keys and values of further positions to attend to.
+            levels: alternative to `attention_mask`, int64 (B, M): a position attends to its own and lower
+                levels. In training on a GPU, the kernel skips blocks without attention.
 
         Returns:
             Logits (B, L, V), (B, n, V) or (N, V).
+
+        Raises:
+            ValueError: shapes or dtypes of the masks do not fit, or both kinds of mask are given.
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -320,12 +332,12 @@ class DiffusionTransformer(PreTrainedModel):
 
 
 def visible_keys(attention_mask: Tensor | None, input_ids: Tensor, keys: int) -> Tensor | None:
-    """Bring either kind of mask into the (B, 1, L or 1, M) bool form of SDPA."""
+    """Convert either kind of mask to the bool form (B, 1, L or 1, M) of SDPA."""
     if attention_mask is None:
         return None
     rows, length = input_ids.shape
     if attention_mask.is_floating_point():
-        raise ValueError(f"attention_mask is {attention_mask.dtype}; give bool, True where it may be seen")
+        raise ValueError(f"attention_mask is {attention_mask.dtype}; give bool, True for keys to attend to")
     if attention_mask.shape == (rows, keys):
         return attention_mask.bool()[:, None, None, :]
     if attention_mask.shape == (rows, length, keys):
@@ -344,12 +356,12 @@ def check_levels(levels: Tensor, attention_mask: Tensor | None, input_ids: Tenso
 
 
 def lower_levels(levels: Tensor, own: Tensor) -> Tensor:
-    """Bool (B, 1, n, M): queries of levels `own` (B, n) see the keys whose `levels` (B, M) are not higher."""
+    """Bool (B, 1, n, M): queries of levels `own` (B, n) attend to keys of levels not above theirs (B, M)."""
     return (levels[:, None, :] <= own[:, :, None])[:, None]
 
 
 def skip_unseen(levels: Tensor) -> BlockMask:
-    """The same for all queries (n = M), with the blocks of attention in which nothing is seen."""
+    """Block mask of `lower_levels` for all queries (n = M), which marks blocks without attention."""
 
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return levels[row, key] <= levels[row, query]
@@ -359,7 +371,7 @@ def skip_unseen(levels: Tensor) -> BlockMask:
 
 
 def _indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The true positions of bool (B, L) in order, int64 (B, n), and which of the n a row has, bool (B, n)."""
+    """Indices of the true positions of bool (B, L), int64 (B, n), and their validity, bool (B, n)."""
     counts = chosen.sum(dim=1)
     n = max(1, int(counts.max()))
     at = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :n]

@@ -1,4 +1,4 @@
-"""Checkpoints in and out, in our own format or in that of the model's publishers."""
+"""Load and save checkpoints, in dparallel's own format or in that of the model's publisher."""
 
 import json
 import os
@@ -39,16 +39,16 @@ __all__ = [
     "save_model",
 ]
 
-# Where this package is imported, transformers' auto classes know our format. A saved model also
-# carries backbone.py, so that without this package trust_remote_code=True loads it.
+# Registers the native format with transformers' auto classes. Saved models also contain backbone.py, so that
+# trust_remote_code=True loads them where this package is not installed.
 AutoConfig.register("dparallel", DiffusionConfig)
 AutoModel.register(DiffusionConfig, DiffusionTransformer)
 DiffusionConfig.register_for_auto_class()
 DiffusionTransformer.register_for_auto_class("AutoModel")
 
 WRITABLE = ("native", "original")
-DTYPES = ("BF16", "F16", "F32", "F64")  # as safetensors name those of tensors that can be computed with
-# What stands beside the weights and config.json of a published checkpoint: tokenizer, model code, licence.
+DTYPES = ("BF16", "F16", "F32", "F64")  # dtypes of usable tensors, by their names in safetensors
+# Files of a published checkpoint that are copied along: tokenizer, model code, licence.
 COMPANIONS = (
     "*.json",
     "*.jinja",
@@ -61,12 +61,12 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-# Not copied: what names the weights' own files, and what this project writes beside a model.
+# Not copied: files that list the weight files, and files that this project adds to a model.
 NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
-PARTIAL = ".saving-"  # how the folders begin in which files are written before they get their places
-# Classes of tokenizers that AutoTokenizer would not find, or only with a warning about the model beside them.
+PARTIAL = ".saving-"  # prefix of temporary folders for files that are being saved
+# Tokenizer classes that AutoTokenizer cannot find, or only with a warning about the model type.
 TOKENIZERS: dict[str | None, Any] = {
-    "DreamTokenizer": Qwen2Tokenizer,  # its remote code repeats this one
+    "DreamTokenizer": Qwen2Tokenizer,  # its remote code is a copy of this class
     "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
 }
 
@@ -76,21 +76,22 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> DiffusionTransformer:
-    """Load a masked diffusion model for inference, without running the checkpoint's own code.
+    """Load a masked diffusion model for inference, without running code of the checkpoint.
 
-    The tensors go to the device one at a time; on a CPU those that keep their dtype stay in the
+    Tensors are moved to the device one at a time. On a CPU, tensors that keep their dtype remain in the
     (privately mapped) files, so that no second copy is made.
 
     Args:
-        path: a folder, or the name of a repository on the hub (`owner/name`, `owner/name@revision`).
-        device: where to put it, such as "cpu" or "cuda:1"; None: a GPU if there is one.
-        dtype: such as "bfloat16" or torch.bfloat16. None and "auto" keep the checkpoint's, which may store
-            norms in another one than all else.
+        path: a folder, or a Hugging Face Hub id (`owner/name`, `owner/name@revision`).
+        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        dtype: such as "bfloat16" or torch.bfloat16. None and "auto" keep the dtypes of the checkpoint, in
+            which norms may have a different dtype than matrices.
 
     Raises:
-        CheckpointError: no such checkpoint, one of another architecture, missing, unreadable or damaged
-            files, or missing, surplus or misshapen tensors; said before any tensor is read.
-        UserError: a device that is not here, or an unknown dtype.
+        CheckpointError: the checkpoint does not exist, has another architecture, files that are missing,
+            unreadable or damaged, or tensors that are missing, unexpected or of the wrong shape. Raised
+            before any tensor is read.
+        UserError: the device is not available, or the dtype is unknown.
     """
     device, dtype = find_device(device), find_dtype(dtype)
     folder = checkpoint_folder(path)
@@ -105,14 +106,17 @@ def load_model(
     model = empty_model(config)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
-    model.config.name_or_path = str(folder.resolve())  # where save_model finds what is not in the model
+    model.config.name_or_path = str(folder.resolve())  # save_model finds the remaining files there
     return model.eval()
 
 
 def read_config(path: str | Path) -> DiffusionConfig:
-    """The model's shape and special tokens; raises as `load_model` does.
+    """Read the model's shape and special tokens.
 
-    Of a model on the hub the weights are not downloaded for this; those that are here are checked.
+    Does not download the weights of a model on the Hub; weight files that exist locally are checked.
+
+    Raises:
+        CheckpointError: as `load_model`.
     """
     folder = checkpoint_folder(path, with_weights=False)
     if Path(path).expanduser().is_dir() or weights.are_here(folder):
@@ -127,21 +131,22 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "native",
 ) -> list[str]:
-    """Write `model` so that `load_model` and its ecosystem load it.
+    """Save `model` in a format that `load_model` and the model's ecosystem load.
 
     Args:
-        tokenizer: saved beside a model in `native` format; `original` has that of its checkpoint.
-        format: `native` is our own, which plain `transformers` loads. `original` is that of the
-            checkpoint `model` was loaded from, and needs it still there: its tensor names, files, config
-            fields, tokenizer and model code.
+        path: folder, created if needed.
+        tokenizer: saved with a model in `native` format; in `original` format the tokenizer is copied.
+        format: `native` is dparallel's format, which plain `transformers` loads. `original` is the format of
+            the checkpoint from which `model` was loaded, which must still exist: its tensor names, files,
+            config fields, tokenizer and model code.
 
     Returns:
-        The names of the files written, in order.
+        Sorted names of the files written.
 
     Raises:
-        CheckpointError: `original` for a model that comes from no published checkpoint, too little
-            disk, or a folder with weights that would stay beside the new ones.
-        UserError: an unknown format.
+        CheckpointError: `original` for a model not loaded from a published checkpoint, not enough disk
+            space, or a folder that contains weight files that would not be overwritten.
+        UserError: unknown format.
     """
     if format not in WRITABLE:
         raise UserError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
@@ -149,7 +154,7 @@ def save_model(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _check_disk(model, folder)
-    for leftover in folder.glob(f"{PARTIAL}*"):  # of a save that was killed
+    for leftover in folder.glob(f"{PARTIAL}*"):  # from an interrupted save
         shutil.rmtree(leftover)
     with TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
         if source is None:
@@ -170,13 +175,13 @@ def save_model(
 
 
 def choose_format(choice: str, source: str | Path) -> str:
-    """The format, `native` or `original`, in which to write what was made from the checkpoint `source`.
+    """The format, `native` or `original`, for a model made from the checkpoint `source`.
 
     Args:
-        choice: one of them, or `auto`: as `source` is written.
+        choice: `native`, `original`, or `auto` for the format of `source`.
 
     Raises:
-        CheckpointError: `original` where `source` is in our own format.
+        CheckpointError: `original`, but `source` is in native format.
     """
     folder = checkpoint_folder(source, with_weights=False)
     native = read_config_file(folder)[0] is FORMATS[NATIVE]
@@ -186,10 +191,10 @@ def choose_format(choice: str, source: str | Path) -> str:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, from a folder or the hub, without running the checkpoint's own code.
+    """Load a checkpoint's tokenizer from a folder or the Hub, without running code of the checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it does not have the mask token of the model beside it.
+        CheckpointError: there is no usable tokenizer, or its mask token differs from the model's.
     """
     folder = checkpoint_folder(path, with_weights=False)
     mask_token_id = read_config_file(folder)[1].mask_token_id
@@ -199,7 +204,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{settings} has tokenizer_class={named!r}, expected a name")
     try:
         tokenizer = TOKENIZERS.get(named, AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers has no type for what it cannot read
+    except Exception as error:  # tokenizers raises bare Exceptions for files it cannot read
         raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     if mask_token_id not in tokenizer.get_vocab().values():
         raise CheckpointError(
@@ -222,7 +227,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
-    """What the folder holds, checked as far as it can be without reading a tensor; keys: our names."""
+    """Config and tensors (by native names) of a folder, checked without reading tensors."""
     known, config = read_config_file(folder)
     held = [each for each in weights.locate(folder) if not is_computed(each.name)]
     for each in held:
@@ -255,7 +260,7 @@ def _check_tensors(folder: Path, model: DiffusionTransformer, stored: dict[str, 
 
 
 def _check_one_dtype(stored: dict[str, Stored]) -> None:
-    """Norms may be wider or narrower; matrices are multiplied with each other's products."""
+    """Check that all matrices have one dtype; norms may have another."""
     found = {each.dtype: each for name, each in stored.items() if not name.endswith("norm.weight")}
     if len(found) > 1:
         (dtype, one), (other_dtype, other) = list(found.items())[:2]
@@ -266,7 +271,7 @@ def _check_one_dtype(stored: dict[str, Stored]) -> None:
 
 
 def _untie(folder: Path, stored: dict[str, Stored]) -> None:
-    """One matrix embeds and predicts; a head of its own beside it may only repeat it, and goes."""
+    """For a tied head, drop a stored copy of the embedding; a head that differs is an error."""
     if "lm_head.weight" not in stored:
         return
     pair = {name: stored[name] for name in ("embedding.weight", "lm_head.weight")}
@@ -315,7 +320,7 @@ def _write_native(
 
 
 def _name_as_before(settings: Path) -> None:
-    """Name a tokenizer's class and special tokens as transformers 4 knows them; transformers 5 reads both."""
+    """Write a tokenizer's class and special tokens as transformers 4 expects; transformers 5 reads both."""
     fields = read_json(settings)
     for name in ("backend", "is_local", "local_files_only"):
         fields.pop(name, None)
@@ -329,7 +334,7 @@ def _name_as_before(settings: Path) -> None:
 def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> None:
     known, config = read_config_file(source)
     tensors = model.state_dict()
-    if config.tie_word_embeddings:  # where the source has both, its file needs two
+    if config.tie_word_embeddings:  # the source's files may contain both matrices
         tensors["lm_head.weight"] = tensors["embedding.weight"].clone()
     before = weights.locate(source)
     names = [each.name for each in before if not is_computed(each.name)]

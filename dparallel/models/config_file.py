@@ -1,4 +1,4 @@
-"""The config.json of a checkpoint, and what the files beside it add: the model's shape and special tokens."""
+"""Read a checkpoint's config.json and related files: the model's shape and special tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ from dparallel.models.end_tokens import stated_ids, tokenizer_end_ids
 from dparallel.models.formats import CheckpointError, Format, read_fields
 from dparallel.models.weights import read_json
 
-# Fields of config.json that only this project writes.
+# Fields of config.json written by this project only.
 ENDS = "end_token_ids"
 PATTERN, PATTERNS = "attention_pattern", ("full", "block_causal", "causal")
 
 
 def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
-    """The format that config.json is in, and the model that it describes.
+    """The format of a checkpoint's config.json, and the model it describes.
 
     Raises:
-        CheckpointError: there is none, or it describes no model known here.
+        CheckpointError: config.json is missing or describes no supported model.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -29,13 +29,13 @@ def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
         for place, fields, field in [
             (file, raw, "eos_token_id"),
             (beside, generation, "eos_token_id"),
-            (file, {ENDS: raw.get(ENDS) or None}, ENDS),  # of a model that has none it is empty
+            (file, {ENDS: raw.get(ENDS) or None}, ENDS),  # empty for models without end tokens
         ]
     ]
     ends = [token for _, _, ids in named for token in ids]
-    if not raw.get(ENDS):  # else it names them all
+    if not raw.get(ENDS):  # otherwise it lists all of them
         ends += tokenizer_end_ids(folder)
-    # Some checkpoints state special tokens in generation_config.json alone.
+    # Some checkpoints name special tokens only in generation_config.json.
     fields = {name: generation[name] for name in ("pad_token_id", "bos_token_id") if _is_id(generation, name)}
     fields |= {**raw, "eos_token_id": next(iter(ends), None)}
     known, config = read_fields(fields, file)
@@ -46,7 +46,7 @@ def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
                 raise CheckpointError(
                     f"{place} has {name}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
                 )
-    # A tokenizer may know more tokens than the model; those never end a response.
+    # A tokenizer may have more tokens than the model; those cannot end a response.
     config.end_token_ids = tuple(dict.fromkeys(each for each in ends if each < config.vocab_size))
     config.eos_token_id = next(iter(config.end_token_ids), None)
     config.attention_pattern = raw.get(PATTERN)

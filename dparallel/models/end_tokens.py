@@ -1,8 +1,8 @@
-"""Which tokens end a response, as the files of a checkpoint name them.
+"""The tokens that end a response, collected from the files of a checkpoint.
 
-A chat model ends a turn by another token than a text (LLaDA's `<|eot_id|>` before `<|endoftext|>`, Dream's
-`<|im_end|>`), and its files name them in up to three places: config.json, generation_config.json and the
-tokenizer. All of them end a response.
+Chat models end a turn with a different token than a text (LLaDA: `<|eot_id|>` and `<|endoftext|>`; Dream:
+`<|im_end|>`). These tokens are named in config.json, generation_config.json and the tokenizer's files; any of
+them ends a response.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 from dparallel.models.formats import CheckpointError
 from dparallel.models.weights import read_json
 
-# The names that published tokenizers give to their special tokens for the end of a text or of a turn.
+# Names of special tokens for the end of a sequence or turn in published tokenizers.
 END_NAMES = frozenset(
     {
         "</s>",
@@ -42,27 +42,27 @@ END_NAMES = frozenset(
 
 
 def stated_ids(fields: dict[str, Any], name: str, file: object) -> list[int]:
-    """The token ids that a field of a JSON file names: one id or a list of them; none where it is absent."""
+    """Token ids in a field of a JSON file, which holds an id or a list of ids; empty if it is missing."""
     value = fields.get(name)
     if value is None:
         return []
     ids = value if isinstance(value, list) else [value]
-    if not ids or any(type(each) is not int for each in ids):  # a bool is no id
+    if not ids or any(type(each) is not int for each in ids):  # bool is a subclass of int
         raise CheckpointError(f"{file} has {name}={value!r}, expected int or a list of at least one")
     return ids
 
 
 def tokenizer_end_ids(folder: Path) -> list[int]:
-    """The tokenizer's end of sequence, then its special tokens that are named as ends, by id.
+    """Ids of the tokenizer's end-of-sequence token and of special tokens with names of end tokens.
 
-    Only what the files beside the weights say is used; a folder without a tokenizer names none.
+    Reads only the tokenizer's files; empty for a folder without a tokenizer.
     """
     settings = _read(folder / "tokenizer_config.json")
     added = {
         int(key): each for key, each in _objects(settings.get("added_tokens_decoder")) if key.isdecimal()
     }
     whole: dict[str, Any] = {}
-    if not added:  # transformers 5 writes them into tokenizer.json alone
+    if not added:  # transformers 5 writes them to tokenizer.json only
         whole = _read(folder / "tokenizer.json")
         listed = [each for each in whole.get("added_tokens") or () if isinstance(each, dict)]
         added = {each["id"]: each for each in listed if isinstance(each.get("id"), int)}
@@ -78,7 +78,7 @@ def tokenizer_end_ids(folder: Path) -> list[int]:
 
 
 def _ordinary_id(folder: Path, content: str, whole: dict[str, Any]) -> int | None:
-    """The id of a token that the vocabulary holds like any other."""
+    """Id of a token that is in the regular vocabulary."""
     model = (whole or _read(folder / "tokenizer.json")).get("model")
     vocabularies = [
         _read(folder / "added_tokens.json"),
@@ -90,7 +90,7 @@ def _ordinary_id(folder: Path, content: str, whole: dict[str, Any]) -> int | Non
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token: written as it is, or as an object with its `content`."""
+    """Text of a token, which is stored as a string or as an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 

@@ -1,6 +1,6 @@
-"""The formats of checkpoints: ours, LLaDA's and Dream's. Their config fields and tensor names, no files.
+"""Config fields and tensor names of the checkpoint formats: native, LLaDA and Dream.
 
-All that is particular to a family stops here; the rest of the project sees one model.
+All peculiarities of model families are handled here; the rest of the project uses one model class.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from dparallel.models.backbone import DiffusionConfig
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read or written; the message names the file, the field or the tensor."""
+    """A checkpoint cannot be read or written; the message names the file, field or tensor."""
 
 
 Count = Annotated[int, Field(ge=1, le=2**28)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Off = Literal[False] | None  # a switch whose other value would be another architecture
+Off = Literal[False] | None  # a switch that would select an unsupported architecture
 
 
 class RopeParameters(BaseModel):
-    """How transformers 5 writes the rotary positions; only the plain kind is known."""
+    """Rotary embedding settings as written by transformers 5; only the default type is supported."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     rope_type: Literal["default"] = "default"
@@ -30,10 +30,10 @@ class RopeParameters(BaseModel):
 
 
 class Fields(BaseModel):
-    """The fields of a config.json that are read, by our names, and those of which only one value is known."""
+    """Fields of a config.json: those that are used, and those for which only one value is supported."""
 
     model_config = ConfigDict(strict=True)
-    names: ClassVar[dict[str, str]] = {}  # ours -> theirs, where they differ
+    names: ClassVar[dict[str, str]] = {}  # field name -> name in the file, where they differ
 
     vocab_size: Count
     hidden_size: Count
@@ -68,7 +68,7 @@ class Fields(BaseModel):
 
     @model_validator(mode="after")
     def _whole_heads(self) -> "Fields":
-        """Heads share the hidden size evenly, groups of them share keys, and rotation needs pairs."""
+        """Heads must divide the hidden size, head groups the heads, and rotary embeddings need even sizes."""
         shared = ("hidden_size", "num_attention_heads", "num_key_value_heads")
         of_size, of_heads, of_groups = (self.names.get(name, name) for name in shared)
         size, heads, groups = (getattr(self, name) for name in shared)
@@ -88,12 +88,12 @@ class Fields(BaseModel):
         raise NotImplementedError
 
     def _shared(self) -> dict[str, Any]:
-        """What all formats say, as arguments of `DiffusionConfig`."""
+        """Arguments of `DiffusionConfig` common to all formats."""
         return self.model_dump(include={*Fields.model_fields}, exclude_none=True)
 
 
 class NativeFields(Fields):
-    """Ours; what else the file says, such as the dtype, is kept."""
+    """The native format; other fields of the file, such as the dtype, are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -116,6 +116,8 @@ _LLADA_NAMES = {
 
 
 class LladaFields(Fields):
+    """Published LLaDA checkpoints."""
+
     names: ClassVar[dict[str, str]] = _LLADA_NAMES
     model_config = ConfigDict(alias_generator=lambda name: _LLADA_NAMES.get(name, name))
 
@@ -145,15 +147,17 @@ class LladaFields(Fields):
 
 
 class DreamFields(Fields):
-    # Others of this model_type are causal in blocks, or do not predict the next token.
+    """Published Dream checkpoints."""
+
+    # Other architectures of this model_type are block-causal or do not predict the next token.
     architectures: Annotated[list[Literal["DreamModel"]], Field(min_length=1, max_length=1)] = ["DreamModel"]
     hidden_act: Literal["silu"] = "silu"
-    attention_bias: Literal[True] = True  # of queries, keys and values; most do not say it
+    attention_bias: Literal[True] = True  # for queries, keys and values; usually not stated
     use_mrope: Off = None
     use_sliding_window: Off = None
 
     def to_config(self) -> DiffusionConfig:
-        # No field says that queries, keys and values have biases: its modeling code always adds them.
+        # No field states it, but Dream's modeling code always adds biases to queries, keys and values.
         return DiffusionConfig(**self._shared(), qkv_bias=True, family="dream", predicts_next=True)
 
 
@@ -197,10 +201,10 @@ def _dream_tensor(name: str) -> str:
 
 
 class Format(NamedTuple):
-    """One ecosystem's way to write a checkpoint: its config fields and its tensor names."""
+    """A checkpoint format: config fields and tensor names."""
 
     fields: type[Fields]
-    tensor_name: Callable[[str], str]  # its name of a tensor -> ours
+    tensor_name: Callable[[str], str]  # name in the file -> native name
 
 
 NATIVE = "dparallel"
@@ -212,10 +216,10 @@ FORMATS = {
 
 
 def read_fields(raw: dict[str, Any], file: object) -> tuple[Format, DiffusionConfig]:
-    """The format whose `model_type` the fields of a config.json state, and the model that they describe.
+    """The format for the `model_type` in a config.json, and the model that its fields describe.
 
     Raises:
-        CheckpointError: an unknown format, or fields it does not know to handle; `file` is named.
+        CheckpointError: unknown format, or unsupported values of fields; the message names `file`.
     """
     known = FORMATS.get(str(raw.get("model_type")))
     if known is None:
@@ -227,8 +231,8 @@ def read_fields(raw: dict[str, Any], file: object) -> tuple[Format, DiffusionCon
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> str:
-    """Which field of `raw` is wrong, what it holds and what it should hold."""
-    if not error["loc"]:  # several together; the message names them
+    """Describe a validation error: the field, the value found and the expected value."""
+    if not error["loc"]:  # concerns several fields, which the message names
         return f"has {plain_message(error)}"
     field = str(error["loc"][0])
     if error["type"] == "missing" and field not in raw:
@@ -250,5 +254,5 @@ def _explain(error: Any, raw: dict[str, Any]) -> str:
 
 
 def is_computed(name: str) -> bool:
-    """Whether a tensor only repeats what config.json says, as rotary frequencies that old code stored do."""
+    """Whether a tensor is derived from config.json, such as rotary frequencies stored by old code."""
     return name.endswith(".inv_freq")

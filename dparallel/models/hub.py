@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in a folder here, or on the hub, whose files are kept in a cache here."""
+"""Locate checkpoints: local folders, or models on the Hugging Face Hub with a local cache."""
 
 import errno
 import os
@@ -20,20 +20,19 @@ from huggingface_hub.errors import (
 from dparallel.models.formats import CheckpointError
 
 WEIGHTS = "*.safetensors"
-# All else that is used or handed on: config, index, tokenizer, model code, licence. A `*` spans folders.
+# Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
 
 
 def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
-    """The folder itself, or that of a model on the hub, downloaded unless it is already here.
+    """Local folder of a checkpoint; a model on the Hub is downloaded if it is not cached.
 
     Args:
-        path: a folder, or a name on the hub: `owner/name`, or `owner/name@revision` for another branch,
-            tag or commit than the main one.
-        with_weights: False where config and tokenizer are enough: no weights are downloaded.
+        path: a folder or a Hub id: `owner/name`, or `owner/name@revision` with a branch, tag or commit.
+        with_weights: False if config and tokenizer are sufficient; weights are then not downloaded.
 
     Raises:
-        CheckpointError: neither of both, or the download failed or has no room on the disk.
+        CheckpointError: neither a folder nor a Hub id, or the download fails or does not fit on the disk.
     """
     here = Path(path).expanduser() if str(path).startswith("~/") else Path(path)
     try:
@@ -85,7 +84,7 @@ def _check_room(name: str, revision: str | None, wanted: list[str]) -> None:
     try:
         files = snapshot_download(name, revision=revision, allow_patterns=wanted, dry_run=True)
     except DryRunError:
-        return  # not reached, so that nothing will be downloaded
+        return  # the Hub cannot be reached, so nothing will be downloaded
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free

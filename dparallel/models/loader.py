@@ -1,4 +1,4 @@
-"""One model in memory at a time, and none once the work with it is done."""
+"""Keep at most one model in memory, and none when its work is done."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 
 
 class Loader:
-    """Loads models by name and lets go of the previous one before it reads the next.
+    """Loads models by name; the previous model is released before the next one is read.
 
-    A context: at its end the model is released and a GPU's cached memory returned, so that a process
-    started next finds it free. Callers must not keep references of their own beyond that.
+    Used as a context manager: at the end, the model is released and cached GPU memory is returned, so that
+    processes started afterwards can use it. Callers must not keep references beyond that.
     """
 
     def __init__(self, paths: Mapping[str, str]):
@@ -29,7 +29,7 @@ class Loader:
         self._loaded: tuple[DiffusionTransformer, PreTrainedTokenizerBase] | None = None
 
     def load(self, name: str) -> tuple[DiffusionTransformer, PreTrainedTokenizerBase]:
-        """The model and tokenizer at `paths[name]`, read from disk unless they were asked for last."""
+        """Model and tokenizer of `paths[name]`; read from disk unless it is the model loaded last."""
         if self._loaded is None or name != self._name:
             self.release()
             self._loaded = load_model(self.paths[name]), load_tokenizer(self.paths[name])
@@ -37,6 +37,7 @@ class Loader:
         return self._loaded
 
     def release(self) -> None:
+        """Drop the loaded model and return its memory to the device."""
         if self._loaded is not None:
             self._loaded = None
             release_memory()
@@ -51,14 +52,14 @@ class Loader:
 
 
 def release_memory() -> None:
-    """Return to the device what unreferenced tensors held; other processes may need it."""
+    """Return memory of unreferenced tensors to the device for use by other processes."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def releasing_memory(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`work`, after which the memory of its models and tensors is returned to the device."""
+    """Decorate `work` so that memory of its models and tensors is returned to the device afterwards."""
 
     @wraps(work)
     def released(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

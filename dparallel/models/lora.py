@@ -1,4 +1,4 @@
-"""LoRA adapters through PEFT: attach, load, merge. A target that does not match everywhere is an error."""
+"""LoRA adapters with PEFT: attach, load, merge. Target names that do not match in every layer are errors."""
 
 import re
 import warnings
@@ -19,11 +19,13 @@ from dparallel.models.placement import empty_model
 
 
 class AdapterError(UserError):
-    """An adapter that does not fit its model; the message names the module and what would fit."""
+    """An adapter does not fit its model; the message names the module and what would fit."""
 
 
 def attach(model: DiffusionTransformer, settings: LoraSettings) -> PeftModel:
-    """Wrap `model` (in place) with a fresh adapter, the only trainable weights; it starts as the identity.
+    """Wrap `model` (in place) with a new adapter, whose weights are the only trainable ones.
+
+    The new adapter does not change the model's output.
 
     Raises:
         AdapterError: a target does not match a linear module in every layer.
@@ -41,7 +43,7 @@ def attach(model: DiffusionTransformer, settings: LoraSettings) -> PeftModel:
 
 
 def check_targets(model: DiffusionTransformer, targets: Iterable[str]) -> None:
-    """PEFT stays silent when only some names match; here that is an `AdapterError`."""
+    """Raise AdapterError if a target does not match in every layer; PEFT accepts partial matches silently."""
     layers_of: dict[str, set[int]] = {}  # module name within a layer -> layers that have it
     for name, module in model.named_modules():
         found = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
@@ -64,8 +66,8 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
     """Wrap `model` (in place) with a saved adapter.
 
     Raises:
-        AdapterError: the folder holds none, one for another architecture or shape, or not all of its
-            matrices.
+        AdapterError: there is no adapter, it belongs to another architecture or shape, or matrices are
+            missing.
     """
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():
@@ -84,10 +86,10 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
 
 
 def _expected(config: DiffusionConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the matrices that an adapter's settings make on a model, by their names in its file."""
+    """Shapes of the matrices of an adapter with the settings in `folder`, by their names in its file."""
     try:
         settings = LoraConfig.from_pretrained(str(folder))
-        settings.init_lora_weights = True  # others compute with the model's numbers
+        settings.init_lora_weights = True  # other initializations compute with the model's weights
         with _without_future_warnings():
             adapted = get_peft_model(empty_model(config), settings)
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -115,14 +117,14 @@ def _check_complete(
 
 @contextmanager
 def _without_future_warnings() -> Iterator[None]:
-    """PEFT reads an attribute that transformers is about to rename; users can do nothing about it."""
+    """Silence PEFT's use of an attribute deprecated by transformers, which users cannot change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def _check_tensor(name: str, shape: tuple[int, ...], modules: dict[str, nn.Module], weights: Path) -> None:
-    """A LoRA pair on a linear (out, in) is A (rank, in) and B (out, rank)."""
+    """Check the shape of a LoRA matrix: for a linear module (out, in), A is (rank, in), B is (out, rank)."""
     found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
     if found is None:
         raise AdapterError(f"{weights}: {name} is no LoRA matrix")
@@ -140,10 +142,10 @@ def _check_tensor(name: str, shape: tuple[int, ...], modules: dict[str, nn.Modul
 
 
 def detach(student: PeftModel) -> tuple[DiffusionTransformer, dict[nn.Parameter, Linear]]:
-    """Take the adapter off (in place): the plain model, and what is to be added to which of its matrices.
+    """Remove the adapter (in place); returns the plain model and the adapter of each of its matrices.
 
     Raises:
-        AdapterError: the adapter holds numbers that are not finite.
+        AdapterError: the adapter contains values that are not finite.
     """
     for name, weight in student.named_parameters():
         if "lora_" in name and not weight.isfinite().all():
@@ -153,18 +155,18 @@ def detach(student: PeftModel) -> tuple[DiffusionTransformer, dict[nn.Parameter,
 
 
 def merged_weight(weight: Tensor, adapter: Linear) -> Tensor:
-    """A matrix and its adapter as one matrix, in float32."""
+    """Sum of a matrix and its adapter's update, in float32."""
     [name] = adapter.active_adapters
     return weight.float().add(adapter.get_delta_weight(name))
 
 
 def merge(student: PeftModel) -> DiffusionTransformer:
-    """Fold the adapter into its base's weights (in place) and return the plain model.
+    """Merge the adapter into the base weights (in place) and return the plain model.
 
-    Each sum is taken in float32 and rounded to the matrix's own dtype, one matrix after the other.
+    Each sum is computed in float32 and rounded to the dtype of the matrix.
 
     Raises:
-        AdapterError: the adapter holds numbers that are not finite.
+        AdapterError: the adapter contains values that are not finite.
     """
     model, adapters = detach(student)
     fold(adapters)
@@ -173,6 +175,6 @@ def merge(student: PeftModel) -> DiffusionTransformer:
 
 @torch.no_grad()
 def fold(adapters: Mapping[nn.Parameter, Linear]) -> None:
-    """Write each merged matrix in the place of its base (in place), in the base's dtype."""
+    """Replace each base matrix (in place) by its merged matrix, in the base's dtype."""
     for weight, adapter in adapters.items():
         weight.data = merged_weight(weight, adapter).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Where a model's numbers are put, in which dtype, and a model without any."""
+"""Devices and dtypes of models, and models without weights."""
 
 import torch
 
@@ -14,10 +14,10 @@ DTYPES = {
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device, shown to be usable here; None: a GPU if there is one, else the CPU.
+    """Resolve a device and check that it is usable; the default is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: there is no such device here, or it holds no numbers.
+        UserError: the device is not available, or is "meta", which has no data.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,10 +39,10 @@ def find_device(device: str | torch.device | None) -> torch.device:
 
 
 def find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype, by its name or itself; None and "auto" leave it to the checkpoint, as None.
+    """Resolve a dtype or its name; None and "auto" return None, which means the checkpoint's dtypes.
 
     Raises:
-        UserError: one that models cannot be computed in, or unknown.
+        UserError: the dtype is unknown or not suitable for models.
     """
     if dtype is None or dtype == "auto":
         return None
@@ -53,6 +53,6 @@ def find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def empty_model(config: DiffusionConfig) -> DiffusionTransformer:
-    """The model's modules and shapes; no numbers."""
+    """The model on the meta device: modules and shapes without data."""
     with torch.device("meta"):
         return DiffusionTransformer(config)

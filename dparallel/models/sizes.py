@@ -1,4 +1,4 @@
-"""How large a checkpoint is, from its files' names and headers alone."""
+"""Sizes of checkpoints, determined from file names and headers."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from dparallel.models.placement import empty_model
 
 
 def stored_bytes(path: str | Path) -> int:
-    """Of the weights as they are stored, in whatever dtypes.
+    """Bytes of a checkpoint's stored weights.
 
-    Of a model on the hub whose weights are not here: as its index says, else as its config's dtype (bf16
-    where that says nothing) has it.
+    For a model on the Hub without local weights: from its index, or else from the config's dtype (bf16 if not
+    stated).
     """
     folder = checkpoint_folder(path, with_weights=False)
     if weights.are_here(folder):

@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: where each tensor lies, read and written a tensor or a file at a time."""
+"""Weight files of a checkpoint: locate tensors, read them one at a time, and write them file by file."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 class Stored(NamedTuple):
-    """A tensor that was not read yet: its file, its name there, its shape, its dtype (BF16, ...)."""
+    """A tensor in a file, not yet read: file, name in the file, shape, and dtype (BF16, ...)."""
 
     file: Path
     name: str
@@ -29,10 +29,10 @@ class Stored(NamedTuple):
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file; `CheckpointError` where it does not hold an object."""
+    """Fields of a JSON file; CheckpointError if it does not contain an object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # syntax, encoding, numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # syntax, encoding, integers with thousands of digits
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
     except OSError as error:
         raise CheckpointError(_unreadable(file, error)) from error
@@ -42,11 +42,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def locate(folder: Path) -> list[Stored]:
-    """All tensors of the checkpoint, file by file, from the files' headers alone.
+    """List all tensors of a checkpoint, reading only the headers of its files.
 
     Raises:
-        CheckpointError: a file is missing, damaged or cut short, or does not hold the tensors that the
-            index says it holds.
+        CheckpointError: a file is missing, damaged or truncated, or its tensors differ from the index.
     """
     weight_map = _weight_map(folder)
     files = _files(weight_map)
@@ -72,14 +71,14 @@ def locate(folder: Path) -> list[Stored]:
 
 
 def are_here(folder: Path) -> bool:
-    """Whether the folder holds all files of weights, as far as their names tell."""
+    """Whether all weight files are in the folder, judging by their names."""
     return all((folder / file).is_file() for file in _files(_weight_map(folder)))
 
 
 def read(
     stored: Mapping[str, Stored], device: str | torch.device, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """The tensors, one after the other onto `device` and into `dtype` (None: each keeps its own)."""
+    """Read tensors one at a time to `device` and convert them to `dtype` (None: keep their dtypes)."""
     tensors = {}
     for file in sorted({each.file for each in stored.values()}):
         with _open(file, device) as shard:
@@ -90,9 +89,9 @@ def read(
 
 
 def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `tensors` into files that have the names and hold the tensors of the files in `source`.
+    """Write `tensors` to files with the same names and tensor assignment as the files in `source`.
 
-    What `source` holds and `tensors` does not is copied.
+    Tensors of `source` that are not in `tensors` are copied.
     """
     total_size = 0
     for file, group in groupby(locate(source), key=lambda each: each.file):
@@ -132,7 +131,7 @@ def _missing(folder: Path, file: str) -> str:
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Tensor name -> file name; None where one file holds them all."""
+    """Tensor name -> file name; None if there is a single weight file."""
     index = folder / INDEX
     if not index.is_file():
         return None
@@ -150,7 +149,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 @contextmanager
 def _open(file: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
     try:
-        file.open("rb").close()  # safe_open says of a file that it may not read that there is none
+        file.open("rb").close()  # safe_open reports an unreadable file as missing
         with safe_open(file, framework="pt", device=str(device)) as shard:
             yield shard
     except SafetensorError as error:
