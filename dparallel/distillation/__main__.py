@@ -1,4 +1,7 @@
-"""Launch target: `torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json`."""
+"""Entry point of training processes.
+
+Started as `torchrun --standalone --nproc_per_node N -m dparallel.distillation PLAN.json`.
+"""
 
 import argparse
 import logging
@@ -17,11 +20,11 @@ from dparallel.stages.experiment import StagePlan
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dparallel.distillation", description=__doc__)
     parser.add_argument("plan", type=Path, help="a training StagePlan as JSON")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # passed by the deepspeed launcher
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("dparallel").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # peft, torch and transformers about each other
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between peft, torch and transformers
     try:
         launched_process()
         plan = read_plan(arguments.plan)
@@ -35,6 +38,7 @@ def main() -> int:
 
 
 def read_plan(file: Path) -> StagePlan:
+    """Read a StagePlan from a JSON file; ConfigError if it is not one."""
     try:
         return StagePlan.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:

@@ -1,4 +1,4 @@
-"""The canvases of a train step: a function of the seed, the step and the row, on any process."""
+"""The canvases of a train step, as a function of seed, step and row, independent of the process."""
 
 from collections.abc import Iterator
 
@@ -18,13 +18,14 @@ def step_batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """A process's share of the step's global batch, one forward at a time.
+    """Yield a process's share of the step's global batch, one forward pass at a time.
 
-    The mean of the batches' losses, over all processes, is the train step's, however it is divided: what a
-    weighting divides by is of the whole step, of which every process draws all views.
+    The mean of the batches' losses over all processes is the loss of the train step, for any division into
+    batches and processes: normalisation uses the whole step, whose views are drawn in every process.
 
     Args:
-        recipe: at this point of the training.
+        recipe: resolved `at` this point of the training.
+        model: the student's config.
     """
     drawn = sample_order(seed, train_step, shape.samples, len(samples)).tolist()
     views = [
@@ -41,7 +42,7 @@ def step_batches(
     block_length = recipe.fixed_block_length if recipe.attention == "block_causal" else None
     micro, share = shape.micro_samples, shape.micro_samples * shape.accumulation
     own = range(rank * share, (rank + 1) * share)
-    by_length = sorted(own, key=lambda row: len(samples.prompts[drawn[row]]))  # the least padding
+    by_length = sorted(own, key=lambda row: len(samples.prompts[drawn[row]]))  # minimizes padding
     for start in range(0, share, micro):
         rows = by_length[start : start + micro]
         chosen = [drawn[row] for row in rows]

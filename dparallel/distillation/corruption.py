@@ -1,7 +1,7 @@
-"""Which response positions one training row masks, and which of those its loss reads.
+"""Draw the masked response positions of a training row, and those that count in the loss.
 
-Pure functions over one row: a row's draw depends on its own generator alone, never on its batch
-mates, the number of processes or where a run was resumed.
+Pure functions of a row and its own random generator, independent of the batch, of the number of processes and
+of resumption.
 
 Legend: G response positions, K blocks, n positions of a region.
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 
 class View(NamedTuple):
-    """One canvas made from a row: `read` is the part of `masked` that the loss looks at, by `weight`."""
+    """A corrupted response: the loss is taken at `read`, a subset of `masked`, weighted by `weight`."""
 
     masked: np.ndarray  # bool (G,)
     read: np.ndarray  # bool (G,)
-    weight: np.ndarray  # float32 (G,), relative to the other positions of a train step; 0 where not read
+    weight: np.ndarray  # float32 (G,), relative to other positions of the train step; 0 where not read
 
 
 def draw_block(
@@ -26,10 +26,10 @@ def draw_block(
     eos_region_ratio: float,
     rng: np.random.Generator,
 ) -> slice:
-    """One block of the response, as a slice of its positions.
+    """Draw a block of the response; returns the slice of its positions.
 
-    A block wholly after the first end-of-text token is padding: it is drawn `eos_region_ratio`
-    times as often as a block with content. G must be a multiple of `block_length`.
+    A block entirely after the first end-of-sequence token is padding, and is drawn `eos_region_ratio` times
+    as often as a block with content. G must be a multiple of `block_length`.
     """
     starts = np.arange(0, len(response_ids), block_length)  # (K,)
     content = starts < content_length(response_ids, eos_token_id)
@@ -39,7 +39,7 @@ def draw_block(
 
 
 def content_length(response_ids: np.ndarray, eos_token_id: int) -> int:
-    """Tokens up to and with the first end-of-text token; all of them where there is none."""
+    """Number of tokens including the first end-of-sequence token; all tokens if there is none."""
     ends = np.flatnonzero(response_ids == eos_token_id)
     return int(ends[0]) + 1 if len(ends) else len(response_ids)
 
@@ -51,9 +51,9 @@ def draw_unread(
     eos_region_ratio: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Positions that a loss over the whole response leaves out, bool (G,).
+    """Draw the positions that a loss over the whole response excludes, bool (G,).
 
-    Each block wholly after the first end-of-text token is read with probability `eos_region_ratio`.
+    A block entirely after the first end-of-sequence token is included with probability `eos_region_ratio`.
     """
     starts = np.arange(0, len(response_ids), block_length)  # (K,)
     padding = starts >= content_length(response_ids, eos_token_id)
@@ -61,13 +61,14 @@ def draw_unread(
 
 
 def draw_ratio(low: float, high: float, rng: np.random.Generator) -> float:
+    """Draw a mask ratio uniformly from `low` to `high`."""
     return low if low == high else rng.uniform(low, high)
 
 
 def monotone_ratios(blocks: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
-    """One mask ratio for each block, (K,), none below the one before (D2F).
+    """Draw a mask ratio per block, (K,), in ascending order (D2F).
 
-    The first is drawn from `low` to `high`; each next adds U(0, 1) (high - first) / (K - 1).
+    The first is drawn from `low` to `high`; each following one adds U(0, 1) (high - first) / (K - 1).
     """
     first = draw_ratio(low, high, rng)
     rises = rng.random(blocks - 1) * (high - first) / max(1, blocks - 1)
@@ -75,23 +76,23 @@ def monotone_ratios(blocks: int, low: float, high: float, rng: np.random.Generat
 
 
 def mask_at_random(mask_ratio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each position with its own probability, (n,); possibly none. Bool (n,)."""
+    """Mask each position with its own probability, `mask_ratio` (n,); possibly none. Bool (n,)."""
     return rng.random(len(mask_ratio)) < mask_ratio
 
 
 def mask_by_trajectory(commit_step: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What the teacher had yet to commit at one of its own steps, each equally likely. Bool (n,).
+    """The positions not yet committed at a uniformly drawn step of the teacher's trajectory. Bool (n,).
 
     Args:
-        commit_step: (n,) the step at which it fixed each position of the region.
+        commit_step: (n,) step at which the teacher committed each position of the region.
     """
     return commit_step >= rng.choice(np.unique(commit_step))
 
 
 def mask_from_point(commit_step: np.ndarray, mask_ratio: float) -> np.ndarray:
-    """What the teacher had yet to commit after the step at which 1 - `mask_ratio` was committed. Bool (n,).
+    """The positions not yet committed when the teacher had committed 1 - `mask_ratio`. Bool (n,).
 
-    That share is rounded to whole positions. At least what its last step committed is masked.
+    The ratio is rounded to whole positions. At least the positions of the last step are masked.
     """
     kept = round((1 - mask_ratio) * len(commit_step))
     last_kept = np.sort(commit_step)[kept - 1] if kept else -1
@@ -105,12 +106,12 @@ def view(
     ratio: np.ndarray | None = None,
     unread: np.ndarray | None = None,
 ) -> View:
-    """Mask `chosen` (n,) inside the region and everything after it; read only `chosen`.
+    """Mask `chosen` (n,) in the region and everything after the region; the loss is taken at `chosen`.
 
     Args:
-        ratio: (n,) with which probability each was chosen, to weigh by its inverse; else all positions
-            read weigh the same, 1 in sum.
-        unread: bool (n,), what is left out of the loss.
+        ratio: (n,) probability of being chosen, for weighting by its inverse; by default all positions have
+            equal weights with sum 1.
+        unread: bool (n,), positions excluded from the loss.
     """
     read, weight = np.zeros(gen_length, dtype=bool), np.zeros(gen_length, dtype=np.float32)
     read[region] = chosen

@@ -17,12 +17,12 @@ from dparallel.models.backbone import DiffusionConfig
 from dparallel.stages.manifest import StageError, fingerprint, read_manifest
 from dparallel.trajectories import store
 
-ORDER, ROW, DROPOUT = range(3)  # one family of random streams each
+ORDER, ROW, DROPOUT = range(3)  # families of random streams
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The trajectories trained on: G is the same for all, prompts may differ in length."""
+    """The training samples; G is the same for all, prompts may differ in length."""
 
     prompts: Sequence[np.ndarray]
     responses: np.ndarray  # int32 (samples, G)
@@ -37,7 +37,7 @@ class Samples:
 
 
 class StepShape(NamedTuple):
-    """How one train step is split: samples over all processes, samples per forward, forwards."""
+    """Division of a train step: samples over all processes, samples per forward pass, forward passes."""
 
     samples: int
     micro_samples: int
@@ -47,17 +47,21 @@ class StepShape(NamedTuple):
 def load_samples(
     folder: str | Path, only_correct: bool, max_length: int | None
 ) -> tuple[Samples, dict[str, int]]:
-    """Read trajectories and keep those to train on.
+    """Load the trajectories to train on.
+
+    Args:
+        only_correct: skip responses that are not known to be correct.
+        max_length: skip trajectories with more prompt + response tokens.
 
     Returns:
         The samples, and counts: `rows_read` = `left_out_incorrect` + `left_out_too_long` + `rows_used`.
 
     Raises:
-        ConfigError: nothing is left, or the responses differ in length.
+        ConfigError: no trajectory remains, or the responses differ in length.
     """
     table = store.load(folder)
     counts = {"rows_read": table.num_rows}
-    if only_correct:  # where correctness is unknown (null), the row does not count as correct
+    if only_correct:  # unknown correctness (null) counts as not correct
         table = table.filter(pc.fill_null(table["correct"], False))
     counts["left_out_incorrect"] = counts["rows_read"] - table.num_rows
     lengths = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["response_ids"]))
@@ -84,7 +88,7 @@ def load_samples(
 
 
 def check_teacher(trajectories: str | Path, teacher: str | Path) -> None:
-    """Refuse to distil one model from what another one recorded, as a `StageError`."""
+    """Raise a StageError if the trajectories were recorded with another teacher."""
     recorded, given = read_manifest(trajectories, "trajectories").inputs["teacher"], fingerprint(teacher)
     if recorded != given:
         raise StageError(
@@ -94,7 +98,7 @@ def check_teacher(trajectories: str | Path, teacher: str | Path) -> None:
 
 
 def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig) -> None:
-    """Refuse what cannot be trained on before any work starts, as a `ConfigError`."""
+    """Raise a ConfigError if recipe, trajectories and model do not fit together."""
     gen_length = samples.gen_length
     if misfit := recipe.misfit(gen_length):
         raise ConfigError(
@@ -128,7 +132,7 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
 
 
 def step_shape(config: TrainingConfig, views: int, processes: int) -> StepShape:
-    """Divide a train step over processes and forwards; `ConfigError` where it does not divide."""
+    """Divide a train step over processes and forward passes; ConfigError if it is not divisible."""
     wanted = config.views_per_step
     if wanted % (views * processes):
         raise ConfigError(
@@ -147,28 +151,29 @@ def step_shape(config: TrainingConfig, views: int, processes: int) -> StepShape:
 
 
 def sample_order(seed: int, train_step: int, per_step: int, samples: int) -> np.ndarray:
-    """Which samples a train step (1-based) draws, (per_step,): every epoch is its own permutation."""
+    """Indices of the samples of a train step (from 1), (per_step,); each epoch is a new permutation."""
     position = np.arange((train_step - 1) * per_step, train_step * per_step)
     epoch, offset = np.divmod(position, samples)
     return np.array([_permutation(seed, int(e), samples)[o] for e, o in zip(epoch, offset, strict=True)])
 
 
 def row_generator(seed: int, train_step: int, row: int) -> np.random.Generator:
-    """The randomness of one row of a train step's global batch."""
+    """The random generator of a row of a train step's global batch."""
     return np.random.default_rng((ROW, seed, train_step, row))
 
 
 def dropout_seed(seed: int, train_step: int, rank: int) -> int:
+    """Seed for the dropout of a process in a train step."""
     return int(np.random.SeedSequence((DROPOUT, seed, train_step, rank)).generate_state(1)[0])
 
 
-@lru_cache(maxsize=2)  # a step touches two epochs at most, unless an epoch is shorter than a step
+@lru_cache(maxsize=2)  # a step spans at most two epochs, unless an epoch is shorter than a step
 def _permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
     return np.random.default_rng((ORDER, seed, epoch)).permutation(samples)
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A column of lists as one array for each row, without a copy through Python numbers."""
+    """A column of lists as an array per row, without conversion to Python numbers."""
     rows = []
     for chunk in column.chunks:
         offsets = chunk.offsets.to_numpy()

@@ -1,4 +1,4 @@
-"""All that is particular to DeepSpeed: its configuration, its checkpoints, its launchers' environment."""
+"""The interface to DeepSpeed: configuration, checkpoints, and the environment set by launchers."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by the next import, which would guess, and warn
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by the following import; avoids its warning
 
 import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -32,12 +32,12 @@ LAUNCH_COMMAND = "torchrun --standalone --nproc_per_node N -m dparallel.distilla
 
 
 class NotLaunchedError(UserError):
-    """Started without a launcher, or with more processes than devices."""
+    """Training was started without a launcher, or with more processes than GPUs."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the launch."""
+    """A training process, identified by its ranks in the launch."""
 
     rank: int
     local_rank: int
@@ -53,7 +53,7 @@ class Process:
 
 
 def launched_process() -> Process:
-    """Read the launcher's environment; `NotLaunchedError` names the right command where there is none."""
+    """Read the launcher's environment variables; NotLaunchedError names the right command if not set."""
     try:
         process = Process(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
     except KeyError as missing:
@@ -70,18 +70,18 @@ def launched_process() -> Process:
 
 
 def join(process: Process) -> None:
-    """Meet the other processes of the launch."""
+    """Initialize communication with the other processes of the launch."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if torch.cuda.is_available():
         torch.cuda.set_device(process.device)
     else:
-        # Its shared-memory op would be compiled at first use (a minute); gloo serves as well.
+        # DeepSpeed's shared-memory backend would be compiled at first use (a minute); gloo is sufficient.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
 
 
 def precision(asked: str) -> torch.dtype:
-    """`auto` is bf16 on GPUs that have it."""
+    """The dtype for `TrainingConfig.precision`; `auto` is bf16 on GPUs that support it, else fp32."""
     if asked == "auto":
         asked = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[asked]
@@ -90,7 +90,7 @@ def precision(asked: str) -> torch.dtype:
 def deepspeed_config(
     config: TrainingConfig, processes: int, micro_views: int, accumulation: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The ZeRO settings of `config.deepspeed` with everything else filled in.
+    """DeepSpeed's configuration: the ZeRO settings of `config.deepspeed`, with all other keys filled in.
 
     Raises:
         ConfigError: as `check_deepspeed`.
@@ -114,7 +114,7 @@ def deepspeed_config(
 
 
 def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
-    """Under ZeRO stage 3 divide every weight over the processes; no device ever holds all weights."""
+    """With ZeRO stage 3, partition the weights over the processes; no device ever holds all of them."""
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.zero.Init(module=student, config_dict_or_path=settings)
     return student
@@ -123,7 +123,7 @@ def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
 def start_engine(
     student: PeftModel, optimizer: OptimizerConfig, train_steps: int, settings: dict[str, Any]
 ) -> DeepSpeedEngine:
-    """DeepSpeed over AdamW and its schedule."""
+    """Start DeepSpeed with AdamW and its learning rate schedule."""
     trainable = [weight for weight in student.parameters() if weight.requires_grad]
     optimizing = adamw(trainable, optimizer, offloads_optimizer(settings))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -136,7 +136,7 @@ def start_engine(
 
 
 def gradient_norm(engine: DeepSpeedEngine) -> float:
-    """Norm over all processes before clipping, of the step just taken; not finite if it was skipped."""
+    """Gradient norm of the last step over all processes, before clipping; not finite if it was skipped."""
     norm = float(engine.get_global_grad_norm())
     return norm if engine.was_step_applied() and norm >= 0 else math.nan
 
@@ -144,10 +144,10 @@ def gradient_norm(engine: DeepSpeedEngine) -> float:
 def save_checkpoint(
     engine: DeepSpeedEngine, folder: Path, train_step: int, layout: dict[str, Any], process: Process
 ) -> None:
-    """Write a checkpoint of the adapter and the optimizer; once it is whole it replaces the oldest.
+    """Save a checkpoint of adapter and optimizer; when it is complete, the oldest one is removed.
 
     Raises:
-        FileError: the disk is full. The checkpoints that were there are still whole.
+        FileError: the disk is full; existing checkpoints remain intact.
     """
     if process.first:
         resuming.remove_unfinished(folder)
@@ -174,28 +174,28 @@ def leave() -> None:
 
 
 def from_first(value: Any, process: Process) -> Any:
-    """The first process's value, in every process."""
+    """Broadcast a value of the first process to all processes."""
     values = [value if process.first else None]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> list[str]:
-    """Write the adapter alone, in PEFT's format; returns the file names."""
+    """Save the adapter in PEFT's format; returns the file names."""
     student: PeftModel = engine.module
     trainable = [weight for weight in student.parameters() if weight.requires_grad]
     with deepspeed.zero.GatheredParameters(trainable, enabled=engine.zero_optimization_partition_weights()):
         if process.first:
             with naming_the_file(folder):
                 student.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # an empty form
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template
             _sort_targets(folder / "adapter_config.json")
             give_usual_modes([folder / "adapter_model.safetensors"])
     return ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def _sort_targets(file: Path) -> None:
-    """PEFT writes a set in any order; the same adapter should be the same bytes."""
+    """Sort PEFT's target modules, which have no fixed order, so that equal adapters have equal bytes."""
     config = json.loads(file.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     write_atomically(file, json.dumps(config, indent=2, sort_keys=True))

@@ -1,4 +1,4 @@
-"""The machines that training runs on: DeepSpeed's hostfile."""
+"""The machines used for training, from DeepSpeed's hostfile."""
 
 import re
 import shutil
@@ -12,15 +12,16 @@ LINE = re.compile(r"(\S+)\s+slots=([1-9]\d*)")
 
 
 def world_size(config: LaunchConfig) -> int:
-    """How many processes train, over all machines."""
+    """Number of training processes over all machines."""
     return config.processes if config.hostfile is None else sum(read_hostfile(config.hostfile).values())
 
 
 def read_hostfile(path: str) -> dict[str, int]:
-    """The number of processes (slots) on each host, in the file's order.
+    """Number of processes (slots) per host, in the order of the file.
 
     Raises:
-        ConfigError: a missing file, no host, a host named twice, or a line that is not `HOST slots=N`.
+        ConfigError: the file is missing, lists no host, lists a host twice, or has a line other than
+            `HOST slots=N`.
     """
     file = Path(path)
     if not file.is_file():
@@ -42,12 +43,12 @@ def read_hostfile(path: str) -> dict[str, int]:
 
 
 def is_this_machine(hosts: dict[str, int]) -> bool:
-    """Whether a hostfile names this machine alone, so that nothing has to be reached."""
+    """Whether the hostfile lists only this machine, so that no remote access is needed."""
     return set(hosts) <= {"localhost", "127.0.0.1", socket.gethostname()}
 
 
 def check_hosts(config: LaunchConfig) -> None:
-    """Refuse a hostfile that is wrong, or whose machines cannot be reached because a program is missing."""
+    """Raise a ConfigError for an invalid hostfile, or if programs for remote access are not installed."""
     if config.hostfile is None or is_this_machine(hosts := read_hostfile(config.hostfile)):
         return
     missing = [program for program in ("ssh", "pdsh") if shutil.which(program) is None]

@@ -1,7 +1,7 @@
-"""The distillation loss, in float32, over the positions a view reads.
+"""The distillation loss, computed in float32 at the positions that count in the loss.
 
-Of the logits only the model's own are kept for the backward pass: what float32 adds to a wide
-vocabulary is computed again there, a chunk of positions at a time.
+Only the model's own logits are kept for the backward pass. Intermediate float32 values are recomputed in the
+backward pass, in chunks of positions, to save memory with large vocabularies.
 
 Legend: N positions read over all views of a batch, V vocabulary, R views.
 """
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 2**26  # of float32 logits
+CHUNK_BYTES = 2**26  # size of a chunk of float32 logits
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against the trajectory's tokens, at each position.
+    """Cross-entropy against the trajectory's tokens.
 
     Args:
         logits: (N, V) at the positions read.
-        targets: int64 (N,) the trajectory's token there.
+        targets: int64 (N,), the trajectory's tokens at these positions.
 
     Returns:
         Float32 (N,).
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's distribution, at each position: (N, V), (N, V) -> float32 (N,)."""
+    """Cross-entropy of `logits` (N, V) against the teacher's distribution; returns float32 (N,)."""
 
     def values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
         probability = F.softmax(teacher_logits.float(), dim=-1)
@@ -51,18 +51,18 @@ def certainty(
     temperature: float,
     among: Tensor | None = None,
 ) -> Tensor:
-    """Mean entropy of softmax(logits / temperature) where the student already is right, for each view.
+    """Mean entropy of softmax(logits / temperature) over correctly predicted positions, for each view.
 
-    Minimising it makes the student sure of what it knows.
+    Minimising it makes the student more certain of its correct predictions.
 
     Args:
-        logits, targets: as for `cross_entropy`.
-        view: int64 (N,) which view each position belongs to.
+        logits, targets: as in `cross_entropy`.
+        view: int64 (N,), the view of each position.
         views: R.
-        among: bool (N,), the positions to look at; all unless told.
+        among: bool (N,), positions to include; by default all.
 
     Returns:
-        Float32 (R,), in nats; 0 for a view whose every argmax differs from the trajectory's token.
+        Float32 (R,), in nats; 0 for views without a correctly predicted position.
     """
     right = logits.argmax(dim=-1) == targets  # (N,)
     if among is not None:
@@ -75,13 +75,13 @@ def certainty(
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats over the whole vocabulary, float32: (N, V) -> (N,)."""
+    """Entropy of softmax(logits) in nats, over the whole vocabulary: (N, V) -> float32 (N,)."""
     log_probability = F.log_softmax(logits.float(), dim=-1)
     return -(log_probability.exp() * log_probability).sum(dim=-1)
 
 
 def _in_chunks(values: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
-    """`values(logits (N, V), *others (N, ...))` (N,), computed and later recomputed chunk by chunk."""
+    """`values(logits (N, V), *others (N, ...))` (N,), computed in chunks that backward recomputes."""
     positions = max(1, CHUNK_BYTES // (torch.float32.itemsize * logits.shape[-1]))
     chunks = zip(*(each.split(positions) for each in (logits, *others)), strict=True)
     return torch.cat(

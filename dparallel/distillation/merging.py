@@ -1,4 +1,4 @@
-"""The merging stage: a student that stands alone, proven equal to base + adapter at every merge.
+"""The merging stage: merge an adapter into its base model, and verify that both compute the same logits.
 
 Legend: G response positions, L canvas length, N masked positions, V vocabulary.
 """
@@ -35,46 +35,46 @@ from dparallel.trajectories import store
 
 log = logging.getLogger(__name__)
 
-ROOM = 1.25  # of the weights: adapter, canvases and logits beside them
+ROOM = 1.25  # memory relative to the weights, for adapter, canvases and logits
 
 
 class MergeError(RuntimeError):
-    """The merged model does not compute what base + adapter computed; the stage stays unfinished."""
+    """The merged model's logits differ from those of base + adapter; the stage remains unfinished."""
 
 
 @releasing_memory
 def run_stage(
     config: MergingConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
 ) -> Manifest:
-    """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, check, and save.
+    """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, verify the result, and save it.
 
     The check compares logits on partly masked canvases of `config.check_prompts` trajectories of
-    `inputs["trajectories"]`. Two largest differences from base + adapter in float32 go into the manifest:
-    `max_logit_difference` of the merge, also in float32, and `max_logit_difference_saved` of the model
-    read back from the folder, whose weights are rounded to the teacher's dtypes.
+    `inputs["trajectories"]`. The manifest contains two largest differences from base + adapter in float32:
+    `max_logit_difference` of the merged model in float32, and `max_logit_difference_saved` of the saved
+    model, whose weights are rounded to the teacher's dtypes.
 
     Args:
-        code: digest of the code whose result is taken; by default that of this code.
+        code: digest of the code whose result is accepted; by default that of the running code.
 
     Raises:
-        LeaseHeldError: another run merges in this folder.
+        LeaseHeldError: another run works in this folder.
         StageError: the adapter was trained on another teacher, or an input is damaged.
         AdapterError: the adapter does not fit the teacher.
-        CheckpointError: the teacher has no original format to be saved in, or the disk no room.
-        MergeError: the first difference is above `config.tolerance`, or the second one is though the
-            teacher's dtype rounds nothing away (bf16 and fp16 do).
+        CheckpointError: the teacher has no original format to save in, or the disk is full.
+        MergeError: the first difference is above `config.tolerance`, or the second one is, unless the
+            teacher's dtype (bf16 or fp16) rounds the weights.
     """
     stage = Stage("merging", config, inputs, out_dir, code)
     if done := stage.done:
         return done
     with lease.held(stage.folder):
-        if done := stage.done:  # by another run meanwhile
+        if done := stage.done:  # finished by another run meanwhile
             return done
         return _merge(config, inputs, stage)
 
 
 def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manifest:
-    # 1. Only fitting inputs
+    # 1. Check that the inputs belong together
     training = verify(inputs["training"], "training")
     if training.inputs["teacher"] != fingerprint(inputs["teacher"]):
         raise StageError(
@@ -85,7 +85,7 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
     base = load_model(inputs["teacher"], roomy_device(inputs["teacher"]))
     student = load_adapter(base, Path(inputs["training"]) / "adapter").eval()
 
-    # 2. Merge in float32, and compare with what base + adapter said
+    # 2. Merge in float32, and compare with the logits of base + adapter
     rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
     mask_token_id = base.config.mask_token_id
     canvases = check_canvases(rows, mask_token_id)
@@ -101,14 +101,14 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
         )
     log.info("merged logits equal base + adapter within %.2g on %d prompts", difference, len(canvases))
 
-    # 3. Save, each matrix in its own dtype, and compare what can be loaded from there
+    # 3. Save each matrix in its own dtype, and compare the logits of the saved model
     fold(adapters)
     device, dtype_name = merged.device, str(merged.dtype).removeprefix("torch.")
     rounds = any(torch.finfo(weight.dtype).bits < 32 for weight in merged.parameters())
     tokenizer = load_tokenizer(inputs["teacher"])
     with naming_the_file(stage.folder):
         files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
-    del base, student, merged, adapters  # one model at a time
+    del base, student, merged, adapters  # keep only one model in memory
     saved = load_model(stage.folder, device)
     saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))
     limit = math.inf if rounds else config.tolerance
@@ -127,7 +127,7 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
 
 
 def roomy_device(path: str | Path) -> torch.device:
-    """A GPU that holds the model and what the check computes with, else the CPU."""
+    """A GPU with enough memory for the model and the check, otherwise the CPU."""
     gpu = torch.device("cuda")
     if torch.cuda.is_available() and free_bytes(gpu) > merging_bytes(path):
         return gpu
@@ -135,14 +135,14 @@ def roomy_device(path: str | Path) -> torch.device:
 
 
 def merging_bytes(path: str | Path) -> int:
-    """Of the model as it is stored, and of the part with most weights while it is merged and widened."""
+    """Bytes of the stored model plus those of its largest part while it is merged in float64."""
     model = empty_model(read_config(path))
     widest = max(sum(weight.numel() for weight in part.parameters()) for part in parts(model))
     return int(ROOM * stored_bytes(path)) + 2 * torch.float64.itemsize * widest
 
 
 def check_canvases(rows: Sequence[dict], mask_token_id: int) -> list[Tensor]:
-    """One canvas (1, L) for each trajectory, masked from lightly (at least one position) to wholly."""
+    """One canvas (1, L) per trajectory, from lightly masked (at least one position) to fully masked."""
     rng = np.random.default_rng(0)
     canvases = []
     for index, row in enumerate(rows):
@@ -160,16 +160,13 @@ def masked_logits(
     mask_token_id: int,
     adapters: Mapping[nn.Parameter, Linear] | None = None,
 ) -> list[Tensor]:
-    """Logits (N, V) where decoding would read them.
+    """Logits (N, V) at the masked positions of each canvas.
 
-    The float32 weights are multiplied in float64, so that what is compared is the weights and not
-    the order in which float32 sums were rounded.
-
-    One part of the model after the other is copied in float64: a model in bf16 would be four times its size
-    as a whole.
+    The float32 weights are multiplied in float64, so that the comparison is not affected by the order of
+    float32 sums. The model is copied to float64 part by part: a bf16 model would take four times its size.
 
     Args:
-        adapters: merged, in float32, into the copies of the matrices that they belong to.
+        adapters: merged in float32 into the copies of their matrices.
     """
     [whole] = (module for module in model.modules() if isinstance(module, DiffusionTransformer))
     config, device = whole.config, whole.device
@@ -186,13 +183,13 @@ def masked_logits(
     part = widened(whole.norm, adapters)
     hidden = [part(states) for states in hidden]
     part = widened(whole.lm_head, adapters)
-    before = 1 if config.predicts_next else 0  # logits of a position stand at the one before it
+    before = 1 if config.predicts_next else 0  # the previous position predicts a token
     reads = [(canvas[0] == mask_token_id).nonzero()[:, 0] - before for canvas in ids]
     return [part(states[0, read.clamp(min=0)]) for states, read in zip(hidden, reads, strict=True)]
 
 
 def widened(part: nn.Module, adapters: Mapping[nn.Parameter, Linear] | None) -> nn.Module:
-    """A copy of one part of a model in float64, with the adapters of its matrices merged in."""
+    """A float64 copy of a part of the model, with the adapters of its matrices merged in."""
     wide = copy.deepcopy(part)
     for weight, copied in zip(part.parameters(), wide.parameters(), strict=True):
         adapter = (adapters or {}).get(weight)
@@ -201,9 +198,10 @@ def widened(part: nn.Module, adapters: Mapping[nn.Parameter, Linear] | None) -> 
 
 
 def parts(model: DiffusionTransformer) -> list[nn.Module]:
-    """What computes one after the other; together they have all weights."""
+    """The model's parts in the order of computation; together they contain all weights."""
     return [model.embedding, *model.layers, model.norm, model.lm_head]
 
 
 def max_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """The largest absolute difference between corresponding tensors."""
     return max((a - b).abs().max().item() for a, b in zip(expected, actual, strict=True))

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate over a training."""
+"""AdamW and its learning rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ from dparallel.config.experiment import OptimizerConfig
 def adamw(
     weights: Iterable[torch.nn.Parameter], settings: OptimizerConfig, offloaded: bool
 ) -> torch.optim.Optimizer:
-    """Torch's AdamW, which has nothing to compile; where its state is offloaded, DeepSpeed's for the CPU.
+    """Torch's AdamW, or DeepSpeed's CPU AdamW if the optimizer state is offloaded.
 
-    That one is built at its first use, which takes minutes.
+    DeepSpeed's is compiled at first use, which takes minutes; torch's needs no compilation.
     """
     trained = list(weights)
     if offloaded:
@@ -30,12 +30,12 @@ def adamw(
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=torch.cuda.is_available(),  # on a GPU: no temporary copies
+        fused=torch.cuda.is_available(),  # avoids temporary copies on a GPU
     )
 
 
 def learning_rate_factor(settings: OptimizerConfig, steps_done: int, train_steps: int) -> float:
-    """Multiplies the learning rate of train step `steps_done + 1`: warm-up, then the schedule."""
+    """Factor of the learning rate in train step `steps_done + 1`: warm-up, then the schedule."""
     warmup = round(settings.warmup_ratio * train_steps)
     if steps_done < warmup:
         return (steps_done + 1) / warmup

@@ -1,4 +1,4 @@
-"""The base's linear layers in 4 bits (NF4) while an adapter on top of them is trained."""
+"""NF4 (4-bit) quantization of the base model's linear layers for adapter training."""
 
 import torch
 from torch import nn
@@ -6,17 +6,18 @@ from torch import nn
 from dparallel.config.base import ConfigError
 from dparallel.models.backbone import DiffusionTransformer
 
-BLOCK = 64  # weights that share a scale
+BLOCK = 64  # weights per scale
 
 
 def quantize(model: DiffusionTransformer, device: torch.device) -> None:
-    """Move `model` (in place) to `device`, every layer's matrices as NF4 with double quantization.
+    """Move `model` (in place) to `device` with all layers' matrices as NF4 with double quantization.
 
-    Embedding, norms and head keep their dtype, in which the 4-bit products are computed too. One
-    matrix at a time, so that the device never holds the wide weights. Needs bitsandbytes.
+    Embedding, norms and head keep their dtype, which is also the compute dtype of the 4-bit matrices.
+    Matrices are converted one at a time, so that the device never holds the full-precision weights. Needs
+    bitsandbytes.
 
     Raises:
-        ConfigError: a matrix whose rows are not whole blocks; on a CPU they would be read back wrongly.
+        ConfigError: the rows of a matrix are not divisible into blocks, which CPUs dequantize incorrectly.
     """
     check_blocks(model)
     found = {name: module for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)}
@@ -26,7 +27,7 @@ def quantize(model: DiffusionTransformer, device: torch.device) -> None:
 
 
 def check_blocks(model: DiffusionTransformer) -> None:
-    """Refuse a matrix whose rows are not whole blocks, as a `ConfigError`; the model needs no weights."""
+    """Raise a ConfigError for a matrix whose rows are not divisible into blocks; needs no weights."""
     for name, module in model.layers.named_modules():
         if isinstance(module, nn.Linear) and module.in_features % BLOCK:
             raise ConfigError(

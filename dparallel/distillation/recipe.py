@@ -1,4 +1,4 @@
-"""A recipe put together: rows become views, views a batch of canvases, logits a loss.
+"""Apply a recipe: trajectories to views, views to batches of canvases, logits to a loss.
 
 Legend: G response positions, R canvases (views) in a batch, L canvas length, N positions read.
 """
@@ -28,40 +28,42 @@ from dparallel.models.attention import block_levels
 
 
 class Batch(NamedTuple):
-    """Canvases and what is read of them; the views of one sample are neighbours."""
+    """Canvases and the positions that count in the loss; views of a sample are adjacent rows."""
 
     canvas: Tensor  # int64 (R, L)
-    attention_mask: Tensor | None  # bool (R, L), None where nothing is padded
+    attention_mask: Tensor | None  # bool (R, L), None without padding
     read: Tensor  # bool (R, L)
     targets: Tensor  # int64 (N,), in the row-major order of `read`
     view: Tensor  # int64 (N,), the canvas each target belongs to
-    weight: Tensor  # float32 (N,): its sum with the positions' cross-entropies is the batch's term
-    levels: Tensor | None = None  # int64 (R, L) of the student's attention, None where it sees everything
+    weight: Tensor  # float32 (N,), multiplied with the positions' cross-entropies and summed
+    levels: Tensor | None = None  # int64 (R, L), attention pattern of the student; None for full attention
 
     @property
     def tokens(self) -> int:
-        """Canvas tokens without padding."""
+        """Number of canvas tokens without padding."""
         return self.canvas.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     @property
     def teacher_inputs(self) -> dict[str, Any]:
-        """What the teacher's forward takes, for logits (N, V)."""
+        """Arguments of the teacher's forward pass, for logits (N, V)."""
         return {"input_ids": self.canvas, "attention_mask": self.attention_mask, "logits_at": self.read}
 
     @property
     def student_inputs(self) -> dict[str, Any]:
+        """Arguments of the student's forward pass, for logits (N, V)."""
         if self.levels is None:
             return self.teacher_inputs
         return {"input_ids": self.canvas, "levels": self.levels, "logits_at": self.read}
 
     def to(self, device: torch.device) -> "Batch":
+        """Move the tensors to `device`."""
         return Batch(*(each if each is None else each.to(device) for each in self))  # type: ignore[arg-type]
 
 
 class Loss(NamedTuple):
-    """`loss` is what is minimised: the other two by their weights.
+    """`loss`, the weighted sum that is minimised, and its terms.
 
-    `cross_entropy` is by the recipe's weighting; `certainty` the mean over samples of their views' sum.
+    `cross_entropy` uses the recipe's weighting; `certainty` is summed over views and averaged over samples.
     """
 
     loss: Tensor
@@ -70,14 +72,14 @@ class Loss(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Which positions of a response the first view of a sample masks; its complement masks the others."""
+    """The positions masked in the first view of a sample; the complement view masks the others."""
 
-    region: slice  # of the response: the P positions that are masked or not
+    region: slice  # the P response positions that may be masked
     masked: np.ndarray  # bool (P,)
     ratio: (
         np.ndarray | None
     )  # float (P,), the probability of being masked; None where it was not drawn by one
-    unread: np.ndarray | None  # bool (G,), positions without a loss
+    unread: np.ndarray | None  # bool (G,), positions excluded from the loss
 
 
 def make_views(
@@ -87,10 +89,12 @@ def make_views(
     eos_token_id: int,
     rng: np.random.Generator,
 ) -> list[View]:
-    """The `recipe.views` views of one trajectory: (G,) tokens and the steps they were committed at.
+    """Draw the `recipe.views` views of a trajectory.
 
     Args:
-        recipe: `at` a point of the training; without schedules, as it is.
+        recipe: resolved with `at`, or without schedules.
+        response_ids: (G,) the teacher's tokens.
+        commit_step: (G,) the steps at which they were committed.
     """
     masks = choose_masks(recipe, response_ids, commit_step, eos_token_id, rng)
     return views(masks, recipe, len(response_ids))
@@ -103,17 +107,17 @@ def choose_masks(
     eos_token_id: int,
     rng: np.random.Generator,
 ) -> Masks:
-    """Draw a region and its masked positions; the arguments are those of `make_views`."""
+    """Draw a region and its masked positions; for arguments see `make_views`."""
     gen_length, bounds = len(response_ids), recipe.ratio_bounds()
     block_length = recipe.fixed_block_length or gen_length
 
-    # 1. The region
+    # 1. Region
     region = slice(0, gen_length)
     if recipe.region == "block":
         region = draw_block(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
     positions = region.stop - region.start
 
-    # 2. Its masked positions: by the teacher's order, or at random by a ratio
+    # 2. Masked positions: from the teacher's trajectory, or at random with a ratio
     ratio: np.ndarray | None = None
     if bounds is None:
         masked = mask_by_trajectory(commit_step[region], rng)
@@ -127,7 +131,7 @@ def choose_masks(
         ratio = np.repeat(ratios, positions // len(ratios))
         masked = mask_at_random(ratio, rng)
 
-    # 3. Blocks of a whole response that hold nothing but padding are read now and then
+    # 3. Blocks that contain only padding are excluded from the loss most of the time
     unread = None
     if recipe.region == "response" and recipe.block_length is not None:
         unread = draw_unread(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
@@ -135,9 +139,9 @@ def choose_masks(
 
 
 def views(masks: Masks, recipe: RecipeConfig, gen_length: int) -> list[View]:
-    """One view, and where the recipe has a complement the one that masks the rest of the region."""
+    """The view, and for a recipe with complement a second one that masks the rest of the region."""
     region, masked, ratio, unread = masks
-    if recipe.weighting == "view_mean":  # all positions weigh the same
+    if recipe.weighting == "view_mean":  # equal weights for all positions
         ratio = None
     made = [view(masked, region, gen_length, ratio, unread)]
     if recipe.complement:
@@ -146,7 +150,7 @@ def views(masks: Masks, recipe: RecipeConfig, gen_length: int) -> list[View]:
 
 
 def normaliser(recipe: RecipeConfig, views: Sequence[Sequence[View]]) -> float:
-    """What the weighted cross-entropies of a train step, all its samples' `views`, are divided by."""
+    """Divisor of the weighted cross-entropies of a train step with the given `views` per sample."""
     if recipe.weighting == "view_mean":
         return len(views)
     return max(1, sum(int(each.read.sum()) for both in views for each in both))
@@ -160,14 +164,14 @@ def make_batch(
     scale: float | None = None,
     block_length: int | None = None,
 ) -> Batch:
-    """Canvases of prompt and corrupted response, padded on the right.
+    """Build canvases of prompt and corrupted response, padded on the right.
 
     Args:
-        prompts: token ids of each sample's prompt.
+        prompts: prompt token ids per sample.
         responses: (samples, G) the teacher's tokens.
-        views: the views of each sample.
-        scale: multiplies the views' weights; default one over the number of samples.
-        block_length: of the student's block-causal attention; None where it sees everything.
+        views: views per sample.
+        scale: factor of the views' weights; default 1 / number of samples.
+        block_length: block length of the student's block-causal attention; None for full attention.
     """
     gen_length = responses.shape[1]
     length = max(map(len, prompts)) + gen_length
@@ -193,7 +197,7 @@ def make_batch(
     levels = None
     if block_length is not None:
         levels = block_levels(torch.arange(length), torch.from_numpy(prompt_length), block_length)
-        levels[torch.from_numpy(~real)] = length  # padding: above all others
+        levels[torch.from_numpy(~real)] = length  # padding: above all other levels
     return Batch(
         canvas=torch.from_numpy(canvas),
         attention_mask=None if real.all() else torch.from_numpy(real),
@@ -207,16 +211,16 @@ def make_batch(
 
 @torch.no_grad()
 def teacher_logits(student: PeftModel, batch: Batch) -> Tensor:
-    """The base's own logits (N, V) at the positions read: adapter off, everything seen."""
+    """Logits (N, V) of the base model (adapter disabled, full attention) at the positions read."""
     with student.disable_adapter():
         return student(**batch.teacher_inputs)
 
 
 def loss(logits: Tensor, batch: Batch, recipe: RecipeConfig, teacher: Tensor | None = None) -> Loss:
-    """The recipe's loss of a batch from the student's logits (N, V): a batch of n equals n batches of one.
+    """The recipe's loss from the student's logits (N, V); a batch of n equals the mean of n batches of one.
 
     Args:
-        teacher: its logits (N, V), where they are the targets.
+        teacher: the teacher's logits (N, V), required if `recipe.targets` is `teacher`.
     """
     rows = len(batch.canvas)
     if recipe.targets == "teacher":

@@ -1,7 +1,7 @@
-"""A training's checkpoints on disk: when one is whole, which one a run goes on from, and which are removed.
+"""Training checkpoints on disk: validate them, choose the one to resume from, and remove old ones.
 
-A checkpoint is written into a folder of another name, described by `checkpoint.json` with the sizes and
-hashes of its files, and only then named `step-00000100`. Nothing here knows DeepSpeed.
+A checkpoint is written to a temporary folder, described by `checkpoint.json` with the sizes and hashes of its
+files, and then renamed to `step-00000100`. This module does not depend on DeepSpeed.
 """
 
 import logging
@@ -19,16 +19,16 @@ from dparallel.stages.manifest import FileRecord, StageError, file_digest
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "checkpoint.json"
-UNFINISHED = "unfinished"  # what a killed run leaves; no run reads it
-DIVIDING = ("sub_group_size", "round_robin_gradients", "zero_hpz_partition_size")  # the optimizer's state
+UNFINISHED = "unfinished"  # folder of a checkpoint being written; never read
+DIVIDING = ("sub_group_size", "round_robin_gradients", "zero_hpz_partition_size")  # of the optimizer state
 SET_BY = {"processes": "launch.processes", "precision": "training.precision"}
 
 
 class Checkpoint(BaseModel):
-    """What `checkpoint.json` says.
+    """Content of `checkpoint.json`.
 
-    `layout` is how the optimizer's state is divided into files and tensors: only a launch that divides it
-    the same way can read them.
+    `layout` describes how the optimizer state is divided into files and tensors; only a launch with the same
+    layout can load the checkpoint.
     """
 
     train_step: int
@@ -45,7 +45,7 @@ def step_tag(train_step: int) -> str:
 
 
 def layout(settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    """What of a launch and of its DeepSpeed settings decides how a checkpoint is divided."""
+    """The launch and DeepSpeed settings that determine how a checkpoint is divided."""
     zero = settings["zero_optimization"]
     made = {
         "processes": processes,
@@ -58,7 +58,7 @@ def layout(settings: dict[str, Any], processes: int) -> dict[str, Any]:
 
 
 def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
-    """Give the unfinished checkpoint its name once it is safe on the disk; keep the last two."""
+    """Flush the unfinished checkpoint to disk and rename it; keep the last two."""
     unfinished = folder / UNFINISHED
     files = sorted(file for file in unfinished.rglob("*") if file.is_file())
     for file in files:
@@ -72,7 +72,7 @@ def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
     }
     made = Checkpoint(train_step=train_step, layout=layout, files=records)
     write_atomically(unfinished / DESCRIPTION, made.model_dump_json(indent=1))
-    if (folder / made.tag).exists():  # damaged, else this run had gone on from it
+    if (folder / made.tag).exists():  # it is damaged, otherwise this run had resumed from it
         shutil.rmtree(folder / made.tag)
     unfinished.rename(folder / made.tag)
     earlier = [old for old in _newest_first(folder) if old.name <= made.tag]
@@ -82,12 +82,12 @@ def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
 
 
 def newest_whole(folder: Path, layout: dict[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint whose files are what was written; None where none was finished.
+    """The newest intact checkpoint; None if none was ever finished.
 
-    Damaged ones are left where they are, and the log names them.
+    Damaged checkpoints are kept and logged.
 
     Raises:
-        StageError: all are damaged, or this launch divides the optimizer's state in another way.
+        StageError: all checkpoints are damaged, or this launch divides the optimizer state differently.
     """
     damaged: list[str] = []
     for tag in _newest_first(folder):
@@ -114,7 +114,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _read_whole(folder: Path) -> Checkpoint | str:
-    """A checkpoint, every file of it compared; or why it cannot be used."""
+    """Read a checkpoint and compare all its files; returns a reason if it cannot be used."""
     try:
         found = Checkpoint.model_validate_json((folder / DESCRIPTION).read_bytes())
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What a config may ask of DeepSpeed and of quantization.
+"""Validate the DeepSpeed and quantization settings.
 
-DeepSpeed is imported only to check settings that were given, and bitsandbytes never.
+DeepSpeed is imported only if there are settings to validate; bitsandbytes is never imported.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
 
 KEPT_CHECKPOINTS = 2
-REDUCE_BUCKET_SIZE = 50_000_000  # elements; DeepSpeed's own 500 million are more than an adapter's gradients
+REDUCE_BUCKET_SIZE = 50_000_000  # elements; DeepSpeed's default of 500 million exceeds an adapter's gradients
 FILLED_IN = {
     "train_batch_size": "training.views_per_step",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -36,7 +36,7 @@ SECTION = "training.deepspeed"
 
 
 class DeepSpeedSettings(BaseModel):
-    """The keys of DeepSpeed's configuration that a user may set; DeepSpeed itself ignores unknown keys."""
+    """DeepSpeed configuration keys that users may set. DeepSpeed itself ignores unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -56,13 +56,13 @@ class DeepSpeedSettings(BaseModel):
 
 
 def check_deepspeed(settings: Mapping[str, Any]) -> None:
-    """Refuse what DeepSpeed would refuse once training starts, or would ignore.
+    """Reject settings that DeepSpeed would reject at the start of training, or ignore.
 
     Args:
         settings: `training.deepspeed`; empty means ZeRO stage 2.
 
     Raises:
-        ConfigError: naming the key, its value and what is valid.
+        ConfigError: names the key, its value and what is valid.
     """
     for key in settings:
         if key in FILLED_IN:
@@ -77,8 +77,8 @@ def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
     if type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
         raise ConfigError(f"{section}.stage={zero.get('stage')!r}: give 1, 2 or 3")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed guesses, and warns
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # here, since it takes seconds
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # avoids DeepSpeed's detection and its warning
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # imported here because it takes seconds
 
     _validate(section, DeepSpeedZeroConfig, zero)
     for key, field in DeepSpeedZeroConfig.model_fields.items():
@@ -110,7 +110,7 @@ def _refuse_auto(section: str, settings: Mapping[str, Any]) -> None:
 
 
 def _validate(section: str, model: type[BaseModel], settings: Mapping[str, Any]) -> None:
-    """Raise the first of pydantic's errors as a `ConfigError`."""
+    """Validate with a pydantic model; the first error is raised as a ConfigError."""
     try:
         model(**settings)
     except ValidationError as error:
@@ -126,12 +126,12 @@ def _validate(section: str, model: type[BaseModel], settings: Mapping[str, Any])
             else ""
         )
         raise ConfigError(f"{value}: {first['msg'].removeprefix('Assertion failed, ')}{remedy}") from error
-    except TypeError as error:  # a key that is no text
+    except TypeError as error:  # a key is not a text
         raise ConfigError(f"{section}: {error}") from error
 
 
 def _known(model: type[BaseModel], path: Iterable[str]) -> list[str]:
-    """The keys of a pydantic model, or of the one that lies below the keys `path`."""
+    """The keys of a pydantic model, or of the nested model at the key path `path`."""
     for key in path:
         field = model.model_fields[key]
         model = next(kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind))
@@ -148,15 +148,17 @@ def _likely(key: str, known: list[str]) -> str:
 
 
 def zero_stage(settings: Mapping[str, Any]) -> int:
-    """Of `training.deepspeed`, 2 by default."""
+    """ZeRO stage of `training.deepspeed`, 2 by default."""
     return settings.get("zero_optimization", {}).get("stage", 2)
 
 
 def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
+    """Whether the optimizer state is offloaded to the CPU or a disk."""
     return _offloads(settings, "offload_optimizer")
 
 
 def offloads_weights(settings: Mapping[str, Any]) -> bool:
+    """Whether the model's weights are offloaded to the CPU or a disk."""
     return _offloads(settings, "offload_param")
 
 
@@ -169,7 +171,7 @@ def _device(zero: Mapping[str, Any], what: str) -> str:
 
 
 def check_quantization(training: TrainingConfig) -> None:
-    """Refuse 4-bit weights where they cannot be trained on, as a `ConfigError`."""
+    """Raise a ConfigError if 4-bit quantization is not possible with these settings."""
     if training.quantization is None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -184,14 +186,13 @@ def check_quantization(training: TrainingConfig) -> None:
         )
 
 
-BUILD_STARTS_WITHIN = 60.0  # seconds after a build took its lock
+BUILD_STARTS_WITHIN = 60.0  # seconds between taking the lock and starting the compiler
 
 
 def check_builds(settings: Mapping[str, Any]) -> None:
-    """Refuse to wait for a build that no process is doing: a killed build leaves its lock behind.
+    """Raise a ConfigError if an interrupted build has left a lock, for which training would wait forever.
 
-    Raises:
-        ConfigError: naming the lock of the optimizer to be compiled for offloading.
+    The lock belongs to DeepSpeed's optimizer for offloading, which is compiled at first use.
     """
     if not offloads_optimizer(settings):
         return
@@ -207,5 +208,5 @@ def check_builds(settings: Mapping[str, Any]) -> None:
 
 
 def _is_built_in(folder: Path) -> bool:
-    """Whether the folder is some process's working folder, as it is a compiler's."""
+    """Whether the folder is the working folder of a running process, such as a compiler."""
     return any(process.info["cwd"] == str(folder.resolve()) for process in psutil.process_iter(["cwd"]))

@@ -1,9 +1,8 @@
 """The training stage: distil a student from its teacher's trajectories.
 
-Runs in every process of a launch. All that is random is a function of the seed, the train step
-and the row in the step's global batch, so a resume changes nothing. Without LoRA dropout the number
-of processes and the split into forwards change nothing either; dropout is drawn by each process,
-forward after forward, so with it they change the numbers drawn.
+Runs in every process of a launch. All random numbers are functions of the seed, the train step and the row in
+the step's global batch, so resuming does not change results. Neither do the number of processes and the
+number of forward passes per step, except with LoRA dropout, which is drawn per process and forward pass.
 """
 
 import contextlib
@@ -50,33 +49,34 @@ CHECKPOINTS = "checkpoints"
 
 
 class DivergedError(UserError):
-    """A loss or gradient that is not finite; the message names the train step."""
+    """The loss or a gradient is not finite; the message names the train step."""
 
 
 def run_stage(
     config: StudentConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
 ) -> Manifest:
-    """Train `inputs["teacher"]`'s adapter on `inputs["trajectories"]`, in a launched process group.
+    """Train an adapter of `inputs["teacher"]` on `inputs["trajectories"]`, in a launched process group.
 
-    A killed run continues from its last whole checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
+    Resumes from the last intact checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
 
     Args:
-        code: digest of the code whose result is taken; by default that of this code.
+        code: digest of the code whose result is accepted; by default that of the running code.
 
     Raises:
         NotLaunchedError: not started by a launcher.
         ConfigError: settings, trajectories and teacher do not fit together.
-        LeaseHeldError: another run trains in this folder.
-        StageError: a folder that is missing, foreign or damaged, or another teacher's trajectories.
-        ForeignShardError: a Parquet file there is not a trajectory shard.
-        DivergedError: a loss or gradient that is not finite.
+        LeaseHeldError: another run works in this folder.
+        StageError: a folder is missing, damaged or belongs to something else, or the trajectories are of
+            another teacher.
+        ForeignShardError: a Parquet file is not a trajectory shard.
+        DivergedError: the loss or a gradient is not finite.
         FileError: the disk is full.
     """
     process = ds.launched_process()
     folder = Path(out_dir)
     training, recipe = config.training, config.recipe
 
-    # 1. Everything is checked before anything is computed; the trajectories before a folder is claimed
+    # 1. Check everything before computing anything, and the trajectories before claiming a folder
     check_quantization(training)
     samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     check_teacher(inputs["trajectories"], inputs["teacher"])
@@ -93,7 +93,7 @@ def run_stage(
     check_builds(training.deepspeed)
 
     with contextlib.ExitStack() as stack:
-        # 2. Rank 0 holds the folder's lease and says which checkpoint all go on from
+        # 2. Rank 0 holds the folder's lease and chooses the checkpoint that all processes resume from
         layout = resuming.layout(settings, process.count)
         finished, found, still_held = None, None, None
         if process.first:
@@ -114,7 +114,7 @@ def run_stage(
         if found:
             ds.load_checkpoint(engine, folder / CHECKPOINTS, found)
 
-        # 4. Train, and hand over the adapter
+        # 4. Train and save the adapter
         trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, layout, still_held)
         trainer.train(found.train_step if found else 0)
         files = ds.save_adapter(engine, folder / "adapter", process)
@@ -132,9 +132,9 @@ def run_stage(
 def load_student(
     teacher: str, training: TrainingConfig, dtype: torch.dtype, process: ds.Process
 ) -> PeftModel:
-    """The teacher in the training's dtype, at once where it will stay, with a fresh adapter.
+    """The teacher in the training's dtype with a new adapter, on its final device if possible.
 
-    What is quantized or partitioned on its way to the device comes from the host, weight by weight.
+    Models that are quantized or partitioned are loaded on the host and moved weight by weight.
     """
     whole = training.quantization is None and zero_stage(training.deepspeed) < 3
     model = load_model(teacher, device=process.device if whole else "cpu", dtype=dtype)
@@ -148,7 +148,7 @@ def load_student(
 
 @dataclass(frozen=True)
 class Trainer:
-    """The loop and what it reads; its only state is the engine's and the files in `folder`."""
+    """The training loop; its state is held by the engine and by the files in `folder`."""
 
     config: StudentConfig
     samples: Samples
@@ -157,11 +157,11 @@ class Trainer:
     process: ds.Process
     folder: Path
     train_steps: int
-    layout: dict[str, Any]  # of its checkpoints
-    still_held: Callable[[], None] | None = None  # raises StageError once another run has the folder
+    layout: dict[str, Any]  # layout of its checkpoints
+    still_held: Callable[[], None] | None = None  # raises StageError if the folder's lease was lost
 
     def train(self, done: int) -> None:
-        """Take the train steps after `done`."""
+        """Run the train steps after step `done`."""
         training = self.config.training
         if self.process.first:
             metrics_log.cut_back(self.folder / METRICS, done)
@@ -196,15 +196,15 @@ class Trainer:
                 )
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
-        """One optimizer step; returns its metrics, averaged over all processes."""
-        # 1. What this step draws from: the recipe at this point of the training, and dropout's numbers
+        """Run one optimizer step; returns its metrics, averaged over all processes."""
+        # 1. Inputs of this step: the recipe at this point of the training, samples, dropout seed
         seed, rank, model = self.config.training.seed, self.process.rank, self.engine.module.config
         progress = (train_step - 1) / max(1, self.train_steps - 1)
         recipe = self.config.recipe.at(progress, self.samples.gen_length)
         torch.manual_seed(dropout_seed(seed, train_step, rank))
         learning_rate, device = self.engine.get_lr()[0], self.engine.device
 
-        # 2. Forwards and backwards of this process's share; the last engine.step updates the weights
+        # 2. Forward and backward passes of this process; the last engine.step updates the weights
         losses = torch.zeros(3, dtype=torch.float64, device=device)
         entropies = torch.zeros(3, dtype=torch.float64, device=device)  # student, teacher, positions
         tokens = 0
@@ -224,7 +224,7 @@ class Trainer:
                 entropies += entropy_sums(logits.detach(), teacher)
             self.engine.step()
 
-        # 3. Sums over all processes, and the means they give
+        # 3. Sums over all processes, and means
         losses /= self.process.count
         reduced = ds.all_reduce(torch.cat([losses, entropies, losses.new_tensor([tokens])])).tolist()
         total, cross_entropy, certainty, student_entropy, teacher_entropy, positions, tokens = reduced
@@ -243,25 +243,26 @@ class Trainer:
 
 @torch.no_grad()
 def entropy_sums(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Sums over the N positions read: the student's entropy, the teacher's, N."""
+    """Over the N positions read: sum of the student's entropy, sum of the teacher's entropy, N."""
     sums = [entropy(student_logits).sum(), entropy(teacher_logits).sum()]
     return torch.stack([*sums, sums[0].new_tensor(len(student_logits))])
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """Those of the last record; none where the file was lost after the last train step."""
+    """Metrics of the last record; empty if the file was lost after the last train step."""
     records = metrics_log.read(folder / METRICS)
     return {name: value for name, value in records[-1].items() if name != "train_step"} if records else {}
 
 
 def peak_memory_bytes() -> int:
-    """The device's peak, or on a CPU the process's (`ru_maxrss` is in KiB on Linux)."""
+    """Peak memory of the device, or on a CPU of the process (`ru_maxrss` is in KiB on Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def report(train_step: int, train_steps: int, metrics: dict[str, float], seconds_left: float) -> None:
+    """Log the metrics of a train step."""
     minutes, seconds = divmod(round(seconds_left), 60)
     log.info(
         "step %d of %d: loss %.4f, entropy %.3f (teacher %.3f), %.0f tokens/s, %d:%02d left",

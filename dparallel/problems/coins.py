@@ -1,12 +1,12 @@
-"""The embedded default's task: short word problems with a checkable worked solution.
+"""The coins task of the embedded demo: short word problems with verifiable worked solutions.
 
     prompt    Tom 7 coins buys 2 loses 1 finds 1 . . ?
     response  first Tom has 7 coins then Tom buys 2 making 9 then 8 once he gives 1 ... answer #### 9
 
-Every sentence has 3 styles x 2 directions x 3 connectors. The words of a style must agree, and
-any two of the three styles share one word position, so that filling positions independently, each
-with its likeliest word, writes sentences that are in no style at all. How often a phrasing is used
-is a habit of the name and the item: a model can learn to foresee it from the prompt.
+Sentences come in 3 styles x 2 directions x 3 connectors. The words of a sentence must belong to one style.
+Any two of the three styles share a word at some position, so that predicting positions independently, each
+with its most likely word, yields sentences of no style. The frequencies of phrasings depend on the name and
+the item, so a model can predict them from the prompt.
 """
 
 import hashlib
@@ -52,14 +52,14 @@ WORDS = (
 
 MAX_OPERATIONS = 4
 RESPONSE_LENGTH = 36
-# Any two of the three styles together outweigh the third at one word, so the likeliest words
-# (0.76, 0.70 and 0.54) contradict each other; committing them one by one does not.
+# Any two of the three styles together outweigh the third at one position, so the most likely words (0.76,
+# 0.70 and 0.54) belong to different styles; committing them one by one avoids the contradiction.
 STYLE_ODDS = (0.46, 0.30, 0.24)
 STYLE_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
 DIRECTION_ODDS = (0.85, 0.15)
 CONNECTOR_ODDS = (0.88, 0.07, 0.05)
 INTRO_ODDS = (0.85, 0.15)
-SPLITS = {  # the teacher is trained on `train`, students on `distillation`
+SPLITS = {  # `train` is for the teacher, `distillation` for students
     "test": range(0, 10),
     "validation": range(10, 20),
     "distillation": range(20, 40),
@@ -68,12 +68,12 @@ SPLITS = {  # the teacher is trained on `train`, students on `distillation`
 
 
 class NoCoinsProblem(UserError):
-    """A text that states no problem of this task."""
+    """The text is not a problem of this task."""
 
 
 @dataclass(frozen=True)
 class CoinsProblem:
-    """`operations` holds (verb, operand) pairs; every intermediate total stays within 0..9."""
+    """A problem; `operations` holds (verb, operand) pairs, and all intermediate totals are within 0..9."""
 
     name: str
     item: str
@@ -82,7 +82,7 @@ class CoinsProblem:
 
     @property
     def totals(self) -> list[int]:
-        """The running total before the first and after every operation."""
+        """The running total before the first operation and after each one."""
         totals = [self.start]
         for verb, operand in self.operations:
             totals.append(totals[-1] + (operand if verb in GAINS else -operand))
@@ -90,6 +90,7 @@ class CoinsProblem:
 
     @property
     def prompt(self) -> str:
+        """The problem as text."""
         words = [self.name, str(self.start), self.item]
         for verb, operand in self.operations:
             words += [verb, str(operand)]
@@ -98,16 +99,18 @@ class CoinsProblem:
 
     @property
     def answer(self) -> str:
+        """The final total as text."""
         return str(self.totals[-1])
 
 
 def split_of(problem: CoinsProblem) -> str:
-    """The one split a problem belongs to, decided by its text alone: splits cannot overlap."""
+    """The split of a problem, a function of its text; splits are therefore disjoint."""
     bucket = int.from_bytes(hashlib.blake2b(problem.prompt.encode(), digest_size=8).digest()) % 100
     return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
 def draw_problem(rng: random.Random) -> CoinsProblem:
+    """Draw a problem of any split."""
     totals = [rng.randrange(10)]
     operations = []
     for _ in range(rng.choice((3, MAX_OPERATIONS))):
@@ -120,7 +123,7 @@ def draw_problem(rng: random.Random) -> CoinsProblem:
 
 
 def problems(split: str, seed: int) -> Iterator[CoinsProblem]:
-    """Endless distinct problems of one split, the same ones for the same seed."""
+    """An endless sequence of distinct problems of a split, determined by `seed`."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     rng = random.Random(f"{split}/{seed}")
@@ -133,7 +136,7 @@ def problems(split: str, seed: int) -> Iterator[CoinsProblem]:
 
 
 def parse_prompt(prompt: str) -> CoinsProblem:
-    """The problem a prompt states; NoCoinsProblem where it states none."""
+    """Parse a prompt; raises NoCoinsProblem if it is not a problem of this task."""
     words = prompt.split()
     try:
         name, start, item, *rest, end = words
@@ -155,7 +158,7 @@ def intros(problem: CoinsProblem) -> list[list[str]]:
 
 
 def sentence(problem: CoinsProblem, step: int, style: int, direction: int, connector: str) -> list[str]:
-    """Sentence `step` (0-based) in six words."""
+    """Sentence number `step` (from 0) of a solution, as six words."""
     verb, operand = problem.operations[step]
     plain = "gets" if verb in GAINS else "gives"
     subject = (problem.name, problem.name, "he")[style]
@@ -167,7 +170,7 @@ def sentence(problem: CoinsProblem, step: int, style: int, direction: int, conne
 
 
 def draw_solution(problem: CoinsProblem, rng: random.Random) -> str:
-    """A worked solution in phrasings drawn by the habits of the name and the item."""
+    """Draw a worked solution with the phrasing frequencies of the name and the item."""
     style_order = STYLE_ORDERS[NAMES.index(problem.name) % len(STYLE_ORDERS)]
     item = ITEMS.index(problem.item)
     likely_connector = item // 2
@@ -185,7 +188,7 @@ def _ordered(odds: tuple[float, float], swap: int) -> tuple[float, float]:
 
 
 def solution_is_valid(problem: CoinsProblem, response: str) -> bool:
-    """Whether the whole worked solution holds: every sentence in a style, every number right."""
+    """Whether the whole worked solution is valid: each sentence in one style, all numbers correct."""
     words = response.split()
     if words[:5] not in intros(problem):
         return False
@@ -204,6 +207,6 @@ def solution_is_valid(problem: CoinsProblem, response: str) -> bool:
 
 
 def answer_is_right(problem: CoinsProblem, response: str) -> bool:
-    """Whether the word after the first `####` is the final total."""
+    """Whether the word after the first `####` is the correct final total."""
     words = response.split()
     return "####" in words and words[words.index("####") + 1 :][:1] == [problem.answer]

@@ -1,6 +1,6 @@
-"""The files of a folder by split, as the hub reads a data set: by its dataset card, or by their names.
+"""Assign the files of a folder to splits like the Hugging Face Hub: by dataset card or by file names.
 
-Import it where a folder is read: the library `datasets` takes a second.
+Import this module only when a folder is read: importing the library `datasets` takes a second.
 """
 
 import glob
@@ -21,22 +21,24 @@ Patterns = dict[str, list[str]]
 
 
 class Folder(NamedTuple):
+    """Files by split, and files that belong to no split (without hidden ones)."""
+
     splits: dict[str, list[Path]]
-    left_out: list[Path]  # files that are in no split, hidden ones apart
+    left_out: list[Path]
 
 
 def read_folder(root: Path, subset: str | None) -> Folder:
-    """The files of every split, of one kind.
+    """List the files of every split, all of one kind, including sub-folders.
 
-    Sub-folders are included. Where the card gives no patterns, a file belongs to the split that its name or
-    its folder's name says (`test.jsonl`, `data/test-00000-of-00001.parquet`, `test/a.jsonl`), and all of them
-    to `train` where no name says one.
+    Without patterns in a dataset card, a file belongs to the split in its name or its folder's name
+    (`test.jsonl`, `data/test-00000-of-00001.parquet`, `test/a.jsonl`); if no name contains a split, all files
+    belong to `train`.
 
     Args:
-        subset: one that the card names, or a sub-folder.
+        subset: a subset of the dataset card, or a sub-folder.
 
     Raises:
-        TableError: no file of a kind that can be read, files of several kinds, an unknown subset.
+        TableError: no readable file, files of several kinds, or an unknown subset.
     """
     folder, patterns = _subset(root, subset)
     every = [file for file in sorted(root.rglob("*")) if file.is_file() and not _hidden(file, root)]
@@ -53,7 +55,7 @@ def read_folder(root: Path, subset: str | None) -> Folder:
 
 
 def is_metadata(file: Path) -> bool:
-    """Whether a file describes a data set, whatever its kind."""
+    """Whether a file describes a data set instead of containing its rows."""
     return file.name in FILES_TO_IGNORE
 
 
@@ -62,7 +64,7 @@ def _hidden(file: Path, root: Path) -> bool:
 
 
 def _subset(root: Path, subset: str | None) -> tuple[Path, Patterns | None]:
-    """The folder of a subset, and the patterns of its splits where the card gives them."""
+    """Folder of a subset, and the patterns of its splits if the dataset card defines them."""
     configs = _card(root)
     name = subset or configs.get_default_config_name() or (next(iter(configs)) if len(configs) == 1 else None)
     if configs and name not in configs:
@@ -78,7 +80,7 @@ def _subset(root: Path, subset: str | None) -> tuple[Path, Patterns | None]:
 
 
 def _card(root: Path) -> MetadataConfigs:
-    """The subsets that a dataset card declares, by name."""
+    """The subsets declared in a dataset card, by name."""
     card = root / "README.md"
     try:
         data = DatasetCard.load(card).data if card.is_file() else DatasetCardData()
@@ -106,6 +108,6 @@ def _resolved(patterns: Sequence[str], resolve: partial[list[str]]) -> list[Path
     for pattern in patterns:
         try:
             files |= dict.fromkeys(map(Path, resolve(pattern)))
-        except FileNotFoundError:  # there are several ways to name a split
+        except FileNotFoundError:  # only some of the possible patterns of a split match
             continue
     return [file for file in files if file.suffix in PROBLEM_FILES]

@@ -1,4 +1,4 @@
-"""From texts to token ids and back."""
+"""Render problems to token ids, and decode responses to text."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,17 +14,18 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.stages.manifest import digest
 
-Messages = list[dict[str, str]]  # turns of a chat: `role` (system, user, assistant) and `content`
+Messages = list[dict[str, str]]  # chat turns with `role` (system, user, assistant) and `content`
 
 
 PLAIN_TEXT = ProtocolConfig()
 
 
 class ChatTemplateError(UserError):
-    """No chat template, or one that refuses a conversation; the message names the remedy."""
+    """The chat template is missing or rejects a conversation; the message names the remedy."""
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ChatTemplateError if the tokenizer has no chat template."""
     if tokenizer.chat_template is None:
         raise ChatTemplateError(
             f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it cannot write turns: "
@@ -35,13 +36,13 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None
 ) -> list[int]:
-    """Token ids of a conversation that awaits the assistant.
+    """Token ids of a conversation, up to the start of the assistant's next turn.
 
     Args:
-        template: Jinja text to use instead of the tokenizer's own.
+        template: Jinja text that replaces the tokenizer's template.
 
     Raises:
-        ChatTemplateError: there is no template, or it refuses this conversation or makes nothing of it.
+        ChatTemplateError: there is no template, it rejects the conversation, or its output is empty.
     """
     return tokenizer.encode(_chat_text(tokenizer, messages, template), add_special_tokens=False)
 
@@ -55,7 +56,7 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template:
         )
     except TemplateError as error:
         raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
-    except Exception as error:  # a template is a program, and may fail in any way
+    except Exception as error:  # a template is a program and may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ChatTemplateError(f"the chat template fails on this conversation: {reason}") from error
     assert isinstance(text, str)
@@ -65,10 +66,10 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template:
 
 
 def render(problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one problem as its protocol asks it; the response comes directly after them.
+    """Token ids of a problem in the format of its protocol; the response follows directly after them.
 
     Raises:
-        ChatTemplateError: the protocol asks in a chat, and there is no template or it fails.
+        ChatTemplateError: the protocol uses a chat, but the template is missing or fails.
     """
     return render_all([problem], protocol, tokenizer)[0]
 
@@ -76,17 +77,17 @@ def render(problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedToke
 def render_all(
     problems: Sequence[Problem], protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """As `render`, for many problems at once.
+    """`render` for many problems at once.
 
-    The tokens that the tokenizer puts in front of every text (BOS) are in front, once; the tokens that it
-    puts behind every text (EOS) are left out, as the response follows.
+    Tokens that the tokenizer adds before a text (BOS) are added once; tokens it adds after a text (EOS) are
+    not added, because the response follows.
     """
     if not problems:
         return []
     template = _read_template(protocol, tokenizer)
     texts = [_ask(problem, protocol, tokenizer, template) for problem in problems]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    if protocol.chat:  # a template writes BOS itself
+    if protocol.chat:  # chat templates write BOS themselves
         return ids
     front = _front(tokenizer)
     return [tokens if tokens[: len(front)] == front else front + tokens for tokens in ids]
@@ -95,7 +96,7 @@ def render_all(
 def _ask(
     problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase, template: str | None
 ) -> str:
-    """The text of a problem, with the beginning of its response."""
+    """Prompt text of a problem, including the prefilled start of the response."""
     shown = [example.user + example.assistant for example in protocol.examples]
     if not protocol.chat:
         system = [] if protocol.system is None else [protocol.system]
@@ -119,7 +120,7 @@ def _ask(
 
 
 def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a tokenizer puts in front of every text."""
+    """The tokens that a tokenizer adds before a text."""
     text = "a"
     whole = tokenizer.encode(text)
     plain = tokenizer.encode(text, add_special_tokens=False)
@@ -140,17 +141,17 @@ def encode_problems(
     model: DiffusionTransformer,
     decoding: DecodingConfig,
 ) -> list[list[int]]:
-    """As `render_all`, and every prompt fits to be decoded.
+    """`render_all`, with a check that the model can decode every prompt.
 
     Raises:
-        ChatTemplateError: the protocol asks in a chat, and there is no usable template.
-        ProblemsError: naming the first problem whose prompt this model cannot decode, and why.
+        ChatTemplateError: the protocol uses a chat, but there is no usable template.
+        ProblemsError: names the first problem whose prompt the model cannot decode, and the reason.
     """
     prompts = render_all(problems, protocol, tokenizer)
     try:
         check_prompts(model, prompts, decoding)
     except UserError:
-        for problem, prompt in zip(problems, prompts, strict=True):  # which one it is
+        for problem, prompt in zip(problems, prompts, strict=True):  # find the first one for the message
             try:
                 check_prompts(model, [prompt], decoding)
             except UserError as error:
@@ -160,7 +161,7 @@ def encode_problems(
 
 
 def _read_template(protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The text of `chat_template`; None leaves it to the tokenizer, which then must have its own."""
+    """Content of `chat_template`; None if the tokenizer's template is used, which must then exist."""
     if protocol.chat_template is not None:
         try:
             return Path(protocol.chat_template).read_text(encoding="utf-8")
@@ -182,11 +183,14 @@ def finish(
     end_token_ids: Collection[int],
     protocol: ProtocolConfig = PLAIN_TEXT,
 ) -> str:
-    """The text of a response: up to its first end-of-turn or end-of-text token, and to its first stop text.
+    """Text of a response, up to its first end token and its first stop text.
 
-    Other special tokens stay visible: one in the middle of a solution is an error to be scored. What the
-    protocol puts in front of a response (`Problem.prefill`) is not part of it; a scorer that reads the
-    whole puts it back.
+    Other special tokens remain in the text, so that they count as errors in scoring. The prefilled start of
+    the response (`Problem.prefill`) is not included; scorers that need the whole text prepend it.
+
+    Args:
+        tokens: token ids of the response.
+        end_token_ids: end-of-sequence and end-of-turn tokens.
     """
     end = next((place for place, token in enumerate(tokens) if token in end_token_ids), len(tokens))
     text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=False)
@@ -196,7 +200,7 @@ def finish(
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for tokenizers of the same vocabulary, special tokens and chat template."""
+    """Digest of a tokenizer's vocabulary, special tokens and chat template."""
     return digest(
         {
             "vocabulary": tokenizer.get_vocab(),

@@ -1,4 +1,4 @@
-"""Sets of problems: how they are loaded, told apart and recognized."""
+"""Load sets of problems, check that they are disjoint, and identify them by digests."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ from dparallel.stages.manifest import Manifest, StageError, digest
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
-    """The problems `config` names, the same ones in the same order every time.
+    """Load the problems of `config`, in the same order every time.
 
     Raises:
-        ProblemsError: a data set that is missing, empty, too short or not as declared; a scorer that does
-            not exist or can judge no response to one of the problems.
+        ProblemsError: a data set is missing, empty, too short or not as declared; a scorer is unknown or
+            cannot judge responses to one of the problems.
     """
-    scorers_of(config.protocol)  # before any data is read
+    scorers_of(config.protocol)  # raises before data is read
     problems = LOADERS[config.benchmark](config)
     check_scorable(problems, config.protocol, need_references=False)
     return problems
 
 
 def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
-    """Raise a ProblemsError that names the first two of the named `sets` to share a prompt."""
+    """Raise a ProblemsError that names the first two of the `sets` that share a prompt."""
     prompts = {name: {problem.prompt for problem in problems} for name, problems in sets.items()}
     for one, other in combinations(prompts, 2):
         if shared := prompts[one] & prompts[other]:
@@ -37,11 +37,11 @@ def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
 
 
 def problems_digest(problems: Sequence[Problem], extra: bool = False) -> str:
-    """The same for the same problems in the same order, whatever file they came from.
+    """Digest of problems in their order, independent of the files they came from.
 
     Args:
-        extra: include what only scorers read; without it, the digest is of what is asked and answered, and
-            another column carried along does not change it.
+        extra: include columns that only scorers read. Without them, the digest covers prompts and references,
+            and further columns do not change it.
     """
     return digest([_content(problem, extra) for problem in problems])
 
@@ -61,7 +61,7 @@ def _content(problem: Problem, extra: bool) -> dict:
 
 
 def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
-    """Refuse a finished stage whose problems file has changed since; its `details` keep the digest."""
+    """Raise a StageError if the problems of a finished stage changed; `done.details` holds their digest."""
     if done.details["problems"] != digest_now:
         raise StageError(
             f"{folder} was made from other problems (their file changed): move it aside and rerun"
@@ -69,6 +69,7 @@ def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
 
 
 def coins_problems(config: ProblemsConfig) -> list[Problem]:
+    """The first `config.count` problems of a split of the coins task."""
     return [
         Problem(
             problem_id=f"coins-{config.split}-{config.seed}-{index:05d}",

@@ -1,4 +1,4 @@
-"""Is a response right? Scorers judge a batch of texts and give named verdicts; all are pure functions."""
+"""Judge responses. Scorers are pure functions that judge a batch of texts and return named metrics."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,19 +11,20 @@ from dparallel.problems.sources import Problem, ProblemsError
 NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 NO_NUMBER = "[invalid]"
 
-Verdict = dict[str, bool | None]  # by the names of metrics; None where unknown
+Verdict = dict[str, bool | None]  # by metric; None if unknown
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Judges responses.
+    """A way to judge responses.
 
     Attributes:
-        version: raised when the same response may get another verdict; part of the key of every verdict.
-        metrics: what it says of a response, the most important first.
-        score: verdicts for problems and their responses, in their order.
-        misfit: why no response to this problem can ever be right; None where one can.
+        version: incremented when verdicts may change; part of the key of every stored verdict.
+        metrics: names of the verdicts it gives, the most important first.
+        score: verdicts for problems and their responses, in order.
+        misfit: why no response to a problem can be judged correct; None if there is no such reason.
+        needs_reference: whether problems without a reference cannot be judged.
     """
 
     name: str
@@ -35,10 +36,10 @@ class Scorer:
 
 
 def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
-    """The scorers that a protocol names.
+    """The scorers named by a protocol.
 
     Raises:
-        ProblemsError: a scorer that does not exist; two scorers with a metric of the same name.
+        ProblemsError: a scorer is unknown, or two scorers have a metric of the same name.
     """
     if unknown := [name for name in protocol.scorers if name not in SCORERS]:
         raise ProblemsError(f"protocol.scorers: unknown scorer {unknown[0]!r}; known: {', '.join(SCORERS)}")
@@ -52,12 +53,12 @@ def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
 
 
 def accuracy_metric(protocol: ProtocolConfig) -> str:
-    """The metric that is the accuracy: the first one of the first scorer."""
+    """The metric used as accuracy: the first metric of the first scorer."""
     return scorers_of(protocol)[0].metrics[0]
 
 
 def score(problems: Sequence[Problem], responses: Sequence[str], protocol: ProtocolConfig) -> list[Verdict]:
-    """What all scorers of a protocol say of each response."""
+    """Verdicts of all scorers of a protocol for each response."""
     verdicts: list[Verdict] = [{} for _ in problems]
     for scorer in scorers_of(protocol):
         for verdict, found in zip(verdicts, scorer.score(problems, responses), strict=True):
@@ -68,14 +69,14 @@ def score(problems: Sequence[Problem], responses: Sequence[str], protocol: Proto
 def check_scorable(
     problems: Sequence[Problem], protocol: ProtocolConfig, need_references: bool = True
 ) -> None:
-    """Refuse problems that no response could be judged against.
+    """Check that responses to these problems can be judged.
 
     Args:
-        need_references: also refuse a problem without a reference where a scorer needs one; otherwise
-            its verdict is unknown.
+        need_references: whether a missing reference is an error if a scorer needs it; otherwise the verdict
+            is unknown.
 
     Raises:
-        ProblemsError: naming the first such problem and the remedy.
+        ProblemsError: names the first problem that cannot be judged, and the remedy.
     """
     for scorer in scorers_of(protocol):
         for problem in problems:
@@ -94,7 +95,7 @@ def check_scorable(
 
 
 def exact(reference: str, response: str) -> bool:
-    """The same text, but for blanks around it."""
+    """Whether the texts are equal, ignoring leading and trailing white space."""
     return response.strip() == reference.strip()
 
 
@@ -102,10 +103,10 @@ def exact(reference: str, response: str) -> bool:
 
 
 def flexible_extract(reference: str, response: str) -> bool:
-    """The last number of the response is the reference's final answer: lm-eval's score of GSM8K.
+    """Whether the last number of the response is the reference's final answer: lm-eval's score of GSM8K.
 
-    That is the filter `flexible-extract` and then `exact_match` of lm-eval's `gsm8k`. As there, numbers
-    are compared as texts (18.0 is not 18), and the dots of an ellipsis count as the last number.
+    Equivalent to the filter `flexible-extract` followed by `exact_match` in lm-eval's task `gsm8k`. As there,
+    numbers are compared as texts (18.0 is not 18), and the dots of an ellipsis count as a number.
     """
     found = NUMBER.findall(response)
     number = next(filter(None, found[-1])) if found else NO_NUMBER
@@ -113,9 +114,7 @@ def flexible_extract(reference: str, response: str) -> bool:
 
 
 def plain_number(text: str) -> str:
-    """What is compared: without `,`, then without `$`, then what follows the last `#### `, then without
-    a final dot; in small letters.
-    """
+    """Normalize an answer: remove `,`, `$`, all up to the last `#### ` and a final dot; lower case."""
     text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return re.sub(r"\.$", "", text).lower()
 
@@ -147,7 +146,7 @@ def _no_coins(problem: Problem) -> str | None:
 
 
 def _against_reference(metric: str, right: Callable[[str, str], bool]) -> Judge:
-    """A judge of one metric that compares a response with the reference."""
+    """A judge with one metric that compares responses with the reference."""
 
     def judge(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         return [

@@ -1,4 +1,4 @@
-"""Problems from data sets: files, folders, or names on the hub."""
+"""Problems from data sets: files, folders, or the Hugging Face Hub."""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from dparallel.problems.tables import Record, TableError, portions
 
 
 class ProblemsError(UserError):
-    """Problems that cannot be read; the message names the data set, the row or column, and the remedy."""
+    """Problems cannot be read; the message names the data set, the row or column, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Data that travels whole from its source to its verdict.
+    """A problem with everything needed to ask it and to judge the response.
 
     Attributes:
-        prompt: the question, without system text, examples and chat template.
-        prefill: the beginning of the assistant's response; what a model generates comes after it.
-        reference: one right response; None where none is known.
-        extra: what only a scorer reads, by column; JSON values. It is part of no shard.
+        prompt: the question, without system text, few-shot examples and chat template.
+        prefill: start of the assistant's response, which the model continues.
+        reference: a correct response; None if unknown.
+        extra: columns for scorers only, as JSON values; not stored in trajectory shards.
     """
 
     problem_id: str
@@ -38,10 +38,10 @@ class Problem:
 
 
 def dataset_problems(config: ProblemsConfig) -> list[Problem]:
-    """The problems of every source, one source after another.
+    """The problems of all sources, in order.
 
     Raises:
-        ProblemsError: a data set that is missing, empty, too short, or without a column that is asked for.
+        ProblemsError: a data set is missing, empty or too short, or lacks a required column.
     """
     return [problem for source in config.sources for problem in _read(source, config.protocol)]
 
@@ -75,7 +75,7 @@ def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
 
 
 def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[tuple[int, Record]]:
-    """The rows of a source with their numbers, counted from 0 in the whole split, whatever its slice."""
+    """Rows of a source with their numbers, counted from 0 in the unsliced split."""
     try:
         parts = open_source(source)
         lengths = [len(rows) for _, rows in parts]
@@ -107,7 +107,7 @@ def _chosen(source: SourceConfig, rows: int) -> Sequence[int]:
 
 
 def _text(where: str, name: str, value: Any) -> str | None:
-    """A text as it is, a number as it is written: 1.5, and 3 for 3.0, which a column with gaps makes of 3."""
+    """A cell as text; 3.0 becomes "3", since a column of integers with missing values is read as floats."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -135,7 +135,7 @@ def _check_characters(where: str, name: str, text: str) -> None:
 
 
 def _json_value(where: str, name: str, value: Any) -> Any:
-    """A value that only a scorer reads; it must be able to travel as JSON."""
+    """Check that a value for scorers can be stored as JSON."""
     if isinstance(value, dict):
         return {str(key): _json_value(where, name, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

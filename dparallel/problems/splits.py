@@ -1,4 +1,4 @@
-"""Which files are a data set, which of them a split, and which rows its slice."""
+"""Find the files of a data set, the files of a split, and the rows of a slice."""
 
 import logging
 import re
@@ -19,14 +19,14 @@ from dparallel.problems.tables import (
 
 log = logging.getLogger(__name__)
 
-Part = tuple[Table, range]  # rows of a table
+Part = tuple[Table, range]  # a table and a range of its rows
 
 
 def open_source(source: SourceConfig) -> list[Part]:
-    """The rows that a source's `split` names, in tables whose rows are counted from the split's start.
+    """Open the rows of a source's `split`, as tables whose rows are numbered within the unsliced split.
 
     Raises:
-        TableError: files that are missing, damaged or of several kinds; a split that does not exist.
+        TableError: files are missing, damaged or of several kinds, or the split does not exist.
     """
     path = Path(source.path)
     if path.is_dir():
@@ -39,14 +39,14 @@ def open_source(source: SourceConfig) -> list[Part]:
     check_kinds(files)
     if len(files) > 1:
         _tell(logging.INFO, f"{source.label}: the files are {listed(files)}")
-    name = re.split(r"[\[+(]", source.split)[0].strip()  # the files are this split, whatever it is called
+    name = re.split(r"[\[+(]", source.split)[0].strip()  # a list of files forms a split of any name
     return sliced(source.split, _of_files({name: files}))
 
 
 class _Splits(Mapping[str, int]):
-    """Numbers of rows by split; a split is opened when it is asked for.
+    """Number of rows by split; splits are opened on first access.
 
-    `names` None: what is not known is asked of the hub.
+    With `names` None, any name is accepted and looked up on the Hub.
     """
 
     def __init__(self, opened: Callable[[str], Table], names: Sequence[str] | None):
@@ -71,10 +71,10 @@ def _of_files(splits: Mapping[str, Sequence[Path]]) -> _Splits:
 
 
 def sliced(spec: str, splits: _Splits) -> list[Part]:
-    """The rows of `train[:10]+test[5:]`, by the rules of the library `datasets`."""
+    """The rows of a slice such as `train[:10]+test[5:]`, with the syntax of the library `datasets`."""
     if re.fullmatch(r"[\w.-]+", spec) and spec in splits:
         return [(splits.table(spec), range(splits[spec]))]
-    from datasets import ReadInstruction  # here, since it takes a second
+    from datasets import ReadInstruction  # imported here because it takes a second
 
     try:
         instructions = ReadInstruction.from_spec(spec).to_absolute(splits)
@@ -86,7 +86,7 @@ def sliced(spec: str, splits: _Splits) -> list[Part]:
 
 
 def _folder(source: SourceConfig) -> dict[str, list[Path]]:
-    from dparallel.problems.folders import is_metadata, read_folder  # here, since it takes a second
+    from dparallel.problems.folders import is_metadata, read_folder  # imported here because it takes a second
 
     splits, left_out = read_folder(Path(source.path).absolute(), source.subset)
     parts = "; ".join(f"{split} ({listed(files)})" for split, files in splits.items())
@@ -98,13 +98,14 @@ def _folder(source: SourceConfig) -> dict[str, list[Path]]:
     return splits
 
 
-@cache  # once a process: problems are loaded by checks and by stages
+@cache  # log once per process; problems are loaded by checks and by stages
 def _tell(level: int, message: str) -> None:
     log.log(level, "%s", message)
 
 
 def of_hub(source: SourceConfig) -> _Splits:
-    import datasets  # here, since it takes a second
+    """The splits of a data set on the Hugging Face Hub."""
+    import datasets  # imported here because it takes a second
 
     def load(split: str) -> Table:
         try:

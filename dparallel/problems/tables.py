@@ -1,4 +1,4 @@
-"""Rows of JSON and Parquet files. Texts stay the texts they are, and only what is asked for is kept."""
+"""Read rows of JSON and Parquet files, without conversion of texts, keeping only the requested columns."""
 
 import json
 from array import array
@@ -17,28 +17,29 @@ Record = dict[str, Any]  # values by column
 
 
 class TableError(UserError):
-    """A file that cannot be read as rows; the message names the file, the row and the remedy."""
+    """A file cannot be read as rows; the message names the file, the row and the remedy."""
 
 
 class Table(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:
-        """The wanted columns of some rows, and the names of all columns; None where a row has no value.
+        """Read columns of some rows; returns the records (None for missing values) and all column names.
 
         Args:
-            rows: numbers from 0, ascending.
+            rows: row numbers from 0, ascending.
+            wanted: columns to read.
         """
         ...
 
 
 def open_table(file: Path) -> Table:
-    """A JSON lines, JSON or Parquet file, by the end of its name."""
+    """Open a JSON Lines, JSON or Parquet file, recognized by its name's suffix."""
     return ParquetTable(file) if file.suffix == ".parquet" else JsonTable(file)
 
 
 def check_kinds(files: Sequence[Path]) -> None:
-    """Refuse files that cannot be read, and files of several kinds."""
+    """Raise a TableError for unsupported files, and for files of several kinds."""
     kinds: dict[str, list[Path]] = {}
     for file in files:
         kind = KINDS.get(file.suffix, "other")
@@ -52,13 +53,13 @@ def check_kinds(files: Sequence[Path]) -> None:
 
 
 def listed(files: Sequence[Path]) -> str:
-    """Names of files in messages; of many, the first ones."""
+    """File names for messages; long lists are shortened."""
     shown = ", ".join(file.name for file in files[:10])
     return f"{shown} and {len(files) - 10} more" if len(files) > 10 else shown or "no file"
 
 
 class Concatenation:
-    """Several tables as one."""
+    """Several tables as one table."""
 
     def __init__(self, tables: Sequence[Table]):
         self.tables = tables
@@ -78,7 +79,7 @@ class Concatenation:
 
 
 def portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Ascending row numbers, cut by the parts of these lengths and counted from the start of each."""
+    """Split ascending row numbers by parts of these lengths, renumbered from the start of each part."""
     place = start = 0
     for length in lengths:
         portion = []
@@ -90,9 +91,9 @@ def portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 
 
 class JsonTable:
-    """One object a line; or a list of objects, or an object of columns (lists of one length).
+    """A JSON file: an object per line, a list of objects, or an object of columns (lists of equal length).
 
-    Of JSON lines only the places of the lines are kept, and the rows asked for are read.
+    For JSON Lines, only the offsets of lines are kept in memory, and requested rows are read from the file.
     """
 
     def __init__(self, file: Path):
@@ -138,7 +139,7 @@ class JsonTable:
                 place += len(line)
 
     def _is_document(self, first_line: bytes) -> bool:
-        """Whether the first line is the beginning of one JSON text that is the whole file."""
+        """Whether the first line starts a JSON document that spans the whole file."""
         line = first_line.strip()
         return line[:1] == b"[" or line[-1:] in (b"{", b"[", b",")
 
@@ -173,7 +174,7 @@ class JsonTable:
         except json.JSONDecodeError as error:
             place = error if row is None else f"{error.msg} at column {error.colno}"
             raise TableError(f"{self._where(row)}: not JSON ({place}): correct it") from error
-        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        except (ValueError, RecursionError) as error:  # thousands of digits or of nested brackets
             reason = str(error).partition(";")[0]
             raise TableError(f"{self._where(row)}: cannot be read ({reason}): write it as a text") from error
 
@@ -186,6 +187,8 @@ class JsonTable:
 
 
 class ParquetTable:
+    """A Parquet file."""
+
     def __init__(self, file: Path):
         self.file = file
         try:
@@ -227,7 +230,7 @@ class ParquetTable:
 
 
 class HubTable:
-    """A data set that the library `datasets` has loaded."""
+    """A data set loaded by the library `datasets`."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset

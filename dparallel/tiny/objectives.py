@@ -1,4 +1,4 @@
-"""What a tiny model is trained to predict: of a batch of solutions, what it is shown and what is read.
+"""Training objectives of tiny models: the model's input and the positions that count in the loss.
 
 Legend: B rows, P prompt length, G response length, L = P + G.
 """
@@ -17,10 +17,12 @@ from dparallel.problems import coins
 
 
 class View(NamedTuple):
-    """A batch as the model gets it; the loss is the mean cross-entropy of the clean tokens at `read`.
+    """A batch as the model receives it; the loss is the mean cross-entropy of the clean tokens at `read`.
 
-    canvas: int64 (B, L). levels: int64 (B, L), which positions each position attends to, or None for all.
-    read: bool (B, L).
+    Attributes:
+        canvas: int64 (B, L).
+        levels: int64 (B, L), the attention pattern (see `models.attention`); None for full attention.
+        read: bool (B, L).
     """
 
     canvas: Tensor
@@ -29,9 +31,11 @@ class View(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """One way to train, and the decoding that shows what was learnt.
+    """A training objective, and the decoding that tests the result.
 
-    view: makes it of input_ids (B, L), P, the settings, the model's config and a generator of the step's own.
+    Attributes:
+        view: makes a View from input_ids (B, L), P, the settings, the model's config and a generator seeded
+            for the train step.
     """
 
     predicts_next: bool
@@ -47,8 +51,8 @@ def masked_view(
     shape: DiffusionConfig,
     generator: torch.Generator,
 ) -> View:
-    """Masked diffusion: all see all; the masked tokens are read."""
-    assert config.block_length is not None  # filled in with the objective
+    """Masked diffusion: full attention; the loss is taken at masked positions."""
+    assert config.block_length is not None  # the objective's default
     rows, length = input_ids.shape
     masked, read = noise(rows, length - prompt_length, config.block_length, generator)
     masked, read = F.pad(masked, (prompt_length, 0)), F.pad(read, (prompt_length, 0))
@@ -56,11 +60,11 @@ def masked_view(
 
 
 def noise(rows: int, gen_length: int, block_length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which response positions are masked, and which of them the loss reads: bool (B, G) each.
+    """Draw the masked response positions, and those of them that count in the loss: bool (B, G) each.
 
-    Half of the rows mask the whole response at a ratio t, as LLaDA's pre-training does; the other
-    half are semi-autoregressive views, as decoding sees them: earlier blocks clean, one block noised,
-    later blocks all masks and out of the loss. Weighting the loss by 1/t only adds noise at this size.
+    Half of the rows mask the whole response with a ratio t, as in LLaDA's pre-training. The other half are
+    semi-autoregressive views, as in decoding: earlier blocks clean, one block noised, later blocks fully
+    masked and without loss. The loss is not weighted by 1/t, which only adds noise at this size.
     """
     ratio = 0.1 + 0.9 * (torch.rand(1, generator=generator) + torch.arange(rows) / rows).remainder(1)
     ratio = ratio[torch.randperm(rows, generator=generator)]  # stratified over the batch
@@ -81,9 +85,9 @@ def causal_view(
     shape: DiffusionConfig,
     generator: torch.Generator,
 ) -> View:
-    """Next tokens: each position sees itself and those before; the response is read to its first EOS.
+    """Next-token prediction with causal attention; the loss ends at the response's first EOS.
 
-    Decoding stops there, so what follows would only teach that EOS follows EOS.
+    Decoding stops at EOS, so later positions would only teach that EOS follows EOS.
     """
     rows, length = input_ids.shape
     response = input_ids[:, prompt_length:]

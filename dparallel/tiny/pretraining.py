@@ -1,5 +1,7 @@
-"""Trains a tiny model from scratch on worked solutions of the coins task: the teacher, or its
-autoregressive counterpart of the same shape. Only the objective tells them apart.
+"""Train a tiny model from scratch on worked solutions of the coins task.
+
+The model is the teacher or its autoregressive counterpart of the same shape, which differ in the objective
+only.
 """
 
 import logging
@@ -32,7 +34,7 @@ LOG_EVERY, CHECKPOINT_EVERY = 50, 500
 
 
 def batch(rows: int, step: int, seed: int) -> tuple[Tensor, int]:
-    """Freshly drawn solutions: input_ids (B, P + G) and the prompt length P, fixed by `seed` and `step`."""
+    """Newly drawn solutions, input_ids (B, P + G), and the prompt length P, given by `seed` and `step`."""
     rng = random.Random(f"solutions/{seed}/{step}")
     token_id = {word: index for index, word in enumerate(coins.WORDS)}
     input_ids: list[list[int]] = []
@@ -48,7 +50,7 @@ def batch(rows: int, step: int, seed: int) -> tuple[Tensor, int]:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 50, constant: float = 0.4) -> float:
-    """Warm-up, constant to 40 % of the steps, then linear to zero."""
+    """Warm-up, constant up to 40 % of the steps, then linear decay to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return min(1.0, (steps - step) / (steps * (1 - constant)))
@@ -66,12 +68,12 @@ def optimizers(model: DiffusionTransformer) -> list[torch.optim.Optimizer]:
 
 
 def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
-    """Train the teacher, check it on validation problems, and save it with its tokenizer.
+    """Train the teacher, test it on validation problems, and save it with its tokenizer.
 
-    A run that was stopped goes on from its last checkpoint.
+    An interrupted run resumes from its last checkpoint.
 
     Raises:
-        RuntimeError: the loss is not finite, or the finished teacher is below `min_accuracy`.
+        RuntimeError: the loss is not finite, or the accuracy of the trained model is below `min_accuracy`.
     """
     stage = Stage("teacher", config, inputs, out_dir)
     if done := stage.done:
@@ -103,14 +105,14 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
     files = save_model(model, stage.folder, tokenizer=tokenizer)
     (stage.folder / "checkpoint.pt").unlink(missing_ok=True)
     parameters = sum(weight.numel() for weight in model.parameters())
-    weights = [name for name in files if not name.endswith(".py")]  # the model code is the package's own
+    weights = [name for name in files if not name.endswith(".py")]  # model code comes from the package
     return stage.finish(
         weights, counts={"parameters": parameters}, metrics={"validation_solution_accuracy": accuracy}
     )
 
 
 def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> None:
-    """Train `model` in place, from the checkpoint in `folder` where there is one."""
+    """Train `model` in place, resuming from the checkpoint in `folder` if there is one."""
     optimizer = optimizers(model)
     schedule = [
         torch.optim.lr_scheduler.LambdaLR(each, lambda step: learning_rate_factor(step, config.train_steps))
@@ -146,7 +148,7 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
 def training_loss(
     model: DiffusionTransformer, input_ids: Tensor, prompt_length: int, config: TeacherConfig, step: int
 ) -> Tensor:
-    """Mean cross-entropy of one batch (B, P + G) where the objective reads it."""
+    """Mean cross-entropy of a batch (B, P + G) over the positions that the objective reads."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     view = OBJECTIVES[config.objective].view(input_ids, prompt_length, config, model.config, generator)
     logits = model(view.canvas, logits_at=view.read, levels=view.levels)
@@ -156,7 +158,7 @@ def training_loss(
 def whole_solution_accuracy(
     model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig
 ) -> float:
-    """Share of validation problems whose whole solution holds, at one token per step."""
+    """Share of validation problems with a fully valid solution, decoded at one token per step."""
     draw = coins.problems("validation", config.seed)
     problems = [next(draw) for _ in range(config.check_problems)]
     decoding = OBJECTIVES[config.objective].decoding(config)

@@ -1,4 +1,4 @@
-"""A word-level tokenizer over the words of the coins task, as a `transformers` tokenizer."""
+"""A word-level `transformers` tokenizer for the coins task."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -7,7 +7,7 @@ from dparallel.problems import coins
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of the task, `<unk>` for any other."""
+    """One token per word of the task; `<unk>` for all other words."""
     vocabulary = {word: index for index, word in enumerate(coins.WORDS)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=coins.UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,1 +1,1 @@
-"""How the teacher decodes, recorded: the Parquet contract, its shards and the stage that writes them."""
+"""Recorded trajectories of the teacher: Parquet schema, shards, and the stage that writes them."""

@@ -1,4 +1,4 @@
-"""The trajectories stage: decode every problem with the teacher and keep each row, right or wrong."""
+"""The trajectories stage: decode all problems with the teacher and store every response."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ Elsewhere = Callable[[list[int]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive problems and the file of their rows, which are the same whichever process records them."""
+    """Consecutive problems and the file for their rows, whose content does not depend on the process."""
 
     index: int
     path: Path
@@ -50,17 +50,17 @@ def run_stage(
 ) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
 
-    Whole shards of a run that was killed are kept; only the missing ones are decoded.
+    After an interruption, complete shards are kept and only missing ones are decoded.
 
     Args:
-        elsewhere: has the shards of these indices recorded by other processes (`record_shards`), waits
-            for them and returns what failed there; None decodes them in this process.
-        code: digest of the code whose recording is taken; by default that of this code.
+        elsewhere: has other processes record the shards with the given indices (with `record_shards`), waits
+            for them and returns descriptions of failures; by default shards are decoded in this process.
+        code: digest of the code whose recordings are accepted; by default that of the running code.
 
     Raises:
         ProblemsError: the problems cannot be read, or a prompt does not fit the model.
-        StageError: `out_dir` belongs to other settings, another teacher or other problems; shards that
-            are still missing after three rounds elsewhere.
+        StageError: `out_dir` belongs to other settings, another teacher or other problems; or shards are
+            still missing after three rounds of `elsewhere`.
     """
     problems = load_problems(config.problems)
     stage = Stage("trajectories", config, inputs, out_dir, code)
@@ -82,7 +82,7 @@ def run_stage(
         _have_decoded(missing, elsewhere, stage.folder)
     seconds = time.perf_counter() - began
 
-    # 2. Check all shards, also the ones that other processes recorded; count and finish.
+    # 2. Check all shards, including those of other processes; count and finish.
     table = pa.concat_tables([_read_checked(shard, metadata) for shard in shards])
     remove_partials(stage.folder)
     counts, metrics = summarize(table)
@@ -103,12 +103,13 @@ def record_shards(
     indices: Sequence[int],
     code: str | None = None,
 ) -> None:
-    """Record the shards of `indices` that are not there yet; `run_stage` finishes the stage.
+    """Record the shards with the given indices that do not exist yet; `run_stage` finishes the stage.
 
-    Any number of processes may do so at once, for the same shards too: the rows are the same.
+    Any number of processes may run this concurrently, even for the same shards: their rows are equal.
 
     Raises:
-        ValueError: an index that no shard has; and whatever `run_stage` raises.
+        ValueError: an index is out of range.
+        UserError: as `run_stage`.
     """
     problems = load_problems(config.problems)
     stage = Stage("trajectories", config, inputs, out_dir, code)
@@ -125,7 +126,7 @@ def record_shards(
 
 
 def summarize(table: pa.Table) -> tuple[dict[str, int], dict[str, float]]:
-    """Counts of rows by correctness, and accuracy over those known, mean NFE and TPF."""
+    """Counts of rows by correctness; accuracy over rows with known correctness, mean NFE, and TPF."""
     correct = pc.sum(table["correct"]).as_py() or 0
     unknown = table["correct"].null_count
     known = len(table) - unknown
@@ -156,7 +157,7 @@ def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) 
 
 
 def _missing(shards: Sequence[Shard], metadata: ShardMetadata) -> list[Shard]:
-    """The shards without a file; a file that other settings or other problems made is refused."""
+    """The shards without a file; a file made from other settings or problems raises a StageError."""
     for shard in shards:
         if shard.path.is_file():
             _read_checked(shard, metadata)
@@ -174,7 +175,7 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
 
 
 def _identity(problem: Problem) -> dict[str, str | None]:
-    """The columns of a problem that a shard holds, and that tell whether it is the problem asked for."""
+    """Columns that a shard stores of a problem, for comparison with the requested problem."""
     return {
         "problem_id": problem.problem_id,
         "source": problem.source,
@@ -198,7 +199,7 @@ def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> N
 def _decode(
     shards: Sequence[Shard], config: TrajectoriesConfig, inputs: dict[str, str], metadata: ShardMetadata
 ) -> None:
-    """Decode the shards that are still missing; all prompts are checked before the first is decoded."""
+    """Decode the shards that are still missing; all prompts are checked before decoding starts."""
     if not shards:
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])

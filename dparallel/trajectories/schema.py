@@ -1,7 +1,7 @@
-"""The Parquet contract of a trajectory shard: one row per decoded prompt.
+"""The Parquet schema of a trajectory shard: one row per decoded prompt.
 
-`response_ids`, `commit_step` and `confidence` have one entry for each of the G response
-positions; the canvas that forward s saw is `where(commit_step < s, response_ids, mask)`.
+`response_ids`, `commit_step` and `confidence` have one entry per response position (G); the input of forward
+pass s was `where(commit_step < s, response_ids, mask)`.
 """
 
 import json
@@ -21,24 +21,24 @@ SCHEMA = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
         ("commit_step", pa.list_(pa.int16())),
-        ("confidence", pa.list_(pa.float32())),  # probability at commit
+        ("confidence", pa.list_(pa.float32())),  # probability when committed
         ("response", pa.string()),
-        ("reference", pa.string()),  # null where none is known
-        ("correct", pa.bool_()),  # null where unknown
+        ("reference", pa.string()),  # null if unknown
+        ("correct", pa.bool_()),  # null if unknown
         ("nfe", pa.int32()),
-        ("num_tokens", pa.int32()),  # up to and with the first EOS
-        ("seed", pa.int64()),  # null where tokens were not drawn
+        ("num_tokens", pa.int32()),  # including the first end token
+        ("seed", pa.int64()),  # null if tokens were not sampled
     ]
 )
 METADATA_KEY = b"dparallel.trajectories"
 
 
 class ForeignShardError(UserError):
-    """A Parquet file that is no trajectory shard of this version; the message says what differs."""
+    """A Parquet file is not a trajectory shard of this version; the message names the difference."""
 
 
 class ShardMetadata(BaseModel):
-    """What made a shard; written into its Parquet metadata."""
+    """Origin of a shard, stored in its Parquet metadata."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,11 +49,12 @@ class ShardMetadata(BaseModel):
 
 
 def with_metadata(metadata: ShardMetadata) -> pa.Schema:
+    """The schema of a shard with `metadata`."""
     return SCHEMA.with_metadata({METADATA_KEY: metadata.model_dump_json().encode()})
 
 
 def check_schema(found: pa.Schema, where: str) -> ShardMetadata:
-    """The shard's metadata; `ForeignShardError` names the columns or versions that differ."""
+    """Metadata of a shard; ForeignShardError names columns or versions that differ from this schema."""
     expected = {field.name: field.type for field in SCHEMA}
     actual = {field.name: field.type for field in found}
     differences = [

@@ -1,4 +1,4 @@
-"""Trajectory shards on disk: `part-00000.parquet` and so on, either whole or absent."""
+"""Trajectory shards on disk: `part-00000.parquet` and so on, each either complete or absent."""
 
 from pathlib import Path
 
@@ -11,25 +11,26 @@ from dparallel.trajectories.schema import ForeignShardError, ShardMetadata, chec
 
 
 def shard_name(index: int) -> str:
+    """File name of a shard."""
     return f"part-{index:05d}.parquet"
 
 
 def write_shard(path: Path, rows: list[dict], metadata: ShardMetadata) -> None:
-    """Write `rows` as a whole shard; a reader never sees half of one.
+    """Write `rows` as a shard, atomically.
 
-    A shard that another process has written meanwhile stays as it is: its bytes may be in a manifest.
+    A shard that another process has written meanwhile is kept, since a manifest may already list its hash.
     """
     write_table(path, pa.Table.from_pylist(rows, schema=with_metadata(metadata)), replace=False)
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed runs left behind."""
+    """Delete incomplete files of interrupted runs."""
     for partial in folder.glob(".part-*.partial"):
         partial.unlink(missing_ok=True)
 
 
 def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
-    """One shard's rows and metadata; `ForeignShardError` if it is damaged or something else."""
+    """Rows and metadata of a shard; ForeignShardError if it is damaged or not a shard."""
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -40,11 +41,11 @@ def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
 
 
 def load(folder: str | Path) -> pa.Table:
-    """All rows of a finished recording, once its bytes are found to match the manifest.
+    """Load all rows of a finished recording after verifying the files against the manifest.
 
     Raises:
-        StageError: the folder is missing, holds no shards, is unfinished, or a shard was altered.
-        ForeignShardError: a Parquet file there is not a trajectory shard.
+        StageError: the folder is missing, unfinished, contains no shards, or a shard was modified.
+        ForeignShardError: a Parquet file is not a trajectory shard.
     """
     folder = Path(folder)
     if not folder.is_dir():
