@@ -89,7 +89,7 @@ def render_all(
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     if protocol.chat:  # chat templates write BOS themselves
         return ids
-    front = _front(tokenizer)
+    front = _front(tokenizer, next(filter(str.strip, texts), "a"))
     return [tokens if tokens[: len(front)] == front else front + tokens for tokens in ids]
 
 
@@ -119,9 +119,8 @@ def _ask(
         raise ChatTemplateError(f"{_where(problem)}: {error} (template of {named})") from error
 
 
-def _front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a tokenizer adds before a text."""
-    text = "a"
+def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens that a tokenizer adds before a text, found by an example: `text`."""
     whole = tokenizer.encode(text)
     plain = tokenizer.encode(text, add_special_tokens=False)
     for start in range(len(whole) - len(plain) + 1):

@@ -1,6 +1,9 @@
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
@@ -167,6 +170,14 @@ def test_no_end_of_text_stands_between_prompt_and_response() -> None:
     tokenizer = appends_eos("<pad>")
     tokenizer.chat_template = TEMPLATE
     assert render(Problem("p", "s", "Tom"), CHAT, tokenizer) == ids("first Tom answer")
+
+
+def test_a_tokenizer_without_an_unknown_token_encodes_the_words_that_it_has() -> None:
+    model = WordLevel({"Tom": 0, "7": 1, "<mask>": 2})
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<mask>")
+    assert plain(tokenizer, "Tom 7") == [0, 1]
 
 
 EXAMPLES = [{"user": "Tom ?", "assistant": " 7"}, {"user": "Ann ?", "assistant": " 3"}]
