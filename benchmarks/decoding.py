@@ -29,7 +29,8 @@ from benchmarks.common.shapes import (
     several_blocks,
     teacher_workload,
 )
-from benchmarks.decoding_report import Mark, Result, cpu_marks, gpu_marks, marks_table, table
+from benchmarks.common.tables import table
+from benchmarks.decoding_report import COLUMNS, TEXTS, Mark, Result, cpu_marks, gpu_marks, marks_table
 from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import parse_yaml
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.shape == "llada-8b" and device.type == "cuda":
         marks = gpu_marks(results)
 
-    print(f"\n{table(results)}")
+    print(f"\n{table(results, COLUMNS, TEXTS)}")
     if marks:
         print(f"\n{marks_table(marks)}")
     if options.out:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.common.tables import markdown
+
 
 @dataclass(frozen=True)
 class Result:
@@ -69,7 +71,7 @@ def _solutions(result: Result) -> str:
 
 
 COLUMNS: dict[str, Callable[[Result], str]] = {
-    "decoding": lambda row: row.name if row.exact else f"≈ {row.name}",
+    "decoding": lambda row: row.name if row.exact else f"≈ {row.name}",  # what may change tokens
     "dtype": lambda row: row.dtype,
     "compiled": lambda row: "yes" if row.compiled else "",
     "batch": lambda row: str(row.batch_size),
@@ -83,14 +85,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "tokens": lambda row: "equal" if row.differing == 0 else f"{row.differing:.2%} differ",
     "solutions %": _solutions,
 }
-TEXT_COLUMNS = ("decoding", "dtype", "compiled", "bound by", "tokens")
-
-
-def table(results: Sequence[Result]) -> str:
-    """Markdown; `≈` marks what may change tokens."""
-    rules = ["---" if title in TEXT_COLUMNS else "---:" for title in COLUMNS]
-    rows = [[cell(each) for cell in COLUMNS.values()] for each in results]
-    return _markdown([list(COLUMNS), rules, *rows])
+TEXTS = ("decoding", "dtype", "compiled", "bound by", "tokens")
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,8 @@ def marks_table(marks: Sequence[Mark]) -> str:
         ]
         for each in marks
     ]
-    return _markdown([["mark", "wanted", "measured", "met", "what holds it"], ["---"] * 5, *rows])
+    titles = ["mark", "wanted", "measured", "met", "what holds it"]
+    return markdown(titles, rows, texts=titles)
 
 
 def cpu_marks(results: Sequence[Result]) -> list[Mark]:
@@ -158,7 +154,3 @@ def gpu_marks(results: Sequence[Result]) -> list[Mark]:
         holds = f"batch 16 is bound by {batch.bound}; with both at the limit {allowed:.1f} times"
         marks.append(Mark("dual cache, batch 16: times batch 1's tokens/s", gain, ">=", 6.0, holds))
     return marks
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -24,7 +24,9 @@ import torch
 from benchmarks.common.hardware import Limits, describe, measure_limits
 from benchmarks.common.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
 from benchmarks.common.side_by_side import bare_loop
+from benchmarks.common.tables import table
 from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, chosen_device, positive, prepare, time_once
+from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
@@ -70,7 +72,7 @@ def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: fl
     sequential = workload.decoding
     several = several_blocks(sequential, vocabulary)
     pipelined = changed(several, mode="pipelined", cache="exact", block_add_threshold=add_threshold)
-    tokens = DecodingConfig(mode="autoregressive", gen_length=sequential.gen_length, stop_at_eos=False)
+    tokens = DecodingConfig(mode="autoregressive", gen_length=sequential.gen_length)
     return [
         Row("sequential", sequential, batch_size),
         Row("sequential, dual cache", changed(sequential, cache="dual"), batch_size),
@@ -91,10 +93,14 @@ def next_tokens(
 
 
 def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
-    """A second model that shares the weights and hooks of `model`; its configuration is its own."""
+    """A second model that shares the weights and hooks of `model`; its configuration is its own.
+
+    Its end of text is the mask, which no decoding commits: every response has its full length.
+    """
     twin = copy.copy(model)
     twin.config = copy.copy(model.config)
     twin.config.predicts_next, twin.config.attention_pattern = True, "causal"
+    twin.config.eos_token_id = twin.config.mask_token_id
     return twin
 
 
@@ -143,19 +149,12 @@ def measure(
     return [summary(each, group[0]) for group in timings.values() for each in group], limits
 
 
-def table(results: Sequence[Result]) -> str:
-    shown = {title: show for title, show in COLUMNS.items() if any(show(result) for result in results)}
-    lines = [list(shown), ["---", *["---:"] * (len(shown) - 1)]]
-    lines += [[show(result) for show in shown.values()] for result in results]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def committing(shape: Shape, share: float) -> Workload:
     """The shape's workload, with `share` of a block committed at a forward."""
     workload = random_workload(shape)
     tokens = round(share * shape.block_length)
     if not tokens or shape.block_length % tokens or abs(tokens - share * shape.block_length) > 1e-6:
-        raise ValueError(
+        raise ConfigError(
             f"--commit-share {share:g} of a block of {shape.block_length} is "
             f"{share * shape.block_length:g} tokens: give a share whose tokens divide a block, such as "
             f"{1 / shape.block_length:g} or 0.5"
@@ -183,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--commit-share and --block-add-threshold are shares: give more than 0, at most 1")
     try:
         workload = committing(SHAPES[options.shape], options.commit_share)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     machine = describe(device)
     print(" · ".join(f"{name}: {value}" for name, value in machine.items()))
@@ -193,8 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{options.shape}, {dtype}, {workload.decoding.gen_length} tokens in blocks of "
         f"{workload.decoding.block_length}, {options.commit_share:g} of a block at each forward; "
-        f"{limits.bandwidth / 1e9:.0f} GB/s, {limits.matrix_rate / 1e9:.0f} GFLOP/s\n\n{table(results)}"
+        f"{limits.bandwidth / 1e9:.0f} GB/s, {limits.matrix_rate / 1e9:.0f} GFLOP/s\n"
     )
+    print(table(results, COLUMNS, texts=["decoding"]))
     if options.out:
         record = {"machine": machine, "options": vars(options), "limits": asdict(limits)}
         rows_as_json = [asdict(each) for each in results]

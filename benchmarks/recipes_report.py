@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.side_by_side import BARE, Speed
+from benchmarks.common.tables import markdown
 from dparallel.evaluation.plots import Point, accuracy_figure, plain
 from dparallel.evaluation.report import NONE_KEEPS
 
@@ -40,7 +41,8 @@ def numbers(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def table(runs: Sequence[dict[str, float]]) -> str:
     """Markdown from the flat benchmark metrics of several seeds."""
-    rows = [["model", "method", "threshold", *(title for title, _, _ in COLUMNS.values())]]
+    titles = ["model", "method", "threshold", *(title for title, _, _ in COLUMNS.values())]
+    rows = []
     for name in methods(runs):
         model, _, method = name.rpartition("/")
         thresholds = [run.get(f"{name}/threshold") for run in runs]
@@ -49,7 +51,7 @@ def table(runs: Sequence[dict[str, float]]) -> str:
             values = [run[f"{name}/{column}"] * scale for run in runs if f"{name}/{column}" in run]
             cells.append(mean_and_spread(values, digits))
         rows.append([model.rpartition("/")[2], method, *cells])
-    return _markdown(rows, text_columns=2)
+    return markdown(titles, rows, texts=["model", "method"])
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
@@ -61,7 +63,8 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
     """The default student of each seed against the undistilled teacher; without one, the loss alone."""
-    rows = [["seed", "default student", "points lost", "NFE, times fewer", "TPF, times the teacher's best"]]
+    titles = ["seed", "default student", "points lost", "NFE, times fewer", "TPF, times the teacher's best"]
+    rows = []
     for seed, found in zip(seeds, results, strict=True):
         head, student = found["headline"], found["default_student"]
         ratios = [head.get(name) for name in ("nfe_ratio", "tpf_ratio_to_teacher_best")]
@@ -73,16 +76,17 @@ def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
                 *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             ]
         )
-    return _markdown(rows, text_columns=2)
+    return markdown(titles, rows, texts=["seed", "default student"])
 
 
 def speed_table(speeds: Sequence[Speed]) -> str:
     """Tokens per second side by side; ratios to the autoregressive bare loop, where there is one."""
     sizes = sorted({each.batch_size for each in speeds})
     base = next((BARE for each in speeds if each.method == BARE), None)
-    rows = [["model", "method", "solution %", "NFE"]]
-    rows[0] += [f"tokens/s, batch {size}" for size in sizes]
-    rows[0] += [f"times the {base}, batch {size}" for size in sizes if base]
+    titles = ["model", "method", "solution %", "NFE"]
+    titles += [f"tokens/s, batch {size}" for size in sizes]
+    titles += [f"times the {base}, batch {size}" for size in sizes if base]
+    rows = []
     for model, method in dict.fromkeys((each.model, each.method) for each in speeds):
         own = {each.batch_size: each for each in speeds if (each.model, each.method) == (model, method)}
         one = own[sizes[0]]
@@ -90,7 +94,7 @@ def speed_table(speeds: Sequence[Speed]) -> str:
         cells += [f"{own[size].tokens_per_second:.0f}" for size in sizes]
         cells += [f"{own[size].ratio:.2f}" for size in sizes if base]
         rows.append(cells)
-    return _markdown(rows, text_columns=2)
+    return markdown(titles, rows, texts=["model", "method"])
 
 
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
@@ -111,9 +115,3 @@ def _pooled(points: Sequence[tuple[float, float]]) -> Point:
     columns = list(zip(*points, strict=True))
     spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
     return Point(statistics.mean(columns[0]), statistics.mean(columns[1]), *spreads)
-
-
-def _markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    rule = "|" + "---|" * text_columns + "---:|" * (len(rows[0]) - text_columns)
-    return "\n".join([lines[0], rule, *lines[1:]])

@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common.hardware import describe, peak_memory_bytes, reset_peak_memory, timed, weight_count
 from benchmarks.common.shapes import SHAPES, Shape, changed, ignorance, random_model, random_workload
+from benchmarks.common.tables import table
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import (
     BenchmarkConfig,
@@ -247,13 +248,6 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    rules = ["---" if title in ("stage", "made") else "---:" for title in COLUMNS]
-    lines = [list(COLUMNS), rules, *([cell(each) for cell in COLUMNS.values()] for each in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 @contextmanager
 def scratch(folder: Path | None, keep: bool) -> Iterator[Path]:
     """An empty folder, a new one in `runs/` unless given; gone afterwards unless `keep`."""
@@ -276,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(" · ".join(f"{name}: {value}" for name, value in machine.items()), f"· {dtype}")
     with scratch(options.folder, options.keep) as folder:
         rows = measure(folder, SHAPES[options.shape], device, dtype)
-    print(f"\n{options.shape}\n\n{table(rows)}")
+    print(f"\n{options.shape}\n\n{table(rows, COLUMNS, texts=['stage', 'made'])}")
     if options.out:
         record_of_all = {"machine": machine, "shape": options.shape, "rows": [asdict(each) for each in rows]}
         options.out.write_text(json.dumps(record_of_all, indent=1) + "\n", encoding="utf-8")

@@ -41,6 +41,7 @@ from benchmarks.common.hardware import (
     timed,
 )
 from benchmarks.common.shapes import SHAPES, TEACHER, random_model
+from benchmarks.common.tables import table
 from benchmarks.decoding_report import Mark, marks_table
 from dparallel.config.experiment import LoraSettings
 from dparallel.config.recipe import RecipeConfig
@@ -210,13 +211,6 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 }
 
 
-def table(results: Sequence[Result]) -> str:
-    """Markdown."""
-    rules = ["---" if title in ("shape", "train step") else "---:" for title in COLUMNS]
-    rows = [list(COLUMNS), rules, *([cell(each) for cell in COLUMNS.values()] for each in results)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
 def marks(straightforward: Result, ours: Result) -> list[Mark]:
     """At least 1.5 times the straightforward step's speed, at most 0.7 of its activations."""
     pairs = zip(straightforward.seconds, ours.seconds, strict=True)
@@ -264,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results += pair
         reached += marks(*pair)
         gc.collect()
-    print(f"\n{table(results)}\n\n{marks_table(reached)}")
+    print(f"\n{table(results, COLUMNS, texts=['shape', 'train step'])}\n\n{marks_table(reached)}")
     if options.out:
         record = {
             "machine": machine,

@@ -8,11 +8,13 @@ import torch
 
 from benchmarks.common.hardware import Forward, Limits, flops, measure_limits, recorded, traffic, weight_count
 from benchmarks.common.shapes import SHAPES, random_model, random_workload, several_blocks, teacher_workload
+from benchmarks.common.tables import table
 from benchmarks.decoding import Row, Timing, best_batch, differing_share, main, one_by_one, summarise
-from benchmarks.decoding_report import COLUMNS, Mark, Result, cpu_marks, gpu_marks, marks_table, table
+from benchmarks.decoding_report import COLUMNS, TEXTS, Mark, Result, cpu_marks, gpu_marks, marks_table
 from dparallel import DecodingConfig, generate
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionConfig
+from tests.benchmarks.tables import cells
 from tests.conftest import random_model as tiny_random_model
 
 CPU = torch.device("cpu")
@@ -221,19 +223,18 @@ def test_gpu_marks():
     assert (batch.measured, batch.met) == (pytest.approx(5.5), False)
     assert "with both at the limit 11.0 times" in batch.holds  # 5.5 / (1.1/2.8) * (2.2/2.8)
     assert gpu_marks([result()]) == []
-    lines = marks_table([near, Mark("x", 3.0, ">=", 2, "y")]).splitlines()
-    assert lines[2].startswith(
-        "| dual cache, batch 1: times the bandwidth's time per forward | <= 1.5 | 1.40 | yes |"
-    )
-    assert lines[3] == "| x | >= 2 | 3.00 | yes | y |"
+    _, first, second = cells(marks_table([near, Mark("x", 3.0, ">=", 2, "y")]))
+    what = "dual cache, batch 1: times the bandwidth's time per forward"
+    assert first[:4] == [what, "<= 1.5", "1.40", "yes"]
+    assert second == ["x", ">= 2", "3.00", "yes", "y"]
 
 
 def test_table_cells():
     row = result(exact=False, differing=0.034, accuracy=0.96, accuracy_stderr=0.0123, peak_bytes=3 * 2**30)
-    header, rule, cells = table([row]).splitlines()
-    assert header.count("|") == rule.count("|") == cells.count("|") == len(COLUMNS) + 1
+    titles, line = cells(table([row], COLUMNS, TEXTS))
+    assert titles == list(COLUMNS)
     expected = "≈ dual cache|float32||1|100|4.00|8.0|2.00|25%|compute|3.0|3.40% differ|96.0 ± 1.2"
-    assert [cell.strip() for cell in cells.strip("| ").split(" | ")] == expected.split("|")
+    assert line == expected.split("|")
 
 
 @pytest.fixture
@@ -267,15 +268,16 @@ def test_one_command_one_table(capsys, tmp_path, uncompiled):
         name.removesuffix(", compiled") for name in names
     }
     assert all(row["of_limit"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
-    assert printed.count("| yes |") + printed.count("| no |") >= 1, "the mark of batch 1"
-    assert len([line for line in printed.splitlines() if line.startswith("| ≈ ")]) == len(names)
+    lines = cells(printed)
+    assert any(set(line) & {"yes", "no"} for line in lines if len(line) == 5), "the mark of batch 1"
+    assert len([line for line in lines if line[0].startswith("≈ ")]) == len(names)
 
 
 def test_random_shape_in_two_dtypes(capsys, uncompiled):
     """Rows of a fixed number of forwards, bf16 counted against float32's tokens; no marks."""
     main(["--shape", "tiny-2l", "--dtype", "bfloat16", "float32", "--batch-sizes", "2", "--repeat", "1"])
-    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    rows = [line for line in lines if len(line) == len(COLUMNS)][2:]
+    lines = cells(capsys.readouterr().out)
+    rows = lines[1:]
     assert [line[1] for line in rows] == sorted((line[1] for line in rows), reverse=True)
     sequential = [line for line in rows if "several" not in line[0]]
     assert {line[6] for line in sequential} == {"8.0"}

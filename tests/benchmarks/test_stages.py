@@ -10,6 +10,7 @@ from benchmarks.stages import PROBLEMS, TRAIN_STEPS, check_disk, main, make_toke
 from dparallel.config.base import ConfigError
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.stages.manifest import verify
+from tests.benchmarks.tables import cells
 
 SMALL = SHAPES["llada-8b-1000th"]
 STAGES = ["trajectories", "training", "merging", "benchmark"]
@@ -21,11 +22,10 @@ def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -
     main(["--shape", "llada-8b-1000th", "--folder", "made", "--keep", "--out", "out.json"])
 
     # 1. The table, line by line
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {each}" for each in ["checkpoint", *STAGES]]
-    assert "| 7,995,392 random weights |" in lines[2]
-    assert f"| {PROBLEMS} rows |" in lines[3]
-    assert f"| {TRAIN_STEPS} train steps |" in lines[4]
+    lines = cells(capsys.readouterr().out)[1:]
+    assert [line[0] for line in lines] == ["checkpoint", *STAGES]
+    made = ["7,995,392 random weights", f"{PROBLEMS} rows", f"{TRAIN_STEPS} train steps"]
+    assert [line[1] for line in lines[:3]] == made
 
     # 2. Every stage is finished and whole, and its line says what its manifest says
     made = {path.name.partition("-")[0]: verify(path) for path in Path("made/pipeline").glob("*/")}
