@@ -16,6 +16,14 @@ def check_writable(flag: str, path: Path | None) -> None:
     """
     if path is None:
         return
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {path} cannot be written to ({error.strerror}); name another file"
+        ) from error
     if path.is_dir():
         raise ConfigError(f"{flag} {path} is a folder; name a file in it")
     if path.exists() and not os.access(path, os.W_OK):

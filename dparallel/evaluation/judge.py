@@ -11,10 +11,9 @@ from dparallel.problems.prompts import finish
 from dparallel.problems.registry import problems_digest
 from dparallel.problems.scoring import Scorer, scorers_of
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import code_digest
+from dparallel.stages.code import PROMPTS, SCORERS, code_digest
 from dparallel.stages.manifest import digest
 
-FINISHING_CODE = ("problems/prompts.py",)  # how a response ends
 Verdicts = dict[str, list[bool | None]]  # of every sample, by the names of metrics; None where unknown
 
 
@@ -27,7 +26,7 @@ def judge(bench: Bench, model: str, split: Split, samples_key: str, samples: pa.
     problems = bench.problems[split]
     verdicts = {}
     for scorer in scorers_of(protocol):
-        key = _key(samples_key, problems, protocol, scorer)
+        key = verdicts_key(samples_key, problems, protocol, scorer)
         table = bench.store.verdicts(key)
         if table is None:
             table = _judge(bench, model, problems, protocol, scorer, samples)
@@ -66,12 +65,15 @@ def _judge(
     )
 
 
-def _key(samples_key: str, problems: Sequence[Problem], protocol: ProtocolConfig, scorer: Scorer) -> str:
+def verdicts_key(
+    samples_key: str, problems: Sequence[Problem], protocol: ProtocolConfig, scorer: Scorer
+) -> str:
+    """Names verdicts by what they follow from: responses, problems, the code that ends and judges them."""
     made_from = {
         "samples": samples_key,
-        "problems": problems_digest(problems),
+        "problems": problems_digest(problems, extra=True),
         "stops": protocol.stops,
         "scorer": [scorer.name, scorer.version],
-        "code": code_digest(FINISHING_CODE),
+        "code": code_digest({*PROMPTS, *SCORERS.get(scorer.name, ())}),
     }
     return digest(made_from)[:16]

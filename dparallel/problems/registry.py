@@ -64,7 +64,8 @@ def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
     """Raise a StageError if the problems of a finished stage changed; `done.details` holds their digest."""
     if done.details["problems"] != digest_now:
         raise StageError(
-            f"{folder} was made from other problems (their file changed): move it aside and rerun"
+            f"{folder} was made from other problems (their file changed, or the code that reads it): move it "
+            "aside and rerun"
         )
 
 

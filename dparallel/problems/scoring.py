@@ -1,15 +1,11 @@
 """Judge responses. Scorers are pure functions that judge a batch of texts and return named metrics."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dparallel.config.problems import ProtocolConfig
-from dparallel.problems import coins
+from dparallel.problems import answers, coins
 from dparallel.problems.sources import Problem, ProblemsError
-
-NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-NO_NUMBER = "[invalid]"
 
 Verdict = dict[str, bool | None]  # by metric; None if unknown
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
@@ -20,7 +16,8 @@ class Scorer:
     """A way to judge responses.
 
     Attributes:
-        version: incremented when verdicts may change; part of the key of every stored verdict.
+        version: part of the key of every stored verdict, together with the code in `stages.code.SCORERS`;
+            incremented when a library called by the scorer changes its verdicts.
         metrics: names of the verdicts it gives, the most important first.
         score: verdicts for problems and their responses, in order.
         misfit: why no response to a problem can be judged correct; None if there is no such reason.
@@ -91,42 +88,14 @@ def check_scorable(
                 raise ProblemsError(f"{where}: scorer {scorer.name} {reason}")
 
 
-# exact
-
-
-def exact(reference: str, response: str) -> bool:
-    """Whether the texts are equal, ignoring leading and trailing white space."""
-    return response.strip() == reference.strip()
-
-
-# flexible_extract
-
-
-def flexible_extract(reference: str, response: str) -> bool:
-    """Whether the last number of the response is the reference's final answer: lm-eval's score of GSM8K.
-
-    Equivalent to the filter `flexible-extract` followed by `exact_match` in lm-eval's task `gsm8k`. As there,
-    numbers are compared as texts (18.0 is not 18), and the dots of an ellipsis count as a number.
-    """
-    found = NUMBER.findall(response)
-    number = next(filter(None, found[-1])) if found else NO_NUMBER
-    return plain_number(number) == plain_number(reference)
-
-
-def plain_number(text: str) -> str:
-    """Normalize an answer: remove `,`, `$`, all up to the last `#### ` and a final dot; lower case."""
-    text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
-    return re.sub(r"\.$", "", text).lower()
+# Scorers
 
 
 def _no_number(problem: Problem) -> str | None:
-    answer = plain_number(problem.reference or "")
-    if NUMBER.fullmatch(answer):
+    answer = answers.plain_number(problem.reference or "")
+    if answers.NUMBER.fullmatch(answer):
         return None
     return f"compares numbers, but the reference ends in {answer[-40:]!r}: end it in one, as '#### 18'"
-
-
-# coins
 
 
 def _judge_coins(problem: Problem, response: str) -> Verdict:
@@ -167,12 +136,12 @@ def _one_by_one(judge_one: Callable[[Problem, str], Verdict]) -> Judge:
 SCORERS = {
     scorer.name: scorer
     for scorer in (
-        Scorer("exact", 1, ("exact",), _against_reference("exact", exact)),
+        Scorer("exact", 1, ("exact",), _against_reference("exact", answers.exact)),
         Scorer(
             "flexible_extract",
             2,
             ("flexible_extract",),
-            _against_reference("flexible_extract", flexible_extract),
+            _against_reference("flexible_extract", answers.flexible_extract),
             misfit=_no_number,
         ),
         Scorer(

@@ -6,18 +6,29 @@ without invalidating existing results.
 
 import ast
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dparallel.config.base import ConfigError
+from dparallel.config.base import Config, ConfigError
+from dparallel.config.problems import ProblemsConfig
 
 PACKAGE = Path(__file__).parents[1]
 
-FORWARD = ("models/backbone.py", "models/attention.py")
+# Reading a model's files, the tokens that end a response, and the forward pass.
+MODEL = (
+    "models/backbone.py",
+    "models/attention.py",
+    "models/checkpoints.py",
+    "models/config_file.py",
+    "models/end_tokens.py",
+    "models/formats.py",
+    "models/weights.py",
+)
 DECODING = (
-    *FORWARD,
+    *MODEL,
+    "config/rules.py",
     "decoding/rules.py",
     "decoding/denoise.py",
     "decoding/blocks.py",
@@ -26,13 +37,21 @@ DECODING = (
     "decoding/sampling.py",
     "decoding/cache.py",
     "decoding/generate.py",
+    "decoding/token_lists.py",
 )
-PROBLEMS = ("problems/*.py",)
-# As few modules per stage as possible: changes of other modules keep existing results valid.
+PROMPTS = ("problems/prompts.py",)  # rendering problems, and where a response ends
+# Modules by scorer. Adding a scorer in a module of its own leaves existing results valid.
+SCORERS: dict[str, tuple[str, ...]] = {
+    "exact": ("problems/answers.py",),
+    "flexible_extract": ("problems/answers.py",),
+    "coins": ("problems/coins.py",),
+}
+# As few modules per stage as possible: changes of other modules keep existing results valid. Modules that
+# read problems are not listed, since a stage compares the problems themselves.
 MODULES: dict[str, tuple[str, ...]] = {
-    "trajectories": (*DECODING, *PROBLEMS, "trajectories/schema.py"),
+    "trajectories": (*DECODING, *PROMPTS, "trajectories/schema.py", "trajectories/rows.py"),
     "training": (
-        *FORWARD,
+        *MODEL,
         "models/lora.py",
         "config/recipe.py",
         "distillation/losses.py",
@@ -40,40 +59,43 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/recipe.py",
         "distillation/batches.py",
         "distillation/data.py",
+        "distillation/engine.py",
         "distillation/optimizer.py",
         "distillation/quantization.py",
         "distillation/trainer.py",
     ),
-    "merging": (
-        "distillation/merging.py",
-        "models/lora.py",
-        "models/formats.py",
-        "models/weights.py",
-        "models/checkpoints.py",
-    ),
-    "benchmark": (*DECODING, *PROBLEMS, "evaluation/*.py"),
+    "merging": (*MODEL, "distillation/merging.py", "models/lora.py"),
+    "benchmark": (*DECODING, *PROMPTS, "evaluation/*.py"),
 }
 
 
-def code_digest(of: str | Sequence[str], package: Path = PACKAGE) -> str | None:
+def stage_digest(stage: str, config: Config) -> str | None:
+    """Digest of the code of a stage, including the scorers that its settings name.
+
+    Returns:
+        The digest; None for stages whose folder the user names, such as the tiny teacher's.
+    """
+    modules = MODULES.get(stage)
+    if modules is None:
+        return None
+    protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]
+    scorers = {name for protocol in protocols for name in protocol.scorers}
+    return code_digest({*modules, *(module for name in scorers for module in SCORERS.get(name, ()))})
+
+
+def code_digest(of: Iterable[str], package: Path = PACKAGE) -> str:
     """Digest of the statements of modules: `c` followed by eleven hexadecimal digits.
 
     The letter makes it a text in YAML and on the command line.
 
     Args:
-        of: a stage name, or module paths inside the package; `*` matches any characters.
+        of: module paths inside the package; `*` matches any characters.
         package: source folder of the package.
-
-    Returns:
-        The digest; None for stages whose folder the user names, such as the tiny teacher's.
 
     Raises:
         ConfigError: a path matches no module.
     """
-    patterns = MODULES.get(of) if isinstance(of, str) else of
-    if patterns is None:
-        return None
-    files = {file.relative_to(package).as_posix(): file for file in _matching(patterns, package)}
+    files = {file.relative_to(package).as_posix(): file for file in _matching(of, package)}
     listed = "\n".join(f"{name} {statements_digest(files[name])}" for name in sorted(files))
     return "c" + hashlib.sha256(listed.encode()).hexdigest()[:11]
 

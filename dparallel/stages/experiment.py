@@ -23,7 +23,7 @@ from dparallel.config.experiment import (
     TrajectoriesConfig,
 )
 from dparallel.config.recipe import RecipeConfig
-from dparallel.stages.code import code_digest
+from dparallel.stages.code import stage_digest
 from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Experiment:
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
-        code = vouched or code_digest(stage)
+        code = vouched or stage_digest(stage, config)
         label = f"{stage}-{student}" if student else stage
         folder = self.folder / f"{label}-{stage_key(config, made_from, code)}"
         if not folder.exists():

@@ -145,7 +145,7 @@ def is_written_through(path: Path) -> bool:
     """Whether `path` is written to directly: not a regular file, or an open stream of a process."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except OSError:  # missing or impossible: a loop of links, a file in place of a folder
         return False
     return not stat.S_ISREG(mode) or _is_stream(path)
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
-from dparallel.stages.code import code_digest
+from dparallel.stages.code import stage_digest
 from dparallel.stages.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Stage:
         self.name = name
         self.config, self.how = config.what(), config.how()
         self.inputs = {key: fingerprint(path) for key, path in inputs.items()}
-        self.code = code or code_digest(name)
+        self.code = code or stage_digest(name, config)
         self.folder = Path(out_dir)
         self.started = time.perf_counter()
         there = _claim_in(self.folder)

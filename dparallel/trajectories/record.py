@@ -5,24 +5,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.experiment import TrajectoriesConfig
-from dparallel.decoding.canvas import Generation, tokens_per_forward
+from dparallel.decoding.canvas import tokens_per_forward
 from dparallel.decoding.generate import generate
-from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.models.loader import releasing_memory
-from dparallel.problems.prompts import encode_problems, finish, tokenizer_fingerprint
+from dparallel.problems.prompts import encode_problems, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
-from dparallel.problems.scoring import accuracy_metric, score
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import Manifest, Stage, StageError
 from dparallel.stages.sharing import have_made
+from dparallel.trajectories.rows import identity, rows
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import read_shard, remove_partials, shard_name, write_shard
 
@@ -168,20 +165,10 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
     table, found = read_shard(shard.path)
     if found != metadata:
         raise StageError(f"{shard.path} was made by {found!r}, expected {metadata!r}; delete it and rerun")
-    asked = [_identity(problem) for problem in shard.problems]
-    if table.select(list(_identity(shard.problems[0]))).to_pylist() != asked:
+    asked = [identity(problem) for problem in shard.problems]
+    if table.select(list(identity(shard.problems[0]))).to_pylist() != asked:
         raise StageError(f"{shard.path} holds other problems than this run asks for; delete it and rerun")
     return table
-
-
-def _identity(problem: Problem) -> dict[str, str | None]:
-    """Columns that a shard stores of a problem, for comparison with the requested problem."""
-    return {
-        "problem_id": problem.problem_id,
-        "source": problem.source,
-        "prompt": problem.prompt,
-        "reference": problem.reference,
-    }
 
 
 def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> None:
@@ -213,7 +200,7 @@ def _decode(
             log.info("%s: recorded by another process meanwhile", shard.path.name)
             continue
         generations = generate(model, here, config.decoding, config.batch_size)
-        write_shard(shard.path, _rows(config, shard.problems, here, generations, tokenizer, model), metadata)
+        write_shard(shard.path, rows(config, shard.problems, here, generations, tokenizer, model), metadata)
         recorded += len(here)
         seconds = time.perf_counter() - began
         log.info(
@@ -225,35 +212,3 @@ def _decode(
             len(shards),
             seconds / count * (len(shards) - count),
         )
-
-
-def _rows(
-    config: TrajectoriesConfig,
-    problems: Sequence[Problem],
-    prompts: Sequence[list[int]],
-    generations: Sequence[Generation],
-    tokenizer: PreTrainedTokenizerBase,
-    model: DiffusionTransformer,
-) -> list[dict[str, Any]]:
-    protocol = config.problems.protocol
-    ends = model.config.end_token_ids
-    responses = [finish(each.tokens, tokenizer, ends, protocol) for each in generations]
-    verdicts = score(problems, responses, protocol)
-    metric = accuracy_metric(protocol)
-    return [
-        {
-            **_identity(problem),
-            "prompt_ids": prompt,
-            "response_ids": generation.tokens,
-            "commit_step": generation.commit_step,
-            "confidence": generation.confidence,
-            "response": response,
-            "correct": verdict[metric],
-            "nfe": generation.nfe,
-            "num_tokens": generation.num_tokens,
-            "seed": config.decoding.seed,
-        }
-        for problem, prompt, generation, response, verdict in zip(
-            problems, prompts, generations, responses, verdicts, strict=True
-        )
-    ]

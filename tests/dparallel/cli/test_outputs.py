@@ -21,6 +21,15 @@ def test_what_cannot_be_written_is_refused_first(tmp_path):
     with pytest.raises(ConfigError, match=r"none cannot be written to \(No such file"):
         check_writable("--trace", tmp_path / "dangling")
     assert not list(tmp_path.glob("none"))
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    with pytest.raises(ConfigError, match="one cannot be written to .*symbolic links"):
+        check_writable("--out", tmp_path / "one")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="inside cannot be written to .*Not a directory"):
+        check_writable("--out", tmp_path / "file" / "inside")
+    with pytest.raises(ConfigError, match="cannot be written to .*too long"):
+        check_writable("--out", tmp_path / ("a" * 300))
 
 
 def test_pipes_devices_and_open_files_can_be_written(tmp_path):

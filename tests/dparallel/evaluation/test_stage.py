@@ -9,11 +9,14 @@ import pytest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import Baseline, BenchmarkConfig, Sweep
 from dparallel.evaluation import decode
+from dparallel.evaluation.bench import Bench
 from dparallel.evaluation.decode import sample
+from dparallel.evaluation.judge import verdicts_key
 from dparallel.evaluation.stage import run_stage
 from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer, save_model
 from dparallel.problems.scoring import SCORERS, Verdict
+from dparallel.stages import code
 from dparallel.stages.manifest import StageError, verify
 from tests.conftest import random_model
 from tests.dparallel.evaluation.oracle import dataset, disturbed, own_answers
@@ -245,6 +248,25 @@ def test_a_mended_scorer_judges_again_and_decodes_nothing(
     assert {row["accuracy"] for row in validation} == {1.0}
     assert set(decoded) <= {6}
     assert len(decoded) <= 4, "none of validation: only other operating points on the test problems"
+
+
+def test_verdicts_follow_the_scorers_code_and_all_that_it_reads(
+    settings, inputs, store: Path, monkeypatch
+) -> None:
+    bench = Bench(settings, inputs, store)
+    problems, protocol, scorer = bench.problems["test"], settings.test.protocol, SCORERS["exact"]
+
+    def key() -> str:
+        return verdicts_key("samples", problems, protocol, scorer)
+
+    before = key()
+    problems = [replace(problem, extra={"tests": "assert True"}) for problem in problems]
+    with_tests = key()
+    monkeypatch.setattr("dparallel.evaluation.judge.code_digest", lambda modules: str(sorted(modules)))
+    by_code = key()
+    assert len({before, with_tests, by_code}) == 3
+    monkeypatch.setitem(code.SCORERS, "exact", ("problems/another.py",))
+    assert key() != by_code
 
 
 def test_damaged_samples_of_a_finished_benchmark_are_named_with_the_remedy(

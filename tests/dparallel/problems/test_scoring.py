@@ -4,14 +4,12 @@ import re
 import pytest
 
 from dparallel.config.problems import ProtocolConfig
+from dparallel.problems.answers import exact, flexible_extract, plain_number
 from dparallel.problems.scoring import (
     SCORERS,
     Verdict,
     accuracy_metric,
     check_scorable,
-    exact,
-    flexible_extract,
-    plain_number,
     score,
     scorers_of,
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import DistillConfig
+from dparallel.config.experiment import DistillConfig, MergingConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
+from dparallel.problems import scoring
 from dparallel.stages import code
-from dparallel.stages.code import MODULES, PACKAGE, code_digest, statements_digest
+from dparallel.stages.code import MODULES, PACKAGE, code_digest, stage_digest, statements_digest
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -29,19 +30,23 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
+def digests(package: Path) -> dict[str, str]:
+    return {stage: code_digest(modules, package) for stage, modules in MODULES.items()}
+
+
 def test_a_changed_loss_changes_the_digest_of_training_alone(package: Path) -> None:
-    before = {stage: code_digest(stage, package) for stage in MODULES}
-    assert before == {stage: code_digest(stage) for stage in MODULES}
+    before = digests(package)
+    assert before == digests(PACKAGE)
     edit(package / "distillation" / "losses.py", "return ", "return 0.5 * ")
-    changed = {stage for stage in MODULES if code_digest(stage, package) != before[stage]}
+    changed = {stage for stage, digest in digests(package).items() if digest != before[stage]}
     assert changed == {"training"}
 
 
 def test_a_changed_commit_rule_changes_what_is_decoded(package: Path) -> None:
-    before = {stage: code_digest(stage, package) for stage in MODULES}
+    before = digests(package)
     with (package / "decoding" / "rules.py").open("a", encoding="utf-8") as file:
         file.write("\nMORE = 1\n")
-    changed = {stage for stage in MODULES if code_digest(stage, package) != before[stage]}
+    changed = {stage for stage, digest in digests(package).items() if digest != before[stage]}
     assert changed == {"trajectories", "benchmark"}
 
 
@@ -97,7 +102,7 @@ def test_statements_count_and_prose_does_not(tmp_path: Path, old: str, new: str,
 
 @pytest.mark.parametrize("stage", ["trajectories", "training", "merging"])
 def test_a_digest_can_be_vouched_for_on_the_command_line(stage: str) -> None:
-    digest = code_digest(stage)
+    digest = code_digest(MODULES[stage])
     changed = load_config(DistillConfig, CONFIGS / "tiny.yaml", [f"code.{stage}={digest}"])
     assert changed.code == {stage: digest}
     with pytest.raises(ConfigError, match=f"code.{stage}"):
@@ -105,4 +110,49 @@ def test_a_digest_can_be_vouched_for_on_the_command_line(stage: str) -> None:
 
 
 def test_a_stage_whose_folder_is_its_users_has_no_digest() -> None:
-    assert code.code_digest("teacher") is None
+    assert stage_digest("teacher", MergingConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("models/end_tokens.py", {"trajectories", "training", "merging", "benchmark"}),
+        ("models/formats.py", {"trajectories", "training", "merging", "benchmark"}),
+        ("decoding/token_lists.py", {"trajectories", "benchmark"}),
+        ("problems/prompts.py", {"trajectories", "benchmark"}),
+        ("trajectories/rows.py", {"trajectories"}),
+        ("distillation/engine.py", {"training"}),
+        ("evaluation/selection.py", {"benchmark"}),
+        ("problems/scoring.py", set()),  # the table of scorers
+        ("problems/tables.py", set()),  # problems that differ are noticed themselves
+        ("problems/answers.py", set()),  # only where a protocol names its scorer
+        ("stages/lease.py", set()),
+    ],
+)
+def test_which_stages_a_module_determines(package: Path, module: str, stages: set[str]) -> None:
+    before = digests(package)
+    with (package / module).open("a", encoding="utf-8") as file:
+        file.write("\nMORE = 1\n")
+    assert {stage for stage, digest in digests(package).items() if digest != before[stage]} == stages
+
+
+def test_the_scorers_that_a_protocol_names_count_and_no_others() -> None:
+    def digest(scorers: list[str]) -> str | None:
+        problems = {
+            "benchmark": "dataset",
+            "sources": [{"path": "x.jsonl"}],
+            "protocol": {"scorers": scorers},
+        }
+        decoding = {"gen_length": 4, "block_length": 4}
+        return stage_digest("trajectories", TrajectoriesConfig(problems=problems, decoding=decoding))
+
+    assert digest(["exact"]) == digest(["flexible_extract"])  # one module
+    assert digest(["coins"]) != digest(["exact"]) != digest(["coins", "exact"])
+    assert digest(["coins"]) == code_digest([*MODULES["trajectories"], "problems/coins.py"])
+    assert digest(["of_another_package"]) == code_digest(MODULES["trajectories"])
+
+
+def test_the_modules_of_every_scorer_are_known() -> None:
+    assert set(code.SCORERS) == set(scoring.SCORERS)
+    for modules in code.SCORERS.values():
+        code_digest(modules)

@@ -84,8 +84,8 @@ def other_code(monkeypatch):
     """As if losses and rules had been mended."""
 
     def change() -> None:
-        monkeypatch.setattr("dparallel.stages.manifest.code_digest", lambda stage: "c0123456789a")
-        monkeypatch.setattr("dparallel.stages.experiment.code_digest", lambda stage: "c0123456789a")
+        monkeypatch.setattr("dparallel.stages.manifest.stage_digest", lambda stage, config: "c0123456789a")
+        monkeypatch.setattr("dparallel.stages.experiment.stage_digest", lambda stage, config: "c0123456789a")
 
     return change
 

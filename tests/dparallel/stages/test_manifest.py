@@ -4,7 +4,7 @@ import pytest
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import MergingConfig, TrajectoriesConfig
-from dparallel.stages.code import code_digest
+from dparallel.stages.code import stage_digest
 from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manifest, stage_key, verify
 
 DECODING = DecodingConfig(gen_length=4, block_length=2)
@@ -85,7 +85,9 @@ def test_a_damaged_claim_is_written_again_where_the_folders_name_says_the_same(
     tmp_path, model_folder, damage, caplog
 ):
     inputs = {"teacher": model_folder}
-    key = stage_key(MergingConfig(), {"teacher": fingerprint(model_folder)}, code_digest("merging"))
+    key = stage_key(
+        MergingConfig(), {"teacher": fingerprint(model_folder)}, stage_digest("merging", MergingConfig())
+    )
     for folder in (tmp_path / f"merging-{key}", tmp_path / "merging-0123456789"):
         finish(folder, model_folder)
         (folder / "stage.json").unlink()
