@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TeacherConfig
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProtocolConfig
@@ -115,3 +116,9 @@ def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
 
 def at(source, path):
     return source.model_copy(update={"path": str(path)})
+
+
+def test_no_experiment_takes_the_folder_that_all_share() -> None:
+    for name in ("measurements", "Measurements"):
+        with pytest.raises(ConfigError, match=f"name={name!r}: .*choose another name"):
+            load_config(DistillConfig, CONFIGS / "tiny.yaml", [f"name={name}"])

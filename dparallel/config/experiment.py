@@ -322,6 +322,9 @@ class LaunchConfig(Config):
         return self
 
 
+STORE = "measurements"  # folder in `runs` for the samples and verdicts of all experiments
+
+
 class DistillConfig(Config):
     """An experiment: a teacher, one student per recipe, and the benchmark that compares them.
 
@@ -349,6 +352,10 @@ class DistillConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
+        if self.name.casefold() == STORE:
+            raise ValueError(
+                f"name={self.name!r}: {self.runs}/{STORE} holds all experiments' samples; choose another name"
+            )
         _refuse_same_names(("students", name) for name in self.students)
         self.benchmark.check_students(self.students)
         return self

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, ConfigError, explain
 from dparallel.config.experiment import (
+    STORE,
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
@@ -27,8 +28,6 @@ from dparallel.stages.code import stage_digest
 from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
 
 log = logging.getLogger(__name__)
-
-STORE = "measurements"  # inside the runs folder
 
 
 class StudentConfig(Config):
