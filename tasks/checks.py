@@ -20,7 +20,7 @@ from dparallel.preflight.plan import check_disk, disk_needed
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
-from dparallel.stages.manifest import MANIFEST, StageError
+from dparallel.stages.manifest import MANIFEST, StageError, fingerprint
 from tasks.launch import fit_to_gpus
 
 
@@ -48,10 +48,10 @@ def checked_experiment(
     if gpus:
         _check_gpus(settings, lengths, here, gpus)
     folder_of = cache(checkpoint_folder)  # once: the hub's snapshot may change
-    folder_of(settings.teacher)
+    fingerprint(folder_of(settings.teacher))  # refuses damaged files; what is hashed is hashed once a process
     if "benchmark" in stages:
         for baseline in settings.benchmark.baselines.values():
-            folder_of(baseline.model)
+            fingerprint(folder_of(baseline.model))
     return Experiment(settings, folder_of)
 
 

@@ -28,8 +28,8 @@ __all__ = [
     "RecipeConfig",
 ]  # re-exported: all settings are imported from here
 
-# Used in folder names, metric names and names of registered models.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# Used in folder names, metric names and names of registered models, which have at most 255 characters.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range of torch's seeds
 
 CodeDigest = Annotated[str, Field(pattern=r"^c[0-9a-f]{11}$")]

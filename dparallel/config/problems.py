@@ -93,8 +93,8 @@ class SourceConfig(Config):
     split: str = "train"
     revision: str | None = None
     prompt: str | None = None
-    reference: str | None = None
-    id: str | None = None
+    reference: str | None = Field(None, min_length=1)
+    id: str | None = Field(None, min_length=1)
     count: PositiveInt | None = None
     seed: NonNegativeInt | None = None
 

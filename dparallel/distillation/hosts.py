@@ -20,14 +20,19 @@ def read_hostfile(path: str) -> dict[str, int]:
     """Number of processes (slots) per host, in the order of the file.
 
     Raises:
-        ConfigError: the file is missing, lists no host, lists a host twice, or has a line other than
-            `HOST slots=N`.
+        ConfigError: the file is missing or unreadable, lists no host, lists a host twice, or has a line
+            other than `HOST slots=N`.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})") from error
+    except OSError as error:
+        raise ConfigError(f"launch.hostfile={path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"launch.hostfile={path}: not UTF-8 ({error}); save it as UTF-8") from error
     slots: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not (entry := line.partition("#")[0].strip()):
             continue
         found = LINE.fullmatch(entry)

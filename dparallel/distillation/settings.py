@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError, create_model
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
@@ -33,20 +33,33 @@ FILLED_IN = {
     "steps_per_print": "training.log_every",
 }
 SECTION = "training.deepspeed"
+STRICT = ConfigDict(extra="forbid", strict=True)
+Dtype = Literal["fp16", "bf16", "fp32"]
+
+
+class DataTypes(BaseModel):
+    """DeepSpeed's section of this name, which it reads without a check."""
+
+    model_config = STRICT
+
+    grad_accum_dtype: Dtype | None = None
+    param_dtype: Dtype | None = None
+    buffer_dtype: Dtype | None = None
+    keep_in_fp32_modules: list[str] = []
 
 
 class DeepSpeedSettings(BaseModel):
     """DeepSpeed configuration keys that users may set. DeepSpeed itself ignores unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = STRICT
 
     zero_optimization: dict[str, Any] = {"stage": 2}
     zero_allow_untested_optimizer: bool = False
     zero_force_ds_cpu_optimizer: bool = True
     communication_data_type: Literal["fp16", "bf16", "bfp16", "fp32"] | None = None
-    data_types: dict[str, Any] = {}
+    data_types: DataTypes = DataTypes()
     prescale_gradients: bool = False
-    gradient_predivide_factor: float = 1.0
+    gradient_predivide_factor: PositiveFloat = 1.0
     comms_logger: dict[str, Any] = {}
     flops_profiler: dict[str, Any] = {}
     wall_clock_breakdown: bool = False
@@ -69,15 +82,39 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{SECTION}.{key} is filled in: set {FILLED_IN[key]} instead")
     _refuse_auto(SECTION, settings)
     _validate(SECTION, DeepSpeedSettings, settings)
+    if settings:
+        _keep_deepspeed_quiet()
     if "zero_optimization" in settings:
         _check_zero(f"{SECTION}.zero_optimization", settings["zero_optimization"])
+    for section in settings.keys() & {"aio", "comms_logger", "flops_profiler"}:
+        _validate(f"{SECTION}.{section}", _own_section(section), settings[section])
+
+
+def _own_section(section: str) -> type[BaseModel]:
+    """The keys of one of DeepSpeed's sections and their types, as DeepSpeed has them."""
+    from deepspeed.comm.config import CommsLoggerConfig  # here, since DeepSpeed takes seconds to import
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+
+    if section == "comms_logger":
+        kept: type[BaseModel] = CommsLoggerConfig
+        return kept
+    defaults = AIO_DEFAULT_DICT if section == "aio" else vars(DeepSpeedFlopsProfilerConfig({}))
+    fields: dict[str, Any] = {
+        key: (str | None if default is None else type(default), default) for key, default in defaults.items()
+    }
+    made: type[BaseModel] = create_model(section, __config__=STRICT, **fields)
+    return made
+
+
+def _keep_deepspeed_quiet() -> None:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed guesses, and warns
 
 
 def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
     if type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
         raise ConfigError(f"{section}.stage={zero.get('stage')!r}: give 1, 2 or 3")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # avoids DeepSpeed's detection and its warning
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # imported here because it takes seconds
 
     _validate(section, DeepSpeedZeroConfig, zero)

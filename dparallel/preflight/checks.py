@@ -16,6 +16,7 @@ from dparallel.distillation.quantization import check_blocks
 from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
+from dparallel.models.hub import checkpoint_folder
 from dparallel.models.lora import check_targets
 from dparallel.models.placement import empty_model
 from dparallel.preflight.prompts import PromptLengths, measured_decodings
@@ -23,6 +24,7 @@ from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import check_disjoint, load_problems
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
+from dparallel.stages.manifest import MANIFEST, verify
 
 STAGES = ("trajectories", "training", "merging", "benchmark")
 
@@ -46,6 +48,7 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     check_builds(settings.training.deepspeed)
     _check_launch(settings)
     _check_recipes(settings)
+    _check_whole(settings, stages)
     teacher = empty_model(read_config(settings.teacher))
     _check_teacher(settings, teacher)
     if not {"trajectories", "benchmark"} & set(stages):
@@ -72,11 +75,12 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is a file, or in which nothing can be written."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{folder} cannot be a folder: {path} is a file")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = folder
     try:
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{folder} cannot be a folder: {path} is a file")
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -112,6 +116,15 @@ def _check_recipes(settings: DistillConfig) -> None:
                     f"mode={mode}: a block_causal student is decoded with mode: pipelined, and no other is; "
                     f"give {name} its own sweeps in benchmark.student_sweeps"
                 )
+
+
+def _check_whole(settings: DistillConfig, stages: Collection[str]) -> None:
+    """What the manifest beside a model lists is there, and of its size; nothing is hashed."""
+    baselines = settings.benchmark.baselines.values() if "benchmark" in stages else ()
+    for model in (settings.teacher, *(baseline.model for baseline in baselines)):
+        folder = checkpoint_folder(model, with_weights=False)
+        if (folder / MANIFEST).is_file():
+            verify(folder, hashed=False)
 
 
 def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> None:

@@ -4,6 +4,7 @@ Import this module only when a folder is read: importing the library `datasets` 
 """
 
 import glob
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ def read_folder(root: Path, subset: str | None) -> Folder:
     Raises:
         TableError: no readable file, files of several kinds, or an unknown subset.
     """
+    _refuse_unreadable(root)
     folder, patterns = _subset(root, subset)
     every = [file for file in sorted(root.rglob("*")) if file.is_file() and not _hidden(file, root)]
     splits = _match(folder, patterns)
@@ -52,6 +54,16 @@ def read_folder(root: Path, subset: str | None) -> Folder:
     misplaced = [] if patterns else [file for file in left_out if file.suffix in (".jsonl", ".parquet")]
     check_kinds([*read, *(file for file in misplaced if folder in file.parents)])
     return Folder(splits, left_out)
+
+
+def _refuse_unreadable(root: Path) -> None:
+    """Refuse a folder in which some folder cannot be listed, whose files would be left out in silence."""
+
+    def refuse(error: OSError) -> None:
+        raise TableError(f"{error.filename} cannot be read ({error.strerror}): check its permissions")
+
+    for _ in os.walk(root, onerror=refuse):
+        pass
 
 
 def is_metadata(file: Path) -> bool:

@@ -29,9 +29,12 @@ def open_source(source: SourceConfig) -> list[Part]:
         TableError: files are missing, damaged or of several kinds, or the split does not exist.
     """
     path = Path(source.path)
-    if path.is_dir():
+    try:
+        is_folder, files = path.is_dir(), source.files()
+    except OSError as error:  # a folder above it that may not be entered, a name too long
+        raise TableError(f"{source.path} cannot be read ({error.strerror}): check its permissions") from error
+    if is_folder:
         return sliced(source.split, _of_files(_folder(source)))
-    files = source.files()
     if not files and (path.suffix in PROBLEM_FILES or path.is_absolute() or source.path.count("/") > 1):
         raise TableError(f"no such problems file (looked in {Path.cwd()})")
     if not files:

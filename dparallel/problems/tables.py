@@ -221,6 +221,8 @@ class ParquetTable:
         return [record | absent for record in records], self.schema.names
 
     def _check_type(self, name: str) -> None:
+        if self.schema.names.count(name) > 1:
+            raise TableError(f"{self.file}: two columns are called {name!r}: rename one of them")
         kind = self.schema.field(name).type
         if pa.types.is_temporal(kind):
             raise TableError(

@@ -74,7 +74,8 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    # A file system takes names of 255 bytes, and a character may be four of them.
+    partial = target.with_name(f".{target.name[:40]}.{uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
             yield file

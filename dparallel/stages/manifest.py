@@ -87,8 +87,11 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=10_000)
 def _file_digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StageError(_unreadable(path, error)) from error
 
 
 def fingerprint(path: str | Path) -> str:
@@ -113,6 +116,8 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
         raise StageError(f"{folder}: no {MANIFEST}, so no finished stage; run the stage that makes it")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StageError(_unreadable(path, error)) from error
     except ValidationError as error:
         raise StageError(
             f"{path} is damaged ({explain(error)}): delete it and rerun; what is whole beside it is kept"
@@ -122,8 +127,16 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
     return manifest
 
 
-def verify(folder: str | Path, stage: str | None = None) -> Manifest:
-    """Read the manifest and check the hash of every listed file; StageError names the first that differs."""
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read ({error.strerror or error}): check its permissions and its disk"
+
+
+def verify(folder: str | Path, stage: str | None = None, hashed: bool = True) -> Manifest:
+    """Read the manifest and hash every file it lists; `StageError` names the first that differs.
+
+    Args:
+        hashed: False compares sizes only, which takes no time for models of any size.
+    """
     manifest = read_manifest(folder, stage)
     for name, record in manifest.files.items():
         path = Path(folder) / name
@@ -132,7 +145,7 @@ def verify(folder: str | Path, stage: str | None = None) -> Manifest:
                 f"{path} is missing though {MANIFEST} lists it: delete {Path(folder) / MANIFEST} and rerun; "
                 "what is whole is kept"
             )
-        if path.stat().st_size != record.bytes or file_digest(path) != record.sha256:
+        if path.stat().st_size != record.bytes or (hashed and file_digest(path) != record.sha256):
             raise StageError(
                 f"{path} does not match {MANIFEST} (damaged or edited): delete it and "
                 f"{Path(folder) / MANIFEST} and rerun; what is whole is kept"

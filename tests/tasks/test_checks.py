@@ -1,5 +1,6 @@
 """The published experiments, checked whole with a small teacher from a hub's cache and local data."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 from dparallel.config.base import ConfigError
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
 from dparallel.models.checkpoints import save_model
 from dparallel.models.formats import CheckpointError
+from dparallel.preflight.checks import check_experiment
 from dparallel.preflight.memory import RESERVED
 from dparallel.problems.prompts import ChatTemplateError
 from dparallel.stages.experiment import StagePlan
-from dparallel.stages.manifest import Stage
+from dparallel.stages.manifest import Stage, StageError
 from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment
@@ -186,3 +190,27 @@ def test_models_are_decoded_as_they_attend(
     setting = setting.replace("../configs", str(CONFIGS))
     with pytest.raises(ValueError, match=message):
         checked_experiment(str(CONFIGS / f"{config}.yaml"), [f"runs={tmp_path}", setting])
+
+
+@pytest.mark.parametrize("model", ["teacher", "baseline"])
+def test_a_damaged_model_is_refused_before_anything_starts(tmp_path: Path, model: str) -> None:
+    tiny, damaged = CONFIGS.parent / "teachers" / "tiny", tmp_path / "damaged"
+    shutil.copytree(tiny, damaged)
+    decoding = "{gen_length: 36, block_length: 12}"
+    settings = [
+        f"runs={tmp_path / 'runs'}",
+        f"teacher={damaged if model == 'teacher' else tiny}",
+        f"benchmark.baselines={{rival: {{model: {damaged}, decoding: {decoding}}}}}",
+    ]
+    config = str(CONFIGS / "tiny.yaml")
+    checked_experiment(config, settings)
+    edited = (tiny / "tokenizer_config.json").read_text(encoding="utf-8")
+    (damaged / "tokenizer_config.json").write_text(edited.replace("{", "{ ", 1), encoding="utf-8")
+    with pytest.raises(StageError, match=r"tokenizer_config\.json does not match manifest\.json"):
+        check_experiment(load_config(DistillConfig, config, settings))  # as `plan` does, which hashes nothing
+    (damaged / "tokenizer_config.json").write_text(edited.replace("\n", " ", 1), encoding="utf-8")
+    with pytest.raises(StageError, match=r"tokenizer_config\.json does not match manifest\.json"):
+        checked_experiment(config, settings)
+    (damaged / "manifest.json").write_bytes(b"")
+    with pytest.raises(StageError, match=r"manifest\.json is damaged"):
+        check_experiment(load_config(DistillConfig, config, settings))

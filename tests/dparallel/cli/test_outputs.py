@@ -116,3 +116,16 @@ def test_a_pipe_gets_the_trace(command, tmp_path):
     reader.join()
     assert "<title>" in received[0]
     assert fifo.is_fifo()
+
+
+def test_a_name_that_no_file_can_have_is_refused_first(tmp_path):
+    for flag in ("--out", "--trace"):
+        with pytest.raises(ConfigError, match=rf"{flag} .*cannot be written to \(File name too long\)"):
+            check_writable(flag, tmp_path / ("x" * 300))
+
+
+def test_the_longest_names_can_be_written(command, tmp_path):
+    out, trace = tmp_path / ("x" * 247), tmp_path / ("é" * 127)
+    assert main([*command, "--out", str(out), "--trace", str(trace)]) == 0
+    assert out.is_file()
+    assert trace.is_file()

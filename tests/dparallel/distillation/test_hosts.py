@@ -22,6 +22,18 @@ def test_hosts_and_slots_in_the_files_order(tmp_path: Path) -> None:
     assert world_size(LaunchConfig(processes=3)) == 3
 
 
+def test_a_hostfile_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes("rödö slots=1\n".encode("latin-1"))
+    for path, message in (
+        (tmp_path / "none", "no such file"),
+        (tmp_path, r"cannot be read \(Is a directory\)"),
+        (tmp_path / ("x" * 300), r"cannot be read \(File name too long\)"),
+        (tmp_path / "latin", r"not UTF-8 .*save it as UTF-8"),
+    ):
+        with pytest.raises(ConfigError, match=rf"launch\.hostfile=.*{message}"):
+            world_size(LaunchConfig(launcher="deepspeed", hostfile=str(path)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

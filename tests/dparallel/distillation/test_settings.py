@@ -118,6 +118,23 @@ def zero(stage: int = 2, **settings: Any) -> dict[str, Any]:
         ({"zero": 1}, r"zero is unknown; known: aio, .*zero_optimization"),
         ({"wall_clock_breakdown": "yes"}, r"wall_clock_breakdown='yes': Input should be a valid boolean"),
         ({"bf16": {"enabled": True}}, r"bf16 is filled in: set training\.precision"),
+        ({"aio": {"block_siz": 1}}, r"aio\.block_siz is unknown; did you mean block_size\?"),
+        ({"aio": {"block_size": "1M"}}, r"aio\.block_size='1M': Input should be a valid integer"),
+        ({"flops_profiler": {"enable": True}}, r"flops_profiler\.enable is unknown; did you mean enabled\?"),
+        (
+            {"flops_profiler": {"enabled": "yes"}},
+            r"flops_profiler\.enabled='yes': Input should be a valid bool",
+        ),
+        ({"comms_logger": {"prof_op": []}}, r"comms_logger\.prof_op is unknown; did you mean prof_ops\?"),
+        (
+            {"data_types": {"grad_acum_dtype": "fp32"}},
+            r"grad_acum_dtype is unknown; did you mean grad_accum_d",
+        ),
+        (
+            {"data_types": {"grad_accum_dtype": "fp17"}},
+            r"grad_accum_dtype='fp17': Input should be 'fp16', 'b",
+        ),
+        ({"gradient_predivide_factor": 0}, r"gradient_predivide_factor=0: Input should be greater than 0"),
     ],
 )
 def test_wrong_deepspeed_settings_are_named_with_what_is_valid(given: dict[str, Any], message: str) -> None:
@@ -136,6 +153,9 @@ def test_wrong_deepspeed_settings_are_named_with_what_is_valid(given: dict[str, 
         zero(offload_optimizer=None, offload_param={"device": "none"}),
         zero(3, offload_param={"device": "cpu"}, stage3_prefetch_bucket_size=1e6),
         {"wall_clock_breakdown": True, "communication_data_type": "fp32"},
+        {"flops_profiler": {"enabled": True, "output_file": "flops.txt", "recompute_fwd_factor": 1}},
+        {"comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "aio": {"block_size": 1048576}},
+        {"data_types": {"grad_accum_dtype": "fp32", "keep_in_fp32_modules": ["norm"]}},
     ],
 )
 def test_what_deepspeed_takes_is_taken(given: dict[str, Any]) -> None:

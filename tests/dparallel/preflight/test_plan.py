@@ -33,6 +33,7 @@ from tests.dparallel.models.published import publish
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "tiny.yaml")
 TEACHER = f"teacher={ROOT / 'teachers' / 'tiny'}"
+LONG = "x" * 300  # no file can be called so
 ADAPTER = 303_104  # 32 (4·256 + 3·448) in each of 4 layers
 GIB = 2**30
 
@@ -305,6 +306,9 @@ def test_the_command_prints_the_plan(capsys) -> None:
         (["--set", "merging.format=original"], "which is in our own format"),
         (["--set", "trajectories.problems.protocol.chat=true"], "chat template"),
         (["--set", "benchmark.test.split=distillation"], "share 1000 prompts"),
+        (["--set", f"runs={LONG}/runs"], "cannot be written to (File name too long"),
+        (["--set", f"name={LONG}"], "name: String should have at most 100 characters"),
+        (["--set", f"students.{LONG}=../configs/recipes/consistency.yaml"], "at most 100 characters"),
     ],
 )
 def test_refusals_exit_with_2(arguments, message, capsys) -> None:

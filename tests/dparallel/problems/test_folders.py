@@ -1,8 +1,11 @@
 """Folders of problems: which files are read, and what is said of the others."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,3 +132,26 @@ def test_the_files_that_make_up_a_folder_are_those_that_may_be_read(tmp_path: Pa
     make(tmp_path, "a.jsonl", "r.csv", ".hidden.jsonl", "sub/b.jsonl", "README.md")
     config = ProblemsConfig.model_validate({"benchmark": "dataset", "sources": [{"path": str(tmp_path)}]})
     assert config.files() == [tmp_path / name for name in ("README.md", "a.jsonl", "sub/b.jsonl")]
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 300 + ".jsonl"):
+        with pytest.raises(ProblemsError, match=r"cannot be read \(File name too long\)"):
+            read(tmp_path / name)
+
+
+def test_a_folder_inside_that_cannot_be_listed_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is for another user; root may list every folder."""
+    make(tmp_path, "train/a.jsonl", "locked/train/b.jsonl")
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ProblemsError, match=r"locked cannot be read \(Permission denied\)"):
+        read(tmp_path)

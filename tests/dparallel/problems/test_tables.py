@@ -91,3 +91,12 @@ def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
     table = open_table(tmp_path / "p.jsonl")
     assert len(table) == 3
     assert table.read([0, 2], ["a"]) == ([{"a": "x"}, {"a": "z"}], ["a"])
+
+
+def test_two_columns_of_one_name_are_refused_where_one_is_asked_for(tmp_path: Path) -> None:
+    columns = [pa.array(["x"]), pa.array(["y"]), pa.array(["z"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["a", "a", "b"]), tmp_path / "twice.parquet")
+    table = open_table(tmp_path / "twice.parquet")
+    assert table.read([0], ["b"])[0] == [{"b": "z"}]
+    with pytest.raises(TableError, match=r"twice\.parquet: two columns are called 'a': rename one"):
+        table.read([0], ["a"])
