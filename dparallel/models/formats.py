@@ -52,6 +52,7 @@ class Fields(BaseModel):
 
     rope_parameters: RopeParameters | None = Field(None, exclude=True)
     rope_scaling: Off = Field(None, exclude=True)
+    partial_rotary_factor: Literal[1] | None = Field(None, exclude=True)
     head_dim: int | None = Field(None, exclude=True)
 
     @model_validator(mode="after")

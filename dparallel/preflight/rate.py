@@ -13,6 +13,7 @@ from dparallel.models import weights
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model
 from dparallel.models.hub import checkpoint_folder
+from dparallel.models.loader import releasing_memory
 from dparallel.preflight.plan import Plan
 from dparallel.preflight.work import Forwards
 
@@ -33,6 +34,7 @@ class Rate:
         return sum(part.tokens for part in forwards) / self.tokens_per_second / 3600
 
 
+@releasing_memory
 def measure_rate(plan: Plan) -> Rate | None:
     """Time a few forwards of the real teacher; None if it is not here or does not fit into the memory.
 

@@ -73,6 +73,8 @@ def test_the_published_models_are_known() -> None:
             {"rope_theta": 5e4},
             r"rope_theta=.* and rope_parameters.rope_theta=50000.0",
         ),
+        ("llada", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5; only 1 is known for llada"),
+        ("dream", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5; only 1 is known for Dream"),
         ("dream", "rope_parameters", [1], "expected a? ?.*dictionary"),
         ("dream", "head_dim", 8, "head_dim=8; only hidden_size / num_attention_heads = 16"),
         ("dream", "attention_bias", False, "attention_bias=False; only True is known for Dream"),
@@ -90,7 +92,10 @@ def test_fields_that_cannot_be_computed_are_refused(
         read_fields({**raw, field: value}, "config.json")
 
 
-@pytest.mark.parametrize(("field", "value"), [("head_dim", 16), ("head_dim", None), ("attention_bias", True)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("head_dim", 16), ("head_dim", None), ("attention_bias", True), ("partial_rotary_factor", 1.0)],
+)
 def test_fields_that_say_what_is_computed_are_accepted(field: str, value: Any) -> None:
     raw = json.loads((GOLDEN / "dream_tiny" / "config.json").read_text(encoding="utf-8"))
     read_fields({**raw, field: value}, "config.json")
