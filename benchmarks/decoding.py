@@ -1,11 +1,11 @@
-"""How fast decoding is: the slow oracle, then each speed-up added in turn. One command, one table.
+"""Decoding speed: the slow oracle, then each optimization added in turn. One command, one table.
 
     python -m benchmarks.decoding                        the tiny teacher on its validation problems
     python -m benchmarks.decoding --shape llada-8b       random weights of LLaDA's size, on a GPU
 
-Every round times every row once, so that all share the machine's good and bad moments; a row's numbers
-are medians over rounds. `of the limit` is the time a forward would take if the device moved its bytes and
-did its FLOPs at the rates measured before and after, over the time it took. Peak memory: GPUs only.
+Every round times each row once, so that all rows see the same machine load; numbers are medians over rounds.
+`of the limit` is the time of a forward pass at the measured limits of the device (bandwidth and FLOP rate,
+measured before and after) divided by its actual time. Peak memory is reported for GPUs only.
 """
 
 import argparse
@@ -41,11 +41,13 @@ from dparallel.models.backbone import DiffusionTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEACHER_PROMPTS = 256
-LEAST_PROMPTS = 4  # of a random shape, so that what a call does once, such as capturing graphs, weighs little
-SLOW_SECONDS = 15.0  # a row this slow is timed once: noise averages out, and its rounds would take minutes
-ROOM_FOR_WEIGHTS = 0.7  # of the free memory; the rest is for what a forward computes
-NEARLY = 0.95  # the smallest batch that reaches this share of the best rate counts as the best one
-# What the table does not vary itself; the oracle draws no tokens, so there is no temperature.
+LEAST_PROMPTS = 4  # of a random shape, so that one-time costs such as capturing graphs are small
+SLOW_SECONDS = (
+    15.0  # slower rows are timed once: their noise averages out, and more rounds would take minutes
+)
+ROOM_FOR_WEIGHTS = 0.7  # share of the free memory; the rest is for activations
+NEARLY = 0.95  # the best batch size is the smallest one with this share of the highest throughput
+# Settings that the table does not vary itself; no temperature, since the oracle does not sample.
 SETTABLE = ("gen_length", "block_length", "rule", "threshold", "stability_threshold", "steps")
 
 Prompts = Sequence[Sequence[int]]
@@ -54,7 +56,7 @@ Run = Callable[[DiffusionTransformer, Prompts, DecodingConfig, int], list[Genera
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `exact`: the same tokens as the oracle's are promised (in float32)."""
+    """A row of the table. `exact`: tokens must equal the oracle's (in float32)."""
 
     name: str
     decoding: DecodingConfig
@@ -73,11 +75,11 @@ def batches_that_wait(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
     chunks = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
-    return [each for chunk in chunks for each in generate(model, chunk, decoding, batch_size)]
+    return [generation for chunk in chunks for generation in generate(model, chunk, decoding, batch_size)]
 
 
 def exact_rows(workload: Workload, batch_sizes: Sequence[int]) -> list[Row]:
-    """The oracle, and what `generate` gains without changing a token; each row keeps the gains above it."""
+    """The oracle, and optimizations of `generate` that keep all tokens, each added to the previous ones."""
     decoding = workload.decoding
     rows = [
         Row("oracle: everything computed", decoding, run=one_by_one),
@@ -98,7 +100,7 @@ def exact_rows(workload: Workload, batch_sizes: Sequence[int]) -> list[Row]:
 
 
 def approximate_rows(workload: Workload, vocabulary: int, batch_sizes: Iterable[int]) -> list[Row]:
-    """Caches and several open blocks. Few are compiled: most have many shapes, each minutes to compile."""
+    """Caches and several active blocks. Few are compiled: most have many shapes, with minutes each."""
     decoding = changed(workload.decoding, stop_at_eos=workload.accuracy is not None)
     several = several_blocks(decoding, vocabulary)
     dual = changed(decoding, cache="dual")
@@ -119,7 +121,7 @@ def approximate_rows(workload: Workload, vocabulary: int, batch_sizes: Iterable[
 
 @dataclass
 class Timing:
-    """A row on its way: its schedule, what it decoded and every round's seconds."""
+    """Measurements of a row: shapes of its forward passes, its responses, seconds of each round."""
 
     row: Row
     prompts: Prompts
@@ -130,17 +132,17 @@ class Timing:
 
     @property
     def tokens(self) -> int:
-        """Up to and with the first end-of-text, so that filling up counts for nobody."""
-        return sum(each.num_tokens for each in self.generations)
+        """Tokens including the first end token; positions filled after it do not count."""
+        return sum(generation.num_tokens for generation in self.generations)
 
     @property
     def rates(self) -> list[float]:
-        """Tokens per second, by round."""
+        """Tokens per second of each round."""
         return [self.tokens / seconds for seconds in self.seconds]
 
 
 def prepare(model: DiffusionTransformer, row: Row, prompts: Prompts) -> Timing:
-    """Record the row's forwards on an uncompiled run, which warms up too; compile where the row does."""
+    """Record the row's forward passes in an uncompiled run, which is also the warm-up; then compile."""
     with recorded(model) as forwards:
         row.run(model, prompts, changed(row.decoding, compile=False), row.batch_size)
     if row.decoding.compile:
@@ -163,8 +165,8 @@ def time_once(model: DiffusionTransformer, timing: Timing) -> None:
 
 
 def best_batch(timings: Iterable[Timing]) -> int:
-    """The smallest batch that comes close to the best rate."""
-    rates = {each.row.batch_size: max(each.rates) for each in timings if each.row.run is generate}
+    """The smallest batch size close to the highest throughput."""
+    rates = {timing.row.batch_size: max(timing.rates) for timing in timings if timing.row.run is generate}
     return min(size for size, rate in rates.items() if rate >= NEARLY * max(rates.values()))
 
 
@@ -176,10 +178,17 @@ def summarise(
     limits: Limits,
     accuracy: Callable[[Sequence[Generation]], tuple[float, float]] | None,
 ) -> Result:
-    """Args: oracle: of the same dtype. reference: responses whose tokens count as right."""
+    """The row of the table for a timing.
+
+    Args:
+        oracle: the oracle's timing in the same dtype.
+        reference: responses whose tokens count as correct.
+    """
     row, calls = timing.row, len(timing.forwards)
-    memory = [limits.memory_seconds(each, model.config, model.dtype.itemsize) for each in timing.forwards]
-    compute = [limits.compute_seconds(each, model.config) for each in timing.forwards]
+    memory = [
+        limits.memory_seconds(forward, model.config, model.dtype.itemsize) for forward in timing.forwards
+    ]
+    compute = [limits.compute_seconds(forward, model.config) for forward in timing.forwards]
     share, stderr = accuracy(timing.generations) if accuracy else (None, None)
     paired = zip(timing.rates, oracle.rates, strict=False)  # slow rows have fewer rounds
     return Result(
@@ -193,7 +202,7 @@ def summarise(
         tokens=timing.tokens,
         tokens_per_second=statistics.median(timing.rates),
         ratio=statistics.median(rate / base for rate, base in paired),
-        nfe=statistics.mean(each.nfe for each in timing.generations),
+        nfe=statistics.mean(generation.nfe for generation in timing.generations),
         forwards=calls,
         ms=statistics.median(timing.seconds) / calls * 1e3,
         limit_ms=sum(map(max, memory, compute)) / calls * 1e3,
@@ -207,7 +216,7 @@ def summarise(
 
 
 def differing_share(generations: Sequence[Generation], reference: Sequence[Generation]) -> float:
-    """Share of the reference's tokens, up to its end-of-text, that differ, over the prompts both have."""
+    """Share of the reference's tokens, up to its end, that differ, over the prompts present in both."""
     pairs = list(zip(generations, reference, strict=False))
     differing = sum(
         token != right
@@ -227,12 +236,12 @@ def measure(
     reference: Sequence[Generation] | None = None,
     tokens_only: bool = False,
 ) -> tuple[list[Result], Limits, Sequence[Generation]]:
-    """Every row in one dtype.
+    """Measure all rows in one dtype.
 
     Args:
-        prompts: for every row; its batch, but at least `LEAST_PROMPTS`, unless told.
-        reference: what to count differing tokens against; the oracle's responses unless told.
-        tokens_only: no more than the oracle and plain `generate`, for a reference of other dtypes.
+        prompts: prompts per row; by default the row's batch size, but at least `LEAST_PROMPTS`.
+        reference: responses for counting differing tokens; by default the oracle's.
+        tokens_only: measure only the oracle and plain `generate`, as a reference for other dtypes.
 
     Returns:
         The rows, the device's limits and the reference.
@@ -259,12 +268,12 @@ def measure(
     for _ in range(rounds - 1):
         for timing in timings:
             time_once(model, timing)
-    limits = limits.or_faster(measure_limits(device, dtype))  # others may have slowed down the first
+    limits = limits.or_faster(measure_limits(device, dtype))  # other load may have slowed down the first one
 
     oracle = timings[0]
     reference = reference or oracle.generations
     judge = workload.accuracy
-    results = [summarise(each, oracle, reference, model, limits, judge) for each in timings]
+    results = [summarise(timing, oracle, reference, model, limits, judge) for timing in timings]
     return results, limits, reference
 
 
@@ -316,9 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record = {
             "machine": machine,
             "shape": options.shape or "tiny teacher",
-            "limits": {name: dataclasses.asdict(each) for name, each in limits.items()},
-            "rows": [each.as_dict() for each in results],
-            "marks": [dataclasses.asdict(each) | {"met": each.met} for each in marks],
+            "limits": {name: dataclasses.asdict(limit) for name, limit in limits.items()},
+            "rows": [result.as_dict() for result in results],
+            "marks": [dataclasses.asdict(mark) | {"met": mark.met} for mark in marks],
         }
         Path(options.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -327,23 +336,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights (default: the tiny teacher)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument(
-        "--shape", choices=sorted(SHAPES), help="random weights; the tiny teacher unless told"
+        "--dtype", nargs="+", choices=list(DTYPES), help="default: float32, and bfloat16 on a GPU"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one unless told")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="float32, and bfloat16 on a GPU")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument(
         "--prompts",
         type=positive,
-        help=f"{TEACHER_PROMPTS}; with --shape one batch, at least {LEAST_PROMPTS}",
+        help=f"default: {TEACHER_PROMPTS}; with --shape one batch, at least {LEAST_PROMPTS}",
     )
     parser.add_argument(
         "--decoding", nargs="+", default=[], metavar="KEY=VALUE", help=f"of {', '.join(SETTABLE)}"
     )
     parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
-    parser.add_argument("--threads", type=positive, help="torch's own choice unless told")
-    parser.add_argument("--out", help="write everything as JSON, too")
+    parser.add_argument("--threads", type=positive, help="default: torch's choice")
+    parser.add_argument("--out", help="also write everything as JSON")
     return parser
 
 
@@ -367,7 +376,7 @@ def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _dtypes(workload: Workload, device: torch.device) -> list[str]:
-    """Both on a GPU, where float32 fits; it alone on a CPU."""
+    """Float32 and bfloat16 on a GPU if float32 fits; only float32 on a CPU."""
     if device.type == "cpu":
         return ["float32"]
     free, _ = torch.cuda.mem_get_info(device)
@@ -393,7 +402,7 @@ def _brief(decoding: DecodingConfig) -> str:
 
 
 def _forget(device: torch.device) -> None:
-    """Free one dtype's model, compiled steps and graphs before the next."""
+    """Free the model, compiled steps and graphs of a dtype before the next one."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a benchmark of decoding says: its rows, its table and its marks."""
+"""Results of the decoding benchmark: rows, table and targets."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,19 +10,20 @@ from benchmarks.common.tables import markdown
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table, in numbers.
+    """A row of the table, as numbers.
 
     Attributes:
-        exact: the same tokens as the oracle's are promised (in float32).
+        exact: whether tokens must equal the oracle's (in float32).
         seconds: of each round.
-        tokens: decoded, up to and with the first end-of-text.
-        tokens_per_second, ratio: medians over rounds; the ratio is to the oracle's in the same round.
-        nfe: forwards per response. forwards: calls of the model, whatever their batch.
-        ms, limit_ms, memory_ms: per call: measured; at the device's limit; for its bytes alone.
-        compute_bound: whether the limit is the FLOPs rather than the bytes.
-        peak_bytes: None on a CPU, where no allocator counts.
-        differing: share of the reference's tokens, up to its end-of-text, that are others here.
-        accuracy, accuracy_stderr: of whole solutions, 0..1; None for random weights.
+        tokens: decoded tokens, including the first end token.
+        tokens_per_second, ratio: medians over rounds; the ratio compares with the oracle in the same round.
+        nfe: forward passes per response.
+        forwards: calls of the model, of any batch size.
+        ms, limit_ms, memory_ms: per call: measured, at the device's limits, and for its bytes only.
+        compute_bound: whether FLOPs are the limit, not bytes.
+        peak_bytes: None on a CPU, whose allocator has no statistics.
+        differing: share of the reference's tokens, up to its end, that differ.
+        accuracy, accuracy_stderr: share of valid solutions, 0..1; None for random weights.
     """
 
     name: str
@@ -48,12 +49,12 @@ class Result:
 
     @property
     def of_limit(self) -> float:
-        """The time a call would take at the device's limit over the time it took."""
+        """Time of a call at the device's limits divided by its actual time."""
         return self.limit_ms / self.ms
 
     @property
     def limit_ratio(self) -> float:
-        """The ratio to the oracle that the device's limit would allow for this schedule."""
+        """The ratio to the oracle that would be reached at the device's limits."""
         return self.ratio / self.of_limit
 
     @property
@@ -90,7 +91,7 @@ TEXTS = ("decoding", "dtype", "compiled", "bound by", "tokens")
 
 @dataclass(frozen=True)
 class Mark:
-    """What `measured` must reach, and what stands in the way of more."""
+    """A target for `measured`, and what limits it."""
 
     what: str
     measured: float
@@ -106,27 +107,29 @@ class Mark:
 def marks_table(marks: Sequence[Mark]) -> str:
     rows = [
         [
-            each.what,
-            f"{each.sign} {each.wanted:g}",
-            f"{each.measured:.2f}",
-            "yes" if each.met else "no",
-            each.holds,
+            mark.what,
+            f"{mark.sign} {mark.wanted:g}",
+            f"{mark.measured:.2f}",
+            "yes" if mark.met else "no",
+            mark.holds,
         ]
-        for each in marks
+        for mark in marks
     ]
     titles = ["mark", "wanted", "measured", "met", "what holds it"]
     return markdown(titles, rows, texts=titles)
 
 
 def cpu_marks(results: Sequence[Result]) -> list[Mark]:
-    """Exact decoding of the tiny teacher in float32, against the oracle beside it."""
+    """Targets of exact decoding of the tiny teacher in float32, compared with the oracle."""
     marks = []
     for size, wanted in ((1, 3.0), (32, 10.0)):
         rows = [
-            each for each in results if each.exact and each.batch_size == size and each.dtype == "float32"
+            result
+            for result in results
+            if result.exact and result.batch_size == size and result.dtype == "float32"
         ]
         if rows:
-            best = max(rows, key=lambda each: each.ratio)
+            best = max(rows, key=lambda row: row.ratio)
             holds = (
                 f"{best.ms:.2f} ms per forward, {best.limit_ms:.2f} at the limit ({best.bound}), "
                 f"which allows {best.limit_ratio:.1f} times the oracle"
@@ -136,19 +139,21 @@ def cpu_marks(results: Sequence[Result]) -> list[Mark]:
 
 
 def gpu_marks(results: Sequence[Result]) -> list[Mark]:
-    """The dual cache in bf16 at the 8B shape: close to the memory's bandwidth, and worth a batch."""
-    dual = [each for each in results if each.dtype == "bfloat16" and each.decoding["cache"] == "dual"]
-    dual = [each for each in dual if each.decoding["mode"] == "sequential"]
+    """Targets of the dual cache in bf16 at the 8B shape: close to the memory bandwidth; gain by batching."""
+    dual = [result for result in results if result.dtype == "bfloat16" and result.decoding["cache"] == "dual"]
+    dual = [result for result in dual if result.decoding["mode"] == "sequential"]
     if not dual:
         return []
-    alone = max((each for each in dual if each.batch_size == 1), key=lambda each: each.tokens_per_second)
+    alone = max(
+        (result for result in dual if result.batch_size == 1), key=lambda result: result.tokens_per_second
+    )
     holds = (
         f"{alone.ms:.2f} ms per forward, {alone.memory_ms:.2f} for its bytes; "
         f"{alone.limit_ms:.2f} at the limit, with the FLOPs of the forwards over the whole canvas"
     )
     what = "dual cache, batch 1: times the bandwidth's time per forward"
     marks = [Mark(what, alone.ms / alone.memory_ms, "<=", 1.5, holds)]
-    for batch in (each for each in dual if each.batch_size == 16):
+    for batch in (result for result in dual if result.batch_size == 16):
         gain = batch.tokens_per_second / alone.tokens_per_second
         allowed = gain / batch.of_limit * alone.of_limit
         holds = f"batch 16 is bound by {batch.bound}; with both at the limit {allowed:.1f} times"

@@ -1,12 +1,12 @@
-"""Pipelined decoding beside sequential and autoregressive decoding of the same shape. One command, one table.
+"""Pipelined decoding compared with sequential and autoregressive decoding. One command, one table.
 
     python -m benchmarks.modes --shape llada-8b            random weights of LLaDA's size, on a GPU
     python -m benchmarks.modes --shape tiny-8l             a small shape, on a CPU
 
-Random weights are sure of nothing, so every row commits about as many tokens at a forward as told
-(`--commit-share` of a block; the autoregressive rows one): the table says what a forward costs and what
-follows from that, not how many tokens a trained model would commit. The autoregressive rows read the same
-weights as if they predicted the next token. Every round times every row once; numbers are medians.
+Predictions of random weights are nearly uniform, so every row commits a fixed number of tokens per forward
+pass (`--commit-share` of a block; one for autoregressive rows). The table shows the costs of forward passes,
+not how many tokens a trained model would commit. Autoregressive rows use the same weights as if they
+predicted the next token. Every round times each row once; numbers are medians.
 """
 
 import argparse
@@ -35,12 +35,13 @@ from dparallel.models.backbone import DiffusionTransformer
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table; times are medians over rounds.
+    """A row of the table; times are medians over rounds.
 
     Attributes:
-        ratio: tokens per second over those of sequential decoding without a cache at the same batch.
-        ms: per call of the model. width: positions that a call computes for each row, on average.
-        of_limit: the time a call would take at the device's measured limits over the time it took.
+        ratio: tokens per second relative to sequential decoding without cache at the same batch size.
+        ms: per call of the model.
+        width: mean number of positions computed per row and call.
+        of_limit: time of a call at the device's measured limits divided by its actual time.
     """
 
     name: str
@@ -68,7 +69,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 
 
 def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: float) -> list[Row]:
-    """About the same tokens per forward in all but the autoregressive ones."""
+    """Rows with about the same number of tokens per forward pass, except the autoregressive ones."""
     sequential = workload.decoding
     several = several_blocks(sequential, vocabulary)
     pipelined = changed(several, mode="pipelined", cache="exact", block_add_threshold=add_threshold)
@@ -88,7 +89,7 @@ def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: fl
 def next_tokens(
     run: Run, model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
-    """The same weights, taken to predict the next token."""
+    """Decode with the same weights, as if they predicted the next token."""
     return run(as_next_token_model(model), prompts, decoding, batch_size)
 
 
@@ -107,8 +108,11 @@ def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
 def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:
     calls, config = len(timing.forwards), model.config
     limit = sum(
-        max(limits.memory_seconds(each, config, model.dtype.itemsize), limits.compute_seconds(each, config))
-        for each in timing.forwards
+        max(
+            limits.memory_seconds(forward, config, model.dtype.itemsize),
+            limits.compute_seconds(forward, config),
+        )
+        for forward in timing.forwards
     )
     seconds = statistics.median(timing.seconds)
     return Result(
@@ -116,9 +120,9 @@ def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits:
         batch_size=timing.row.batch_size,
         tokens_per_second=statistics.median(timing.rates),
         ratio=statistics.median(rate / other for rate, other in zip(timing.rates, base.rates, strict=False)),
-        nfe=statistics.mean(each.nfe for each in timing.generations),
+        nfe=statistics.mean(generation.nfe for generation in timing.generations),
         ms=seconds / calls * 1e3,
-        width=statistics.mean(each.width for each in timing.forwards),
+        width=statistics.mean(forward.width for forward in timing.forwards),
         of_limit=limit / seconds,
         peak_bytes=timing.peak_bytes,
     )
@@ -146,11 +150,11 @@ def measure(
             time_once(model, timing)
     limits = limits.or_faster(measure_limits(device, dtype))
     summary = partial(summarise, model=model, limits=limits)
-    return [summary(each, group[0]) for group in timings.values() for each in group], limits
+    return [summary(timing, group[0]) for group in timings.values() for timing in group], limits
 
 
 def committing(shape: Shape, share: float) -> Workload:
-    """The shape's workload, with `share` of a block committed at a forward."""
+    """The workload of a shape in which a forward pass commits `share` of a block."""
     workload = random_workload(shape)
     tokens = round(share * shape.block_length)
     if not tokens or shape.block_length % tokens or abs(tokens - share * shape.block_length) > 1e-6:
@@ -168,13 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llada-8b")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one unless told")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="bfloat16 on a GPU, else float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 16])
-    parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, at each forward")
+    parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, in each forward pass")
     parser.add_argument("--block-add-threshold", type=float, default=0.5, help="when the next block opens")
     parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
-    parser.add_argument("--out", help="write everything as JSON, too")
+    parser.add_argument("--out", help="also write everything as JSON")
     options = parser.parse_args(arguments)
     device = chosen_device(parser, options)
     dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
@@ -197,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(results, COLUMNS, texts=["decoding"]))
     if options.out:
         record = {"machine": machine, "options": vars(options), "limits": asdict(limits)}
-        rows_as_json = [asdict(each) for each in results]
+        rows_as_json = [asdict(result) for result in results]
         Path(options.out).write_text(
             json.dumps(record | {"rows": rows_as_json}, indent=1) + "\n", encoding="utf-8"
         )

@@ -1,11 +1,11 @@
-"""Compare the recipes of an experiment over several seeds: one command, tables and a picture.
+"""Compare the recipes of an experiment over several seeds: one command, tables and a plot.
 
     python -m benchmarks.recipes --config configs/tiny_recipes.yaml --seeds 0 1 2
 
-Runs the flow `distill` once for each training seed: with the same teacher, trajectories, problems and train
-steps, and without repeating finished stages. Then it pools the seeds and times all models side by side:
-every round decodes with each model once, at every batch size. It writes `comparison.md`, `comparison.png` and
-`comparison.json` into the experiment's folder and logs them as a run of MLflow, beside the runs of the seeds.
+Runs the flow `distill` for each training seed, with the same teacher, trajectories, problems and number of
+train steps; finished stages are reused. Then it pools the seeds and times all models side by side: every
+round decodes with each model once at every batch size. It writes `comparison.md`, `comparison.png` and
+`comparison.json` to the experiment's folder and logs them as an MLflow run next to the runs of the seeds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def listed(values: Sequence[Any]) -> str:
 
 
 def run(config: str, seed: int, more: Sequence[str]) -> StagePlan:
-    """Run the whole experiment with one training seed; its benchmark, finished."""
+    """Run the experiment with a training seed; returns the finished benchmark stage."""
     settings = overrides(seed, more)
     command = [sys.executable, "-m", "flows.distill", "--config", config, "--set", *settings]
     subprocess.run(command, check=True)
@@ -49,10 +49,8 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[1, 16], help="of the side-by-side times"
-    )
-    parser.add_argument("--problems", type=int, default=64, help="that each round decodes, at most")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="for side-by-side timing")
+    parser.add_argument("--problems", type=int, default=64, help="limit of problems decoded in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a comparison of recipes over seeds says: its tables and its picture."""
+"""Tables and plot of a comparison of recipes over seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ COLUMNS = {
 
 
 def methods(runs: Sequence[dict[str, float]]) -> list[str]:
-    """`model/method` of everything reported, in order."""
+    """All `model/method` names in the results, in order."""
     names = dict.fromkeys(key.rpartition("/")[0] for run in runs for key in run)
     return [name for name in names if f"{name}/accuracy" in runs[0]]
 
 
 def numbers(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over seeds, and their standard deviation where there are several, by flat names."""
+    """Means over seeds, and standard deviations if there are several, by flat names."""
     pooled = {}
     for name in (f"{method}/{column}" for method in methods(runs) for column in COLUMNS):
         values = [run[name] for run in runs if name in run]
@@ -46,7 +46,7 @@ def table(runs: Sequence[dict[str, float]]) -> str:
     for name in methods(runs):
         model, _, method = name.rpartition("/")
         thresholds = [run.get(f"{name}/threshold") for run in runs]
-        cells = [", ".join(f"{each:g}" for each in thresholds if each is not None)]
+        cells = [", ".join(f"{threshold:g}" for threshold in thresholds if threshold is not None)]
         for column, (_, scale, digits) in COLUMNS.items():
             values = [run[f"{name}/{column}"] * scale for run in runs if f"{name}/{column}" in run]
             cells.append(mean_and_spread(values, digits))
@@ -98,7 +98,7 @@ def speed_table(speeds: Sequence[Speed]) -> str:
 
 
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy against TPF, means over seeds; bars are the standard deviation over seeds."""
+    """Accuracy against TPF, means over seeds, with error bars of one standard deviation."""
     split = results[0]["aup"][0]["split"]
     found: dict[tuple[str, str], dict[Any, list[tuple[float, float]]]] = {}  # by method, then by threshold
     for row in (row for of_seed in results for row in of_seed["rows"] if row["split"] == split):
@@ -111,7 +111,7 @@ def figure(results: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _pooled(points: Sequence[tuple[float, float]]) -> Point:
-    """Mean TPF and accuracy, and their spread over seeds."""
+    """Mean TPF and accuracy with their standard deviations over seeds."""
     columns = list(zip(*points, strict=True))
     spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
     return Point(statistics.mean(columns[0]), statistics.mean(columns[1]), *spreads)

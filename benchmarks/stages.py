@@ -1,16 +1,16 @@
-"""What every stage takes at a published model's size: one command, one table.
+"""Time and memory of every stage at the size of a published model: one command, one table.
 
     python -m benchmarks.stages --shape llada-8b             random weights, on a GPU
     python -m benchmarks.stages --shape llada-8b-1000th      the same on a CPU
 
-Saves a checkpoint of random weights with a tokenizer and problems of random words, then runs trajectories,
-training, merging and benchmark as an experiment does: through files, training in a process of its own.
-What is decoded means nothing; how long it takes and what it holds does. A stage's seconds are all of it:
-hashing its inputs, loading the model and writing the result among them.
+Saves a checkpoint of random weights with a tokenizer, and problems of random words. Then it runs
+trajectories, training (in its own process), merging and benchmark like an experiment. The decoded texts are
+meaningless; the result is how long stages take and how much memory they need. Seconds include hashing inputs,
+loading the model and writing results.
 
-`peak memory`: on a GPU the most that tensors held, on a CPU the most that was resident, libraries among it;
-of training its own process's. `rate`: of trajectories with loading; of training the canvas tokens in its last
-train steps; of the benchmark the tokens of the teacher's reference.
+`peak memory`: on a GPU, the peak of tensors; on a CPU, the peak of resident memory including libraries; for
+training, that of its process. `rate`: for trajectories, including loading; for training, canvas tokens of the
+last train steps; for the benchmark, tokens of the teacher's reference.
 """
 
 import argparse
@@ -62,16 +62,16 @@ from tasks.launch import launch
 
 Result = TypeVar("Result")
 RUNS = Path("runs")
-PROBLEMS = 32  # to train on, and as many to measure on
+PROBLEMS = 32  # for training, and as many for measuring
 VALIDATION_PROBLEMS = 8
 TRAIN_STEPS = 20
 STUDENT = "certainty_forcing"
-FASTER = 4  # the sweep commits so many times as many tokens per forward as the reference
+FASTER = 4  # tokens per forward pass of the sweep relative to the reference
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `rate` is in `unit` per second."""
+    """A row of the table; `rate` is in `unit` per second."""
 
     stage: str
     made: str
@@ -82,7 +82,7 @@ class Row:
 
 
 def model_config(shape: Shape) -> DiffusionConfig:
-    """The shape's, with an end-of-text token, which also pads, below the mask."""
+    """Config of the shape with an EOS token, also used for padding, below the mask token."""
     config = deepcopy(shape.config)
     config.eos_token_id = config.pad_token_id = config.mask_token_id - 1
     config.end_token_ids = (config.eos_token_id,)
@@ -90,7 +90,7 @@ def model_config(shape: Shape) -> DiffusionConfig:
 
 
 def make_tokenizer(config: DiffusionConfig) -> PreTrainedTokenizerFast:
-    """A token for each word `w0`, `w1`, ... up to the two special ones."""
+    """A tokenizer with the words `w0`, `w1`, ... and the two special tokens."""
     names = [f"w{index}" for index in range(config.vocab_size)]
     names[config.eos_token_id], names[config.mask_token_id] = "<eos>", "<mask>"
     words = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}))
@@ -101,7 +101,7 @@ def make_tokenizer(config: DiffusionConfig) -> PreTrainedTokenizerFast:
 
 
 def write_problems(path: Path, shape: Shape) -> None:
-    """Prompts and references of random words, for training, measuring and choosing thresholds."""
+    """Write prompts and references of random words, for training, testing and validation."""
     rng = random.Random(0)
     words = shape.config.mask_token_id - 1
 
@@ -121,7 +121,7 @@ def make_checkpoint(folder: Path, shape: Shape, device: torch.device, dtype: tor
 
 
 def experiment_config(folder: Path, shape: Shape) -> DistillConfig:
-    """One student as in configs/llada_8b.yaml, with a train step a quarter as large."""
+    """An experiment with one student as in configs/llada_8b.yaml, with a quarter of its views per step."""
 
     def problems(rows: str) -> ProblemsConfig:
         source = SourceConfig(path=str(folder / "problems.jsonl"), split=f"train[{rows}]")
@@ -163,10 +163,10 @@ def experiment_config(folder: Path, shape: Shape) -> DistillConfig:
 
 
 def check_disk(folder: Path, shape: Shape, dtype: torch.dtype) -> None:
-    """Refuse a disk without room for checkpoint and merged model, adapter and training's last checkpoint."""
+    """Raise a ConfigError if checkpoint, merged model, adapter and last training checkpoint do not fit."""
     lora = experiment_config(folder, shape).training.lora
     adapter = adapter_count(empty_model(shape.config), lora)
-    optimizer = 3 * torch.float32.itemsize  # its copy of a weight and two moments
+    optimizer = 3 * torch.float32.itemsize  # float32 copy of a weight, and two moments
     needed = 2 * dtype.itemsize * (weight_count(shape.config) + adapter) + optimizer * adapter
     if needed > (free := free_disk(folder)):
         raise ConfigError(
@@ -176,17 +176,17 @@ def check_disk(folder: Path, shape: Shape, dtype: torch.dtype) -> None:
 
 
 def run_training(plan: StagePlan, launch_config: LaunchConfig) -> Manifest:
-    """In a process of its own, whose log goes on to stderr."""
+    """Run the training stage in its own process, with its log on stderr."""
     launch(plan, launch_config, lambda line: print(line, file=sys.stderr), lambda: None)
     return verify(plan.out_dir, plan.stage)
 
 
 def clocked(stage: str, run: Callable[[], Result], device: torch.device) -> tuple[Result, float, int]:
-    """What `run` gives, its seconds and the peak memory in bytes of this process."""
+    """Result of `run`, its seconds, and the peak memory of this process in bytes."""
     print(f"{stage} ...", file=sys.stderr)
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what the stage before left over, training's process may need
+        torch.cuda.empty_cache()  # the training process may need the memory of the previous stage
     reset_peak_memory(device)
     result, seconds = timed(run, device)
     print(f"{stage}: {seconds:.1f} s", file=sys.stderr)
@@ -194,7 +194,7 @@ def clocked(stage: str, run: Callable[[], Result], device: torch.device) -> tupl
 
 
 def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> list[Row]:
-    """Make the checkpoint and the problems in `folder`, then run stage after stage."""
+    """Create checkpoint and problems in `folder`, then run all stages."""
     config = experiment_config(folder, shape)
     experiment = Experiment(config)
     stages: dict[str, Callable[[], Manifest]] = {
@@ -223,7 +223,7 @@ def _run_here(run_stage: Callable[..., Manifest], plan: StagePlan) -> Manifest:
 
 
 def stage_row(manifest: Manifest, seconds: float, peak_bytes: int) -> Row:
-    """Args: peak_bytes: of this process; training states its own."""
+    """The row of a stage; `peak_bytes` is that of this process, training's is in its manifest."""
     stage, counts, metrics = manifest.stage, manifest.counts, manifest.metrics
     match stage:
         case "trajectories":
@@ -250,7 +250,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 @contextmanager
 def scratch(folder: Path | None, keep: bool) -> Iterator[Path]:
-    """An empty folder, a new one in `runs/` unless given; gone afterwards unless `keep`."""
+    """An empty folder, by default a new one in `runs/`; deleted afterwards unless `keep`."""
     if folder is None:
         RUNS.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=RUNS, prefix="pipeline-"))
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = measure(folder, SHAPES[options.shape], device, dtype)
     print(f"\n{options.shape}\n\n{table(rows, COLUMNS, texts=['stage', 'made'])}")
     if options.out:
-        record_of_all = {"machine": machine, "shape": options.shape, "rows": [asdict(each) for each in rows]}
+        record_of_all = {"machine": machine, "shape": options.shape, "rows": [asdict(row) for row in rows]}
         options.out.write_text(json.dumps(record_of_all, indent=1) + "\n", encoding="utf-8")
 
 
@@ -281,11 +281,9 @@ def _options(arguments: Sequence[str] | None, dtype: torch.dtype) -> argparse.Na
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), required=True, help="of the random weights")
-    parser.add_argument(
-        "--folder", type=Path, help="where everything is made; a new one in runs/ unless told"
-    )
-    parser.add_argument("--keep", action="store_true", help="leave the folder there")
-    parser.add_argument("--out", type=Path, help="write everything as JSON, too")
+    parser.add_argument("--folder", type=Path, help="working folder (default: a new one in runs/)")
+    parser.add_argument("--keep", action="store_true", help="do not delete the folder")
+    parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args(arguments)
     if SHAPES[options.shape].large and not torch.cuda.is_available():
         small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)

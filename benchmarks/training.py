@@ -1,17 +1,17 @@
-"""How fast a train step is, and what it holds: ours against a straightforward one. One command, one table.
+"""Speed and memory of a train step compared with a straightforward implementation. One command, one table.
 
     python -m benchmarks.training                        the tiny teacher, and a wide vocabulary
     python -m benchmarks.training --shape llada-8b       random weights of LLaDA's size, on a GPU
 
-Both take the same step of certainty forcing, LoRA on all seven matrices and AdamW, on the same canvases,
-and get the same loss. The straightforward one sends each view through the model by itself, and takes
-float32 logits, probabilities and entropies of every position. Every round times both; numbers are medians.
+Both do the same step of certainty forcing (LoRA on all seven matrices, AdamW) on the same canvases and
+compute the same loss. The straightforward one runs a separate forward pass for each view, and computes
+float32 logits, probabilities and entropies at all positions. Every round times both; numbers are medians.
 
-`activations`: on a GPU the most that forward and backward held above what was there before; on a CPU the
-bytes saved for the backward pass, a storage counted once, weights left out. `peak`: the most that a
-whole step held, weights among it; on a CPU the process's resident memory, libraries and all. `FLOPs
-utilisation`: FLOPs that the loss needs (nothing recomputed, logits where they are read) over the seconds and
-the device's measured rate for a large matrix product.
+`activations`: on a GPU, the peak of forward and backward pass above the memory before; on a CPU, the bytes of
+storages saved for the backward pass, without weights. `peak`: peak of a whole step including weights; on a
+CPU, resident memory of the process including libraries. `FLOPs utilisation`: FLOPs required by the loss
+(without recomputation, with logits only where they are read) per second, relative to the measured rate of a
+large matrix product.
 """
 
 import argparse
@@ -55,7 +55,7 @@ StepLoss = Callable[[PeftModel, Batch, RecipeConfig], Tensor]
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained and on what: `samples` prompts of `prompt_length` and responses, two views each."""
+    """A training workload: `samples` prompts of `prompt_length` with responses, two views each."""
 
     name: str
     config: DiffusionConfig
@@ -79,7 +79,7 @@ def our_loss(model: PeftModel, batch: Batch, recipe: RecipeConfig) -> Tensor:
 
 
 def straightforward_loss(model: PeftModel, batch: Batch, recipe: RecipeConfig) -> Tensor:
-    """The same number: one pass for each view, everything of every position, in float32."""
+    """The same loss with a forward pass per view, and everything computed at all positions in float32."""
     targets = batch.canvas.masked_scatter(batch.read, batch.targets)
     total = torch.zeros((), device=batch.canvas.device)
     for first in range(recipe.views):
@@ -97,7 +97,7 @@ def straightforward_loss(model: PeftModel, batch: Batch, recipe: RecipeConfig) -
 
 
 def _row_means(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean over rows of each row's mean over the positions `chosen`; 0 for a row without any."""
+    """Mean over rows of each row's mean over `chosen` positions; 0 for rows without any."""
     return ((values * chosen).sum(-1) / chosen.sum(-1).clamp(min=1)).mean()
 
 
@@ -106,12 +106,13 @@ LOSSES: dict[str, StepLoss] = {"straightforward": straightforward_loss, "ours": 
 
 @dataclass
 class Result:
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        needed_flops: those the loss needs, the same for both. spent_flops: those computed.
+        needed_flops: FLOPs required by the loss, equal for both contenders.
+        spent_flops: FLOPs computed.
         losses, seconds: of each round.
-        peak_bytes: of a whole step, weights among it; on a CPU the process's resident memory.
+        peak_bytes: peak of a whole step including weights; on a CPU, resident memory of the process.
     """
 
     work: str
@@ -136,13 +137,13 @@ class Result:
 
 
 def make_step_batch(work: Work, device: torch.device) -> Batch:
-    """Random prompts and responses: what they say changes no time."""
+    """A batch of random prompts and responses, whose content does not affect the time."""
     rng = np.random.default_rng(0)
     vocabulary = work.config.vocab_size
     prompts = [rng.integers(vocabulary, size=work.prompt_length) for _ in range(work.samples)]
     responses = rng.integers(vocabulary, size=(work.samples, work.gen_length))
     order = np.zeros(work.gen_length, dtype=np.int64)
-    views = [make_views(work.recipe, each, order, -1, rng) for each in responses]
+    views = [make_views(work.recipe, response, order, -1, rng) for response in responses]
     return make_batch(prompts, responses, views, work.config.mask_token_id).to(device)
 
 
@@ -155,19 +156,21 @@ def make_student(work: Work, device: torch.device, dtype: torch.dtype) -> PeftMo
 
 
 def step_flops(work: Work, batch: Batch, student: PeftModel, read: int) -> float:
-    """Forward and the gradient of every input, with `read` logits; the adapter's also of its matrices."""
+    """FLOPs of the forward pass, with `read` logits, and of the gradients of inputs and adapter matrices."""
     rows, length = batch.canvas.shape
     base = flops(Forward(rows, length, length, read), work.config)
-    adapter = sum(each.numel() for each in student.parameters() if each.requires_grad)
+    adapter = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     return 2 * base + 3 * 2 * adapter * rows * length
 
 
 def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -> list[Result]:
-    """Both contenders, in turn, on one model and one batch."""
+    """Time both contenders in alternation, with the same model and batch."""
     matrix_rate = measure_limits(device, dtype).matrix_rate
     student = make_student(work, device, dtype)
     batch = make_step_batch(work, device)
-    optimizer = torch.optim.AdamW((each for each in student.parameters() if each.requires_grad), lr=1e-6)
+    optimizer = torch.optim.AdamW(
+        (weight for weight in student.parameters() if weight.requires_grad), lr=1e-6
+    )
     needed = step_flops(work, batch, student, len(batch.targets))
     everything = step_flops(work, batch, student, batch.canvas.numel())
 
@@ -184,7 +187,7 @@ def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -
     results = []
     for name in LOSSES:
         print(f"{work.name}, {name} ...", file=sys.stderr)
-        step(name)  # the first allocates, and compiles what is compiled
+        step(name)  # warm-up: the first step allocates memory and compiles
         optimizer.zero_grad()
         held = activation_bytes(partial(forward, name), student)
         spent = {"straightforward": everything, "ours": needed}[name]
@@ -212,7 +215,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 
 
 def marks(straightforward: Result, ours: Result) -> list[Mark]:
-    """At least 1.5 times the straightforward step's speed, at most 0.7 of its activations."""
+    """Targets: at least 1.5 times the straightforward speed, at most 0.7 of its activations."""
     pairs = zip(straightforward.seconds, ours.seconds, strict=True)
     faster = statistics.median(slow / fast for slow, fast in pairs)
     allowed = straightforward.spent_flops / ours.spent_flops
@@ -232,7 +235,7 @@ def marks(straightforward: Result, ours: Result) -> list[Mark]:
 
 
 def works(shape: str | None, samples: int | None, gradient_checkpointing: bool) -> list[Work]:
-    """The tiny teacher's shape and one of a wide vocabulary unless told; LoRA ranks as in configs/."""
+    """The given shape; by default the tiny teacher's and one with a wide vocabulary; ranks as in configs/."""
     if shape is None:
         tiny = Work(
             "tiny teacher", read_config(TEACHER), 21, 36, 12, samples or 32, 32, gradient_checkpointing
@@ -262,8 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         record = {
             "machine": machine,
-            "rows": [asdict(each) for each in results],
-            "marks": [asdict(each) | {"met": each.met} for each in reached],
+            "rows": [asdict(result) for result in results],
+            "marks": [asdict(mark) | {"met": mark.met} for mark in reached],
         }
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -272,12 +275,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape alone")
-    parser.add_argument("--samples", type=int, help="in a step, two views each")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="only random weights of this shape")
+    parser.add_argument("--samples", type=int, help="samples per step, two views each")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="in both contenders")
     parser.add_argument("--repeat", type=int, default=9, help="rounds")
-    parser.add_argument("--threads", type=int, help="torch's own choice unless told")
-    parser.add_argument("--out", type=Path, help="write everything as JSON, too")
+    parser.add_argument("--threads", type=int, help="default: torch's choice")
+    parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args(arguments)
     for name in ("samples", "repeat", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:

@@ -21,14 +21,14 @@ def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False)
 def benchmark(
     config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
 ) -> str:
-    """Measure the teacher and every student: accuracy, forward passes, speed.
+    """Measure the teacher and all students: accuracy, forward passes, speed.
 
     Args:
         config: a YAML file, see configs/.
-        overrides: settings that replace the file's, `key.sub=value` each.
+        overrides: settings `key.sub=value` that override the file.
         parent: the distill run that this stage belongs to.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
-            pool, whichever workers pick them up; they are judged, and thresholds chosen, here.
+            pool; judging and the selection of thresholds happen in this run.
     """
     return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
@@ -47,12 +47,12 @@ def run(
 
 @flow(name="measurements")
 def measurements(config: str, units: list[dict[str, Any]], overrides: list[str] | None = None) -> str:
-    """Decode some units of the benchmark, beside other runs that decode the rest.
+    """Decode some units of the benchmark; other runs decode the rest.
 
     Args:
         config: a YAML file, see configs/.
-        units: as the benchmark asks for them.
-        overrides: settings that replace the file's, `key.sub=value` each.
+        units: the units to decode, as requested by the benchmark flow.
+        overrides: settings `key.sub=value` that override the file.
     """
     return decode_units(checked_experiment(config, overrides, stages=[]).benchmark(), units)
 

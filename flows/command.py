@@ -1,4 +1,4 @@
-"""The command line that all flows share: `python -m flows.<name> --config FILE [--set key=value ...]`."""
+"""The command line of all flows: `python -m flows.<name> --config FILE [--set key=value ...]`."""
 
 import argparse
 import functools
@@ -14,14 +14,15 @@ from dparallel.config.base import UserError
 
 
 def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
-    """Run `flow` in this process and print what it returns, after all that is logged.
+    """Run `flow` in this process and print its result after all log messages.
 
-    What `plan` refuses ends with one line, exit code 2 and no flow run; a flow that fails, with exit code 1.
+    Errors raised by `plan` are printed as one line with exit code 2, without a flow run. A failed flow has
+    exit code 1.
 
     Args:
-        plan: checks the flow's parameters, before Prefect is asked to do anything.
-        run: does the flow's work, from what `plan` returned and the same parameters. So nothing is checked
-            a second time in the flow run.
+        plan: checks the flow's parameters, before Prefect does anything.
+        run: does the flow's work with the result of `plan` and the same parameters, so that nothing is
+            checked twice.
     """
     summary = (flow.description or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=summary)
@@ -33,7 +34,7 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
         action="extend",
         default=[],
         metavar="key.sub=value",
-        help="settings that replace the file's",
+        help="settings that override the file",
     )
     if "student" in inspect.signature(flow.fn).parameters:
         parser.add_argument("--student", help="one student of the config (default: all of them)")
@@ -53,5 +54,5 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     except Exception as error:  # Prefect has logged the traceback
         sys.exit(f"flow {flow.name} failed: {error}")
     finally:
-        logging.getLogger("prefect").setLevel(logging.WARNING)  # its server's farewell would come last
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # suppresses the server's message at exit
     print(result if isinstance(result, str) else "\n".join(result), flush=True)

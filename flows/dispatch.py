@@ -1,4 +1,4 @@
-"""Flows as deployment runs on their work pools; what becomes of them is the caller's to know."""
+"""Run flows as deployments on their work pools, wait for them, and report failures to the caller."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 POLL_SECONDS = 3.0
-PATIENCE_SECONDS = 300.0  # how long the server may be away while a run is waited for
+PATIENCE_SECONDS = 300.0  # how long the server may be unreachable while waiting for a run
 
 
 class DispatchError(RuntimeError):
-    """A dispatched run did not complete; the message names the run, its state and its own message."""
+    """A dispatched run did not complete; the message names the run, its state and its message."""
 
 
 def dispatch(
     deployment: str, name: str, parameters: dict[str, Any], poll_seconds: float = POLL_SECONDS
 ) -> None:
-    """Run `flow/deployment`, as `name`, where a worker picks it up, and wait for its end.
+    """Run the deployment `flow/deployment` under the name `name`, and wait until a worker has finished it.
 
     Raises:
         DispatchError: the run failed, crashed or was cancelled.
@@ -41,11 +41,11 @@ def dispatch(
 
 
 def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:
-    """Share `work` among at most `parts` runs of `flow/deployment`.
+    """Divide `work` into at most `parts` runs of `flow/deployment`, and wait for them.
 
     Args:
-        key: the parameter that is a run's share.
-        parameters: the other ones, the same for all runs.
+        key: name of the parameter for a run's share of `work`.
+        parameters: further parameters, equal for all runs.
 
     Returns:
         As `dispatch_all`.
@@ -61,14 +61,14 @@ def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work
 def dispatch_all(
     deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: float = POLL_SECONDS
 ) -> list[str]:
-    """Run `flow/deployment` once for each of `runs`, its parameters by name, and wait for all to end.
+    """Start a run of `flow/deployment` for each of `runs` (parameters by name), and wait for all of them.
 
-    A run of it with the same parameters (but `parent`) that still goes on, say of a caller that was
-    killed, is joined: two would do the same work. If this wait is interrupted (cancelled, killed by a
-    signal), the runs are cancelled too. One that ends badly does not end the others.
+    If a run with the same parameters (except `parent`) is still in progress, for example because its caller
+    was killed, it is joined instead of starting a second one. If waiting is interrupted (cancelled, or ended
+    by a signal), the runs are cancelled as well. A failed run does not stop the others.
 
     Returns:
-        What became of each run that failed, crashed or was cancelled.
+        A message for each run that failed, crashed or was cancelled.
     """
     going: dict[UUID, str] = {}
     try:
@@ -84,12 +84,11 @@ def dispatch_all(
 def _start_or_join(deployment: str, name: str, parameters: dict[str, Any]) -> UUID:
     run = _going_on(deployment, parameters)
     if run is None:
-        # A time-out of 0 returns the run at once; waiting here lets us show its states and cancel it.
+        # A timeout of 0 returns immediately; `_wait` shows the states of the run and can cancel it.
         run = cast(FlowRun, run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0))
     else:
         get_run_logger().warning(
-            "joined run %r of %s, which goes on already; if nobody works on it any more: "
-            "prefect flow-run cancel %s",
+            "joined run %r of %s, which is already in progress; if it is stuck: prefect flow-run cancel %s",
             run.name,
             deployment,
             run.id,
@@ -98,7 +97,7 @@ def _start_or_join(deployment: str, name: str, parameters: dict[str, Any]) -> UU
 
 
 def _going_on(deployment: str, parameters: dict[str, Any]) -> FlowRun | None:
-    """A run of the deployment for the same work that has not ended."""
+    """An unfinished run of the deployment with the same parameters."""
     flow, _, name = deployment.partition("/")
     states = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
     with get_client(sync_client=True) as client:
@@ -113,7 +112,7 @@ def _going_on(deployment: str, parameters: dict[str, Any]) -> FlowRun | None:
 
 
 def _wait(deployment: str, going: dict[UUID, str], poll_seconds: float) -> list[str]:
-    """Empty `going` of the runs that end; returns what became of those that did not complete."""
+    """Wait until all runs in `going` have ended, removing them; returns a message for each failure."""
     log = get_run_logger()
     seen: dict[UUID, str | None] = {}
     failures = []
@@ -127,7 +126,7 @@ def _wait(deployment: str, going: dict[UUID, str], poll_seconds: float) -> list[
                 except httpx.HTTPError as error:
                     if time.monotonic() - answered > PATIENCE_SECONDS:
                         raise
-                    log.warning("no word of run %r (%s); asking again", name, error)
+                    log.warning("the state of run %r is unknown (%s); asking again", name, error)
                     continue
                 if state is not None and state.name != seen.get(run_id):
                     seen[run_id] = state.name
@@ -148,5 +147,5 @@ def _cancel(run_id: UUID) -> None:
     try:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run_id, Cancelling(message="the run that waited for it ended"))
-    except Exception as error:  # what ended the wait matters more
+    except Exception as error:  # the error that ended the wait is more important
         get_run_logger().warning("not cancelled (%s); do it by: prefect flow-run cancel %s", error, run_id)

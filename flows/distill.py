@@ -21,12 +21,12 @@ def plan(config: str, overrides: list[str] | None = None, on_pools: tuple[StageN
 
 @flow(name="distill")
 def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
-    """Distil every student of a config, merge it, and compare it with its teacher.
+    """Distil all students of a config, merge them, and compare them with the teacher.
 
     Args:
         config: a YAML file, see configs/.
-        overrides: settings that replace the file's, `key.sub=value` each.
-        on_pools: stages to run as their own deployments on their work pools; the others run here.
+        overrides: settings `key.sub=value` that override the file.
+        on_pools: stages to run as deployments on their work pools; the others run in this process.
     """
     return run(plan(config, overrides, on_pools), config, overrides, on_pools)
 
@@ -41,7 +41,7 @@ def run(
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
         def sent(stage: StageName, **choice: str) -> bool:
-            """Whether a stage runs on its work pool; returns once it has ended there."""
+            """Run a stage on its work pool if `on_pools` lists it, and wait; False if it is to run here."""
             if stage in on_pools:
                 parameters = {"config": config, "overrides": overrides, "parent": tracked.id, **choice}
                 dispatch(f"{stage}/stage", " ".join([stage, *choice.values()]), parameters)
@@ -60,7 +60,7 @@ def run(
 
 
 def finish(experiment: Experiment, run: Run) -> str:
-    """Draw the loss curves and say where everything is."""
+    """Plot the loss curves and return the final report."""
     trainings = {student: experiment.training(student) for student in experiment.config.students}
     measured = experiment.benchmark()
     curves = draw_loss_curves(trainings, experiment.folder / f"loss_curves-{measured.out_dir[-10:]}.png")

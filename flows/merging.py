@@ -17,12 +17,12 @@ def plan(config: str, overrides: list[str] | None = None, student: str | None = 
 def merging(
     config: str, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
 ) -> list[str]:
-    """Merge one student's adapter into the teacher, or the adapters of all of them one after the other.
+    """Merge a student's adapter into the teacher, or the adapters of all students in turn.
 
     Args:
         config: a YAML file, see configs/.
-        overrides: settings that replace the file's, `key.sub=value` each.
-        student: a name of the config's `students`; all of them by default.
+        overrides: settings `key.sub=value` that override the file.
+        student: name of a student in the config; by default all students.
         parent: the distill run that this stage belongs to.
     """
     return run(plan(config, overrides, student), parent=parent)

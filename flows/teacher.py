@@ -16,7 +16,7 @@ def teacher(config: str, overrides: list[str] | None = None) -> str:
 
     Args:
         config: a YAML file, see configs/tiny_teacher.yaml.
-        overrides: settings that replace the file's, `key.sub=value` each.
+        overrides: settings `key.sub=value` that override the file.
     """
     return run(plan(config, overrides))
 

@@ -18,14 +18,14 @@ def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False)
 def trajectories(
     config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
 ) -> str:
-    """Record how the teacher decodes every training problem.
+    """Record trajectories of the teacher on all training problems.
 
     Args:
         config: a YAML file, see configs/.
-        overrides: settings that replace the file's, `key.sub=value` each.
+        overrides: settings `key.sub=value` that override the file.
         parent: the distill run that this stage belongs to.
-        on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool,
-            whichever workers pick them up; only the whole is checked and finished here.
+        on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool; this run
+            checks them and finishes the stage.
     """
     return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
@@ -44,14 +44,14 @@ def run(
 
 @flow(name="shards")
 def shards(config: str, numbers: list[int], overrides: list[str] | None = None) -> str:
-    """Record some shards of the trajectories, beside other runs that record the rest.
+    """Record some shards of the trajectories; other runs record the rest.
 
-    Only the problems of these shards are rendered; the run that sends them has checked all.
+    Only the prompts of these shards are tokenized; the dispatching run has checked all prompts.
 
     Args:
         config: a YAML file, see configs/.
-        numbers: of the shards, from 0.
-        overrides: settings that replace the file's, `key.sub=value` each.
+        numbers: numbers of the shards, from 0.
+        overrides: settings `key.sub=value` that override the file.
     """
     experiment = checked_experiment(config, overrides, stages=[])
     return record_shards(experiment.trajectories(), numbers)

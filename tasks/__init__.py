@@ -1,1 +1,1 @@
-"""Tasks: how a library call becomes a step of a flow, with its log, its artifact and its MLflow run."""
+"""Tasks: a library call as a step of a flow, with log, Prefect artifact and MLflow run."""

@@ -5,7 +5,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dparallel.evaluation import decode
-from dparallel.evaluation.decode import Elsewhere
+from dparallel.evaluation.decode import Delegate
 from dparallel.evaluation.stage import run_stage
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
@@ -15,23 +15,23 @@ from tasks.tracking.run import Run
 
 
 @task(name="run-benchmark", cache_policy=NO_CACHE)
-def run_benchmark(plan: StagePlan, parent: str | None = None, elsewhere: Elsewhere | None = None) -> str:
-    """Measure the teacher and every student, decoded here or `elsewhere`; returns the stage's folder."""
+def run_benchmark(plan: StagePlan, parent: str | None = None, delegate: Delegate | None = None) -> str:
+    """Measure teacher and students, in this process or with `delegate`; returns the stage's folder."""
     return run_tracked(
-        plan, parent, lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, elsewhere)
+        plan, parent, lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, delegate)
     )
 
 
 @task(name="decode-units")
 def decode_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
-    """Decode some units of the benchmark, which another run finishes; returns the folder of samples."""
+    """Decode some units for a benchmark that another run finishes; returns the folder of samples."""
     decode.decode_units(plan.settings(), plan.inputs, plan.store, units)
     return plan.store
 
 
 @task(name="report", cache_policy=NO_CACHE)
 def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
-    """What a user reads at the end: the table, the pictures, and how to open the MLflow UI."""
+    """The final report: results, paths of the plots, and how to open the MLflow UI."""
     folder = Path(plan.out_dir)
     table = folder / "table.md"
     manifest = read_manifest(folder)
@@ -41,5 +41,12 @@ def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
     run.update(files=files, metrics=manifest.metrics)  # on the parent, where experiments are compared
     text = table.read_text(encoding="utf-8").strip()
     publish("distill", text, run.link)
-    lines = [text, "", "pictures:", *(f"  {each}" for each in pictures), "MLflow:", f"  {how_to_open()}"]
+    lines = [
+        text,
+        "",
+        "pictures:",
+        *(f"  {picture}" for picture in pictures),
+        "MLflow:",
+        f"  {how_to_open()}",
+    ]
     return "\n".join(lines)

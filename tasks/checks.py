@@ -1,4 +1,4 @@
-"""What the flows check before any work starts: an experiment's inputs, its disk and this machine's GPUs."""
+"""Checks of the flows before any work starts: inputs, disk space, and GPUs of this machine."""
 
 import shlex
 from collections.abc import Collection
@@ -30,14 +30,14 @@ def checked_experiment(
     stages: Collection[str] = STAGES,
     here: Collection[str] = (),
 ) -> Experiment:
-    """The experiment of a config file, whose inputs are there and fit each other.
+    """Load the experiment of a config file and check its inputs.
 
     Args:
-        stages: what is to be run; no more is read than these stages need.
-        here: the stages that run on this machine's GPUs, where there are any, and must fit them.
+        stages: the stages to run; only their inputs are read.
+        here: the stages that run on this machine's GPUs (if it has any), whose memory is checked.
 
     Raises:
-        UserError: naming what is wrong and the remedy.
+        UserError: names the mistake and the remedy.
     """
     settings = load_config(DistillConfig, config, overrides)
     gpus = torch.cuda.device_count()
@@ -56,7 +56,7 @@ def checked_experiment(
 
 
 def _check_disk(settings: DistillConfig, lengths: PromptLengths) -> None:
-    """There is room for all that is still to be written."""
+    """Check that everything still to be written fits on the disk."""
     prompts = lengths.trajectories
     shape = training_shape(settings, max(prompts), torch.cuda.is_available())
     needed = disk_needed(settings, prompts, shape, progress(settings, len(prompts)))
@@ -64,7 +64,7 @@ def _check_disk(settings: DistillConfig, lengths: PromptLengths) -> None:
 
 
 def _check_gpus(settings: DistillConfig, lengths: PromptLengths, here: Collection[str], gpus: int) -> None:
-    """The smallest GPU of this machine holds each of the stages."""
+    """Check that the stages fit into the smallest GPU of this machine."""
     memory = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus))
     if {"trajectories", "benchmark"} & set(here):
         check_decoding(decoding_memory(settings, lengths), memory)
@@ -79,13 +79,14 @@ def _check_gpus(settings: DistillConfig, lengths: PromptLengths, here: Collectio
 
 
 def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
+    """Load the settings of a tiny teacher and check its folder."""
     settings = load_config(TeacherConfig, config, overrides)
     check_folder(Path(settings.out))
     return settings
 
 
 def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
-    """The one student named, or all of the config."""
+    """The given student, or all students of the config."""
     known = experiment.config.students
     if student is not None and student not in known:
         raise ConfigError(f"unknown student {student!r}; this config trains {', '.join(known)}")
@@ -95,10 +96,10 @@ def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
 def check_ready(
     stage: str, experiment: Experiment, students: list[str], config: str, overrides: list[str] | None
 ) -> None:
-    """Refuse to start a stage before the stages that it is made from are finished.
+    """Check that the stages that `stage` depends on are finished.
 
     Raises:
-        StageError: naming the command that runs the first unfinished one.
+        StageError: names the command that runs the first unfinished stage.
     """
     earlier: list[tuple[str, str | None]] = [("trajectories", None)]
     if stage in ("merging", "benchmark"):

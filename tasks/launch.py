@@ -1,4 +1,4 @@
-"""Starts training in processes of its own, follows it, and leaves none of them behind."""
+"""Run training in separate processes: start them, forward their output, and always stop them."""
 
 import contextlib
 import logging
@@ -30,13 +30,13 @@ log = logging.getLogger("dparallel.launch")
 
 TARGET = "dparallel.distillation"
 LAST_LINES = 40
-# Where a launcher starts to report that a process failed; what matters was printed before.
+# Lines with which launchers begin to report a failed process; the relevant output was printed before.
 LAUNCHERS_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode|launch\.py:\d+:sigkill_handler")
 GRACE_SECONDS = 10.0
 
 
 class TrainingFailed(RuntimeError):
-    """Training ended with a failure; the message carries its exit code and last lines."""
+    """Training failed; the message contains its exit code and last lines of output."""
 
 
 def launch(
@@ -47,12 +47,12 @@ def launch(
     target: str = TARGET,
     tick_seconds: float = 2.0,
 ) -> None:
-    """Run `plan` to its end. Whatever ends this call ends every process it started.
+    """Run the training stage `plan` to its end. All processes end with this call, even after an error.
 
     Args:
-        on_line: receives each line that the processes print.
-        on_tick: called about every `tick_seconds` and once at the end.
-        target: the module that every process runs, with the plan's file as its argument.
+        on_line: called with each line that the processes print.
+        on_tick: called about every `tick_seconds`, and once at the end.
+        target: module that every process runs, with the plan's file as argument.
 
     Raises:
         TrainingFailed: the launcher's exit code is not 0.
@@ -67,9 +67,9 @@ def launch(
 
 
 def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus: int) -> LaunchConfig:
-    """`config` with at most one process per GPU, and as many as divide a train step.
+    """`config` with at most one process per GPU, and a number of processes that divides a train step.
 
-    Without a GPU any number of processes shares the cores. A hostfile's slots stay as they are.
+    Without GPUs, the number of processes is not limited. The slots of a hostfile are not changed.
     """
     if gpus == 0 or config.hostfile is not None or config.processes <= gpus:
         return config
@@ -87,14 +87,14 @@ def _divides(training: TrainingConfig, views: int, processes: int) -> bool:
 
 
 def write_plan(plan: StagePlan) -> Path:
-    """The plan as a file beside the stage's folder, which stays the stage's own."""
+    """Write the plan to a file next to the stage's folder; the folder itself belongs to the stage."""
     path = Path(plan.out_dir + ".plan.json")
     write_atomically(path, plan.model_dump_json(indent=1))
     return path
 
 
 def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
-    """The command line up to the plan's file, always with this very Python."""
+    """The launcher's command line without the plan's file, using the running Python interpreter."""
     if config.launcher == "deepspeed":
         return [
             sys.executable,
@@ -120,19 +120,19 @@ def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
 
 
 def _where(config: LaunchConfig) -> list[str]:
-    """The deepspeed launcher's options that name machines and slots."""
+    """The deepspeed launcher's options for machines and slots."""
     if config.hostfile is None:
         return ["--num_gpus", str(config.processes)]
     hostfile = ["--hostfile", config.hostfile]
     if is_this_machine(read_hostfile(config.hostfile)):
         return [*hostfile, "--no_ssh_check", "--master_addr", "127.0.0.1"]
-    return [*hostfile, "--force_multi"]  # else it runs a single other machine's processes here
+    return [*hostfile, "--force_multi"]  # otherwise a single remote machine's processes would run here
 
 
 def environment(config: LaunchConfig) -> dict[str, str]:
-    """This process's environment; without a GPU, DeepSpeed on the CPU and the cores shared out.
+    """Environment of the launcher; without GPUs, DeepSpeed uses the CPU, and processes share its cores.
 
-    What Python processes print is UTF-8, as `_processes` reads it, whatever the locale.
+    Output of Python processes is UTF-8 in any locale, as `_processes` expects.
     """
     extra = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     if not torch.cuda.is_available():
@@ -151,8 +151,8 @@ def _free_port() -> int:
 def _processes(
     arguments: list[str], env: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen, set[psutil.Process]]]:
-    """A launcher and the set that its descendants are to be remembered in; all are ended at exit."""
-    if setpriv := shutil.which("setpriv"):  # Linux: training ends even if this process is killed outright
+    """Start a launcher; yields it and a set for its descendants, all of which are stopped at exit."""
+    if setpriv := shutil.which("setpriv"):  # Linux: training ends even if this process is killed by SIGKILL
         arguments = [setpriv, "--pdeathsig", "TERM", *arguments]
     process = subprocess.Popen(
         arguments,
@@ -178,9 +178,10 @@ def _follow(
     on_tick: Callable[[], None],
     tick_seconds: float,
 ) -> list[str]:
-    """Hand on lines until the output ends; returns the last that are not the launcher's own.
+    """Forward lines until the output ends; returns the last lines that are not the launcher's own.
 
-    Workers that outlive a killed launcher keep the output open: it then ends with a tick without a line.
+    Workers that survive a killed launcher keep the output open; it then ends at the first tick without a
+    line.
     """
     assert process.stdout is not None
     output = process.stdout
@@ -214,17 +215,17 @@ def _follow(
 
 
 def _descendants(process: subprocess.Popen) -> set[psutil.Process]:
-    """The descendants of a process; of one that has ended, none can be found any more."""
+    """Descendants of a process; empty if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return set(psutil.Process(process.pid).children(recursive=True))
     return set()
 
 
 def _stop(process: subprocess.Popen, family: set[psutil.Process]) -> None:
-    """End the launcher, its descendants and the remembered ones: it puts workers in sessions of their own."""
+    """Stop the launcher, its descendants and the remembered ones, which have sessions of their own."""
     family |= _descendants(process)
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)  # it ends its workers
+        process.send_signal(signal.SIGTERM)  # the launcher stops its workers
         family.add(psutil.Process(process.pid))
     else:
         _end(family, psutil.Process.terminate)

@@ -1,4 +1,4 @@
-"""What every stage's task does around the library's call: an MLflow run and a Prefect artifact."""
+"""What all stages' tasks have in common: an MLflow run and a Prefect artifact."""
 
 import re
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from tasks.tracking.run import Run, track
 def run_tracked(
     plan: StagePlan, parent: str | None, work: Callable[[Run], Manifest], home: Path | None = None
 ) -> str:
-    """Do a stage's work as a run of the tracking server; returns the stage's folder.
+    """Run a stage's work as a run of the tracking server; returns the stage's folder.
 
     Args:
-        parent: id of the `distill` run's record, None for a stage run alone.
-        work: the library's call, which returns at once for a stage that is done.
-        home: the experiment's folder; by default the folder above the stage's.
+        parent: record id of the `distill` run; None for a stage that runs by itself.
+        work: the library call, which returns immediately if the stage is finished.
+        home: the experiment's folder; by default the parent of the stage's folder.
     """
     name = " ".join(filter(None, (plan.stage, plan.student)))
     with track(
@@ -41,17 +41,17 @@ def run_tracked(
 
 
 def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:
-    """Do a stage's work once no other run works in its folder: its result is there then, or can be made."""
+    """Run `work` when no other run works in the folder; it then finds that run's result or makes it."""
     while True:
         wait_until_free(folder, get_run_logger().info)
         try:
             return work()
-        except LeaseHeldError:  # a third run was faster
+        except LeaseHeldError:  # another waiting run was faster
             continue
 
 
 def publish(name: str, markdown: str, link: str | None) -> None:
-    """Show a text, and where its MLflow run is, in Prefect."""
+    """Show a text in Prefect, with a link to the MLflow run."""
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description=name)
     if link is not None:

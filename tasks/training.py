@@ -16,7 +16,7 @@ from tasks.tracking.run import Run
 
 @task(name="train-student", task_run_name="training {plan.student}")
 def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | None = None) -> str:
-    """Distil one student in processes of its own; returns the stage's folder."""
+    """Distil a student in separate processes; returns the stage's folder."""
 
     folder = Path(plan.out_dir)
 
@@ -39,6 +39,6 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
 
 @task(name="draw-loss-curves")
 def draw_loss_curves(plans: dict[str, StagePlan], path: Path) -> str:
-    """One picture of the training of every student; returns its path."""
+    """Plot the training curves of all students; returns the path."""
     plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in plans.items()}, path)
     return str(path)

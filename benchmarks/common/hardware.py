@@ -1,4 +1,4 @@
-"""What a forward needs and what the machine can deliver: bytes and FLOPs, bandwidth and matrix rate.
+"""Costs of a forward pass (bytes, FLOPs) and limits of the hardware (memory bandwidth, matrix rate).
 
 Legend: D hidden size, E width of all key/value heads, F feed-forward size, N layers, V vocabulary.
 """
@@ -26,12 +26,12 @@ LIMIT_ROUNDS = 20
 
 @dataclass(frozen=True)
 class Forward:
-    """The shapes of one call of the model.
+    """Shapes of a forward pass.
 
     Attributes:
-        rows, width: of the input; the hidden states of all these tokens are computed.
-        attended: keys that each query sees, stored ones included.
-        read: positions whose logits are computed, over all rows.
+        rows, width: shape of the input; hidden states of all its tokens are computed.
+        attended: keys that each query attends to, including cached ones.
+        read: number of positions with logits, over all rows.
     """
 
     rows: int
@@ -41,9 +41,9 @@ class Forward:
 
 
 def flops(forward: Forward, config: DiffusionConfig) -> int:
-    """Floating-point operations of the matrix products, two for each multiply and add.
+    """Floating-point operations of the matrix products, counting a multiply-add as two.
 
-    The last layer needs keys and values of every token, the rest of it only where logits are read.
+    The last layer computes keys and values for all tokens, and the rest only where logits are read.
     """
     size, kv_size = config.hidden_size, _kv_size(config)
     key_value = 2 * 2 * size * kv_size
@@ -54,14 +54,14 @@ def flops(forward: Forward, config: DiffusionConfig) -> int:
 
 
 def traffic(forward: Forward, config: DiffusionConfig, itemsize: int) -> int:
-    """Bytes that must move: every weight once, the keys and values attended to, the logits."""
+    """Bytes that must be transferred: all weights once, keys and values attended to, logits."""
     weights = config.num_hidden_layers * _layer_weights(config) + config.hidden_size * config.vocab_size
     keys_and_values = config.num_hidden_layers * forward.rows * forward.attended * 2 * _kv_size(config)
     return itemsize * (weights + keys_and_values + forward.read * config.vocab_size)
 
 
 def weight_count(config: DiffusionConfig) -> int:
-    """Of all matrices, the embedding's among them."""
+    """Number of weights of all matrices, including the embedding."""
     return config.num_hidden_layers * _layer_weights(config) + 2 * config.hidden_size * config.vocab_size
 
 
@@ -70,14 +70,14 @@ def _kv_size(config: DiffusionConfig) -> int:
 
 
 def _layer_weights(config: DiffusionConfig) -> int:
-    """Weights of one layer's matrices: queries and output, keys and values, feed-forward."""
+    """Weights of a layer's matrices: queries and output, keys and values, feed-forward."""
     size = config.hidden_size
     return 2 * size * size + 2 * size * _kv_size(config) + 3 * size * config.intermediate_size
 
 
 @contextmanager
 def recorded(model: DiffusionTransformer) -> Iterator[list[Forward]]:
-    """Collect the shapes of every call of `model` made inside."""
+    """Record the shapes of every call of `model` within the context."""
     forwards: list[Forward] = []
     signature = inspect.signature(model.forward)
 
@@ -104,7 +104,7 @@ def _shapes(
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured on the device, in one dtype: bytes/s of a large copy, FLOP/s of a large matrix product."""
+    """Measured limits of a device and dtype: bytes/s of a large copy, FLOP/s of a large matrix product."""
 
     bandwidth: float
     matrix_rate: float
@@ -121,11 +121,13 @@ class Limits:
 
 @torch.inference_mode()
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The fastest of several rounds, since a limit is what the machine can do at its best."""
+    """Measure the limits: the fastest of several rounds."""
     nbytes, side = (2**30, 8192) if device.type == "cuda" else (2**27, 1024)
     source = torch.ones(nbytes // dtype.itemsize, device=device, dtype=dtype)
     target = torch.ones_like(source)
-    matrix = torch.randn(side, side, device=device, dtype=dtype)  # constants would draw less power
+    matrix = torch.randn(
+        side, side, device=device, dtype=dtype
+    )  # constants would draw less power and run faster
     product = torch.empty_like(matrix)
 
     def fastest(run: Callable[[], Any]) -> float:
@@ -138,7 +140,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What `run` gives and the wall seconds until the device is done with it."""
+    """Result of `run`, and wall seconds until the device has finished."""
     _wait(device)
     began = time.perf_counter()
     result = run()
@@ -147,11 +149,11 @@ def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, floa
 
 
 def activation_bytes(forward: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
-    """What `forward`, which gives a scalar, makes the device hold until its backward pass is over.
+    """Bytes held for the backward pass of `forward`, which returns a scalar.
 
-    On a GPU the peak of both passes above what was allocated before, gradients among it; on a CPU, where
-    no allocator counts, the bytes saved for backward: a storage counts once, the model's weights do not.
-    Under gradient checkpointing these are what is kept, not what a layer holds while it is recomputed.
+    On a GPU: peak of forward and backward pass above the memory allocated before, including gradients. On a
+    CPU, whose allocator has no statistics: bytes of the storages saved for the backward pass, without
+    weights. With gradient checkpointing, the latter excludes what is recomputed.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -161,8 +163,8 @@ def activation_bytes(forward: Callable[[], torch.Tensor], model: torch.nn.Module
         peak = torch.cuda.max_memory_allocated(device) - before
         model.zero_grad()
         return peak
-    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is given out twice
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}  # references prevent reuse of addresses
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -176,16 +178,16 @@ def activation_bytes(forward: Callable[[], torch.Tensor], model: torch.nn.Module
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` count from what is held now."""
+    """Restart the peak of `peak_memory_bytes` at the current memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux: the peak is the present from here on
+        # Linux: sets the process's peak to its current memory
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most that this process's tensors held on the GPU; on a CPU its resident memory, libraries included."""
+    """Peak memory: on a GPU, of this process's tensors; on a CPU, resident memory including libraries."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -198,7 +200,7 @@ def _wait(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Hardware, threads, versions and commit: what a number is worth nothing without."""
+    """Hardware, threads, versions and commit, to be reported with measurements."""
     return {
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": str(torch.get_num_threads()),
@@ -210,7 +212,7 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit this file is from, `-dirty` where tracked files differ from it."""
+    """The commit of this file, with `-dirty` if tracked files were changed."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
     return done.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""What is decoded to be timed: the tiny teacher on its own problems, or random weights of a given shape."""
+"""Workloads for timing: the tiny teacher with its problems, or random weights of a given shape."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,16 +27,16 @@ TEACHER_DECODING = DecodingConfig(
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and what to decode with it.
+    """A model and what it decodes.
 
     Attributes:
-        build: makes the model on a device in a dtype; the same weights every time.
-        prompts: gives the first so many prompts.
-        decoding: as published: sequential, no cache, no end-of-text stop.
-        accuracy: share of right solutions to the first prompts and its standard error; None for
-            random weights, whose responses mean nothing and never end by themselves.
-        weights: how many the model has.
-        large: each compilation takes minutes, and float32 is an order of magnitude slower.
+        build: creates the model on a device in a dtype, with the same weights each time.
+        prompts: returns the given number of prompts.
+        decoding: sequential, without cache and without stopping at EOS, as published.
+        accuracy: accuracy on the first prompts and its standard error; None for random weights, whose
+            responses are meaningless and never end early.
+        weights: number of weights.
+        large: whether compilation takes minutes and float32 is an order of magnitude slower.
     """
 
     build: Callable[[torch.device, torch.dtype], DiffusionTransformer]
@@ -49,7 +49,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a random model, and of what it decodes; `steps` fixes the NFE, so that rows compare."""
+    """Sizes of a random model and of its decoding; `steps` fixes the NFE, so that rows are comparable."""
 
     config: DiffusionConfig
     prompt_length: int
@@ -99,7 +99,7 @@ SHAPES = {
 
 
 def teacher_workload() -> Workload:
-    """The tiny teacher on coins problems of the validation split."""
+    """The tiny teacher on the validation problems of the coins task."""
     tokenizer = load_tokenizer(TEACHER)
 
     def problems(count: int) -> ProblemsConfig:
@@ -111,7 +111,9 @@ def teacher_workload() -> Workload:
 
     def judged(generations: Sequence[Generation]) -> tuple[float, float]:
         config = problems(len(generations))
-        texts = [finish(each.tokens, tokenizer, (tokenizer.eos_token_id,)) for each in generations]
+        texts = [
+            finish(generation.tokens, tokenizer, (tokenizer.eos_token_id,)) for generation in generations
+        ]
         verdicts = score(load_problems(config), texts, config.protocol)
         return accuracy([bool(verdict["solution"]) for verdict in verdicts])
 
@@ -130,7 +132,7 @@ def random_workload(shape: Shape) -> Workload:
 
     def prompts(count: int) -> list[list[int]]:
         numbers = torch.Generator().manual_seed(0)
-        vocabulary = shape.config.mask_token_id  # every id below the mask's
+        vocabulary = shape.config.mask_token_id  # all ids below the mask token
         return torch.randint(vocabulary, (count, shape.prompt_length), generator=numbers).tolist()
 
     decoding = DecodingConfig(
@@ -151,7 +153,7 @@ def random_workload(shape: Shape) -> Workload:
 
 
 def random_model(config: DiffusionConfig, device: torch.device, dtype: torch.dtype) -> DiffusionTransformer:
-    """Weights drawn on the device in bf16, so that they are the same numbers in every dtype."""
+    """Random weights drawn on the device in bf16, so that all dtypes have the same values."""
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -164,10 +166,10 @@ def random_model(config: DiffusionConfig, device: torch.device, dtype: torch.dty
 
 
 def several_blocks(decoding: DecodingConfig, vocabulary: int) -> DecodingConfig:
-    """`decoding` with several blocks open at once.
+    """A variant of `decoding` with several active blocks.
 
-    The schedule of `steps` is per block, so a budget takes its place: that of as many predictions
-    of random weights. The same number of tokens per forward.
+    The rule `steps` has a schedule per block, so it is replaced by an entropy budget that commits the same
+    number of tokens per forward pass with random weights.
     """
     if decoding.rule != "steps":
         return changed(decoding, mode="multi_block")
@@ -177,10 +179,10 @@ def several_blocks(decoding: DecodingConfig, vocabulary: int) -> DecodingConfig:
 
 
 def ignorance(predictions: float, vocabulary: int) -> float:
-    """Entropy in nats of so many predictions that know nothing, which is what random weights make."""
+    """Sum of entropies in nats of `predictions` uniform predictions, which random weights make."""
     return predictions * math.log(vocabulary)
 
 
 def changed(decoding: DecodingConfig, **changes: object) -> DecodingConfig:
-    """A validated copy; what the changes make senseless must be among them."""
+    """A validated copy with changes; settings that the changes make invalid must be changed as well."""
     return DecodingConfig(**{**decoding.model_dump(), **changes})

@@ -1,8 +1,8 @@
-"""Tokens per second of several models, timed in turn: all share the machine's good and bad moments.
+"""Tokens per second of several models, timed in alternation so that all see the same machine load.
 
-An autoregressive model races twice: decoded by `generate`, whose bookkeeping costs the same at each of its
-many small forwards, and by a loop that does nothing but predict, append and keep keys and values. The
-latter is the rival that the others are compared with.
+An autoregressive model is timed twice: decoded by `generate`, whose overhead counts at each of its many small
+forward passes, and by a minimal loop (predict, append, extend the KV cache). The other models are compared
+with the minimal loop.
 """
 
 import statistics
@@ -29,7 +29,7 @@ BARE = "bare loop"
 
 @dataclass(frozen=True)
 class Contender:
-    """A model (the name of an input), how it is decoded, and its accuracy (0..1) in the benchmark."""
+    """A model (name of an input), its decoding, and its accuracy (0..1) in the benchmark."""
 
     model: str
     method: str
@@ -39,7 +39,7 @@ class Contender:
 
 
 class GrownCache:
-    """Keys and values of all positions so far, each layer's in one tensor."""
+    """A KV cache that grows with the sequence, one tensor per layer."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -60,7 +60,7 @@ class GrownCache:
 def bare_loop(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
-    """Greedy decoding of an autoregressive model, in batches of prompts of one length."""
+    """Greedy decoding of an autoregressive model, in batches of prompts with equal lengths."""
     generations: dict[int, Generation] = {}
     for length in sorted(set(map(len, prompts))):
         equal = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
@@ -73,7 +73,7 @@ def bare_loop(
 
 @torch.inference_mode()
 def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: int) -> list[Generation]:
-    """A row that ends leaves the batch."""
+    """Decode a batch of prompts of equal length; finished rows leave the batch."""
     mask, eos, device = model.config.mask_token_id, model.config.eos_token_id, model.device
     new = torch.tensor(prompts, device=device)  # (B, P), later (B, 1)
     cache, positions = GrownCache(), torch.arange(new.shape[1], device=device)
@@ -99,15 +99,19 @@ def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: 
             cache.keep(kept)
     return [
         Generation(
-            each + [eos or 0] * (gen_length - len(each)), [*range(len(each))], [], len(each), len(each)
+            response + [eos or 0] * (gen_length - len(response)),
+            [*range(len(response))],
+            [],
+            len(response),
+            len(response),
         )
-        for each in responses
+        for response in responses
     ]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over rounds; `ratio` is to the rival of the same batch size in the same round."""
+    """Medians over rounds; `ratio` compares with the minimal loop at the same batch size and round."""
 
     model: str
     method: str
@@ -120,7 +124,7 @@ class Speed:
 
 @dataclass
 class Race:
-    """A contender at one batch size, on its way."""
+    """Timings of a contender at a batch size."""
 
     contender: Contender
     model: DiffusionTransformer
@@ -134,12 +138,12 @@ class Race:
             return self.contender.run(self.model, self.prompts, self.contender.decoding, self.batch_size)
 
         generations, seconds = timed(decode, self.model.device)
-        self.rates.append(sum(each.num_tokens for each in generations) / seconds)
-        self.nfe = statistics.mean(each.nfe for each in generations)
+        self.rates.append(sum(generation.num_tokens for generation in generations) / seconds)
+        self.nfe = statistics.mean(generation.nfe for generation in generations)
 
 
 def contenders(rows: Sequence[dict[str, Any]]) -> list[Contender]:
-    """Reference, operating points and baselines among a benchmark's rows of the test problems."""
+    """Reference, operating points and baselines, from a benchmark's rows for test problems."""
     chosen = [
         row
         for row in rows
@@ -159,29 +163,37 @@ def _reference(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure_speeds(
-    those: Sequence[Contender],
+    entries: Sequence[Contender],
     inputs: dict[str, str],
     config: ProblemsConfig,
     batch_sizes: Sequence[int],
     problems: int,
     rounds: int,
 ) -> list[Speed]:
-    """Time `those` on the first so many problems; ratios are to the first of all without a rival.
+    """Time the contenders on the first `problems` problems.
 
-    All models are in memory at once, since they are timed in turn: meant for small ones.
+    Ratios compare with the minimal loop, or with the first contender if there is no autoregressive model. All
+    models are kept in memory, so this is meant for small models.
 
     Args:
-        inputs: folders of models by name.
+        entries: the contenders; an autoregressive one is also timed with the minimal loop.
+        inputs: model folders by name.
+        batch_sizes: batch sizes to time.
+        rounds: number of timings of each contender.
     """
-    those = [each for one in those for each in ((one, bare(one)) if is_autoregressive(one) else (one,))]
+    timed_entries = []
+    for entry in entries:
+        timed_entries += [entry, bare(entry)] if is_autoregressive(entry) else [entry]
     drawn = load_problems(config)[:problems]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {name: load_model(inputs[name], device) for name in dict.fromkeys(each.model for each in those)}
+    models = {
+        name: load_model(inputs[name], device) for name in dict.fromkeys(entry.model for entry in entries)
+    }
     races = []
-    for each in those:
-        tokenizer = load_tokenizer(inputs[each.model])
-        prompts = encode_problems(drawn, config.protocol, tokenizer, models[each.model], each.decoding)
-        races += [Race(each, models[each.model], prompts, size) for size in batch_sizes]
+    for entry in timed_entries:
+        tokenizer = load_tokenizer(inputs[entry.model])
+        prompts = encode_problems(drawn, config.protocol, tokenizer, models[entry.model], entry.decoding)
+        races += [Race(entry, models[entry.model], prompts, size) for size in batch_sizes]
     for race in races:  # warm-up
         race.contender.run(
             race.model, race.prompts[: race.batch_size], race.contender.decoding, race.batch_size
@@ -189,7 +201,7 @@ def measure_speeds(
     for _ in range(rounds):
         for race in races:
             race.once()
-    rival = next((each for each in those if each.method == BARE), those[0])
+    rival = next((entry for entry in timed_entries if entry.method == BARE), timed_entries[0])
     bases = {race.batch_size: race for race in races if race.contender == rival}
     return [_speed(race, bases[race.batch_size]) for race in races]
 

@@ -1,4 +1,4 @@
-"""`dparallel chat`: a conversation, turn by turn."""
+"""`dparallel chat`: a conversation in the terminal."""
 
 import argparse
 import sys
@@ -16,11 +16,11 @@ from dparallel.problems.prompts import ChatTemplateError, Messages, check_chat_t
 
 
 class ChatError(UserError):
-    """A model that cannot converse, or a turn that cannot be decoded; the message names the remedy."""
+    """The model cannot chat, or a turn cannot be decoded; the message names the remedy."""
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Hold a conversation on stdin and stdout; see `converse`."""
+    """Run a conversation on stdin and stdout; see `converse`."""
     decoding = decoding_of(options)
     tokenizer = open_tokenizer(options)
     check_can_chat(tokenizer)
@@ -30,13 +30,14 @@ def chat(options: argparse.Namespace) -> None:
         prompt = turn_prompt(messages, tokenizer, model, decoding)
         try:
             return text_of(answer(model, tokenizer, prompt, decoding, options.plain), tokenizer, model.config)
-        except DecodingError as error:  # too long for the memory: the conversation goes on without this turn
+        except DecodingError as error:  # not enough memory: the conversation continues without this turn
             raise ChatError(f"{error}; this turn was dropped") from error
 
     converse(respond)
 
 
 def check_can_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ChatError if the tokenizer has no chat template."""
     try:
         check_chat_template(tokenizer)
     except ChatTemplateError as error:
@@ -49,10 +50,10 @@ def turn_prompt(
     model: DiffusionTransformer,
     decoding: DecodingConfig,
 ) -> list[int]:
-    """Token ids of a conversation that awaits the assistant.
+    """Token ids of a conversation, up to the start of the assistant's next turn.
 
     Raises:
-        ChatError: a conversation that the template refuses or the model has no room for.
+        ChatError: the chat template rejects the conversation, or it is too long for the model.
     """
     try:
         tokens = encode_chat(tokenizer, messages)
@@ -63,9 +64,9 @@ def turn_prompt(
 
 
 def converse(respond: Callable[[Messages], str]) -> None:
-    """Read turns from stdin until its end or `/exit`; `respond` shows and returns each answer.
+    """Read turns from stdin until its end or `/exit`; `respond` shows and returns each response.
 
-    A turn that fails or is interrupted leaves the conversation as it was.
+    A turn that fails or is interrupted does not change the conversation.
     """
     messages: Messages = []
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -96,7 +97,7 @@ def converse(respond: Callable[[Messages], str]) -> None:
 def _check_text(line: str) -> None:
     try:
         line.encode()
-    except UnicodeEncodeError as error:  # stdin keeps bytes that are no text as surrogates
+    except UnicodeEncodeError as error:  # invalid bytes of stdin are read as surrogates
         raise ChatError(f"this line is not a text in UTF-8 ({error}); this turn was dropped") from error
 
 

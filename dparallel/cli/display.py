@@ -1,4 +1,4 @@
-"""What a terminal shows: the canvas while it fills, progress over many prompts, final statistics."""
+"""Terminal output: the canvas while it is decoded, progress over many prompts, statistics."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +20,14 @@ Observer = Callable[[list[Step]], None]
 
 MASK, END = "·", "∎"
 FRAMES_PER_SECOND = 12
-# From the first forward to the latest. Of middling lightness, so that it reads on dark and on light, and
-# blue to amber, so that it reads without red or green.
+# From the first forward pass to the latest. Medium lightness is readable on dark and light backgrounds, and
+# blue to amber is distinguishable without red-green vision.
 RAMP = ((74, 137, 243), (131, 122, 226), (180, 107, 190), (214, 115, 128), (214, 140, 46))
 UNPRINTABLE = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def can_draw(stream: TextIO, plain: bool) -> bool:
-    """Whether `stream` is a terminal on which colour and redrawing are wanted and the signs can be shown."""
+    """Whether `stream` is a terminal that supports the characters used, and drawing is not disabled."""
     if not stream.isatty() or plain or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     try:
@@ -41,7 +41,7 @@ def can_draw(stream: TextIO, plain: bool) -> bool:
 def live_canvas(
     stream: TextIO, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig, gen_length: int
 ) -> Iterator[Observer]:
-    """Draw one response's canvas on a terminal as it fills; the last frame, the response alone, stays."""
+    """Draw the canvas of a response while it is decoded; the last frame, the response, remains."""
     tokens = [config.mask_token_id] * gen_length
     commit_step: list[int | None] = [None] * gen_length
     shown = gen_length
@@ -57,7 +57,7 @@ def live_canvas(
 
     console = Console(file=stream, highlight=False)
     with Live(console=console, get_renderable=frame, refresh_per_second=FRAMES_PER_SECOND) as live:
-        live.refresh()  # the masks, before the first forward
+        live.refresh()  # shows the masks before the first forward pass
         yield observe
         shown = next((at for at, token in enumerate(tokens) if token in config.end_token_ids), gen_length)
 
@@ -68,7 +68,7 @@ def canvas_text(
     tokens: Sequence[int],
     commit_step: Sequence[int | None],
 ) -> Text:
-    """Tokens coloured by the step that committed them; masks, end-of-text and other special ones dim."""
+    """Tokens coloured by the forward pass that committed them; masks and special tokens are dim."""
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     glyphs = {config.mask_token_id: MASK, **dict.fromkeys(config.end_token_ids, END)}
     latest = max((step for step in commit_step if step is not None), default=0)
@@ -82,7 +82,7 @@ def canvas_text(
 
 
 def _colour(step: int, latest: int) -> Style:
-    """The colour of `step` on the ramp from forward 0 to the `latest`."""
+    """Colour of `step` on the ramp from forward pass 0 to `latest`."""
     place = step / max(latest, 1) * (len(RAMP) - 1)
     low = min(int(place), len(RAMP) - 2)
     share = place - low
@@ -92,11 +92,11 @@ def _colour(step: int, latest: int) -> Style:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to that of the tokens before it; joined, they are the whole text.
+    """The text that each token adds to the text of the previous tokens.
 
     A token that ends within a character adds nothing; the token that completes the character adds it.
     """
-    texts, start, done = [], 0, 0  # decoded anew from `start`; written up to `done`
+    texts, start, done = [], 0, 0  # decoding starts at token `start`; `done` characters are assigned
     for end in range(1, len(tokens) + 1):
         before, now = (str(tokenizer.decode([*tokens[start:stop]])) for stop in (done, end))
         if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(tokens):
@@ -109,7 +109,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> li
 
 @contextmanager
 def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Observer]:
-    """Count finished prompts: in place on a terminal, elsewhere a line whenever another tenth is done."""
+    """Show the number of finished prompts: updated in place on a terminal, otherwise a line per tenth."""
     in_place = stream.isatty()
     written = done
 
@@ -131,7 +131,7 @@ def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Observer]:
 def statistics(
     generations: Sequence[Generation], seconds: float, device: torch.device, batch_size: int, compiled: bool
 ) -> str:
-    """NFE (mean per response), TPF and TPS of what was decoded, with hardware and batch size."""
+    """One line with NFE (mean per response), TPF and TPS, with hardware and batch size."""
     num_tokens = [generation.num_tokens for generation in generations]
     nfe = [generation.nfe for generation in generations]
     total, name = sum(num_tokens), device.type
@@ -145,7 +145,7 @@ def statistics(
 
 
 def combine(*observers: Observer | None) -> Observer | None:
-    """One observer that calls all that are not None; None if all are, since observing costs time."""
+    """Combine observers, ignoring None; None if all are None, since observing takes time."""
     wanted = [observer for observer in observers if observer is not None]
     if not wanted:
         return None

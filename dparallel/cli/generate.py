@@ -1,4 +1,4 @@
-"""`dparallel generate`: one prompt, or many with their results as JSON lines."""
+"""`dparallel generate`: decode a prompt, or a file of prompts with results as JSON Lines."""
 
 import argparse
 import sys
@@ -25,12 +25,12 @@ from dparallel.stages.manifest import digest
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Decode what `--prompt` or `--prompts` asks.
+    """Decode `--prompt` or `--prompts`.
 
     Raises:
-        UserError: an option, a prompt or a model that cannot be used, or a file that cannot be written.
+        UserError: an option, a prompt or the model cannot be used, or a file cannot be written.
     """
-    # 1. Refuse what can be refused, first without the weights.
+    # 1. Check everything, first what does not need the weights.
     decoding = decoding_of(options)
     if options.prompts is not None:
         requests = read_requests(options.prompts, options.prompt_field)
@@ -61,9 +61,9 @@ def generate(options: argparse.Namespace) -> None:
             )
         requests = [requests[row] for row in rows]
 
-    # 3. Show how.
+    # 3. Report.
     if options.trace is not None and not generations:
-        print(f"--trace {options.trace} was not written: no prompt was left to decode", file=sys.stderr)
+        print(f"--trace {options.trace} was not written: no prompt had to be decoded", file=sys.stderr)
     elif options.trace is not None:
         texts = [request.prompt for request in requests]
         page = trace_page(options.model, decoding, tokenizer, model.config, texts, generations, steps, note)
@@ -80,10 +80,10 @@ def _decode_rows(
     batch_size: int | None,
     trace: display.Observer | None,
 ) -> list[Generation]:
-    """Decode the prompts at `rows` into `results`, with progress and totals on stderr."""
+    """Decode the prompts at the indices `rows` into `results`, with progress and totals on stderr."""
     if not rows:
         return []
-    rows_together: set[int] = set()  # memory may not allow `batch_size`
+    rows_together: set[int] = set()  # may be fewer than `batch_size` if memory is short
 
     def count_rows(forward: list[Step]) -> None:
         rows_together.add(len(forward))
@@ -109,7 +109,7 @@ def _identity(
     decoding: DecodingConfig,
     prompts: list[list[int]],
 ) -> dict[str, Any]:
-    """What determines the results; an interrupted run is continued only where all of it is the same."""
+    """Everything that determines the results; an interrupted run is continued only if it is equal."""
     folder = checkpoint_folder(name)
     files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
     status = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}

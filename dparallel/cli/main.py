@@ -1,7 +1,7 @@
 """The command line: `dparallel generate`, `dparallel chat` and `dparallel plan`.
 
-Text goes to stdout; statistics, progress and errors to stderr. What a user can put right is one line
-and exit code 2, before any decoding starts.
+Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
+line with exit code 2, raised before decoding starts.
 """
 
 import errno
@@ -24,14 +24,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Terminated(BaseException):
-    """The process was told to end (SIGTERM)."""
+    """The process received SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run a command.
 
     Returns:
-        The exit code: 0, 1 where the reader of stdout has left, 2 for a user's error, 130 after Ctrl-C and
+        The exit code: 0; 1 if the reader of stdout has closed it; 2 for a user's error; 130 after Ctrl-C;
         143 after SIGTERM.
     """
     _set_encodings()
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Terminated) as stop:
             print(f"{'; '.join(['Interrupted', *_notes(stop)])}.", file=sys.stderr)
             return 130 if isinstance(stop, KeyboardInterrupt) else 143
-        except BrokenPipeError:  # the reader of stdout has left, as `head` does
+        except BrokenPipeError:  # the reader of stdout has closed it, as `head` does
             _abandon_stdout()
             return 1
         except OSError as error:
@@ -73,7 +73,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _set_encodings() -> None:
-    """A terminal's text is in its own encoding, with escapes for what that lacks; anything else is UTF-8."""
+    """Use the terminal's encoding with escapes for unsupported characters, and UTF-8 for everything else."""
     for stream, errors in (
         (sys.stdin, "surrogateescape"),
         (sys.stdout, "backslashreplace"),
@@ -85,7 +85,7 @@ def _set_encodings() -> None:
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """SIGTERM raises an exception, as Ctrl-C does, so that a command can say what it has kept."""
+    """Raise an exception on SIGTERM, as on Ctrl-C, so that commands can report what is saved."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -102,5 +102,5 @@ def _termination_raised() -> Iterator[None]:
 
 
 def _abandon_stdout() -> None:
-    """Send what is still buffered to nowhere; else Python would fail on it once more as it ends."""
+    """Discard buffered output, which Python would otherwise try to write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

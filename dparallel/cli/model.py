@@ -1,4 +1,4 @@
-"""The model that the options name, and one prompt decoded and shown by it."""
+"""Load the model of the options, and decode and show a response."""
 
 import argparse
 import sys
@@ -19,11 +19,13 @@ from dparallel.problems.prompts import finish
 
 
 def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
-    read_config(options.model)  # explains a folder that holds no model better than a missing tokenizer does
+    """Load the tokenizer of `--model`."""
+    read_config(options.model)  # explains a folder without a model better than a missing tokenizer does
     return load_tokenizer(options.model)
 
 
 def open_model(options: argparse.Namespace) -> DiffusionTransformer:
+    """Load the model of `--model` with `--device` and `--dtype`."""
     return load_model(options.model, options.device, options.dtype)
 
 
@@ -35,7 +37,7 @@ def answer(
     plain: bool,
     trace: display.Observer | None = None,
 ) -> Generation:
-    """Decode one prompt, drawn live where stdout is a terminal, else printed once it is whole."""
+    """Decode a prompt, drawn live if stdout is a terminal, otherwise printed when it is finished."""
     drawn = display.can_draw(sys.stdout, plain)
     watching: AbstractContextManager[display.Observer | None] = nullcontext()
     if drawn:
@@ -51,7 +53,7 @@ def answer(
 
 
 def text_of(generation: Generation, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig) -> str:
-    """The response as text, the same in every command."""
+    """The response as text, equal in all commands."""
     return finish(generation.tokens, tokenizer, config.end_token_ids)
 
 
@@ -63,10 +65,10 @@ def timed_generate(
     observe: display.Observer | None,
     finished: Callable[[int, Generation], None] | None = None,
 ) -> tuple[list[Generation], float]:
-    """What `generate` returns, and the seconds it took.
+    """Result of `dparallel.generate`, and its wall time in seconds.
 
     Raises:
-        DecodingError: damaged weights, or no memory for a single prompt.
+        DecodingError: the weights are damaged, or a single prompt does not fit into memory.
     """
     started = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""Whether `--out` and `--trace` can be written, before any work."""
+"""Check that `--out` and `--trace` can be written before any work starts."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from dparallel.stages.files import is_written_through
 
 
 def check_writable(flag: str, path: Path | None) -> None:
-    """Refuse a path that nothing can be written to.
+    """Raise an error if a path cannot be written to.
 
     Raises:
-        ConfigError: naming the flag, the path and the remedy.
+        ConfigError: names the flag, the path and the remedy.
     """
     if path is None:
         return

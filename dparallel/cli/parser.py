@@ -1,4 +1,4 @@
-"""Arguments of the commands, and the decoding settings among them."""
+"""Arguments of the commands, including decoding settings."""
 
 import argparse
 import inspect
@@ -17,13 +17,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line with all its commands."""
     parser = _Parser(prog="dparallel", description="Decode with masked diffusion language models.")
     parser.add_argument("--version", action="version", version=f"dparallel {version('dparallel')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,10 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def decoding_of(options: argparse.Namespace) -> DecodingConfig:
-    """The decoding flags that were given, the rest at its default.
+    """The decoding settings given as flags, with defaults for the others.
 
     Raises:
-        ConfigError: naming the flag, its value and what is allowed.
+        ConfigError: names the flag, its value and the valid values.
     """
     given = {
         name: parse_yaml(value, f"{_flag(name)} {value}") if isinstance(value, str) else value
@@ -90,7 +91,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    summary = "print what an experiment needs before it runs; refuse what cannot fit"
+    summary = "print what an experiment needs before it runs; report an error if it cannot fit"
     command = commands.add_parser("plan", help=summary, description=summary, allow_abbrev=False)
     command.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     command.add_argument(
@@ -100,7 +101,7 @@ def _add_plan(commands: Any) -> None:
         action="extend",
         default=[],
         type=_text,
-        help="settings that replace the file's",
+        help="settings that override the file",
     )
     command.add_argument(
         "--gpu-memory", metavar="24GB", help="memory of each GPU (default: that of this machine's GPUs)"
@@ -114,7 +115,7 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    """A command that decodes, with the options that all of these share."""
+    """Add a command that decodes, with the options common to such commands."""
     command = commands.add_parser(
         name,
         help=summary,
@@ -123,7 +124,7 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "--model", metavar="MODEL", required=True, help="a checkpoint's folder, or its name on the hub"
+        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
     )
     command.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     command.add_argument(
@@ -143,19 +144,19 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
 
 
 def _text(argument: str) -> str:
-    """An argument as text: bytes that the locale cannot read, as in `LC_ALL=C`, are UTF-8."""
+    """An argument as text: bytes that the locale cannot decode (for example `LC_ALL=C`) are read as UTF-8."""
     try:
         argument.encode()
-    except UnicodeEncodeError:  # Python keeps such bytes as surrogates
+    except UnicodeEncodeError:  # Python represents such bytes as surrogates
         try:
             return os.fsencode(argument).decode()
-        except UnicodeError:  # not UTF-8 either: refused where it is used
+        except UnicodeError:  # not UTF-8 either; rejected where it is used
             return argument
     return argument
 
 
 def _path(argument: str) -> Path:
-    """A path; a shell expands `~` only at the beginning of a word, so not in `--out=~/file`."""
+    """A path; expands `~`, since shells expand it only at the start of a word, not in `--out=~/file`."""
     return Path(argument).expanduser()
 
 

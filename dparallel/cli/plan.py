@@ -1,4 +1,4 @@
-"""`dparallel plan`: what an experiment needs, as text, and a refusal where it cannot fit."""
+"""`dparallel plan`: print what an experiment needs, with an error if it does not fit."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from dparallel.preflight.plan import Plan, check_fits, make_plan
 from dparallel.preflight.rate import Rate, measure_rate
 from dparallel.preflight.units import size, sizes
 
-UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # of a GPU's memory GB means GiB
+UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # GPU memory is sold as GB and means GiB
 Row = Sequence[str]
 
 
@@ -25,19 +25,24 @@ def print_plan(
 ) -> None:
     """Print what the experiment needs.
 
+    Args:
+        overrides: `key.sub=value` settings.
+        gpu_memory: memory of each GPU, such as "24GB"; by default that of this machine's smallest GPU.
+        tokens_per_second: throughput for the estimate of hours; by default it is measured.
+
     Raises:
-        UserError: it does not fit, after it was printed, or a setting makes no sense.
+        UserError: the experiment does not fit (raised after printing), or settings are invalid.
     """
     gpu_bytes = _gpu_bytes(gpu_memory)
     settings = load_config(DistillConfig, config, overrides)
     plan = make_plan(settings, check_experiment(settings), on_gpu=gpu_bytes is not None)
     disk = free_disk(plan.config.runs)
     rate: Rate | None = None
-    unknown = "The teacher is not here, or does not fit into this machine"
+    unknown = "The teacher is not available locally, or does not fit into memory"
     if tokens_per_second is not None:
         rate = Rate(tokens_per_second, "as given by --rate")
     elif gpu_bytes is not None and not torch.cuda.is_available():
-        unknown = "There is no GPU here to measure on, and a CPU's rate tells nothing about a GPU's"
+        unknown = "This machine has no GPU, and the throughput of a CPU does not predict that of a GPU"
     else:
         rate = measure_rate(plan)
     sections = [
@@ -51,7 +56,7 @@ def print_plan(
 
 
 def _gpu_bytes(given: str | None) -> int | None:
-    """What was given, else that of the smallest GPU here; None without any."""
+    """Bytes of `--gpu-memory`, or of the smallest GPU of this machine; None without GPUs."""
     if given is None:
         gpus = range(torch.cuda.device_count())
         return min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=None)
@@ -75,7 +80,7 @@ def _head(plan: Plan) -> str:
 
 
 def _memory(plan: Plan, gpu_bytes: int | None) -> str:
-    """Training, decoding and the limit in one column, so that they compare."""
+    """Training, decoding and the limit in one column for comparison."""
     rows: dict[str, int] = {}
     if plan.training is not None:
         rows |= {f"training: {kind}": held for kind, held in plan.training.kinds().items()}
@@ -84,19 +89,19 @@ def _memory(plan: Plan, gpu_bytes: int | None) -> str:
     rows["decoding: peak"] = plan.decoding.peak
     dtype = str(plan.decoding.dtype).removeprefix("torch.")
     notes = {
-        "training: peak": "activations and update are never held together",
-        "decoding: peak": f"in {dtype}, of one row; as many rows go together as fit",
+        "training: peak": "activations are freed before the update",
+        "decoding: peak": f"in {dtype}, with one row; as many rows as fit are decoded together",
     }
-    last = "There is no GPU here, so everything runs on the CPU; --gpu-memory 24GB plans for one"
+    last = "This machine has no GPU, so everything runs on the CPU; use --gpu-memory 24GB to plan for GPUs"
     if gpu_bytes is not None:
         last = f"Limit of each GPU: {size(gpu_bytes - RESERVED)} of its {size(gpu_bytes)}"
-    done = "" if plan.training is not None else "Training needs nothing: every student is trained\n"
+    done = "" if plan.training is not None else "All students are trained, so training needs no memory\n"
     return f"On each GPU\n{done}{_bytes_table(rows, notes)}\n{last}"
 
 
 def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
     stages = plan.forwards.items()
-    head = "Rows through the model, at most: thresholds are taken to commit one token per forward"
+    head = "Rows in forward passes, at most: assumes that thresholds commit one token per forward pass"
     if rate is None:
         table = _table([[stage, f"{forwards.rows:,}"] for stage, forwards in stages])
         return f"{head}\n{table}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
@@ -114,6 +119,6 @@ def _bytes_table(counts: Mapping[str, int], notes: Mapping[str, str] | None = No
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Names on the left, numbers on the right, notes after them."""
+    """A text table: names on the left, right-aligned numbers, notes."""
     text = tabulate(rows, tablefmt="plain", colalign=("left", "right"), disable_numparse=True)
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())

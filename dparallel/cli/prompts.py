@@ -1,4 +1,4 @@
-"""The prompts that `dparallel generate` reads and the lines that it writes, one JSON object each."""
+"""Read prompts and format results of `dparallel generate`, one JSON object per line."""
 
 import json
 import sys
@@ -19,12 +19,12 @@ from dparallel.problems.sources import Problem
 
 
 class PromptError(UserError):
-    """A prompt that cannot be read or decoded; the message names where it stands and the remedy."""
+    """A prompt cannot be read or decoded; the message names its location and the remedy."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """`where` names the prompt's place in messages; `record` is the JSON object it came in."""
+    """A prompt; `where` is its location for messages, `record` the JSON object that contained it."""
 
     where: str
     prompt: str
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A response with its forwards and its number of tokens, as `Generation` counts them."""
+    """A response with its number of forward passes and tokens, as in `Generation`."""
 
     response: str
     nfe: int
@@ -41,18 +41,19 @@ class Result:
 
 
 def result_line(request: Request, result: Result) -> str:
-    """A line of JSON: the object read, and the result."""
+    """A line of JSON: the request's object with the result added."""
     return json.dumps(request.record | asdict(result)) + "\n"
 
 
 def read_requests(path: Path, prompt_field: str) -> list[Request]:
-    """One request per line; blank lines are skipped.
+    """Read one request per line; blank lines are skipped.
 
     Args:
         path: a file, or `-` for stdin.
+        prompt_field: name of the field with the prompt.
 
     Raises:
-        PromptError: naming the file and the line that cannot be used.
+        PromptError: names the file and line that cannot be used.
     """
     name = "stdin" if str(path) == "-" else str(path)
     try:
@@ -92,13 +93,13 @@ def encode(
     decoding: DecodingConfig,
     raw: bool,
 ) -> list[list[int]]:
-    """Token ids of every prompt, all of them fit to be decoded.
+    """Token ids of all prompts, checked to fit the model.
 
     Args:
-        raw: take the text as it is, even where the tokenizer has a chat template.
+        raw: encode the text without the tokenizer's chat template.
 
     Raises:
-        PromptError: naming the first prompt that this model cannot decode, and why.
+        PromptError: names the first prompt that the model cannot decode, and the reason.
     """
     return [_encode(request, tokenizer, model, decoding, raw) for request in requests]
 
@@ -114,7 +115,7 @@ def _encode(
         raise PromptError(f"{request.where}: the prompt is empty")
     try:
         request.prompt.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, or a byte of an argument
+    except UnicodeEncodeError as error:  # half a surrogate pair, or an invalid byte of an argument
         raise PromptError(f"{request.where}: not a text in UTF-8 ({error})") from error
     protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
     try:

@@ -1,9 +1,9 @@
-"""Results of many prompts, kept while more are decoded.
+"""Save results of many prompts while decoding continues.
 
-Results for a file are appended to FILE.partial beside it as they come; once all are there they are written
-to the file in the prompts' order, and FILE.partial goes. The same command continues from a FILE.partial that
-an interrupted run left. Results for stdout, a pipe or a device are written there in the prompts' order, as
-soon as all before them are there.
+Results for a file are appended to FILE.partial in the order of completion; when all are present, they are
+written to FILE in the order of the prompts, and FILE.partial is deleted. After an interruption, the same
+command continues from FILE.partial. Results for stdout, a pipe or a device are written in the order of the
+prompts, each as soon as all previous ones are present.
 """
 
 import fcntl
@@ -23,11 +23,11 @@ from dparallel.stages.files import is_written_through, naming_the_file, write_at
 
 
 class OutputError(UserError):
-    """Results that cannot be written there; the message names the file and the remedy."""
+    """Results cannot be written; the message names the file and the remedy."""
 
 
 class Results(Protocol):
-    """Results by the prompt's index; those of an earlier run are there from the start."""
+    """Results by index of the prompt, including those of an interrupted run."""
 
     done: dict[int, Result]
 
@@ -41,15 +41,15 @@ R = TypeVar("R", bound=Results)
 
 @contextmanager
 def collect(out: Path | None, requests: Sequence[Request], identity: Mapping[str, Any]) -> Iterator[Results]:
-    """Results on their way to `out`, or to stdout where it is None.
+    """Collect results for `out`, or for stdout if it is None.
 
-    An exception that leaves the context is given a note that says what is kept and how to continue.
+    Exceptions raised in the context get a note that says what is saved and how to continue.
 
     Args:
-        identity: what determines the results, as JSON values by the names that messages call them.
+        identity: everything that determines the results, as JSON values by names for messages.
 
     Raises:
-        OutputError: results of another identity were begun there, or another process writes them.
+        OutputError: FILE.partial belongs to another identity, or another process is writing it.
         FileError: `out` cannot be written.
     """
     if out is None:
@@ -83,11 +83,11 @@ def _noting(results: R) -> Iterator[R]:
 
 
 class _Stream:
-    """Lines in the prompts' order, each written once all before it are there."""
+    """Writes lines in the order of the prompts, each as soon as all previous ones are present."""
 
     def __init__(self, requests: Sequence[Request], write: Callable[[bytes], None]):
         self.requests, self.write = requests, write
-        self.done: dict[int, Result] = {}  # always empty: nothing is left of an earlier run
+        self.done: dict[int, Result] = {}  # always empty: interrupted runs cannot be continued
         self.waiting: dict[int, Result] = {}
         self.written = 0
 
@@ -103,7 +103,7 @@ class _Stream:
 
 
 class _Partial:
-    """Results in FILE.partial: a line that identifies the command, then one for each result as it came."""
+    """Results in FILE.partial: a line that identifies the command, then one line per result."""
 
     def __init__(self, out: Path, requests: Sequence[Request], identity: Mapping[str, Any]):
         self.out, self.requests = out, requests
@@ -125,10 +125,10 @@ class _Partial:
             raise OutputError(
                 f"{self.path} is being written by another process; name another --out"
             ) from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system does not support locks
             pass
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # a killed process may leave a part of a line
+        whole = content[: content.rfind(b"\n") + 1]  # drop a line that was cut off by a kill
         if _line(identity).startswith(content):
             os.ftruncate(self.descriptor, 0)
             self._append(identity)
@@ -168,7 +168,7 @@ class _Partial:
         return f"{count}; run the same command again to continue"
 
     def close(self) -> None:
-        """Leave no file that holds nothing."""
+        """Close the file, and delete it if it contains no results."""
         if not self.done:
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)

@@ -11,7 +11,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.models.attention import block_levels
 
 
-def seen_levels(decoding: DecodingConfig, prompt_length: Tensor, length: int) -> Tensor | None:
+def attention_levels(decoding: DecodingConfig, prompt_length: Tensor, length: int) -> Tensor | None:
     """Attention pattern of `length` canvas positions, as `levels` (b, L); None for full attention."""
     if not decoding.looks_back:
         return None

@@ -151,5 +151,5 @@ def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:
 def _count(response: list[int], end_token_ids: Sequence[int]) -> int:
     """Number of tokens including the first end token; all tokens if there is none."""
     return min(
-        (response.index(each) + 1 for each in end_token_ids if each in response), default=len(response)
+        (response.index(token) + 1 for token in end_token_ids if token in response), default=len(response)
     )

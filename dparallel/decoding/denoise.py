@@ -16,13 +16,13 @@ from torch import Tensor
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.rules import RULES
 from dparallel.decoding.blocks import (
+    attention_levels,
     first_full,
     from_first,
     live,
     open_next,
     overdue,
     places,
-    seen_levels,
     stalled,
     tokens_needed,
 )
@@ -196,7 +196,7 @@ def _forward(group: Group, offsets: Tensor) -> Tensor:
         positions, read_at = _recomputed(group, shape.window, offsets)
         input_ids = state.tokens.gather(1, positions)
     visible = None
-    levels = seen_levels(decoding, state.prompt_length, shape.length)
+    levels = attention_levels(decoding, state.prompt_length, shape.length)
     if shape.padded and levels is None:
         ends = state.prompt_length[:, None] + decoding.gen_length
         visible = torch.arange(shape.length, device=ends.device) < ends  # (b, L)

@@ -172,7 +172,7 @@ def check_prompts(
                 f"(max_position_embeddings={config.max_position_embeddings}) takes at most {limit}: "
                 "shorten the prompt or gen_length"
             )
-        outside = next((each for each in prompt if not 0 <= each < config.vocab_size), None)
+        outside = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
         if outside is not None or config.mask_token_id in prompt:
             raise DecodingError(
                 f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "

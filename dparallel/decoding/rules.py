@@ -94,22 +94,22 @@ def commit(rule: str, prediction: Prediction, masked: Tensor, setting: Setting) 
     return masked & chosen, score
 
 
-def best(score: Tensor, among: Tensor) -> Tensor:
-    """The first position with the highest score within `among`, (B, n) bool; all False if `among` is."""
-    winner = score.masked_fill(~among, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
-    return among & (torch.arange(score.shape[1], device=score.device) == winner)
+def best(score: Tensor, candidates: Tensor) -> Tensor:
+    """The first position with the highest score within `candidates`, (B, n) bool; none without candidates."""
+    winner = score.masked_fill(~candidates, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
+    return candidates & (torch.arange(score.shape[1], device=score.device) == winner)
 
 
-def best_of_each(score: Tensor, among: Tensor, group: Tensor, groups: int) -> Tensor:
-    """The first position with the highest score of each group, within `among`; (B, n) bool.
+def best_of_each(score: Tensor, candidates: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The first position with the highest score of each group, within `candidates`; (B, n) bool.
 
     Args:
         group: int64 (B, n), from 0 to `groups` - 1.
     """
     rows, n = score.shape
     lowest = score.new_full((rows, groups), -torch.inf)
-    top = lowest.scatter_reduce(1, group, score.masked_fill(~among, -torch.inf), "amax")
-    ties = among & ~(score < top.gather(1, group))  # includes scores that are NaN
+    top = lowest.scatter_reduce(1, group, score.masked_fill(~candidates, -torch.inf), "amax")
+    ties = candidates & ~(score < top.gather(1, group))  # includes scores that are NaN
     place = torch.arange(n, device=score.device).expand(rows, n)
     last = place.new_full((rows, groups), n)
     first = last.scatter_reduce(1, group, place.masked_fill(~ties, n), "amin")

@@ -64,7 +64,7 @@ def launched_process() -> Process:
     devices = torch.cuda.device_count()
     if devices and process.local_rank >= devices:
         raise NotLaunchedError(
-            f"process {process.local_rank} has no GPU of its own ({devices} here): start at most {devices}"
+            f"process {process.local_rank} has no GPU (this machine has {devices}): start at most {devices}"
         )
     return process
 

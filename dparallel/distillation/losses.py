@@ -49,7 +49,7 @@ def certainty(
     view: Tensor,
     views: int,
     temperature: float,
-    among: Tensor | None = None,
+    candidates: Tensor | None = None,
 ) -> Tensor:
     """Mean entropy of softmax(logits / temperature) over correctly predicted positions, for each view.
 
@@ -59,14 +59,14 @@ def certainty(
         logits, targets: as in `cross_entropy`.
         view: int64 (N,), the view of each position.
         views: R.
-        among: bool (N,), positions to include; by default all.
+        candidates: bool (N,), positions to include; by default all.
 
     Returns:
         Float32 (R,), in nats; 0 for views without a correctly predicted position.
     """
     right = logits.argmax(dim=-1) == targets  # (N,)
-    if among is not None:
-        right &= among
+    if candidates is not None:
+        right &= candidates
 
     def values(logits: Tensor) -> Tensor:
         return entropy(logits.float() / temperature)
@@ -83,7 +83,7 @@ def entropy(logits: Tensor) -> Tensor:
 def _in_chunks(values: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
     """`values(logits (N, V), *others (N, ...))` (N,), computed in chunks that backward recomputes."""
     positions = max(1, CHUNK_BYTES // (torch.float32.itemsize * logits.shape[-1]))
-    chunks = zip(*(each.split(positions) for each in (logits, *others)), strict=True)
+    chunks = zip(*(part.split(positions) for part in (logits, *others)), strict=True)
     return torch.cat(
         [checkpoint(values, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     )

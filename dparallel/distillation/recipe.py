@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Move the tensors to `device`."""
-        return Batch(*(each if each is None else each.to(device) for each in self))  # type: ignore[arg-type]
+        return Batch(*(tensor if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
 
 
 class Loss(NamedTuple):
@@ -153,7 +153,7 @@ def normaliser(recipe: RecipeConfig, views: Sequence[Sequence[View]]) -> float:
     """Divisor of the weighted cross-entropies of a train step with the given `views` per sample."""
     if recipe.weighting == "view_mean":
         return len(views)
-    return max(1, sum(int(each.read.sum()) for both in views for each in both))
+    return max(1, sum(int(view.read.sum()) for both in views for view in both))
 
 
 def make_batch(

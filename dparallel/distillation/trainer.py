@@ -231,7 +231,7 @@ class Trainer:
         norm = ds.gradient_norm(self.engine)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
-                f"train_step {train_step}: loss {total}, gradient norm {norm}; nothing of it was saved. "
+                f"train_step {train_step}: loss {total}, gradient norm {norm}; this step was not saved. "
                 f"Lower training.optimizer.learning_rate ({learning_rate:.3g} here) and start anew"
             )
         metrics = {"loss": total, "cross_entropy": cross_entropy, "certainty": certainty}

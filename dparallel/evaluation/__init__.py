@@ -1,1 +1,1 @@
-"""Benchmarks, metrics, measurements, and the comparison of a teacher with its students."""
+"""Benchmarks: decode with teacher and students, judge, select thresholds, compare and report."""

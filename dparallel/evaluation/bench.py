@@ -1,4 +1,4 @@
-"""The models and problems of a benchmark, and which of their samples are still to be decoded."""
+"""Models and problems of a benchmark, and the samples that still have to be decoded."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -26,18 +26,18 @@ from dparallel.stages.manifest import StageError, digest, fingerprint
 
 Split = Literal["validation", "test"]
 
-SLICE_BATCHES, SLICE_PROBLEMS = 4, 64  # a slice is so many batches, and of small ones so many problems
+SLICE_BATCHES, SLICE_PROBLEMS = 4, 64  # size of a slice: batches, or problems if batches are small
 CERTAINTY_CODE = (*DECODING, "evaluation/certainty.py")
 
 
 class Unit(BaseModel):
-    """Work for one process: decode some problems of a split with one model. Plain JSON.
+    """Work for a process: decode a slice of a split's problems with a model. Consists of JSON values.
 
     Attributes:
         model: name of an input.
-        slice: the first problem, and the one after the last.
-        kind: `samples` are kept slice by slice; `certainty` is how sure the model is of each position while
-            it decodes the first problem of the slice.
+        slice: index of the first problem, and index after the last one.
+        kind: `samples` decodes and stores the slice; `certainty` records how certain the model is of every
+            position while it decodes the first problem of the slice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Unit(BaseModel):
 
     @property
     def label(self) -> str:
-        """In messages: a decoding in a few words."""
+        """A short description for messages."""
         setting = self.decoding.steps if self.decoding.threshold is None else f"{self.decoding.threshold:g}"
         decoded = f"{self.split}, {self.model}, {self.decoding.mode}, {self.decoding.rule} {setting}"
         where = f"problems {self.slice[0] + 1} to {self.slice[1]}"
@@ -58,10 +58,10 @@ class Unit(BaseModel):
 
 
 class Bench:
-    """What the names in a `Unit` stand for, and the store of its samples.
+    """Resolves the names in a `Unit` to models and problems, and accesses the store of samples.
 
     Args:
-        inputs: folders of models by name.
+        inputs: model folders by name.
         store: folder of the store.
     """
 
@@ -73,7 +73,7 @@ class Bench:
 
     @cached_property
     def problems(self) -> dict[Split, list[Problem]]:
-        """Raise a ProblemsError for splits that overlap, or a problem that cannot be judged."""
+        """Problems by split; ProblemsError if splits overlap or a problem cannot be judged."""
         splits: dict[Split, ProblemsConfig] = {"validation": self.config.validation, "test": self.config.test}
         problems = {split: load_problems(config) for split, config in splits.items()}
         check_disjoint({f"benchmark.{split}": of_split for split, of_split in problems.items()})
@@ -83,21 +83,22 @@ class Bench:
 
     @property
     def content(self) -> str:
-        """Digest of all problems."""
+        """Digest of the problems of both splits."""
         return problems_digest([*self.problems["validation"], *self.problems["test"]])
 
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of an input."""
         return load_tokenizer(self.inputs[model])
 
     def prompts(self, model: str, split: Split) -> list[list[int]]:
-        """Token ids of every problem as this model is asked."""
+        """Prompt token ids of a split's problems for a model."""
         if (model, split) not in self._prompts:
             protocol = getattr(self.config, split).protocol
             self._prompts[model, split] = render_all(self.problems[split], protocol, self.tokenizer(model))
         return self._prompts[model, split]
 
     def samples_key(self, model: str, split: Split, decoding: DecodingConfig) -> str:
-        """Names samples by what they are made from: model, prompts, decoding and the code that decodes."""
+        """Key of samples: a digest of the model, the prompts, the decoding and the decoding code."""
         return self._key(model, self.prompts(model, split), decoding, DECODING)
 
     def certainty_key(self, unit: Unit) -> str:
@@ -105,7 +106,7 @@ class Bench:
         return self._key(unit.model, [prompt], unit.decoding, CERTAINTY_CODE)
 
     def missing(self, cases: Iterable[Case], split: Split) -> list[Unit]:
-        """The units of these cases whose samples are not in the store; methods may share a decoding."""
+        """Units for samples of these cases that are not stored; methods may share a decoding."""
         units: dict[Unit, None] = {}
         for model, decoding in dict.fromkeys((case.model, case.decoding) for case in cases):
             rows = set(self.store.samples(self.samples_key(model, split, decoding))["row"].to_pylist())
@@ -117,21 +118,21 @@ class Bench:
         return list(units)
 
     def samples(self, key: str, split: Split) -> pa.Table:
-        """The samples of all problems of a split; `StageError` where some are gone."""
+        """Samples of all problems of a split; StageError if some are missing."""
         samples, total = self.store.samples(key), len(self.problems[split])
         if len(samples) < total:
             raise StageError(
-                f"{self.store.folder}: {total - len(samples)} of {total} samples {key} are gone though they "
-                "were decoded; run the stage again"
+                f"{self.store.folder}: {total - len(samples)} of {total} samples {key} are missing although "
+                "they were decoded; run the stage again"
             )
         return samples
 
     def certainty_unit(self, model: str, decoding: DecodingConfig) -> Unit:
-        """How sure a model is of the first validation problem."""
+        """The unit that records certainty on the first validation problem."""
         return Unit(model=model, split="validation", decoding=decoding, slice=(0, 1), kind="certainty")
 
     def certainty(self, unit: Unit) -> CertaintyMap:
-        """What a certainty unit found, labelled with the kind and name of its model."""
+        """Result of a certainty unit, labelled with kind and name of its model."""
         label = unit.model.replace("/", ", ")
         return read_certainty(self.store.certainty(self.certainty_key(unit)), label)
 
@@ -142,7 +143,7 @@ class Bench:
         return not self.store.has_samples(key, range(*unit.slice))
 
     def units(self, values: Iterable[Mapping[str, Any]]) -> list[Unit]:
-        """Units from JSON values; a UserError for one that these settings and inputs do not have."""
+        """Parse units from JSON values; UserError for a unit that does not fit these settings and inputs."""
         units = []
         for value in values:
             try:
@@ -173,9 +174,10 @@ class Bench:
 
 
 def slices(total: int, batch_size: int, decoding: DecodingConfig) -> list[range]:
-    """Problems in slices as even as can be, each decoded at one go and kept once it is.
+    """Divide problems into slices of about equal size; each is decoded and stored as a whole.
 
-    A compiled decoding is not cut: the longest prompt of a slice is part of the shapes it compiles.
+    With a compiled decoding there is a single slice: shapes depend on the longest prompt of a slice, and
+    further shapes would be compiled.
     """
     count = -(-total // max(SLICE_BATCHES * batch_size, SLICE_PROBLEMS))
     if decoding.compile:

@@ -1,4 +1,4 @@
-"""Ask: which models a benchmark measures, by which methods, with which decodings."""
+"""Ask: the models, methods and decodings that a benchmark measures."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 
-TEACHER, STUDENT, BASELINE = "teacher", "student/", "baseline/"  # names of inputs, or how they begin
+TEACHER, STUDENT, BASELINE = "teacher", "student/", "baseline/"  # names of inputs, or their prefixes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the results: `model` is the name of an input, `method` the name of its decoding."""
+    """A row of the results: `model` is the name of an input, `method` the name of its decoding."""
 
     model: str
     method: str
@@ -25,9 +25,9 @@ class Cases:
 
     Attributes:
         students: names of the students' inputs.
-        reference: the teacher at full accuracy, from which losses are counted.
-        fixed: the teacher's other decodings, then the baselines.
-        sweeps: every threshold of every sweep of the teacher, then of each student.
+        reference: the teacher's decoding that accuracy is compared with.
+        fixed: the teacher's other fixed decodings, then the baselines.
+        sweeps: all thresholds of all sweeps of the teacher, then of each student.
     """
 
     students: list[str]
@@ -37,10 +37,10 @@ class Cases:
 
 
 def cases(config: BenchmarkConfig, models: Collection[str]) -> Cases:
-    """What `config` measures of these models, by the names of the stage's inputs.
+    """The cases of `config` for these models, given by the names of the stage's inputs.
 
     Raises:
-        ConfigError: no teacher or no student, another model, or two methods of one name.
+        ConfigError: teacher or students are missing, a model is unexpected, or method names are not unique.
     """
     students = [name for name in models if name.startswith(STUDENT)]
     reference = Case(TEACHER, _reference_name(config.reference), config.reference)

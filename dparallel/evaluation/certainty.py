@@ -1,4 +1,4 @@
-"""How sure a model is of every position while it decodes, read off one recorded generation."""
+"""How certain a model is of every position while it decodes, computed from a generation."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.blocks import seen_levels
+from dparallel.decoding.blocks import attention_levels
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.stages.manifest import StageError
@@ -19,12 +19,12 @@ FORWARD_ROWS = 16
 
 @dataclass(frozen=True)
 class CertaintyMap:
-    """How sure a model was while it decoded one response.
+    """The certainty of a model during the decoding of a response.
 
     Attributes:
-        label: in the picture.
-        probability: of the likeliest token, (steps, G).
-        commit_step: step at which each of the G tokens was fixed.
+        label: title in the plot.
+        probability: probability of the most likely token, (steps, G).
+        commit_step: step at which each of the G tokens was committed.
         tokens: the G tokens as texts.
     """
 
@@ -35,7 +35,7 @@ class CertaintyMap:
 
 
 def read_certainty(path: Path, label: str) -> CertaintyMap:
-    """The map in a JSON file; `StageError` where it is damaged."""
+    """Read a map from a JSON file; StageError if it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return CertaintyMap(label, torch.tensor(found["probability"]), found["commit_step"], found["tokens"])
@@ -47,10 +47,10 @@ def read_certainty(path: Path, label: str) -> CertaintyMap:
 def replay(
     model: DiffusionTransformer, prompt: Sequence[int], generation: Generation, decoding: DecodingConfig
 ) -> Tensor:
-    """Probability of the likeliest token at each step and response position, (nfe, G) float32.
+    """Probability of the most likely token at each step and response position, (nfe, G) float32.
 
-    The canvases are rebuilt from `commit_step`, so every step's forward sees what decoding saw, without
-    a cache. Blocks that are not open yet are read too.
+    Canvases are reconstructed from `commit_step` and computed without a KV cache. Positions in blocks that
+    are not open yet are included.
     """
     config, device = model.config, model.device
     tokens = torch.tensor(generation.tokens, device=device)
@@ -60,12 +60,12 @@ def replay(
     before = torch.tensor(prompt, device=device).expand(generation.nfe, -1)
     canvases = torch.cat([before, response], dim=1)  # (nfe, P + G)
     where = torch.arange(len(prompt), canvases.shape[1], device=device)
-    levels = seen_levels(decoding, torch.tensor([len(prompt)], device=device), canvases.shape[1])
+    levels = attention_levels(decoding, torch.tensor([len(prompt)], device=device), canvases.shape[1])
     certainty = []
     for canvas in canvases.split(FORWARD_ROWS):
         seen = None if levels is None else levels.expand(len(canvas), -1)
         logits = model(canvas, logits_at=where.expand(len(canvas), -1), levels=seen).float()  # (rows, G, V)
         probability = logits.softmax(-1)
-        probability[..., config.mask_token_id] = 0  # never chosen
+        probability[..., config.mask_token_id] = 0  # never predicted
         certainty.append(probability.amax(-1))
     return torch.cat(certainty).cpu()

@@ -1,4 +1,4 @@
-"""Decode: units to samples in the store, here or in other processes."""
+"""Decode: turn units into stored samples, in this process or in others."""
 
 import json
 import logging
@@ -25,30 +25,30 @@ from dparallel.stages.sharing import have_made
 
 log = logging.getLogger(__name__)
 
-LATENCY_SAMPLES = 8  # how many problems of a split are also decoded alone
+LATENCY_SAMPLES = 8  # problems of a split that are also decoded with batch size 1
 
-Elsewhere = Callable[[list[dict[str, Any]]], Sequence[str]]
+Delegate = Callable[[list[dict[str, Any]]], Sequence[str]]
 
 
 def decode_units(
     config: BenchmarkConfig, inputs: dict[str, str], store: str | Path, units: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Decode these units of a benchmark, which another process finishes (`stage.run_stage`).
+    """Decode units of a benchmark that another process finishes (`stage.run_stage`).
 
-    Any number of processes may do so at once.
+    Any number of processes may run this concurrently.
 
     Args:
-        units: JSON values, each a `bench.Unit`.
+        units: `bench.Unit`s as JSON values.
 
     Raises:
-        UserError: a unit that the benchmark does not have; and whatever `run_stage` raises.
+        UserError: a unit does not belong to this benchmark; otherwise as `run_stage`.
     """
     bench = Bench(config, inputs, store)
     decode_here(bench, bench.units(units))
 
 
 def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
-    """Decode what no other process has decoded meanwhile, one model after the other."""
+    """Decode the units that no other process has decoded meanwhile, grouped by model."""
     models = list(dict.fromkeys(unit.model for unit in units))
     began = time.perf_counter()
     with Loader(bench.inputs) as loader:
@@ -61,18 +61,19 @@ def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
             log.info("%d/%d: %s: %s; about %.0f s left", count, len(units), unit.label, summary, left)
 
 
-def decode_elsewhere(bench: Bench, elsewhere: Elsewhere, units: Sequence[Unit]) -> None:
-    """Have other processes decode them (`decode_units`), and wait.
+def delegate_decoding(bench: Bench, delegate: Delegate, units: Sequence[Unit]) -> None:
+    """Have other processes decode the units (with `decode_units`), and wait for them.
 
     Args:
-        elsewhere: takes units as JSON values, waits until they are done, and returns what failed.
+        delegate: takes units as JSON values, waits until they are done, and returns descriptions of
+            failures.
     """
     if units:
         have_made(
             sorted(
                 units, key=lambda unit: unit.slice
-            ),  # dealt out in turn: first slices, the longest, to all
-            ask=lambda missing: elsewhere([unit.model_dump(mode="json") for unit in missing]),
+            ),  # interleaved, so that every process gets some first slices, which have the longest prompts
+            ask=lambda missing: delegate([unit.model_dump(mode="json") for unit in missing]),
             is_missing=bench.is_missing,
             name=lambda unit: unit.label,
             noun="units",
@@ -81,10 +82,10 @@ def decode_elsewhere(bench: Bench, elsewhere: Elsewhere, units: Sequence[Unit]) 
 
 
 def _decode(bench: Bench, unit: Unit, model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Decode one unit into the store; returns a summary."""
+    """Decode a unit into the store; returns a summary for the log."""
     prompts = bench.prompts(unit.model, unit.split)[slice(*unit.slice)]
     if unit.kind == "certainty":
-        certainty = see(model, tokenizer, prompts[0], unit.decoding)
+        certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding)
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return f"{len(certainty['probability'])} steps"
     samples = sample(model, tokenizer, prompts, unit.decoding, bench.config.batch_size, unit.slice[0])
@@ -102,13 +103,14 @@ def sample(
     batch_size: int,
     first_row: int = 0,
 ) -> pa.Table:
-    """The `SAMPLES` of some prompts; only decoding is timed, after a warm-up.
+    """Decode prompts; returns a table with the columns `SAMPLES`. Timing starts after a warm-up.
 
     Args:
-        first_row: number of the first prompt; prompts before `LATENCY_SAMPLES` are decoded alone, too.
+        first_row: index of the first prompt in its split; prompts with an index below `LATENCY_SAMPLES` are
+            also decoded with batch size 1.
 
     Raises:
-        UserError: a prompt that does not fit the model.
+        UserError: a prompt does not fit the model.
     """
     generations, seconds = _timed(model, prompts, decoding, batch_size)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
@@ -133,13 +135,13 @@ def sample(
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
-def see(
+def record_certainty(
     model: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
     prompt: list[int],
     decoding: DecodingConfig,
 ) -> dict[str, Any]:
-    """A `certainty.CertaintyMap` of one prompt as JSON values, without its label."""
+    """A `certainty.CertaintyMap` for a prompt as JSON values, without label."""
     generation = generate(model, [prompt], decoding)[0]
     return {
         "probability": replay(model, prompt, generation, decoding).tolist(),
@@ -151,7 +153,7 @@ def see(
 def _timed(
     model: DiffusionTransformer, prompts: Sequence[list[int]], decoding: DecodingConfig, batch_size: int
 ) -> tuple[list[Generation], float]:
-    """What `generate` gives, and its wall seconds after a warm-up in the same shape."""
+    """Generations, and the wall seconds of decoding after a warm-up with the same shapes."""
     longest = sorted(prompts, key=len, reverse=True)[:batch_size]
     generate(model, *warm_up(longest, decoding), batch_size)
     began = time.perf_counter()
@@ -162,10 +164,10 @@ def _timed(
 def warm_up(
     prompts: Sequence[list[int]], decoding: DecodingConfig
 ) -> tuple[Sequence[list[int]], DecodingConfig]:
-    """What to decode before the clock starts: one forward over canvases as long, which reads one block.
+    """Prompts and decoding of the warm-up: one forward pass with canvases of the same length.
 
-    All blocks but the last are filled with the prompt's own tokens, so that no more memory is needed than
-    what is measured. A compiled decoding warms up as a whole: it compiles on the way.
+    All blocks but the last are filled with prompt tokens, so that the warm-up does not need more memory than
+    the measurement. A compiled decoding is run completely, which compiles all its shapes.
     """
     if decoding.compile:
         return prompts, decoding

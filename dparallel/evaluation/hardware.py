@@ -1,4 +1,4 @@
-"""What measurements run on; times are only comparable on the same hardware."""
+"""Hardware of measurements."""
 
 import platform
 from pathlib import Path
@@ -7,13 +7,14 @@ import torch
 
 
 def hardware() -> str:
-    """What `load_model` puts a model on; timings are only comparable on the same."""
+    """The device that `load_model` uses by default; timings are comparable only on the same hardware."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{cpu_name()}, threads: {torch.get_num_threads()}"
 
 
 def cpu_name() -> str:
+    """Model name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

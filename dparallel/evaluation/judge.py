@@ -1,4 +1,4 @@
-"""Judge: samples to verdicts, on the CPU. A scorer that was mended judges again and decodes nothing."""
+"""Judge: turn samples into verdicts, on the CPU. A corrected scorer judges stored samples again."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ Verdicts = dict[str, list[bool | None]]  # of every sample, by the names of metr
 
 
 def judge(bench: Bench, model: str, split: Split, samples_key: str, samples: pa.Table) -> dict[str, Verdicts]:
-    """The verdicts of all scorers of a split's protocol, by their keys in the store.
+    """Verdicts of all scorers of a split's protocol, by their keys in the store.
 
-    Only scorers whose verdicts are not in the store judge.
+    Scorers whose verdicts are stored are not run again.
     """
     protocol: ProtocolConfig = getattr(bench.config, split).protocol
     problems = bench.problems[split]

@@ -1,4 +1,4 @@
-"""What the samples and verdicts of one model with one decoding add up to."""
+"""Aggregate samples and verdicts of a model with one decoding."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,19 +11,19 @@ from dparallel.evaluation.metrics import accuracy
 
 
 class Measurement(BaseModel):
-    """What one model reaches with one decoding on one set of problems.
+    """Results of a model with one decoding on a set of problems.
 
     Attributes:
-        accuracy, accuracy_stderr: share of right responses (0..1) by the first metric of the protocol's
+        accuracy, accuracy_stderr: share of correct responses (0..1) by the first metric of the protocol's
             first scorer, and its binomial standard error.
-        metrics: share of right responses (0..1) by every metric, of the responses that it judges.
-        nfe: mean forwards per sequence.
-        tpf, tps: generated tokens up to EOS per forward, and per wall second of decoding: the seconds
-            of all slices, as if one machine had decoded them one after the other.
-        latency: mean wall seconds of decoding one prompt alone (batch size 1), over the first
+        metrics: share of correct responses (0..1) by metric, over the responses that it judges.
+        nfe: mean number of forward passes per sequence.
+        tpf, tps: tokens including the end token per forward pass, and per wall second of decoding; the
+            seconds of all slices are added, also if several machines decoded them.
+        latency: mean wall seconds of decoding a prompt with batch size 1, over the first
             `decode.LATENCY_SAMPLES` problems.
-        batch_sizes: of all slices, in ascending order.
-        hardware: what was timed; slices of several kinds of machine name them all, joined by " + ".
+        batch_sizes: batch sizes of all slices, ascending.
+        hardware: the hardware of all slices, joined by " + " if it differs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,11 +44,11 @@ class Measurement(BaseModel):
 def add_up(
     decoding: DecodingConfig, samples: pa.Table, verdicts: Mapping[str, Sequence[bool | None]]
 ) -> Measurement:
-    """The measurement of all samples of a set of problems.
+    """Aggregate all samples of a set of problems.
 
     Args:
-        samples: in the columns of `store.SAMPLES`.
-        verdicts: of every sample, by metric; the first metric is the accuracy.
+        samples: a table with the columns `store.SAMPLES`.
+        verdicts: for every sample, by metric; the first metric is the accuracy.
     """
     columns = {name: samples[name].to_pylist() for name in ("num_tokens", "nfe", "seconds")}
     alone = samples["seconds_alone"].drop_null().to_pylist()

@@ -1,11 +1,11 @@
-"""The numbers we report, as pure functions."""
+"""Reported metrics, as pure functions."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 
 def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
-    """The share of true flags and its binomial standard error, both 0..1."""
+    """Share of true flags and its binomial standard error, both 0..1."""
     if not flags:
         raise ValueError("accuracy of no samples is undefined")
     share = sum(flags) / len(flags)
@@ -13,10 +13,10 @@ def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
 
 
 def accuracy_under_parallelism(points: Iterable[tuple[float, float]], best_accuracy: float) -> float:
-    """AUP (d3LLM) of one method's (TPF, accuracy in %) points.
+    """AUP (d3LLM) of the (TPF, accuracy in %) points of a method.
 
-    The area under accuracy over TPF. Points over 5 points worse than the slowest one are left
-    out; the others weigh exp(-3 (1 - accuracy / best_accuracy)), at most 1.
+    The area under accuracy over TPF. Points that are more than 5 percentage points worse than the slowest one
+    are excluded; the others have the weight exp(-3 (1 - accuracy / best_accuracy)), at most 1.
 
     Args:
         best_accuracy: the best accuracy, in %, of any method on the same problems.

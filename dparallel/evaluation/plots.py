@@ -1,4 +1,4 @@
-"""The pictures: accuracy against TPF, certainty while decoding, loss curves."""
+"""Plots: accuracy against TPF, certainty while decoding, loss curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dparallel.stages import metrics_log
 
 DPI = 200
 BLACK, GREY = "#000000", "#888888"
-# Okabe and Ito: told apart by colour-blind readers too.
+# Colours of Okabe and Ito, distinguishable for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
@@ -30,13 +30,13 @@ PANELS = {
 
 
 def plain(name: str) -> str:
-    """A model's or method's name for readers: `student/few_step` -> `few step`."""
+    """A readable name of a model or method: `student/few_step` -> `few step`."""
     return name.rpartition("/")[2].replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Tokens per forward and accuracy (in %) of one decoding, each with half the length of its bar."""
+    """TPF and accuracy (in %) of a decoding, each with half the length of its error bar."""
 
     tpf: float
     accuracy: float
@@ -48,12 +48,12 @@ Curves = Mapping[tuple[str, str], Sequence[Point]]  # by model and method
 
 
 def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float, out: Path) -> None:
-    """Accuracy against TPF: a line for each swept (model, method), a mark for each other row.
+    """Plot accuracy against TPF: a line for each swept (model, method), a marker for each other row.
 
     Args:
-        rows: all rows of one split; the first one is the reference.
-        sweeps: the methods that were swept, in the order of their line styles.
-        max_loss: the accuracy (0..1) an operating point may lose; drawn as a line.
+        rows: all rows of a split; the first one is the reference.
+        sweeps: methods that were swept, in the order of their line styles.
+        max_loss: accepted loss of accuracy (0..1), drawn as a line.
     """
     tradeoff_figure(rows, sweeps, max_loss).savefig(out, dpi=DPI)
 
@@ -87,11 +87,11 @@ def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float)
 
 
 def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure:
-    """Accuracy against TPF.
+    """A figure of accuracy against TPF.
 
     Args:
-        curves: points of each model and method; those of the reference come first.
-        sweeps: the methods drawn as lines, in the order of their styles; the others are marks.
+        curves: points by model and method; the reference comes first.
+        sweeps: methods drawn as lines, in the order of their line styles; others are drawn as markers.
     """
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     axes, colours = figure.add_subplot(), colours_of(curves)
@@ -123,13 +123,13 @@ def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure
 
 
 def colours_of(curves: Curves) -> dict[str, str]:
-    """The teacher is black, every other model has a colour of its own, as far as they go."""
+    """Colours by model: the teacher is black; other models have distinct colours while these suffice."""
     others = [model for model in dict.fromkeys(model for model, _ in curves) if model != TEACHER]
     return {TEACHER: BLACK} | {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(others)}
 
 
 def _add_legend(figure: Figure) -> None:
-    """A legend on the right in place of any before: curves first, then what marks and limits them."""
+    """Add or replace the legend on the right: curves first, then markers and limits."""
     for legend in list(figure.legends):
         legend.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -145,7 +145,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: Path) -> None:
-    """Token x step heat maps side by side, on one scale of steps; committed positions are grey."""
+    """Plot token x step heat maps side by side with a common step scale; committed positions are grey."""
     certainty_figure(maps, block_length, title).savefig(out, dpi=DPI)
 
 
@@ -188,10 +188,13 @@ def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str
 
 
 def loss_curves(metrics_paths: Mapping[str, str | Path], out: str | Path) -> None:
-    """Training curves of all students, one panel for each quantity.
+    """Plot training curves of all students, with a panel for each quantity.
 
     Args:
-        metrics_paths: student -> its training's `metrics.jsonl`; ValueError where one has no line.
+        metrics_paths: `metrics.jsonl` of each student's training.
+
+    Raises:
+        ValueError: a file is missing or empty.
     """
     curves = {student: metrics_log.read(Path(path)) for student, path in metrics_paths.items()}
     for student, lines in curves.items():
@@ -201,7 +204,7 @@ def loss_curves(metrics_paths: Mapping[str, str | Path], out: str | Path) -> Non
 
 
 def loss_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """`curves`: student -> the lines of its training's metrics."""
+    """A figure of training curves; `curves` holds the metrics records of each student."""
     quantities = [name for name in PANELS if any(name in line for lines in curves.values() for line in lines)]
     figure = Figure(figsize=(3.1 * len(quantities) + 0.4, 3.2), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""Report: what a benchmark found, as JSON, as flat metrics, as a table to read, and as pictures."""
+"""Report: the results of a benchmark as JSON, flat metrics, a table and plots."""
 
 import json
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ NONE_KEEPS = "no student keeps the accuracy"
 
 @dataclass(frozen=True)
 class Results:
-    """Everything measured and chosen.
+    """All measurements and selections.
 
     Attributes:
         validation, test: all rows of a split; the first one is the reference.
-        points: the operating points, on the validation problems that chose them.
-        reported: the test rows to compare: reference, fixed decodings, operating points.
+        points: the operating points, as rows of the validation problems that selected them.
+        reported: the test rows of the table: reference, fixed decodings, operating points.
         swept: the rows of the split on which whole sweeps were measured.
-        aup: by (model, method), on that split.
-        headline: the best student against the teacher, on the test problems.
+        aup: AUP by (model, method), on that split.
+        headline: the best student compared with the teacher, on the test problems.
         keeping: names of the students that keep the accuracy on both splits.
     """
 
@@ -52,10 +52,10 @@ class Results:
         points: Sequence[Row],
         best: Row,
     ) -> "Results":
-        """Compare marked rows of both splits.
+        """Compare rows of both splits, in which operating points are marked.
 
         Args:
-            best: the operating point of the student to report first, on the validation problems.
+            best: operating point of the best student, as a row of the validation problems.
         """
         swept = test if config.sweep_test else validation
         student = next(row for row in test if row.operating_point and row.case == best.case)
@@ -82,17 +82,17 @@ class Results:
 
     @property
     def default_student(self) -> str | None:
-        """None where no student keeps the accuracy on the validation problems."""
+        """Name of the default student; None if no student keeps the accuracy on the validation problems."""
         return self.headline.student.model if self.headline.student.qualifies else None
 
     @property
     def hardware(self) -> list[str]:
-        """What was timed, of all rows; times are comparable where it is one."""
+        """Hardware of all rows; times are comparable if there is only one entry."""
         return sorted({row.measurement.hardware for row in self.rows})
 
     @property
     def batch_sizes(self) -> list[int]:
-        """At which rows were decoded; TPS is comparable where it is one."""
+        """Batch sizes of all rows; TPS is comparable if there is only one entry."""
         return sorted({size for row in self.rows for size in row.measurement.batch_sizes})
 
     def as_json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Results:
         }
 
     def summary(self) -> dict[str, Any]:
-        """The outcome in a few values."""
+        """The outcome as a few values."""
         return {
             "default_student": self.default_student,
             "students_that_keep_the_accuracy": list(self.keeping),
@@ -120,7 +120,7 @@ class Results:
         }
 
     def as_metrics(self) -> dict[str, float]:
-        """Flat names such as `teacher/one_token_per_step/tpf`, of the test rows."""
+        """Metrics of the test rows with flat names such as `teacher/one_token_per_step/tpf`."""
         metrics = {f"headline/{name}": value for name, value in self.headline.numbers().items()}
         for row in self.reported:
             prefix = f"{row.model}/{row.method}"
@@ -134,10 +134,10 @@ class Results:
 
 
 def write_report(results: Results, maps: Sequence[CertaintyMap], folder: Path) -> list[str]:
-    """Write the results and their pictures into `folder`; returns the names of the files.
+    """Write results and plots to `folder`; returns the file names.
 
     Args:
-        maps: how sure teacher and best student are, both with the student's decoding.
+        maps: certainty of the teacher and of the best student, both with the student's decoding.
     """
     write_atomically(folder / "results.json", json.dumps(results.as_json(), indent=1))
     write_atomically(folder / "table.md", table(results))
@@ -149,7 +149,7 @@ def write_report(results: Results, maps: Sequence[CertaintyMap], folder: Path) -
 
 
 def table(results: Results) -> str:
-    """Markdown that also reads well in a terminal."""
+    """A Markdown table, also readable in a terminal, with notes."""
     metrics = list(dict.fromkeys(metric for row in results.reported for metric in row.measurement.metrics))
     titles = [
         "model",
@@ -191,7 +191,7 @@ def _cells(row: Row, metrics: Sequence[str], best: Row) -> list[str]:
 
 
 def notes(results: Results) -> str:
-    """How to read the table, and the outcome in a sentence."""
+    """Explanation of the table, and the outcome as a sentence."""
     sizes = ", ".join(map(str, results.batch_sizes))
     lines = [
         outcome(results),
@@ -201,8 +201,8 @@ def notes(results: Results) -> str:
     for kind, values in (("hardware", results.hardware), ("batch sizes", results.batch_sizes)):
         if len(values) > 1:
             lines.append(
-                f"The times are of different {kind}: TPS and latency compare only between rows of the same, "
-                "which results.json names."
+                f"The times are of different {kind}: compare TPS and latency only between rows with equal "
+                "entries in results.json."
             )
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
@@ -210,7 +210,7 @@ def notes(results: Results) -> str:
 
 
 def outcome(results: Results) -> str:
-    """The headline in a sentence."""
+    """The headline as a sentence."""
     head, best = results.headline, results.headline.teacher_best
     student = f"{plain(head.student.model)}, {plain(head.student.method)}"
     reference, allowed = plain(results.reference.method), f"{results.config.max_loss * 100:.1f} points"
@@ -225,7 +225,7 @@ def outcome(results: Results) -> str:
         f"points from the teacher's at {reference}, with {head.nfe_ratio:.2f} times fewer forwards"
     )
     threshold = "" if best.threshold is None else f" {best.threshold:g}"
-    unlisted = "" if best in results.reported else "; not in the table, chosen on these very problems"
+    unlisted = "" if best in results.reported else "; not in the table, selected on the test problems"
     rival = f"{plain(best.method)}{threshold}, TPF {best.measurement.tpf:.2f}{unlisted}"
     if not head.keeps_accuracy:
         return (
@@ -238,5 +238,5 @@ def outcome(results: Results) -> str:
 
 
 def _points(share: float) -> str:
-    """Percentage points with their sign; never -0.0."""
+    """Signed percentage points; never -0.0."""
     return f"{round(share * 100, 1) + 0.0:+.1f}"

@@ -1,4 +1,4 @@
-"""Choose: which threshold, which student, how much faster. Pure functions over measured rows."""
+"""Choose: select thresholds and a student, and compare speeds. Pure functions of measured rows."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +12,12 @@ from dparallel.evaluation.store import Keys
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement in its place: which model, by which method, on which split.
+    """A measurement of a model with a method on a split.
 
     Attributes:
-        keys: of what it was measured from, in the store; None where that is not known.
-        operating_point: whether this is a sweep's chosen threshold.
-        qualifies: whether that threshold lost no more accuracy on the validation problems than allowed.
+        keys: keys of its samples and verdicts in the store; None if unknown.
+        operating_point: whether this is the selected threshold of a sweep.
+        qualifies: whether that threshold kept the accuracy on the validation problems.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """In log lines."""
+        """A short description for log messages."""
         threshold = "" if self.threshold is None else f" {self.threshold:g}"
         found = self.measurement
         return (
@@ -47,7 +47,7 @@ class Row:
         )
 
     def flat(self) -> dict[str, Any]:
-        """One JSON object of plain values."""
+        """A JSON object of plain values."""
         return {
             "model": self.model,
             "method": self.method,
@@ -61,12 +61,12 @@ class Row:
 
 
 def keeps_accuracy(row: Row, reference: Row, max_loss: float) -> bool:
-    """Whether `row` loses at most `max_loss` (0..1) of the reference's accuracy."""
+    """Whether the accuracy of `row` is at most `max_loss` (0..1) below the reference's."""
     return row.measurement.accuracy >= reference.measurement.accuracy - max_loss - 1e-9
 
 
 def operating_points(rows: Sequence[Row], swept: Iterable[Case], max_loss: float) -> list[Row]:
-    """The chosen threshold of each (model, method) of `swept`; the first of `rows` is the reference."""
+    """The selected threshold of each (model, method) of `swept`; the first of `rows` is the reference."""
     groups = dict.fromkeys((case.model, case.method) for case in swept)
     return [
         operating_point([row for row in rows if (row.model, row.method) == group], rows[0], max_loss)
@@ -75,7 +75,7 @@ def operating_points(rows: Sequence[Row], swept: Iterable[Case], max_loss: float
 
 
 def operating_point(sweep: Sequence[Row], reference: Row, max_loss: float) -> Row:
-    """The row of highest TPF that keeps the accuracy; else the most accurate, marked as not qualifying."""
+    """The row with the highest TPF that keeps the accuracy; else the most accurate, not qualifying."""
     keeping = [row for row in sweep if keeps_accuracy(row, reference, max_loss)]
     if keeping:
         return replace(_fastest(keeping), operating_point=True)
@@ -83,7 +83,7 @@ def operating_point(sweep: Sequence[Row], reference: Row, max_loss: float) -> Ro
 
 
 def mark(rows: Sequence[Row], points: Iterable[Row]) -> list[Row]:
-    """`rows` with the chosen thresholds marked, on whichever split."""
+    """`rows` of any split with the selected thresholds marked."""
     qualifies = {point.case: point.qualifies for point in points}
     return [
         replace(row, operating_point=True, qualifies=qualifies[row.case]) if row.case in qualifies else row
@@ -92,15 +92,15 @@ def mark(rows: Sequence[Row], points: Iterable[Row]) -> list[Row]:
 
 
 def slower(point: Row, sweep: Iterable[Row]) -> list[Row]:
-    """The rows of `sweep` below `point`'s TPF, the fastest first."""
+    """The rows of `sweep` with a TPF below that of `point`, the fastest first."""
     rows = [row for row in sweep if row.measurement.tpf < point.measurement.tpf]
     return sorted(rows, key=_speed, reverse=True)
 
 
 def best_student(points: Iterable[Row]) -> Row:
-    """The student's operating point to report first: the fastest that qualifies.
+    """The operating point of the best student: the fastest one that qualifies.
 
-    Where none qualifies, the most accurate; it is no default student, and says so (`qualifies`).
+    If none qualifies, it is the most accurate one, which is not a default student (`qualifies` is False).
     """
     students = [row for row in points if row.model.startswith(STUDENT)]
     qualifying = [row for row in students if row.qualifies]
@@ -122,12 +122,12 @@ def keeping_students(test: Iterable[Row], reference: Row, max_loss: float) -> li
 
 @dataclass(frozen=True)
 class Headline:
-    """The best student against the undistilled teacher, on the test problems.
+    """The best student compared with the undistilled teacher, on the test problems.
 
-    `teacher_best` is the teacher's fastest row that keeps the accuracy *on the test problems*. Its rows
-    there are the fixed decodings and, for each sweep, all thresholds (`sweep_test`) or the operating
-    point and, where that misses the accuracy, slower ones until one keeps it. Of the student the
-    operating point alone is read. Ratios above 1 favour the student. Losses are shares (0..1); a
+    `teacher_best` is the fastest row of the teacher that keeps the accuracy *on the test problems*. The rows
+    considered are the fixed decodings and, for each sweep, all thresholds (with `sweep_test`) or the
+    operating point and, if that misses the accuracy, slower ones until one keeps it. Of the student, only
+    the operating point is considered. Ratios above 1 favour the student. Losses are shares (0..1); a
     negative loss is a gain.
     """
 
@@ -142,11 +142,11 @@ class Headline:
     tpf_ratio_to_teacher_best: float
 
     def numbers(self) -> dict[str, float]:
-        """Loss and ratios; where no student qualifies the loss alone, as no speed makes up for it."""
+        """Loss and ratios; only the loss if no student qualifies, since no speed compensates for it."""
         numbers = {
             name: float(value)
             for name, value in vars(self).items()
-            if isinstance(value, int | float)  # bool is one
+            if isinstance(value, int | float)  # including bool
         }
         if self.student.qualifies:
             return numbers
@@ -154,7 +154,7 @@ class Headline:
 
 
 def headline(student: Row, reference: Row, teacher_rows: Iterable[Row], max_loss: float) -> Headline:
-    """Compare rows of the test problems; the reference is one of the teacher's."""
+    """Compare rows of the test problems; `teacher_rows` include the reference."""
     best = _fastest([row for row in [reference, *teacher_rows] if keeps_accuracy(row, reference, max_loss)])
     mine, base, rival = student.measurement, reference.measurement, best.measurement
     return Headline(
@@ -171,7 +171,7 @@ def headline(student: Row, reference: Row, teacher_rows: Iterable[Row], max_loss
 
 
 def aup_by_sweep(rows: Sequence[Row], sweeps: Container[str]) -> dict[tuple[str, str], float]:
-    """AUP of each (model, method) whose method is one of `sweeps`; `rows` are all rows of one split."""
+    """AUP of each (model, method) whose method is in `sweeps`; `rows` are all rows of a split."""
     best = max(row.measurement.accuracy for row in rows) * 100
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:

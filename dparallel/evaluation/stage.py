@@ -1,7 +1,7 @@
 """The benchmark stage: ask, decode, judge, choose, report.
 
-What is decoded and judged lies in a store that all experiments share, and is found there again. The stage's
-own folder holds the results alone.
+Samples and verdicts are kept in a store shared by all experiments and are reused. The stage's folder contains
+only the results.
 """
 
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.evaluation.cases import TEACHER, Case, cases
-from dparallel.evaluation.decode import Elsewhere, decode_elsewhere, decode_here
+from dparallel.evaluation.decode import Delegate, decode_here, delegate_decoding
 from dparallel.evaluation.judge import judge
 from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, write_report
@@ -31,19 +31,19 @@ def run_stage(
     inputs: dict[str, str],
     out_dir: str | Path,
     store: str | Path,
-    elsewhere: Elsewhere | None = None,
+    delegate: Delegate | None = None,
 ) -> Manifest:
     """Measure `inputs["teacher"]` and every `inputs["student/<name>"]`, and compare them.
 
     Args:
-        store: folder of samples and verdicts; only what is not in it is decoded and judged.
-        elsewhere: has units decoded by other processes (`decode.decode_units`), waits for them and returns
-            what failed there; by default they are decoded here.
+        store: folder of samples and verdicts; only what is missing there is decoded and judged.
+        delegate: has other processes decode units (with `decode.decode_units`), waits for them and returns
+            descriptions of failures; by default units are decoded in this process.
 
     Raises:
-        UserError: no teacher or no student; names or problems that overlap; prompts that do not fit.
-        StageError: `out_dir` belongs to other settings, models or problems; samples that are damaged, or
-            still missing after three rounds elsewhere.
+        UserError: teacher or students are missing, names or problems overlap, or prompts do not fit.
+        StageError: `out_dir` belongs to other settings, models or problems; or samples are damaged, or still
+            missing after three rounds of `delegate`.
     """
     # 1. Ask
     asked = cases(config, inputs)
@@ -55,16 +55,16 @@ def run_stage(
         bench.store.check(done.details["measurements"], stage.folder)
         return done
     decode: Decode = partial(decode_here, bench)
-    if elsewhere is not None:
-        decode = partial(decode_elsewhere, bench, elsewhere)
+    if delegate is not None:
+        decode = partial(delegate_decoding, bench, delegate)
 
-    # 2. Choose thresholds and a student on the validation problems
+    # 2. Select thresholds and a student on the validation problems
     swept = [asked.reference, *([] if config.sweep_test else asked.fixed), *asked.sweeps]
     validation = measure(bench, decode, swept, "validation")
     points = operating_points(validation, asked.sweeps, config.max_loss)
     best = best_student(points)
 
-    # 3. Measure the choice on the test problems
+    # 3. Measure the selection on the test problems
     seen = [bench.certainty_unit(model, best.measurement.decoding) for model in (TEACHER, best.model)]
     chosen = asked.sweeps if config.sweep_test else [point.case for point in points]
     test = mark(measure(bench, decode, [asked.reference, *asked.fixed, *chosen], "test", seen), points)
@@ -89,7 +89,7 @@ def run_stage(
 def measure(
     bench: Bench, decode: Decode, asked: Sequence[Case], split: Split, more: Sequence[Unit] = ()
 ) -> list[Row]:
-    """Decode what is missing of `asked`, and `more`, at one go; judge, and add up a row for each case."""
+    """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
     decode([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     rows = []
     for case in asked:
@@ -112,10 +112,10 @@ def measure(
 def slower_teachers(
     bench: Bench, decode: Decode, validation: Sequence[Row], test: Sequence[Row]
 ) -> list[Row]:
-    """More test rows of the teacher: one whose chosen threshold just misses must not flatter the students.
+    """Further test rows of the teacher, so that a threshold that just misses does not flatter the students.
 
-    Where a sweep's operating point does not keep the accuracy on the test problems, its slower
-    thresholds are measured there until one does, or none is left.
+    If a sweep's operating point does not keep the accuracy on the test problems, slower thresholds are
+    measured until one keeps it or none is left.
     """
     added = []
     for row in (row for row in test if row.model == TEACHER and row.operating_point):

@@ -1,11 +1,11 @@
-"""Samples and verdicts of all experiments of a `runs` folder, each in a file named by what it is made from.
+"""Samples and verdicts of all experiments of a `runs` folder, in files named by a digest of their origin.
 
-    samples/<key>/00000-00250.parquet   a slice: the responses to these prompts, `SAMPLES`
-    verdicts/<key>.parquet              what one scorer says of all samples of a key
-    certainty/<key>.json                how sure a model is while it decodes one prompt
+    samples/<key>/00000-00250.parquet   a slice of responses, with the columns `SAMPLES`
+    verdicts/<key>.parquet              verdicts of one scorer on all samples of a key
+    certainty/<key>.json                certainty of a model while it decodes a prompt
 
-A file is complete when it appears. Samples and verdicts that are there are kept, so any number of processes
-may write to one store.
+Files appear atomically. Existing samples and verdicts are never replaced, so any number of processes may
+write to a store.
 """
 
 import re
@@ -21,7 +21,7 @@ from dparallel.stages.manifest import StageError, file_digest
 
 SAMPLES = pa.schema(
     [
-        ("row", pa.int32()),  # of the prompt, in its split
+        ("row", pa.int32()),  # index of the prompt in its split
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
         ("text", pa.string()),
@@ -29,8 +29,8 @@ SAMPLES = pa.schema(
         ("confidence", pa.list_(pa.float32())),
         ("nfe", pa.int32()),
         ("num_tokens", pa.int32()),
-        ("seconds", pa.float64()),  # wall time of decoding the slice, shared equally by its rows
-        ("seconds_alone", pa.float64()),  # wall time at batch size 1; null where not measured
+        ("seconds", pa.float64()),  # wall time of decoding the slice, divided equally among its rows
+        ("seconds_alone", pa.float64()),  # wall time with batch size 1; null if not measured
         ("batch_size", pa.int32()),
         ("hardware", pa.string()),
     ]
@@ -39,58 +39,61 @@ SAMPLES = pa.schema(
 
 @dataclass(frozen=True)
 class Keys:
-    """Of the samples that something was measured from, and of the verdicts on them."""
+    """Keys of the samples and verdicts of a measurement."""
 
     samples: str
     verdicts: tuple[str, ...]
 
 
 class Store:
-    """Reads refuse a damaged file as a `StageError` that names it and the remedy."""
+    """Reads and writes samples and verdicts; damaged files raise a StageError with the remedy."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def put_samples(self, key: str, rows: range, samples: pa.Table) -> None:
-        """Keep the slice of these rows."""
+        """Store the samples of these rows."""
         file = self._samples(key) / f"{rows.start:05d}-{rows.stop:05d}.parquet"
         write_table(file, samples, replace=False)
 
     def samples(self, key: str) -> pa.Table:
-        """The samples of a key in the order of their rows, as far as they are there."""
+        """The stored samples of a key, in the order of their rows."""
         slices = [_read(file, SAMPLES) for file in self._slices(key)]
         table = pa.concat_tables([SAMPLES.empty_table(), *slices])
         first = {row: place for place, row in reversed(list(enumerate(table["row"].to_pylist())))}
         return table.take(pa.array([first[row] for row in sorted(first)], pa.int64()))
 
     def has_samples(self, key: str, rows: range) -> bool:
-        """Whether all these rows are there, by the names of the files."""
+        """Whether samples of all these rows are stored, judging by file names."""
         slices = [tuple(map(int, file.stem.split("-"))) for file in self._slices(key)]
         return set(rows).issubset(row for start, stop in slices for row in range(start, stop))
 
     def put_verdicts(self, key: str, verdicts: pa.Table) -> None:
+        """Store verdicts, a row for each sample."""
         write_table(self._verdicts(key), verdicts, replace=False)
 
     def verdicts(self, key: str) -> pa.Table | None:
-        """A table with a row for each sample, None where it is not there."""
+        """Verdicts with a row for each sample; None if they are not stored."""
         file = self._verdicts(key)
         return _read(file) if file.is_file() else None
 
     def put_certainty(self, key: str, text: str) -> None:
+        """Store a certainty map as JSON text."""
         write_atomically(self.certainty(key), text)
 
     def certainty(self, key: str) -> Path:
+        """Path of a certainty map."""
         return self.folder / "certainty" / f"{key}.json"
 
     def digests(self, keys: Iterable[Keys]) -> dict[str, str]:
-        """SHA-256 of every file of these keys, by its path in the store."""
+        """SHA-256 of every file of these keys, by path relative to the store."""
         files = set[Path]()
         for key in keys:
             files |= {*self._slices(key.samples), *map(self._verdicts, key.verdicts)}
         return {file.relative_to(self.folder).as_posix(): file_digest(file) for file in sorted(files)}
 
     def check(self, digests: Mapping[str, str], made: Path) -> None:
-        """Raise a `StageError` for the first file that is gone or differs from what `made` was made from."""
+        """Raise a StageError for the first missing or changed file of those that `made` was made from."""
         for name, expected in digests.items():
             file = self.folder / name
             if not file.is_file() or file_digest(file) != expected:

@@ -250,7 +250,7 @@ class DiffusionTransformer(PreTrainedModel):
     def __init__(self, config: DiffusionConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, each) for each in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
@@ -307,13 +307,13 @@ class DiffusionTransformer(PreTrainedModel):
             check_levels(levels, attention_mask, input_ids, keys)
             own = levels if cache is None else levels.gather(1, positions.expand(input_ids.shape))
             skips = self.training and cache is None and input_ids.is_cuda
-            visible = skip_unseen(levels) if skips else lower_levels(levels, own)
+            visible = level_block_mask(levels) if skips else lower_levels(levels, own)
         hidden = self.embedding(input_ids)  # (B, L, D)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rotary, visible, cache)
-        reads = among = None
+        reads = valid = None
         if logits_at is not None and logits_at.dtype == torch.bool:
-            logits_at, among = _indices(logits_at)
+            logits_at, valid = _indices(logits_at)
         if logits_at is not None:
             if self.config.predicts_next:
                 logits_at = (logits_at - 1).clamp(min=0)
@@ -326,8 +326,8 @@ class DiffusionTransformer(PreTrainedModel):
         hidden = self.layers[-1](hidden, rotary, visible, cache, reads)
         if reads is None and self.config.predicts_next:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
-        if among is not None:
-            hidden = hidden[among]  # (N, D)
+        if valid is not None:
+            hidden = hidden[valid]  # (N, D)
         return self.lm_head(self.norm(hidden))
 
 
@@ -360,7 +360,7 @@ def lower_levels(levels: Tensor, own: Tensor) -> Tensor:
     return (levels[:, None, :] <= own[:, :, None])[:, None]
 
 
-def skip_unseen(levels: Tensor) -> BlockMask:
+def level_block_mask(levels: Tensor) -> BlockMask:
     """Block mask of `lower_levels` for all queries (n = M), which marks blocks without attention."""
 
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -229,14 +229,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
     """Config and tensors (by native names) of a folder, checked without reading tensors."""
     known, config = read_config_file(folder)
-    held = [each for each in weights.locate(folder) if not is_computed(each.name)]
-    for each in held:
-        if each.dtype not in DTYPES:
+    held = [tensor for tensor in weights.locate(folder) if not is_computed(tensor.name)]
+    for tensor in held:
+        if tensor.dtype not in DTYPES:
             raise CheckpointError(
-                f"{each.file}: tensor {each.name} is stored as {each.dtype}; only {', '.join(DTYPES)} can be "
-                "computed with: take the checkpoint that is not quantized"
+                f"{tensor.file}: tensor {tensor.name} is stored as {tensor.dtype}; only {', '.join(DTYPES)} "
+                "are supported: use the checkpoint that is not quantized"
             )
-    stored = {known.tensor_name(each.name): each for each in held}
+    stored = {known.tensor_name(tensor.name): tensor for tensor in held}
     _check_tensors(folder, empty_model(config), stored)
     return config, stored
 
@@ -261,7 +261,7 @@ def _check_tensors(folder: Path, model: DiffusionTransformer, stored: dict[str, 
 
 def _check_one_dtype(stored: dict[str, Stored]) -> None:
     """Check that all matrices have one dtype; norms may have another."""
-    found = {each.dtype: each for name, each in stored.items() if not name.endswith("norm.weight")}
+    found = {tensor.dtype: tensor for name, tensor in stored.items() if not name.endswith("norm.weight")}
     if len(found) > 1:
         (dtype, one), (other_dtype, other) = list(found.items())[:2]
         raise CheckpointError(
@@ -290,7 +290,7 @@ def _check_disk(model: DiffusionTransformer, folder: Path) -> None:
     if needed > free:
         raise CheckpointError(
             f"the model needs {needed / 1e9:.3g} GB on the disk of {folder}, which has {free / 1e9:.3g} GB "
-            "free: make room or save elsewhere"
+            "free: make room or choose another folder"
         )
 
 
@@ -337,7 +337,7 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
     if config.tie_word_embeddings:  # the source's files may contain both matrices
         tensors["lm_head.weight"] = tensors["embedding.weight"].clone()
     before = weights.locate(source)
-    names = [each.name for each in before if not is_computed(each.name)]
+    names = [tensor.name for tensor in before if not is_computed(tensor.name)]
     weights.write_like(source, {name: tensors[known.tensor_name(name)] for name in names}, folder)
 
     shutil.copyfile(source / "config.json", folder / "config.json")
@@ -346,7 +346,7 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
         (folder / "config.json").write_text(
             json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    if [each.dtype for each in before] != [each.dtype for each in weights.locate(folder)]:
+    if [tensor.dtype for tensor in before] != [tensor.dtype for tensor in weights.locate(folder)]:
         raw = read_json(folder / "config.json")
         for field in ("torch_dtype", "dtype"):
             if raw.get(field):

@@ -47,7 +47,7 @@ def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
                     f"{place} has {name}={token}, outside the vocabulary (0 to {config.vocab_size - 1})"
                 )
     # A tokenizer may have more tokens than the model; those cannot end a response.
-    config.end_token_ids = tuple(dict.fromkeys(each for each in ends if each < config.vocab_size))
+    config.end_token_ids = tuple(dict.fromkeys(token for token in ends if token < config.vocab_size))
     config.eos_token_id = next(iter(config.end_token_ids), None)
     config.attention_pattern = raw.get(PATTERN)
     if config.attention_pattern not in (None, *PATTERNS):

@@ -47,7 +47,7 @@ def stated_ids(fields: dict[str, Any], name: str, file: object) -> list[int]:
     if value is None:
         return []
     ids = value if isinstance(value, list) else [value]
-    if not ids or any(type(each) is not int for each in ids):  # bool is a subclass of int
+    if not ids or any(type(token) is not int for token in ids):  # bool is a subclass of int
         raise CheckpointError(f"{file} has {name}={value!r}, expected int or a list of at least one")
     return ids
 
@@ -59,14 +59,14 @@ def tokenizer_end_ids(folder: Path) -> list[int]:
     """
     settings = _read(folder / "tokenizer_config.json")
     added = {
-        int(key): each for key, each in _objects(settings.get("added_tokens_decoder")) if key.isdecimal()
+        int(key): token for key, token in _objects(settings.get("added_tokens_decoder")) if key.isdecimal()
     }
     whole: dict[str, Any] = {}
     if not added:  # transformers 5 writes them to tokenizer.json only
         whole = _read(folder / "tokenizer.json")
-        listed = [each for each in whole.get("added_tokens") or () if isinstance(each, dict)]
-        added = {each["id"]: each for each in listed if isinstance(each.get("id"), int)}
-    special = {each.get("content"): token_id for token_id, each in added.items() if each.get("special")}
+        listed = [token for token in whole.get("added_tokens") or () if isinstance(token, dict)]
+        added = {token["id"]: token for token in listed if isinstance(token.get("id"), int)}
+    special = {token.get("content"): token_id for token_id, token in added.items() if token.get("special")}
     named = sorted(token_id for content, token_id in special.items() if content in END_NAMES)
     eos = _content(settings.get("eos_token")) or _content(
         _read(folder / "special_tokens_map.json").get("eos_token")
@@ -85,8 +85,8 @@ def _ordinary_id(folder: Path, content: str, whole: dict[str, Any]) -> int | Non
         model.get("vocab") if isinstance(model, dict) else None,
         _read(folder / "vocab.json"),
     ]
-    found = [each.get(content) for each in vocabularies if isinstance(each, dict)]
-    return next((each for each in found if type(each) is int), None)
+    found = [vocabulary.get(content) for vocabulary in vocabularies if isinstance(vocabulary, dict)]
+    return next((token for token in found if type(token) is int), None)
 
 
 def _content(token: Any) -> str | None:
@@ -97,7 +97,7 @@ def _content(token: Any) -> str | None:
 
 def _objects(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(value, dict):
-        yield from ((key, each) for key, each in value.items() if isinstance(each, dict))
+        yield from ((key, item) for key, item in value.items() if isinstance(item, dict))
 
 
 def _read(file: Path) -> dict[str, Any]:

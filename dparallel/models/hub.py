@@ -53,7 +53,7 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
             _check_room(name, revision or None, wanted)
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except IncompleteSnapshotError as error:
-        raise CheckpointError(f"{path} is here only in part: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is only partly in the local cache: {_first_line(error)}") from error
     except GatedRepoError as error:
         raise CheckpointError(
             f"{path} is gated: accept its terms on the hub, and log in with `hf auth login` "
@@ -87,7 +87,7 @@ def _check_room(name: str, revision: str | None, wanted: list[str]) -> None:
         return  # the Hub cannot be reached, so nothing will be downloaded
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if needed > free:
         raise CheckpointError(
             f"{name} needs {needed / 1e9:.3g} GB more on the disk of {cache}, which has {free / 1e9:.3g} GB "

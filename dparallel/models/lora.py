@@ -106,7 +106,7 @@ def _check_complete(
     if missing or surplus:
         raise AdapterError(
             f"{weights} is not what its adapter_config.json describes: missing {missing[:3] or 'nothing'}, "
-            f"surplus {surplus[:3] or 'nothing'}: fetch both files again, or train the adapter anew"
+            f"surplus {surplus[:3] or 'nothing'}: copy both files again, or train the adapter again"
         )
     for name, shape in expected.items():
         if held[name] != shape:
@@ -151,7 +151,7 @@ def detach(student: PeftModel) -> tuple[DiffusionTransformer, dict[nn.Parameter,
         if "lora_" in name and not weight.isfinite().all():
             raise AdapterError(f"{name} is not finite: its training diverged")
     adapters = [module for module in student.modules() if isinstance(module, Linear)]
-    return student.unload(), {each.get_base_layer().weight: each for each in adapters}  # type: ignore[misc]
+    return student.unload(), {adapter.get_base_layer().weight: adapter for adapter in adapters}  # type: ignore[misc]
 
 
 def merged_weight(weight: Tensor, adapter: Linear) -> Tensor:

@@ -32,8 +32,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         ) from error
     if found.type == "meta":
         raise UserError(
-            "device='meta' holds shapes and no numbers, so a model cannot be loaded to it: give one of "
-            f"{', '.join(usable)}"
+            f"device='meta' has no data, so a model cannot be loaded to it: give one of {', '.join(usable)}"
         )
     return found
 

@@ -18,7 +18,7 @@ def stored_bytes(path: str | Path) -> int:
     """
     folder = checkpoint_folder(path, with_weights=False)
     if weights.are_here(folder):
-        return sum(file.stat().st_size for file in {each.file for each in weights.locate(folder)})
+        return sum(file.stat().st_size for file in {tensor.file for tensor in weights.locate(folder)})
     index = folder / weights.INDEX
     stated = weights.read_json(index).get("metadata") if index.is_file() else None
     if isinstance(stated, dict) and isinstance(stated.get("total_size"), int):

@@ -80,11 +80,11 @@ def read(
 ) -> dict[str, Tensor]:
     """Read tensors one at a time to `device` and convert them to `dtype` (None: keep their dtypes)."""
     tensors = {}
-    for file in sorted({each.file for each in stored.values()}):
+    for file in sorted({tensor.file for tensor in stored.values()}):
         with _open(file, device) as shard:
-            for key, each in stored.items():
-                if each.file == file:
-                    tensors[key] = shard.get_tensor(each.name).to(dtype)
+            for key, tensor in stored.items():
+                if tensor.file == file:
+                    tensors[key] = shard.get_tensor(tensor.name).to(dtype)
     return tensors
 
 
@@ -94,9 +94,9 @@ def write_like(source: Path, tensors: Mapping[str, Tensor], folder: Path) -> Non
     Tensors of `source` that are not in `tensors` are copied.
     """
     total_size = 0
-    for file, group in groupby(locate(source), key=lambda each: each.file):
-        stored = {each.name: each for each in group}
-        copied = read({name: each for name, each in stored.items() if name not in tensors}, "cpu", None)
+    for file, group in groupby(locate(source), key=lambda tensor: tensor.file):
+        stored = {tensor.name: tensor for tensor in group}
+        copied = read({name: tensor for name, tensor in stored.items() if name not in tensors}, "cpu", None)
         given = {name: tensors[name].cpu().contiguous() for name in stored if name in tensors}
         shard = given | copied
         total_size += sum(tensor.nbytes for tensor in shard.values())
@@ -121,7 +121,7 @@ def _files(weight_map: dict[str, str] | None) -> list[str]:
 
 
 def _missing(folder: Path, file: str) -> str:
-    pickled = sorted(each.name for pattern in PICKLED for each in folder.glob(pattern))
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if file == SINGLE and pickled:
         return (
             f"{folder} has its weights in {pickled[0]}, which may run code and is not read: make safetensors "

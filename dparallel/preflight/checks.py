@@ -1,4 +1,4 @@
-"""Everything that can be wrong with an experiment and seen beforehand, found before any work starts."""
+"""Check an experiment's settings and inputs before any work starts."""
 
 import importlib.util
 import tempfile
@@ -30,17 +30,17 @@ STAGES = ("trajectories", "training", "merging", "benchmark")
 
 
 def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) -> PromptLengths:
-    """Refuse settings and inputs that cannot run or do not fit each other.
+    """Raise an error for settings and inputs that cannot run or do not fit together.
 
     Args:
-        stages: what is to run. Problems are read where trajectories are recorded or models are
-            measured, and only the sets of such a stage become prompts, which takes longest.
+        stages: the stages to run. Problems are read only if trajectories are recorded or models are measured,
+            and only problems of these stages are tokenized, which takes longest.
 
     Returns:
-        The lengths of the prompts; a set that is not among `stages` is empty.
+        Lengths of the prompts; empty for sets of problems that `stages` do not use.
 
     Raises:
-        UserError: naming what is wrong and the remedy.
+        UserError: names the mistake and the remedy.
     """
     check_folder(Path(settings.runs))
     check_deepspeed(settings.training.deepspeed)
@@ -128,7 +128,7 @@ def _check_whole(settings: DistillConfig, stages: Collection[str]) -> None:
 
 
 def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> None:
-    """The adapter and the format of the merged model fit the teacher, which has full attention."""
+    """Check that adapter and checkpoint format fit the teacher, and that it has full attention."""
     check_targets(teacher, settings.training.lora.targets)
     if settings.training.quantization is not None:
         check_blocks(teacher)
@@ -141,7 +141,7 @@ def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> No
 
 
 def _check_references(settings: DistillConfig, sets: dict[str, list[Problem]]) -> None:
-    """Every problem that is measured can be scored, and some problem that is to be learned from."""
+    """Check that all measured problems can be scored, and that some training problem can."""
     check_scorable(sets["benchmark.test"], settings.benchmark.test.protocol)
     check_scorable(sets["benchmark.validation"], settings.benchmark.validation.protocol)
     recorded = sets["trajectories.problems"]
@@ -161,7 +161,7 @@ def _check_recording(
     teacher: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[int]:
-    """The teacher can decode every problem, and some trajectory is short enough to be trained on."""
+    """Check that the teacher can decode all problems, and that some trajectory is within max_length."""
     recording, max_length = settings.trajectories, settings.training.max_length
     prompts = encode_problems(problems, recording.problems.protocol, tokenizer, teacher, recording.decoding)
     lengths = [len(prompt) for prompt in prompts]
@@ -181,7 +181,7 @@ def _check_measuring(
     teacher: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[int], list[int]]:
-    """Teacher and students, which are of its shape, can decode every problem in each way that is measured."""
+    """Check that models of the teacher's shape can decode all problems with every measured decoding."""
     benchmark = settings.benchmark
     decodings = measured_decodings(benchmark)
     for name, decoding in decodings.items():
@@ -196,7 +196,7 @@ def _check_measuring(
 
 
 def _check_baselines(settings: DistillConfig, test: Sequence[Problem], validation: Sequence[Problem]) -> None:
-    """Every baseline can decode every problem that is measured."""
+    """Check that the baselines can decode all measured problems."""
     benchmark = settings.benchmark
     for baseline in benchmark.baselines.values():
         model, tokenizer = empty_model(read_config(baseline.model)), load_tokenizer(baseline.model)

@@ -1,4 +1,4 @@
-"""What an experiment writes, by kind, and how much of that is still to be written."""
+"""Estimate the disk space that an experiment still needs, by kind of file."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from dparallel.models.hub import checkpoint_folder
 from dparallel.stages.experiment import Experiment
 from dparallel.stages.manifest import MANIFEST
 
-CHECKPOINTS = "checkpoints"  # in a training's folder
+CHECKPOINTS = "checkpoints"  # sub-folder of a training stage
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a trajectory; of a student's checkpoint, adapter and merged model."""
+    """Bytes per trajectory, and per checkpoint, adapter and merged model of a student."""
 
     trajectory: int
     checkpoint: int
@@ -27,9 +27,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Progress:
-    """What of an experiment is on the disk: rows recorded, students trained and merged.
+    """How much of an experiment is on disk: rows recorded, students trained and merged.
 
-    `checkpoints` are bytes of the students that are not trained to the end.
+    `checkpoints` is the size in bytes of checkpoints of students whose training is not finished.
     """
 
     rows: int = 0
@@ -39,7 +39,7 @@ class Progress:
 
 
 def progress(config: DistillConfig, rows: int) -> Progress:
-    """What is done of an experiment of `rows` trajectories; nothing is hashed where it has no folder.
+    """Determine what is done of an experiment of `rows` trajectories; hashes only existing stage folders.
 
     Raises:
         StageError: a finished stage was damaged.
@@ -64,10 +64,10 @@ def progress(config: DistillConfig, rows: int) -> Progress:
 
 
 def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -> dict[str, int]:
-    """Bytes still to be written, by kind, nothing compressed.
+    """Bytes still to be written, by kind, assuming no compression.
 
-    While a checkpoint is written, the earlier ones are still there. MLflow copies adapters and merged models
-    where its store is on the same disk.
+    While a checkpoint is written, the previous ones still exist. MLflow stores copies of adapters and merged
+    models if its store is on the same disk.
     """
     to_train, to_merge = len(config.students) - done.trained, len(config.students) - done.merged
     checkpoints = sizes.checkpoint * (KEPT_CHECKPOINTS * to_train + (to_train > 0))
@@ -83,7 +83,7 @@ def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -
 
 
 def _mlflow_copies_beside(runs: str) -> bool:
-    """Whether runs go to a store of this machine, whose files are on the disk of `runs`."""
+    """Whether MLflow's store is local and on the disk of `runs`."""
     store = os.environ.get("MLFLOW_TRACKING_URI", "")
     if "://" in store and not store.startswith(("sqlite:", "file:")):
         return False
@@ -91,7 +91,7 @@ def _mlflow_copies_beside(runs: str) -> bool:
 
 
 def free_disk(folder: str | Path) -> int:
-    """Bytes free where `folder` is or will be."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
 
 

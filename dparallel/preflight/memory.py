@@ -1,4 +1,4 @@
-"""What each GPU must hold while an experiment decodes and trains, and whether it does."""
+"""Estimate the GPU memory that an experiment needs for decoding and training, and compare with the limit."""
 
 import math
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ from dparallel.preflight.training_memory import (
 )
 from dparallel.preflight.units import listed, size
 
-RESERVED = 2**30  # bytes of each GPU: the driver's context and what the allocator cannot use
+RESERVED = 2**30  # bytes per GPU for the driver's context and fragmentation of the allocator
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class DecodingMemory:
-    """Bytes on a GPU that records trajectories or measures models: at least one row is decoded.
+    """Bytes on a GPU that records trajectories or measures models, with one row decoded at a time.
 
     Attributes:
-        weights: in the dtype in which they are stored. row: at the peak of a forward.
-        dtype: of the activations.
+        weights: bytes of the weights in their stored dtypes.
+        row: bytes of a row at the peak of a forward pass.
+        dtype: dtype of the activations.
     """
 
     weights: int
@@ -50,7 +51,7 @@ class DecodingMemory:
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """How training is laid out: `processes` in `precision`, and tokens of the longest canvas trained on."""
+    """Training setup: number of processes, precision, and tokens of the longest training canvas."""
 
     processes: int
     precision: str
@@ -62,7 +63,7 @@ class TrainingShape:
 
 
 def decoding_memory(config: DistillConfig, lengths: PromptLengths) -> DecodingMemory:
-    """Of the decoding whose row takes most; students and baselines are taken to be of the teacher's size."""
+    """Memory of the decoding with the largest rows, assuming that all models have the teacher's size."""
     teacher, stored = read_config(config.teacher), stored_bytes(config.teacher)
     dtype = torch.float32 if stored > 3 * weight_count(empty_model(teacher)) else torch.bfloat16
     rows = [
@@ -73,7 +74,7 @@ def decoding_memory(config: DistillConfig, lengths: PromptLengths) -> DecodingMe
 
 
 def training_shape(config: DistillConfig, longest_prompt: int, on_gpu: bool) -> TrainingShape:
-    """As `config` asks for it; `precision: auto` is bf16 on GPUs."""
+    """The training setup of `config`; `precision: auto` is bf16 on GPUs."""
     precision = config.training.precision
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
@@ -85,27 +86,29 @@ def training_shape(config: DistillConfig, longest_prompt: int, on_gpu: bool) -> 
 def students_memory(
     model: DiffusionTransformer, config: DistillConfig, training: TrainingConfig, shape: TrainingShape
 ) -> TrainingMemory:
-    """What the most demanding student's training holds on each GPU.
+    """Training memory on each GPU, for the student that needs most.
 
     Args:
         model: the teacher's `empty_model`.
-        training: the settings of `config`, or others in their place.
+        training: training settings, those of `config` or a variant of them.
     """
     needs = []
     for recipe in config.students.values():
         samples = step_shape(training, recipe.views, shape.processes).micro_samples
         region = recipe.region_length(config.trajectories.decoding.gen_length)
         soft = recipe.targets == "teacher"
-        shapes = Pass(samples * recipe.views, shape.length, samples * region, soft)  # views share the region
+        shapes = Pass(
+            samples * recipe.views, shape.length, samples * region, soft
+        )  # the views divide the region
         needs.append(training_memory(model, training, shapes, shape.processes, shape.dtype))
     return max(needs, key=lambda memory: memory.peak)
 
 
 def check_decoding(decoding: DecodingMemory, gpu_bytes: int) -> None:
-    """Refuse a teacher that can neither record nor be measured on such a GPU, as a `ConfigError`."""
+    """Raise a ConfigError if the teacher can neither record trajectories nor be measured on such a GPU."""
     if decoding.peak + RESERVED > gpu_bytes:
         smaller = decoding.weights * 2 // decoding.dtype.itemsize + math.ceil(decoding.row / USABLE)
-        remedy = "use larger GPUs; quantization, ZeRO and offloading are for training alone"
+        remedy = "use larger GPUs; quantization, ZeRO and offloading apply to training only"
         if decoding.dtype == torch.float32 and smaller + RESERVED <= gpu_bytes:
             remedy = "load the teacher in bfloat16, save it once (dparallel.save_model) and name that folder"
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""What an experiment needs, known before any of it runs: memory, disk and forwards, from shapes alone.
+"""Estimate what an experiment needs before it runs: memory, disk space and forward passes, from shapes alone.
 
-Everything is an upper bound where decoding decides: every canvas is as long as that of the longest prompt of
-its set, and a rule with a threshold is taken to commit one token per forward.
+Numbers that depend on decoding are upper bounds: all canvases of a set are as long as that of its longest
+prompt, and rules with a threshold commit one token per forward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,19 +29,21 @@ from dparallel.preflight.training_memory import TrainingMemory, adapter_count, w
 from dparallel.preflight.units import listed, size
 from dparallel.preflight.work import Forwards, forwards_by_stage
 
-TEXT_BYTES = 5  # of a token as text, roughly
+TEXT_BYTES = 5  # approximate length of a token as text
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the experiment of `config` needs.
+    """The requirements of an experiment.
 
     Attributes:
-        parameters, trainable: numbers of the teacher and of the adapter.
-        training: the memory of the most demanding student; None once all are trained.
-        decoding: on each GPU that records or measures.
-        disk: bytes still to be written, by kind, in `runs`.
-        forwards: by stage, as if nothing were done.
+        config: the experiment.
+        parameters, trainable: number of weights of the teacher and of the adapter.
+        shape: the training setup.
+        training: memory of the student that needs most; None if all students are trained.
+        decoding: memory of each GPU that records or measures.
+        disk: bytes still to be written to `runs`, by kind.
+        forwards: forward passes by stage, as if no stage were finished.
     """
 
     config: DistillConfig
@@ -55,14 +57,14 @@ class Plan:
 
 
 def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Plan:
-    """Plan an experiment that was checked (`preflight.checks`), from its teacher's config and its folder.
+    """Estimate the requirements of an experiment that passed `preflight.checks`.
 
     Args:
-        lengths: of all three sets of problems.
-        on_gpu: whether it is to run on GPUs, where `precision: auto` is bf16.
+        lengths: prompt lengths of all three sets of problems.
+        on_gpu: whether it runs on GPUs, where `precision: auto` is bf16.
 
     Raises:
-        CheckpointError, AdapterError: inputs that cannot run at all.
+        CheckpointError, AdapterError: inputs that cannot run.
         StageError: a finished stage in `runs` was damaged.
     """
     model = empty_model(read_config(config.teacher))
@@ -87,7 +89,7 @@ def disk_needed(
     """Bytes still to be written, by kind.
 
     Args:
-        prompts: lengths of the prompts of the trajectories.
+        prompts: prompt lengths of the trajectories.
     """
     gen_length = config.trajectories.decoding.gen_length
     trainable = adapter_count(empty_model(read_config(config.teacher)), config.training.lora)
@@ -103,24 +105,24 @@ def disk_needed(
 
 
 def check_fits(plan: Plan, gpu_bytes: int | None, free_disk: int) -> None:
-    """Refuse what cannot run to its end.
+    """Raise an error if memory or disk are too small.
 
     Args:
-        gpu_bytes: the memory of each GPU; None where everything runs on the CPU.
-        free_disk: bytes where `runs` lies.
+        gpu_bytes: memory of each GPU; None if everything runs on the CPU.
+        free_disk: free bytes on the disk of `runs`.
 
     Raises:
-        ConfigError: with the bytes needed, the limit and settings that would fit.
+        ConfigError: names the bytes needed, the limit and settings that would fit.
     """
     if gpu_bytes is not None:
-        check_decoding(plan.decoding, gpu_bytes)  # first, since no setting of training helps it
+        check_decoding(plan.decoding, gpu_bytes)  # checked first: no training setting helps here
         if plan.training is not None:
             check_training(plan.config, plan.shape, plan.training, gpu_bytes)
     check_disk(plan.config.runs, plan.disk, free_disk)
 
 
 def check_disk(runs: str, disk: Mapping[str, int], free_disk: int) -> None:
-    """Refuse what is still to be written where it has no room, as a `ConfigError`."""
+    """Raise a ConfigError if the disk has less free space than will be written."""
     needed = sum(disk.values())
     if needed > free_disk:
         kinds = {kind: held for kind, held in disk.items() if held}

@@ -1,4 +1,4 @@
-"""How long the prompts are, and which of them are decoded how: what every estimate starts from."""
+"""Prompt lengths and the decodings applied to them, the basis of all estimates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dparallel.config.experiment import BenchmarkConfig, DistillConfig
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """Lengths in tokens of the prompts of each set of problems; a set that was not looked at is empty."""
+    """Prompt lengths in tokens by set of problems; empty for a set that was not read."""
 
     trajectories: Sequence[int] = ()
     test: Sequence[int] = ()
@@ -17,7 +17,7 @@ class PromptLengths:
 
 
 def measured_decodings(benchmark: BenchmarkConfig) -> dict[str, DecodingConfig]:
-    """Each way in which the teacher or a student is measured, at any one threshold, by its setting's name."""
+    """The decodings with which teacher and students are measured (one threshold each), by setting name."""
     sweeps = dict.fromkeys((*benchmark.teacher_sweeps, *benchmark.all_student_sweeps))
     return {
         "benchmark.reference": benchmark.reference,
@@ -29,7 +29,7 @@ def measured_decodings(benchmark: BenchmarkConfig) -> dict[str, DecodingConfig]:
 def decodings(
     config: DistillConfig, lengths: PromptLengths
 ) -> Iterator[tuple[Sequence[int], DecodingConfig]]:
-    """The prompts' lengths of every set, with each decoding that the set is decoded by."""
+    """Pairs of a set's prompt lengths and a decoding applied to this set."""
     if lengths.trajectories:
         yield lengths.trajectories, config.trajectories.decoding
     baselines = [baseline.decoding for baseline in config.benchmark.baselines.values()]

@@ -1,4 +1,4 @@
-"""How fast the teacher reads on this machine, timed on the real one."""
+"""Measure the teacher's throughput on this machine."""
 
 import statistics
 import sys
@@ -17,28 +17,29 @@ from dparallel.models.loader import releasing_memory
 from dparallel.preflight.plan import Plan
 from dparallel.preflight.work import Forwards
 
-FORWARDS, ROWS = 3, 8  # timed for the rate
-CPU_FLOPS = 1e11  # of one forward that is timed on a CPU: a second or a few
-SHORTEST = 64  # tokens; fewer would not fill a CPU's matrix products
-LOADABLE = 0.8  # of the free memory; the rest is for a forward
+FORWARDS, ROWS = 3, 8  # forward passes and rows per pass of the measurement
+CPU_FLOPS = 1e11  # limit of FLOPs per timed forward pass on a CPU: up to a few seconds
+SHORTEST = 64  # tokens; shorter rows would underuse a CPU's matrix units
+LOADABLE = 0.8  # share of the free memory for weights; the rest is for the forward pass
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Canvas tokens through the model in a second, forward, and where the number is from."""
+    """Throughput in canvas tokens per second of a forward pass, and how it was determined."""
 
     tokens_per_second: float
     origin: str
 
     def hours(self, forwards: Iterable[Forwards]) -> float:
+        """Hours for these forward passes on one device."""
         return sum(part.tokens for part in forwards) / self.tokens_per_second / 3600
 
 
 @releasing_memory
 def measure_rate(plan: Plan) -> Rate | None:
-    """Time a few forwards of the real teacher; None if it is not here or does not fit into the memory.
+    """Time some forward passes of the teacher; None if it is not available or does not fit into memory.
 
-    On a CPU, where a large model would take minutes for a batch, a large one reads a single short row.
+    A large model on a CPU reads a single short row, since a batch would take minutes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = plan.shape.dtype
@@ -49,7 +50,7 @@ def measure_rate(plan: Plan) -> Rate | None:
     rows, length = timed_shape(plan, device)
     large = device.type == "cpu" and 2 * plan.parameters * rows * length > CPU_FLOPS
     count, what = 1 if large else FORWARDS, f"{rows} x {length} tokens on {device.type}"
-    print(f"timing forwards of {what}; --rate N saves it", file=sys.stderr, flush=True)
+    print(f"timing forward passes of {what}; use --rate N to skip this", file=sys.stderr, flush=True)
     model = load_model(plan.config.teacher, device, dtype)
     canvas = torch.randint(model.config.vocab_size, (rows, length), device=device)
     block = min(plan.config.trajectories.decoding.block_length, length)
@@ -60,7 +61,7 @@ def measure_rate(plan: Plan) -> Rate | None:
 
 
 def timed_shape(plan: Plan, device: torch.device) -> tuple[int, int]:
-    """Rows and their length."""
+    """Number of rows, and their length in tokens."""
     rows = min(plan.config.trajectories.batch_size, ROWS)
     if device.type == "cuda":
         return rows, plan.shape.length
@@ -72,5 +73,5 @@ def timed_shape(plan: Plan, device: torch.device) -> tuple[int, int]:
 @torch.inference_mode()
 def _forward_seconds(model: DiffusionTransformer, canvas: torch.Tensor, read: torch.Tensor) -> float:
     began = time.perf_counter()
-    model(canvas, logits_at=read).sum().item()  # waits for the device
+    model(canvas, logits_at=read).sum().item()  # waits for the device to finish
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The settings that make a training fit into the memory there is."""
+"""Find settings with which training fits into the available memory."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ from dparallel.preflight.units import listed, size
 def check_training(
     config: DistillConfig, shape: TrainingShape, memory: TrainingMemory, gpu_bytes: int
 ) -> None:
-    """Refuse a training that does not fit into `gpu_bytes`, as a `ConfigError` with settings that do."""
+    """Raise a ConfigError with fitting settings if training does not fit into `gpu_bytes`."""
     if memory.peak + RESERVED > gpu_bytes:
         raise ConfigError(
             f"training needs {size(memory.peak)} on each GPU ({listed(memory.kinds())}) beside "
@@ -30,7 +30,7 @@ def check_training(
 
 
 def _remedy(config: DistillConfig, shape: TrainingShape, gpu_bytes: int) -> str:
-    """The changes of the first way that fits."""
+    """The first fitting change of settings, as text."""
     model = empty_model(read_config(config.teacher))
     fewest_views = max(recipe.views for recipe in config.students.values())
     for changes in ways_to_save_memory(config.training, fewest_views, shape.processes, model):
@@ -44,10 +44,10 @@ def _remedy(config: DistillConfig, shape: TrainingShape, gpu_bytes: int) -> str:
 def ways_to_save_memory(
     training: TrainingConfig, fewest_views: int, processes: int, model: DiffusionTransformer
 ) -> Iterator[dict[str, Any]]:
-    """Settings to change, from the cheapest in time to the dearest; none that is so already.
+    """Changes of settings that save memory, from the least to the most slowdown, without changes in effect.
 
     Args:
-        fewest_views: the smallest micro batch that every recipe can be trained with.
+        fewest_views: the smallest micro batch valid for all recipes.
     """
     tight: dict[str, Any] = {"gradient_checkpointing": True}
     zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
@@ -68,5 +68,5 @@ def ways_to_save_memory(
 
 
 def _setting(key: str, value: Any) -> str:
-    """`--set` takes YAML, of which JSON is a part."""
+    """A `--set` argument; its value is YAML, of which JSON is a subset."""
     return shlex.quote(f"training.{key}={json.dumps(value)}")

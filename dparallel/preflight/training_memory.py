@@ -1,7 +1,7 @@
-"""What training holds on each GPU, by kind, from shapes alone.
+"""Estimate the training memory of each GPU, by kind, from shapes alone.
 
-Legend: B views in a forward, L canvas length, T = B L tokens, N positions read, D hidden size, E width
-of all key/value heads, F feed-forward size, V vocabulary, H heads, r LoRA rank, w bytes of a number.
+Legend: B views per forward pass, L canvas length, T = B L tokens, N positions read, D hidden size, E width
+of all key/value heads, F feed-forward size, V vocabulary, H heads, r LoRA rank, w bytes per value.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,10 +22,10 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.lora import check_targets
 
 FLOAT32 = torch.float32.itemsize
-NF4_SCALES = 256  # that share one of their own
-NF4_TABLES = FLOAT32 * (16 + 256 + 1)  # of each matrix: its code, its scales' code and their mean
+NF4_SCALES = 256  # scales that share a second-level scale
+NF4_TABLES = FLOAT32 * (16 + 256 + 1)  # per matrix: its code, the scales' code, and their mean
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO stage 3 keeps gathered by default
-LOSS_COPIES = 4  # of a chunk of float32 logits while its entropy is differentiated
+LOSS_COPIES = 4  # copies of a chunk of float32 logits during the entropy's backward pass
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class TrainingMemory:
     """Bytes on one GPU.
 
     Attributes:
-        weights: the base's and the adapter's; under ZeRO stage 3 a part of them and what is gathered.
+        weights: base and adapter; with ZeRO stage 3, their partition and the gathered weights.
         optimizer: the adapter in float32 and AdamW's two moments.
-        gradients: the adapter's, their accumulated sums, and the buffer they are reduced in.
-        activations: what a forward keeps, and what its backward pass works with.
-        update: the gradients in float32 while the optimizer steps; by then no activations are held.
+        gradients: the adapter's gradients, their accumulation, and the buffer for reduction.
+        activations: stored activations, and working memory of the backward pass.
+        update: float32 gradients during the optimizer step; activations are freed by then.
     """
 
     weights: int
@@ -56,7 +56,7 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class Pass:
-    """The shapes of one forward and backward pass: B, L and N; `soft` if the teacher's logits are targets."""
+    """Shapes of a forward and backward pass: B, L and N; `soft` if the teacher's logits are targets."""
 
     views: int
     length: int
@@ -71,10 +71,11 @@ class Pass:
 def training_memory(
     model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, processes: int, dtype: torch.dtype
 ) -> TrainingMemory:
-    """What each of `processes` holds on its GPU while it trains.
+    """Memory on the GPU of each of `processes` during training.
 
     Args:
         model: may be an `empty_model`, without weights.
+        shapes: shapes of a forward and backward pass.
         dtype: of weights and activations.
 
     Raises:
@@ -104,7 +105,7 @@ def weight_count(model: nn.Module) -> int:
 
 
 def adapter_count(model: DiffusionTransformer, lora: LoraSettings) -> int:
-    """Trainable weights: r (in + out) of every matrix adapted."""
+    """Number of trainable weights: r (in + out) per adapted matrix."""
     check_targets(model, lora.targets)
     adapted = _adapted(model, lora)
     pairs = (
@@ -117,7 +118,7 @@ def adapter_count(model: DiffusionTransformer, lora: LoraSettings) -> int:
 
 
 def base_bytes(model: DiffusionTransformer, quantization: str | None, dtype: torch.dtype) -> int:
-    """Of the frozen weights; quantization is of the layers' matrices alone."""
+    """Bytes of the frozen weights; quantization applies to the matrices of layers only."""
     total = dtype.itemsize * weight_count(model)
     if quantization is None:
         return total
@@ -138,11 +139,13 @@ def _nf4_bytes(weights: int) -> int:
 def activation_bytes(
     model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, dtype: torch.dtype
 ) -> int:
-    """The most that is held at once between forward and optimizer: kept, and worked with on the way back."""
+    """Peak between forward pass and optimizer step: stored activations and backward working memory."""
     config, w = model.config, dtype.itemsize
     logits = shapes.read * config.vocab_size
-    loss = 2 * w * logits + LOSS_COPIES * min(FLOAT32 * logits, CHUNK_BYTES)  # their gradient, those right
-    layer = w * shapes.tokens * (3 * config.intermediate_size + 4 * config.hidden_size)  # gradients in it
+    loss = 2 * w * logits + LOSS_COPIES * min(FLOAT32 * logits, CHUNK_BYTES)  # gradient, correct positions
+    layer = (
+        w * shapes.tokens * (3 * config.intermediate_size + 4 * config.hidden_size)
+    )  # gradients in a layer
     layer += 2 * FLOAT32 * shapes.tokens * config.hidden_size  # norms and rotary positions
     if training.gradient_checkpointing:
         layer += layer_bytes(model, training.lora, shapes.tokens, shapes.tokens, w)
@@ -152,24 +155,24 @@ def activation_bytes(
 def kept_bytes(
     model: DiffusionTransformer, training: TrainingConfig, shapes: Pass, dtype: torch.dtype
 ) -> int:
-    """What a forward keeps for the backward pass."""
+    """Bytes of activations that the forward pass stores for the backward pass."""
     config, w, tokens = model.config, dtype.itemsize, shapes.tokens
     layers = config.num_hidden_layers
     head = shapes.read * (_norm_bytes(config) + (1 + shapes.soft) * w * config.vocab_size)
-    if training.gradient_checkpointing:  # each layer's input
+    if training.gradient_checkpointing:  # only the input of each layer
         return w * layers * tokens * config.hidden_size + head
     inner = layer_bytes(model, training.lora, tokens, tokens, w)
     last = layer_bytes(model, training.lora, tokens, shapes.read, w)
-    first_norm = tokens * _norm_bytes(config)  # the embedding is frozen: nothing flows back into it
+    first_norm = tokens * _norm_bytes(config)  # not stored: the embedding is frozen
     return (layers - 1) * inner + last - first_norm + head
 
 
 def layer_bytes(model: DiffusionTransformer, lora: LoraSettings, tokens: int, queries: int, w: int) -> int:
-    """What one layer keeps, whose keys and values are of `tokens` and the rest of `queries` only."""
+    """Bytes stored by a layer, with keys and values for `tokens` and everything else for `queries`."""
     config, adapted = model.config, _adapted(model, lora)
     size, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     kv_size = size // heads * config.num_key_value_heads
-    # Inputs are kept where an adapter reads them: (its matrices, rows, width).
+    # Inputs of adapted matrices are stored: (matrices that share an input, rows, width).
     inputs = [
         ({"k_proj", "v_proj"} if queries < tokens else {"q_proj", "k_proj", "v_proj"}, tokens, size),
         ({"q_proj"} if queries < tokens else set(), queries, size),
@@ -178,23 +181,23 @@ def layer_bytes(model: DiffusionTransformer, lora: LoraSettings, tokens: int, qu
     ]
     total = sum(w * rows * width for matrices, rows, width in inputs if matrices & adapted)
     total += (tokens + queries) * _norm_bytes(config)
-    total += w * (2 * tokens * kv_size + 2 * queries * size)  # keys and values; queries and what they mix
+    total += w * (2 * tokens * kv_size + 2 * queries * size)  # keys and values; queries and attention output
     total += FLOAT32 * queries * heads  # the softmax's normalisers
     total += w * queries * 3 * wide  # gate, silu(gate), up
     total += sum(w * lora.rank * (tokens if name in ("k_proj", "v_proj") else queries) for name in adapted)
-    if lora.dropout:  # of each matrix's input: what is left, and the draw
+    if lora.dropout:  # per matrix: its input after dropout, and the dropout mask
         widths = {name: wide if name == "down_proj" else size for name in adapted}
         total += sum((w + 1) * tokens * width for width in widths.values())
     return total
 
 
 def _norm_bytes(config: DiffusionConfig) -> int:
-    """A norm keeps its input and one factor of each token in float32."""
+    """Bytes per token stored by a norm: its input, and one float32 factor."""
     return FLOAT32 * (config.hidden_size + 1)
 
 
 def _adapted(model: DiffusionTransformer, lora: LoraSettings) -> set[str]:
-    """The names of the matrices that have an adapter, without what comes before the last dot."""
+    """Names of the adapted matrices, without the prefix up to the last dot."""
     names = [name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear)]
     targets = lora.targets
     return {

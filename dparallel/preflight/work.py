@@ -1,5 +1,8 @@
-"""How many rows an experiment sends through the model, at most: a rule with a threshold is taken to commit
-one token per forward, and every canvas to be as long as the longest of its set."""
+"""Estimate an upper bound of an experiment's forward passes.
+
+Rules with a threshold are assumed to commit one token per forward pass, and all canvases of a set to be as
+long as its longest one.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +16,7 @@ from dparallel.preflight.prompts import PromptLengths
 
 @dataclass(frozen=True)
 class Forwards:
-    """Rows sent through the model, and the tokens of their canvases; a backward pass counts as forwards."""
+    """Number of rows, and of canvas tokens, in forward passes; a backward pass counts as forward passes."""
 
     rows: int
     tokens: int
@@ -22,10 +25,10 @@ class Forwards:
 def forwards_by_stage(
     config: DistillConfig, lengths: PromptLengths, trained_length: int
 ) -> dict[str, Forwards]:
-    """Of every stage that runs the model, as if nothing were done yet.
+    """Forward passes of every stage that runs a model, as if no stage were finished.
 
     Args:
-        trained_length: tokens of the longest canvas that is trained on.
+        trained_length: tokens of the longest training canvas.
     """
     return {
         "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding),
@@ -39,7 +42,7 @@ def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
     for recipe in config.students.values():
         samples = training.views_per_step // recipe.views
         steps = training.train_steps or math.ceil((training.epochs or 0) * trajectories / samples)
-        # The backward pass multiplies each frozen matrix once, as a forward does.
+        # The backward pass multiplies with each frozen matrix once, like a forward pass.
         passes = (3 if training.gradient_checkpointing else 2) + (recipe.targets == "teacher")
         rows += steps * training.views_per_step * passes
     return Forwards(rows, rows * length)
@@ -48,10 +51,10 @@ def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
 def _measured(
     benchmark: BenchmarkConfig, lengths: PromptLengths, students: Iterable[str]
 ) -> Iterator[Forwards]:
-    """Each measurement, which also times single prompts.
+    """Forward passes of all measurements, including the timing of single prompts.
 
-    Sweeps are decoded on the validation problems, and on the test problems at one threshold; the teacher's
-    are decoded there at every threshold, in case none of them keeps the accuracy.
+    Sweeps are decoded on the validation problems, and on the test problems at one threshold. The teacher's
+    sweeps are counted there at all thresholds, in case none of them keeps the accuracy.
     """
     baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
     for decoding in (benchmark.reference, *benchmark.fixed.values(), *baselines):
@@ -68,7 +71,7 @@ def _measured(
 
 
 def _decoded(prompts: Sequence[int], decoding: DecodingConfig, timed: int = 0) -> Forwards:
-    """Every prompt once, and `timed` of them a second time."""
+    """All prompts once, and the first `timed` of them a second time."""
     rows = (len(prompts) + min(timed, len(prompts))) * (decoding.steps or decoding.gen_length)
     return Forwards(rows, rows * (max(prompts) + decoding.gen_length))
 

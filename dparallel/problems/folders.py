@@ -111,7 +111,7 @@ def _match(folder: Path, patterns: Patterns | None) -> dict[str, list[Path]]:
         return {}
     except ValueError as error:
         raise TableError(str(error)) from error
-    splits = {str(split): _resolved(those, resolve) for split, those in patterns.items()}
+    splits = {str(split): _resolved(paths, resolve) for split, paths in patterns.items()}
     return {split: files for split, files in splits.items() if files}
 
 

@@ -32,7 +32,7 @@ def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
         if shared := prompts[one] & prompts[other]:
             raise ProblemsError(
                 f"{one} and {other} share {len(shared)} prompts, such as {min(shared)!r}: "
-                "nothing may be learned or chosen on the problems it is measured on; give disjoint sets"
+                "problems for measuring must not be used for training or selection; give disjoint sets"
             )
 
 

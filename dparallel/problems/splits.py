@@ -85,7 +85,7 @@ def sliced(spec: str, splits: _Splits) -> list[Part]:
         raise
     except (ValueError, AssertionError) as error:
         raise TableError(str(error)) from error
-    return [(splits.table(each.splitname), range(each.from_, each.to)) for each in instructions]
+    return [(splits.table(part.splitname), range(part.from_, part.to)) for part in instructions]
 
 
 def _folder(source: SourceConfig) -> dict[str, list[Path]]:

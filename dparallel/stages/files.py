@@ -136,7 +136,7 @@ def _why(path: Path, error: OSError, size: int | None) -> str:
 
 def _free(path: Path) -> int:
     """Free bytes on the file system of `path`, which need not exist yet."""
-    folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free
     return 0

@@ -122,8 +122,8 @@ def held(
         found = _read(path)
         if found is None or found[0] != mine:
             raise StageError(
-                f"{folder} was taken over by {found[0] if found else 'another run'} while this run gave no "
-                "sign of life: this one ends here; run the same again when the other has ended"
+                f"{folder} was taken over by {found[0] if found else 'another run'} while this run did "
+                "not renew its lease; this run stops. Run the same again when the other run has ended"
             )
 
     stopped = threading.Event()

@@ -41,15 +41,15 @@ def have_made(
             return
         log.info("having %d %s made by other processes", len(missing), noun)
         failures = list(ask(missing))
-        missing = [each for each in missing if is_missing(each)]
+        missing = [work for work in missing if is_missing(work)]
         if not failures:
             break
         log.warning("%d of %d %s are missing after: %s", len(missing), len(wanted), noun, "; ".join(failures))
     if missing:
         named = "; ".join(map(name, missing[:NAMED]))
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        why = failures[-1] if failures else "yet every run ended well: do all workers share this folder?"
+        why = failures[-1] if failures else "all runs completed: do all workers share this folder?"
         raise StageError(
             f"{folder}: {len(missing)} of {len(wanted)} {noun} are still missing: {named}{more}; {why}\n"
-            "Run the stage again to make these alone."
+            "Run the stage again; it makes only these."
         )

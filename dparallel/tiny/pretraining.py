@@ -115,8 +115,8 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
     """Train `model` in place, resuming from the checkpoint in `folder` if there is one."""
     optimizer = optimizers(model)
     schedule = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda step: learning_rate_factor(step, config.train_steps))
-        for each in optimizer
+        torch.optim.lr_scheduler.LambdaLR(part, lambda step: learning_rate_factor(step, config.train_steps))
+        for part in optimizer
     ]
     first = _resume(folder / "checkpoint.pt", model, [*optimizer, *schedule])
     metrics_log.cut_back(folder / METRICS, first)
@@ -129,9 +129,9 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
             raise RuntimeError(f"the loss is {losses[-1]} at train step {step + 1}; lower the learning rates")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in optimizer:
-            each.step()
-            each.zero_grad()
+        for part in optimizer:
+            part.step()
+            part.zero_grad()
         for scheduler in schedule:
             scheduler.step()
         done = step + 1
@@ -171,7 +171,7 @@ def whole_solution_accuracy(
 
 
 def _checkpoint(path: Path, step: int, model: DiffusionTransformer, others: list) -> None:
-    state = {"step": step, "model": model.state_dict(), "others": [each.state_dict() for each in others]}
+    state = {"step": step, "model": model.state_dict(), "others": [other.state_dict() for other in others]}
     torch.save(state, path.with_suffix(".partial"))
     os.replace(path.with_suffix(".partial"), path)
 
@@ -181,6 +181,6 @@ def _resume(path: Path, model: DiffusionTransformer, others: list) -> int:
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
-    for each, saved in zip(others, state["others"], strict=True):
-        each.load_state_dict(saved)
+    for other, saved in zip(others, state["others"], strict=True):
+        other.load_state_dict(saved)
     return state["step"]

@@ -26,7 +26,7 @@ from dparallel.trajectories.store import read_shard, remove_partials, shard_name
 log = logging.getLogger(__name__)
 
 
-Elsewhere = Callable[[list[int]], Sequence[str]]
+Delegate = Callable[[list[int]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_stage(
     config: TrajectoriesConfig,
     inputs: dict[str, str],
     out_dir: str | Path,
-    elsewhere: Elsewhere | None = None,
+    delegate: Delegate | None = None,
     code: str | None = None,
 ) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
@@ -50,14 +50,14 @@ def run_stage(
     After an interruption, complete shards are kept and only missing ones are decoded.
 
     Args:
-        elsewhere: has other processes record the shards with the given indices (with `record_shards`), waits
+        delegate: has other processes record the shards with the given indices (with `record_shards`), waits
             for them and returns descriptions of failures; by default shards are decoded in this process.
         code: digest of the code whose recordings are accepted; by default that of the running code.
 
     Raises:
         ProblemsError: the problems cannot be read, or a prompt does not fit the model.
         StageError: `out_dir` belongs to other settings, another teacher or other problems; or shards are
-            still missing after three rounds of `elsewhere`.
+            still missing after three rounds of `delegate`.
     """
     problems = load_problems(config.problems)
     stage = Stage("trajectories", config, inputs, out_dir, code)
@@ -73,10 +73,10 @@ def run_stage(
     missing = _missing(shards, metadata)
     log.info("recording %d of %d shards (%d problems)", len(missing), len(shards), len(problems))
     began = time.perf_counter()
-    if elsewhere is None:
+    if delegate is None:
         _decode(missing, config, inputs, metadata)
     else:
-        _have_decoded(missing, elsewhere, stage.folder)
+        _have_decoded(missing, delegate, stage.folder)
     seconds = time.perf_counter() - began
 
     # 2. Check all shards, including those of other processes; count and finish.
@@ -171,10 +171,10 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
     return table
 
 
-def _have_decoded(missing: list[Shard], elsewhere: Elsewhere, folder: Path) -> None:
+def _have_decoded(missing: list[Shard], delegate: Delegate, folder: Path) -> None:
     have_made(
         missing,
-        ask=lambda shards: elsewhere([shard.index for shard in shards]),
+        ask=lambda shards: delegate([shard.index for shard in shards]),
         is_missing=lambda shard: not shard.path.is_file(),
         name=lambda shard: shard.path.name,
         noun="shards",

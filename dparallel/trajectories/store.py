@@ -35,7 +35,7 @@ def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ForeignShardError(
-            f"{path} is not readable Parquet ({error}): delete it and run its stage again to make it anew"
+            f"{path} is not readable Parquet ({error}): delete it and run its stage again"
         ) from error
     return table, check_schema(table.schema, str(path))
 

@@ -1,4 +1,4 @@
-"""`python -m tasks.tracking upload [FOLDER]`: send MLflow the runs that it did not take while it was away."""
+"""`python -m tasks.tracking upload [FOLDER]`: upload runs recorded while MLflow was not available."""
 
 import argparse
 import logging
@@ -11,7 +11,9 @@ from tasks.tracking.upload import log, upload
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
     parser.add_argument("command", choices=["upload"])
-    parser.add_argument("folder", nargs="?", default="runs", help="where to look for records (default: runs)")
+    parser.add_argument(
+        "folder", nargs="?", default="runs", help="folder to search for records (default: runs)"
+    )
     parser.add_argument("--all", action="store_true", help="also close runs of other hosts as killed")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -1,6 +1,6 @@
-"""What is remembered of a run until it is uploaded: a JSON file, `runs/<experiment>/tracking/<id>.json`.
+"""Records of runs until they are uploaded: JSON files `runs/<experiment>/tracking/<id>.json`.
 
-Written before MLflow hears of the run, so that nothing is lost while its server is away.
+A record is written before MLflow is contacted, so that nothing is lost while the server is not available.
 """
 
 import os
@@ -14,22 +14,22 @@ from pydantic import BaseModel, ConfigDict
 from dparallel.stages.files import write_atomically
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` shows a store that is no server
+LOCAL_UI = "http://127.0.0.1:5000"  # address of `make ui` for a store without a server
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class Record(BaseModel):
-    """All that a run of the tracking server is made from. Times are milliseconds since 1970.
+    """Everything that makes up a run of the tracking server. Times are milliseconds since 1970.
 
-    Args:
-        parent: id of the record (in the same folder) whose run this run is a child of.
-        folder: the stage's folder: its manifest, `metrics.jsonl` and files belong to the run.
-        host, process: the process that does the work; if it is dead while the run is RUNNING, the run was
+    Attributes:
+        parent: id of the record (in the same folder) of the parent run.
+        folder: the stage's folder, whose manifest, `metrics.jsonl` and files belong to the run.
+        reused: whether the stage was already finished; its metrics are logged again, its files are not.
+        files, metrics: further files (paths) and metrics.
+        host, process: the process that does the work. If it is gone while the run is RUNNING, the run was
             killed.
-        reused: the stage was done before; its numbers are logged again, its files are not.
-        files, metrics: further files, by path, and numbers.
-        tracking_uri: the store the run is meant for.
-        uploaded: the store that has all of it.
+        tracking_uri: the store that the run is meant for.
+        uploaded: the store to which the complete run was uploaded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,21 +56,23 @@ class Record(BaseModel):
 
 
 def read_record(path: Path) -> Record:
+    """Read a record from its file."""
     return Record.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def write_record(path: Path, record: Record) -> None:
+    """Write a record to its file, atomically."""
     write_atomically(path, record.model_dump_json(indent=1))
 
 
 def tracking_uri(record: Record | None = None) -> str:
-    """MLFLOW_TRACKING_URI; where that is unset or empty, the record's own store or the default one."""
+    """MLFLOW_TRACKING_URI; if it is not set, the store of the record, or the default store."""
     from_environment = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     return from_environment or (record.tracking_uri if record else DEFAULT_STORE)
 
 
 def how_to_open() -> str:
-    """The one line that shows the runs in a browser."""
+    """The command or address that shows the runs in a browser."""
     uri = tracking_uri()
     if uri.startswith("http"):
         return uri
@@ -78,8 +80,10 @@ def how_to_open() -> str:
 
 
 def now() -> int:
+    """Milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 def one_line(error: BaseException) -> str:
+    """An error as one line of text."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,7 +1,7 @@
-"""MLflow's model registry: a merged model is a version of `<experiment>-<student>`.
+"""MLflow's model registry: merged models are versions of `<experiment>-<student>`.
 
-A version is registered at merging. It gets the alias `candidate` once a benchmark has shown that the student
-keeps the teacher's accuracy.
+A version is registered by the merging stage. It gets the alias `candidate` when a benchmark has shown that
+the student keeps the teacher's accuracy.
 """
 
 import logging
@@ -9,14 +9,14 @@ import logging
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-logger = logging.getLogger("dparallel.tracking")
+log = logging.getLogger("dparallel.tracking")
 
 ALIAS = "candidate"
-FINGERPRINT = "fingerprint"  # tag of a version: the merging stage's, as a benchmark names its inputs
+FINGERPRINT = "fingerprint"  # tag of a version: fingerprint of the merging stage
 
 
 def register(client: MlflowClient, run_id: str, model: str, fingerprint: str) -> None:
-    """A new version of the registered `model`, once per run."""
+    """Register a new version of `model`, once per run."""
     if client.search_model_versions(f"run_id = '{run_id}'"):
         return
     try:
@@ -30,11 +30,11 @@ def register(client: MlflowClient, run_id: str, model: str, fingerprint: str) ->
 
 
 def nominate(client: MlflowClient, model: str, fingerprint: str) -> None:
-    """Give the alias to the version of `model` that was measured; it keeps the accuracy."""
+    """Give the alias `candidate` to the version of `model` with this fingerprint."""
     versions = client.search_model_versions(f"name = '{model}'")
     measured = [version for version in versions if version.tags.get(FINGERPRINT) == fingerprint]
     if not measured:
-        logger.warning("%s: the version that keeps the accuracy is not registered in this store", model)
+        log.warning("%s: the version that keeps the accuracy is not registered in this store", model)
         return
     newest = max(measured, key=lambda version: int(version.version))
     client.set_registered_model_alias(model, ALIAS, newest.version)

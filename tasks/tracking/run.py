@@ -1,4 +1,4 @@
-"""A tracked run: recorded on disk at every change, then uploaded if its store answers."""
+"""A tracked run: recorded on disk at every change, and uploaded if the tracking server is available."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("dparallel.tracking")
 
 
 class Run:
-    """A run that is going on; `link` is its page, None while its store is away."""
+    """A run in progress; `link` is its page, None while the server is not available."""
 
     def __init__(self, path: Path, record: Record):
         self.path = path
@@ -29,14 +29,14 @@ class Run:
         self._forwarded: int | None = None
 
     def update(self, **changes: Any) -> None:
-        """Write the changed record, then try to upload it; a server that is away is only a warning."""
+        """Change and write the record, then try to upload it; failed uploads only cause a warning."""
         self.record = self.record.model_copy(update=changes)
         write_record(self.path, self.record)
         try:
             self.link = page(self.record, upload_record(self.path))
-        except Exception as error:  # whatever ails the server, the stage's work must not be lost
+        except Exception as error:  # no server error may stop the stage
             log.warning(
-                "MLflow at %s did not take the run (%s). It is recorded in %s; "
+                "MLflow at %s did not accept the run (%s). It is recorded in %s; "
                 "upload it later with: python -m tasks.tracking upload %s",
                 tracking_uri(self.record),
                 one_line(error),
@@ -46,12 +46,12 @@ class Run:
             self.link, self._live = None, False
 
     def forward(self, metrics: Path) -> None:
-        """Send the lines that `metrics` has gained since the last call; the upload at the end sends all."""
+        """Send the lines added to `metrics` since the last call; the upload at the end sends all."""
         if not self._live:
             return
         lines = metrics_log.read(metrics)
         if self._forwarded is None or self._forwarded > len(lines):
-            self._forwarded = len(lines)  # of an earlier attempt, which a resumed training may rewrite
+            self._forwarded = len(lines)  # a resumed training may rewrite lines of an earlier attempt
         new = lines[self._forwarded :]
         self._forwarded = len(lines)
         if not new:
@@ -74,7 +74,7 @@ def track(
     reused: bool = False,
     student: str | None = None,
 ) -> Iterator[Run]:
-    """Track what happens inside as one run of the experiment whose folder is `home`."""
+    """Track the enclosed work as a run of the experiment with the folder `home`."""
     record = Record(
         id=f"{datetime.now():%Y%m%d-%H%M%S}-{stage}-{uuid.uuid4().hex[:6]}",
         parent=parent,
@@ -94,11 +94,11 @@ def track(
     run.update()
     try:
         yield run
-    except BaseException as error:  # a cancelled run raises no Exception
+    except BaseException as error:  # cancellation raises a BaseException
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         try:
             run.update(status=status, error=one_line(error), ended=now())
-        except OSError as unwritten:  # a full disk, say; what ended the work is the error to be seen
+        except OSError as unwritten:  # such as a full disk; the original error is raised
             log.warning("%s still says that the run goes on (%s)", run.path, one_line(unwritten))
         raise
     run.update(status="FINISHED", ended=now())

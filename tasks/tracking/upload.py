@@ -1,8 +1,8 @@
-"""Records to MLflow. Uploading brings a run up to date with its record and may be repeated.
+"""Upload records to MLflow. An upload updates a run to the state of its record and can be repeated.
 
-A run is found again by its record's id, a metric by name, step and time. So if the server is away nothing
-is lost: `python -m tasks.tracking upload [FOLDER]` catches up, at `MLFLOW_TRACKING_URI` or, where that is
-unset, at the store that the record was meant for.
+A run is identified by its record's id, a metric by name, step and time. If the server was not available,
+`python -m tasks.tracking upload [FOLDER]` uploads what is missing to `MLFLOW_TRACKING_URI` or, if that is not
+set, to the store of the record.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# A server that is away must not hold up a stage: give up after seconds, not MLflow's minutes.
+# A server that is not available must not delay stages: time out after seconds instead of MLflow's minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,11 +36,11 @@ RECORD_TAG = "record"
 
 
 class TrackingError(RuntimeError):
-    """A run that the store cannot take; the message says what to do."""
+    """The store cannot accept a run; the message names the remedy."""
 
 
 def upload_record(path: Path) -> str:
-    """Bring one record's run up to date, mark the record once it is complete there; returns the run's id."""
+    """Update the run of a record, and mark the record if the run is complete; returns the run's id."""
     record = read_record(path)
     client = _client(record)
     run_id = _run_id(client, path)
@@ -61,16 +61,16 @@ def upload_record(path: Path) -> str:
 
 
 def log_lines(path: Path, record: Record, lines: list[dict[str, Any]]) -> None:
-    """Send some lines of the metrics log of a run that is going on."""
+    """Log lines of the metrics log of a run in progress."""
     client = _client(record)
     _log_metrics(client, _run_id(client, path), record, lines)
 
 
 def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
-    """Upload every pending record below `folder`; returns one line for each record that did not go through.
+    """Upload all pending records below `folder`; returns one line for each failure.
 
-    A run whose process is gone is closed as KILLED. A run of another host is left alone, because its
-    process cannot be seen from here, unless `other_hosts` says that those processes are gone too.
+    Runs whose process is gone are closed as KILLED. Runs of other hosts are skipped, because their processes
+    cannot be checked from here, unless `other_hosts` states that those processes are gone.
     """
     failures, pending = [], 0
     for path in sorted(Path(folder).glob("**/tracking/*.json")):
@@ -88,7 +88,7 @@ def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
                 write_record(path, record)
             upload_record(path)
             log.info("uploaded %s (%s)", record.id, record.status.lower())
-        except Exception as error:  # one damaged folder must not keep the others back
+        except Exception as error:  # a damaged record must not prevent other uploads
             failures.append(f"{path}: {one_line(error)}")
     if not pending and not failures:
         log.info("nothing pending below %s", folder)
@@ -96,7 +96,7 @@ def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
 
 
 def page(record: Record, run_id: str) -> str:
-    """A run's page on the tracking server, or on the UI of a local store once it is opened."""
+    """Address of a run on the tracking server, or on the UI of a local store."""
     uri = tracking_uri(record)
     run = _client(record).get_run(run_id)
     server = uri if uri.startswith("http") else LOCAL_UI
@@ -104,11 +104,11 @@ def page(record: Record, run_id: str) -> str:
 
 
 def _live_process(record: Record, other_hosts: bool) -> str | None:
-    """The process that still works on a running record; another machine's is taken to be alive."""
+    """The process that works on a running record; processes of other machines are assumed to be alive."""
     if record.host != socket.gethostname():
         return None if other_hosts else f"on host {record.host}; --all closes it all the same"
     with contextlib.suppress(psutil.NoSuchProcess):
-        # A process that began after the run was given the number of the run's dead process.
+        # If the process started after the run, the process id was reused.
         if psutil.Process(record.process).create_time() * 1000 <= record.started:
             return f"process {record.process}"
     return None
@@ -119,7 +119,7 @@ def _client(record: Record) -> MlflowClient:
 
 
 def _run_id(client: MlflowClient, path: Path) -> str:
-    """The run of a record, created (after its parent's) if the server does not have it yet."""
+    """The MLflow run of a record; created (after its parent's) if it does not exist."""
     record = read_record(path)
     experiment = client.get_experiment_by_name(record.experiment)
     if experiment and experiment.lifecycle_stage == "deleted":
@@ -144,7 +144,7 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
         return
     manifest = read_manifest(folder, record.stage)
     numbers = {**{f"count/{name}": count for name, count in manifest.counts.items()}, **manifest.metrics}
-    curves = {key for line in lines for key in line}  # a curve's last value needs no second mention
+    curves = {key for line in lines for key in line}  # last values of curves are not logged again
     _log_numbers(client, run_id, record, {key: numbers[key] for key in numbers if key not in curves})
     client.log_artifact(run_id, str(folder / "manifest.json"))
     if record.stage == "trajectories":
@@ -156,7 +156,7 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
     if record.reused:
         return
     for file in manifest.files:
-        if not file.endswith(".parquet"):  # trajectories are data, not a result to look at
+        if not file.endswith(".parquet"):  # trajectories are too large for artifacts
             client.log_artifact(run_id, str(folder / file), _artifact_folder(record.stage, file))
     if record.stage == "merging":
         register(client, run_id, f"{record.experiment}-{record.student}", manifest.fingerprint)
@@ -181,12 +181,12 @@ def _dataset(manifest: Manifest, folder: Path) -> DatasetInput:
 
 def _log_params(client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
     params = [Param(_allowed(key.replace("/", "_")), str(value)) for key, value in _flat(config)]
-    for start in range(0, len(params), 100):  # the server's limit for one request
+    for start in range(0, len(params), 100):  # limit of a request
         client.log_batch(run_id, params=params[start : start + 100])
 
 
 def _log_metrics(client: MlflowClient, run_id: str, record: Record, lines: list[dict[str, Any]]) -> None:
-    """Metrics over train steps; a line's time depends on the line alone, so that repeats coincide."""
+    """Log metrics over train steps; the time is a function of the line, so that repeated uploads coincide."""
     metrics = []
     for line in lines:
         step = line["train_step"]
@@ -205,12 +205,12 @@ def _log_numbers(client: MlflowClient, run_id: str, record: Record, numbers: dic
 
 
 def _log_batches(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
-    for start in range(0, len(metrics), 1000):  # the server's limit for one request
+    for start in range(0, len(metrics), 1000):  # limit of a request
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
 def _allowed(name: str) -> str:
-    """A name of a metric or param without the characters that MLflow refuses."""
+    """A metric or parameter name without the characters that MLflow rejects."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that replays a decoding, forward by forward."""
+"""A self-contained HTML page that replays a decoding, one forward pass at a time."""
 
 import json
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ def trace_page(
     steps: Sequence[Step],
     note: str | None = None,
 ) -> str:
-    """The page as text; it loads nothing, from a network or elsewhere.
+    """The page as text; it loads no other resources.
 
     Args:
-        prompts, generations: one of each per row, in order.
-        steps: every Step that `generate` reported, in the order reported.
-        note: a sentence to show, such as that prompts are left out.
+        prompts, generations: per row, in order.
+        steps: all Steps reported by `generate`, in order.
+        note: a sentence to show, such as that prompts were omitted.
     """
-    words: dict[int, int] = {}  # token id -> its place in the page's list of texts
+    words: dict[int, int] = {}  # token id -> index in the page's list of texts
 
     def word(token: int) -> int:
         return words.setdefault(token, len(words))
@@ -69,7 +69,7 @@ def trace_page(
         "rows": rows,
     }
     page = _part("page.html").replace("/*STYLE*/", _part("page.css")).replace("/*SCRIPT*/", _part("page.js"))
-    return page.replace("/*TRACE*/", _inline_json(trace))  # last: nothing is put into the data
+    return page.replace("/*TRACE*/", _inline_json(trace))  # last, so that the data is not modified
 
 
 def _part(name: str) -> str:
@@ -81,6 +81,6 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def _inline_json(value: Any) -> str:
-    """JSON that no HTML parser mistakes for markup: a token may well be `</script>` or `<!--`."""
+    """JSON that is safe inside HTML, for tokens such as `</script>` or `<!--`."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

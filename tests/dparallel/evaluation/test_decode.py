@@ -254,9 +254,9 @@ def test_what_another_process_decodes_meanwhile_is_kept(
     def overtaken(*arguments: Any) -> Any:
         samples = sample(*arguments)
         if not bench.store.has_samples(key, range(10)):
-            with monkeypatch.context() as elsewhere:
-                elsewhere.setattr(decode, "sample", sample)
-                elsewhere.setattr(decode, "hardware", lambda: "theirs")
+            with monkeypatch.context() as other_process:
+                other_process.setattr(decode, "sample", sample)
+                other_process.setattr(decode, "hardware", lambda: "theirs")
                 decode_units(settings(), inputs, tmp_path, units)
         return samples
 

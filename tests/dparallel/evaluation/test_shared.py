@@ -217,13 +217,13 @@ def test_a_run_that_was_killed_goes_on_from_its_slices(
 def test_workers_of_another_folder_are_not_asked_again(settings, inputs, tmp_path: Path) -> None:
     asked = []
 
-    def elsewhere(missing: Units) -> list[str]:
+    def delegate(missing: Units) -> list[str]:
         asked.append(missing)
         decode_units(settings, inputs, tmp_path / "another", missing[:1])
         return []
 
     with pytest.raises(StageError, match="do all workers share this folder"):
-        run_stage(settings, inputs, tmp_path / "out", tmp_path / "store", elsewhere)
+        run_stage(settings, inputs, tmp_path / "out", tmp_path / "store", delegate)
     assert len(asked) == 1
 
 

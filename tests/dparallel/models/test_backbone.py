@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel.models.attention import block_levels
-from dparallel.models.backbone import attend, skip_unseen
+from dparallel.models.backbone import attend, level_block_mask
 from tests.conftest import random_model
 
 MODEL = random_model(num_key_value_heads=2, qkv_bias=True)
@@ -73,7 +73,7 @@ def test_levels_are_a_square_mask(data, predicts_next):
         picked = expected[torch.arange(rows)[:, None], read]
         assert torch.allclose(model(ids, levels=levels, logits_at=read), picked, atol=1e-5)
         query, key, value = torch.randn(3, rows, 2, length, 8)
-        skipping = attend(query, key, value, skip_unseen(levels))
+        skipping = attend(query, key, value, level_block_mask(levels))
         assert torch.allclose(skipping, attend(query, key, value, square[:, None]), atol=1e-5)
 
 

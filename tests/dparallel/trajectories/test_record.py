@@ -252,20 +252,20 @@ def test_shards_that_stay_missing_are_named_with_the_last_failure(
 def test_workers_of_another_folder_are_not_asked_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rounds = []
 
-    def elsewhere(missing: list[int]) -> list[str]:
+    def delegate(missing: list[int]) -> list[str]:
         rounds.append(missing)
         record_shards(config(), inputs(tiny_checkpoint), tmp_path / "another", missing)
         return []
 
     with pytest.raises(StageError, match="do all workers share this folder"):
-        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", elsewhere)
+        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", delegate)
     assert len(rounds) == 1
 
 
 def test_a_shard_of_other_settings_is_refused_whoever_recorded_it(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    def elsewhere(missing: list[int]) -> list[str]:
+    def delegate(missing: list[int]) -> list[str]:
         record_shards(config(), inputs(tiny_checkpoint), tmp_path / "out", missing)
         shard = tmp_path / "out" / "part-00001.parquet"
         table, metadata = store.read_shard(shard)
@@ -274,7 +274,7 @@ def test_a_shard_of_other_settings_is_refused_whoever_recorded_it(
         return []
 
     with pytest.raises(StageError, match=r"part-00001\.parquet was made by .*another"):
-        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", elsewhere)
+        run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out", delegate)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
