@@ -1,6 +1,6 @@
 """Generate text from text prompts and chat conversations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,8 @@ def complete(
         ChatTemplateError: a conversation is given, but the chat template is missing or fails.
         MemoryError: a single prompt does not fit into memory.
     """
+    if not isinstance(prompts, Collection):  # a generator is empty after one look
+        raise DecodingError(f"prompts is a {type(prompts).__name__}: give a list of texts or conversations")
     if isinstance(prompts, str | Mapping) or any(isinstance(prompt, Mapping) for prompt in prompts):
         raise DecodingError("prompts is one text or one conversation: give a list of them, such as [prompts]")
     ids = [_encode(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]

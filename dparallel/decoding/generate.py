@@ -61,10 +61,14 @@ def generate(
             or end-of-sequence token or does not suit the decoding mode.
         MemoryError: a single row does not fit into memory.
     """
+    if not isinstance(decoding, DecodingConfig):
+        raise DecodingError(
+            f"decoding={decoding!r}: give a DecodingConfig, such as DecodingConfig(rule='entropy')"
+        )
     given = token_lists(prompts)
     check_prompts(model, given, decoding)
-    if batch_size is not None and (isinstance(batch_size, bool) or not batch_size >= 1 or batch_size % 1):
-        raise DecodingError(f"batch_size={batch_size}: give a whole number of at least 1")
+    if batch_size is not None and not _is_count(batch_size):
+        raise DecodingError(f"batch_size={batch_size!r}: give a whole number of at least 1")
     if not given:
         return []
     order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks early
@@ -84,6 +88,13 @@ def generate(
     decoded = canvas.generations(len(order), model.config.end_token_ids)
     generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(given))]
+
+
+def _is_count(number: object) -> bool:
+    """Whether `number` is a whole number of at least 1, as an int or a float such as 8.0."""
+    return (
+        isinstance(number, int | float | np.integer) and number is not True and number >= 1 and not number % 1
+    )
 
 
 def _tell(

@@ -26,7 +26,7 @@ from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, is_comput
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model, find_device, find_dtype
 from dparallel.models.weights import Stored, read_json
-from dparallel.stages.files import give_usual_modes, write_atomically
+from dparallel.stages.files import give_usual_modes, naming_the_file, write_atomically
 from dparallel.stages.manifest import CLAIM, MANIFEST
 
 __all__ = [
@@ -146,12 +146,21 @@ def save_model(
     Raises:
         CheckpointError: `original` for a model not loaded from a published checkpoint, not enough disk
             space, or a folder that contains weight files that would not be overwritten.
+        FileError: the folder cannot be made or written.
         UserError: unknown format.
     """
     if format not in WRITABLE:
         raise UserError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
     source = _published_source(model) if format == "original" else None
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    with naming_the_file(folder):
+        return _save(model, folder, source, tokenizer)
+
+
+def _save(
+    model: DiffusionTransformer, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[str]:
+    """Write all files beside their places, then move them there; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     _check_disk(model, folder)
     for leftover in folder.glob(f"{PARTIAL}*"):  # from an interrupted save

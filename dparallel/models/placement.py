@@ -34,7 +34,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         raise UserError(
             f"device='meta' has no data, so a model cannot be loaded to it: give one of {', '.join(usable)}"
         )
-    return found
+    return torch.device("cpu") if found.type == "cpu" else found  # safetensors knows no "cpu:0"
 
 
 def find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 
 import dparallel
@@ -125,8 +126,38 @@ def test_a_beginning_of_text_is_put_in_front_once() -> None:
         ({"role": "user", "content": "Tom"}, "prompts is one text or one conversation"),
         ([[5, 6]], r"prompt 0 is \[5, 6\]: give a text, or a conversation .* generate takes token ids"),
         (["Tom", 7], "prompt 1 is 7: give a text"),
+        ((text for text in ["Tom"]), "prompts is a generator: give a list of texts or conversations"),
+        (5, "prompts is a int: give a list of texts"),
+        (None, "prompts is a NoneType: give a list of texts"),
     ],
 )
 def test_what_is_neither_text_nor_conversation_is_refused(prompts: object, message: str) -> None:
     with pytest.raises(dparallel.DecodingError, match=message):
         complete(random_model(), build_tokenizer(), prompts, DECODING)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoding", [None, {"rule": "entropy"}, "entropy"])
+def test_a_decoding_is_given_as_its_configuration(decoding: object) -> None:
+    with pytest.raises(dparallel.DecodingError, match="decoding=.*: give a DecodingConfig"):
+        generate(random_model(), [[5]], decoding)  # type: ignore[arg-type]
+
+
+def test_a_model_is_saved_where_the_path_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    dparallel.save_model(random_model(), "~/saved", tokenizer=build_tokenizer())
+    assert (tmp_path / "home" / "saved" / "config.json").is_file()
+    assert not (tmp_path / "~").exists()
+    (tmp_path / "file").touch()
+    for path in ("file", "file/inside", "x" * 300, "/dev/null"):
+        with pytest.raises(dparallel.UserError, match=f"{path} cannot be written"):
+            dparallel.save_model(random_model(), path)
+
+
+def test_the_only_cpu_has_a_number_too(tiny_checkpoint: Path) -> None:
+    assert dparallel.load_model(tiny_checkpoint, device="cpu:0").device == torch.device("cpu")
+
+
+def test_a_batch_size_that_is_no_number_is_refused() -> None:
+    with pytest.raises(dparallel.DecodingError, match="batch_size='4': give a whole number of at least 1"):
+        generate(random_model(), [[5]], DECODING, batch_size="4")  # type: ignore[arg-type]

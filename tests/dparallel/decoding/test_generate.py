@@ -276,7 +276,7 @@ def test_padded_ids_of_a_tokenizer_are_refused(tiny_model):
     assert len(generate(tiny_model, tokenizer(["Tom has 7", "Tom"]).input_ids, decoding)) == 2
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, float("nan")])
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, float("nan"), float("inf")])
 def test_a_batch_size_is_a_count(tiny_model, batch_size):
     with pytest.raises(DecodingError, match=f"batch_size={batch_size}: give a whole number of at least 1"):
         generate(tiny_model, [[5]], DecodingConfig(gen_length=8, block_length=8), batch_size=batch_size)
