@@ -32,6 +32,7 @@ import hypothesis
 import pytest
 import torch
 
+from dparallel.evaluation import plots
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, save_model
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -55,6 +56,14 @@ def away_from_the_clone() -> Iterator[None]:
     assert not list(folder.iterdir()), "a fixture of a module or a session writes into the working folder"
     os.chdir(started)
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures() -> Iterator[None]:
+    """Drawing takes longer than what the pictures of small models show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 20)
+        yield
 
 
 @pytest.fixture(autouse=True)

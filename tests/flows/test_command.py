@@ -75,6 +75,7 @@ def test_a_bad_experiment_is_refused(
     assert said in refusal(flows.distill, arguments, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_no_server_is_started_for_a_bad_experiment(config_file: Path, tmp_path: Path) -> None:
     home = tmp_path / "prefect"
     command = [sys.executable, "-m", "flows.distill", "--config", str(config_file), "--set", "nme=3"]

@@ -30,7 +30,9 @@ def test_work_waits_for_the_run_that_is_in_the_folder(tmp_path: Path, logged) ->
     def first() -> None:
         with lease.held(tmp_path):
             begun.set()
-            time.sleep(0.3)
+            deadline = time.monotonic() + 60
+            while "is in use by process" not in logged.text and time.monotonic() < deadline:
+                time.sleep(0.01)
             order.append("first")
 
     def second() -> Manifest:

@@ -240,6 +240,7 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_older_ones_stay(
     assert [file.name for file in (out / "checkpoints").glob("*-*")] == ["step-00000005"]
 
 
+@pytest.mark.slow  # six processes
 def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
@@ -340,21 +341,30 @@ def test_a_diverged_step_is_named_and_nothing_of_it_is_kept(
     assert [record["train_step"] for record in read_metrics(out)] == [1]
 
 
-def test_deepspeed_launcher_bf16_and_whole_response(
+WHOLE_RESPONSE = RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0)
+
+
+def test_an_epoch_in_bf16_on_whole_responses(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
-    recipe = RecipeConfig(region="response", masking="trajectory", certainty_weight=1.0)
-    plan, out = write_plan(
-        tmp_path, tiny_checkpoint, trajectories, recipe=recipe, precision="bf16", train_steps=None, epochs=1
-    )
+    epoch = {"recipe": WHOLE_RESPONSE, "precision": "bf16", "train_steps": None, "epochs": 1}
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, **epoch)
+    code, output = run_forked(plan)
+    assert code == 0, output
+    assert verify(out, "training").counts["train_steps"] == 2  # 24 samples, 16 a step
+    assert verify(out).details["precision"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_deepspeed_launcher(tiny_checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
+    plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, recipe=WHOLE_RESPONSE, train_steps=2)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", port]
     code, output = run([*launcher, "--module", "dparallel.distillation", str(plan)])
     assert code == 0, output
-    assert verify(out, "training").counts["train_steps"] == 2  # 24 samples, 16 a step
-    assert verify(out).details["precision"] == "bfloat16"
+    assert verify(out, "training").counts["train_steps"] == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

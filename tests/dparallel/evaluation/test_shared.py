@@ -43,9 +43,7 @@ def two_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, coarse_pictures: None
-) -> BenchmarkConfig:
+def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkConfig:
     folder = tmp_path_factory.mktemp("problems")
     validation, test = (
         own_answers(tiny_checkpoint, folder / f"{split}.jsonl", REFERENCE, PROBLEMS, spoilt=1, split=split)

@@ -31,9 +31,7 @@ def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def settings(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, coarse_pictures: None
-) -> BenchmarkConfig:
+def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkConfig:
     """The teacher's answers at one token per step are the references, so it is always right there."""
     folder = tmp_path_factory.mktemp("problems")
     validation, test = (
