@@ -1,6 +1,6 @@
-"""Every test in a folder of its own, whatever lies around the clone or is set in the shell.
+"""Every test runs in its own folder, independent of files around the clone and of the shell's environment.
 
-No test touches a network, and two threads would only fight on small machines.
+Tests do not use the network, and a single thread, since two would compete on small machines.
 """
 
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("PREFECT_", "MLFLOW_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DPARALLEL_", "LC_", "LANG")
-HOME = Path(tempfile.mkdtemp(prefix="dparallel-tests-"))  # what libraries keep between tests, of this process
+HOME = Path(tempfile.mkdtemp(prefix="dparallel-tests-"))  # home of this test process
 INSIDE = {
     "LC_ALL": "C.UTF-8",
-    "PYTHONPATH": str(ROOT),  # child processes run this clone's code, wherever they start
+    "PYTHONPATH": str(ROOT),  # child processes run the code of this clone from any working folder
     "OMP_NUM_THREADS": "1",
     "HF_HOME": str(HOME / "huggingface"),
     "HF_HUB_OFFLINE": "1",
@@ -26,7 +26,7 @@ INSIDE = {
 }
 for variable in [name for name in os.environ if name.startswith(OUTSIDE)]:
     del os.environ[variable]
-os.environ.update(INSIDE)  # before any library reads it
+os.environ.update(INSIDE)  # before any library reads the environment
 
 import hypothesis
 import pytest
@@ -47,7 +47,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_clone() -> Iterator[None]:
-    """Fixtures of modules and sessions are made outside the clone too."""
+    """Fixtures of modules and sessions also run outside the clone."""
     started = Path.cwd()
     folder = HOME / "cwd"
     folder.mkdir()
@@ -73,7 +73,7 @@ def folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def random_model(seed: int = 0, **shape) -> DiffusionTransformer:
-    """A small random model whose predictions are far from uniform, so that rules have to choose."""
+    """A small random model with predictions far from uniform, so that rules have to choose."""
     torch.manual_seed(seed)
     defaults = {
         "vocab_size": 50,

@@ -1,4 +1,4 @@
-"""MLflow stores for tests: every migration runs once a process, and each test gets a copy."""
+"""MLflow stores for tests: migrations run once per process, and each test gets a copy."""
 
 import shutil
 import tempfile

@@ -1,6 +1,6 @@
-"""The house: prefect.yaml -> flows -> tasks -> dparallel, one direction, read from the imports.
+"""The architecture: prefect.yaml -> flows -> tasks -> dparallel, in one direction, checked on the imports.
 
-Inside dparallel/ the rooms stand on floors, and a room imports from floors below its own.
+Inside dparallel/, packages are ordered by level, and a package imports only from lower levels.
 """
 
 import ast
@@ -57,7 +57,7 @@ LIBRARIES = {
 
 
 def imported_modules(path: Path, tree: ast.Module) -> set[str]:
-    """Dotted names that a file imports, anywhere in it; `from package import name` gives both."""
+    """Dotted names that a file imports, at any place; `from package import name` gives both."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -78,7 +78,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def rooms_entered(path: Path, tree: ast.Module) -> set[str]:
-    """Rooms of dparallel/ from which a file imports; `dparallel` stands for the root."""
+    """Packages of dparallel/ from which a file imports; `dparallel` stands for its top level."""
     parts = [name.split(".") for name in imported_modules(path, tree)]
     return {
         second[0] if second[0] in FLOOR else "dparallel" for first, *second in parts if first == "dparallel"
@@ -113,7 +113,7 @@ def test_every_room_has_a_floor() -> None:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_arrow_runs_back(path: Path) -> None:
-    """Imports inside functions count too."""
+    """Imports inside functions count as well."""
     back = arrows_back(room(path), rooms_entered(path, parsed(path)))
     assert not back, f"{path} imports from {back}, which stands no lower than {room(path)}"
 
@@ -157,7 +157,7 @@ def test_only_tracking_knows_mlflow() -> None:
 
 
 def test_flows_reach_the_library_for_types_only() -> None:
-    """What a flow needs done is a task."""
+    """Flows do all work through tasks."""
     allowed = {"dparallel.stages.experiment", "dparallel.config.experiment", "dparallel.config.base"}
     for path in (ROOT / "flows").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -172,7 +172,7 @@ def test_no_module_shadows_a_library() -> None:
 
 
 def test_every_text_file_is_opened_as_utf_8() -> None:
-    """Files do not depend on the locale they are read and written in."""
+    """File contents do not depend on the locale."""
     for folder in (*FORBIDDEN, "benchmarks", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             lines = list(unencoded(ast.parse(path.read_text(encoding="utf-8"))))
@@ -180,7 +180,7 @@ def test_every_text_file_is_opened_as_utf_8() -> None:
 
 
 def deployments() -> dict[str, tuple[Flow, dict[str, Any]]]:
-    """What prefect.yaml deploys: its flow and its settings, by the deployment's full name."""
+    """Flow and settings of the deployments in prefect.yaml, by full name."""
     found = {}
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         file, function = deployment["entrypoint"].split(":")

@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, and opens with a header that says how to run it."""
+"""Every file in configs/ loads, and starts with a header that says how to run it."""
 
 import re
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_the_published_recipes_are_as_published(name):
     ],
 )
 def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
-    """From a local copy, split into problems to choose the threshold on and problems to report."""
+    """From a local copy, split into problems for selecting the threshold and problems for reporting."""
     rows = [{"question": f"1 + {number}?", "answer": f"so\n#### {number + 1}"} for number in range(1, 203)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
     protocol = load_config(BenchmarkConfig, CONFIGS / "benchmarks" / f"{name}.yaml")

@@ -1,4 +1,4 @@
-"""What README and docs show is run: snippets of Python and shell whole, other commands as far as parsing."""
+"""Snippets in README and docs are run: Python and shell blocks completely, other commands are parsed."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from dparallel.config.files import load_config
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/extending.md")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NOT_HERE = ("FILE", "CONFIG", "ID")  # stand for the reader's own
+NOT_HERE = ("FILE", "CONFIG", "ID")  # placeholders for the reader's own values
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,7 +34,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def folder_with_the_clone(folder: Path) -> Path:
-    """A folder in which the pages' relative paths work, and nothing of the clone can be written to."""
+    """A folder in which the pages' relative paths work, and in which the clone is not writable."""
     for name in ("configs", "teachers"):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -60,7 +60,7 @@ def run(arguments: list[str], folder: Path) -> str:
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
 def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
-    """A page is one namespace; its YAML and JSON blocks are files, named in their first lines."""
+    """A page is one namespace; its YAML and JSON blocks are files named in their first lines."""
     folder = folder_with_the_clone(tmp_path)
     for language in ("yaml", "json"):
         for block in blocks(page, language):

@@ -1,11 +1,11 @@
-"""Text files and pipes are UTF-8 whatever the locale: every call that opens one says so."""
+"""Text files and pipes are UTF-8 in any locale: every call that opens one states the encoding."""
 
 import ast
 from collections.abc import Iterator
 
 import pytest
 
-# Where each call takes the mode and the encoding, when they are given by position.
+# Positions of the arguments mode and encoding.
 FUNCTIONS = {"open": (1, 3), "fdopen": (1, 3)}
 METHODS = {"open": (0, 2), "read_text": (None, 0), "write_text": (None, 1)}
 TEMPORARY = {"TemporaryFile": (0, 2), "NamedTemporaryFile": (0, 2)}  # their default mode is binary
@@ -13,7 +13,7 @@ PROCESSES = {"run", "Popen", "check_output", "check_call", "call"}
 
 
 def unencoded(tree: ast.AST) -> Iterator[int]:
-    """Line numbers of the calls that leave the encoding of a text to the locale."""
+    """Line numbers of calls whose text encoding depends on the locale."""
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and _leaves_encoding_open(call):
             yield call.lineno
@@ -21,7 +21,7 @@ def unencoded(tree: ast.AST) -> Iterator[int]:
 
 def _leaves_encoding_open(call: ast.Call) -> bool:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    if "encoding" in keywords or None in keywords:  # None: **arguments, not seen through
+    if "encoding" in keywords or None in keywords:  # None: **arguments, which are not analysed
         return False
     module, name = _called(call.func)
     if module == "subprocess" and name in PROCESSES:

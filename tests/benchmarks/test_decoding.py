@@ -31,10 +31,10 @@ SMALL = DiffusionConfig(
 
 
 def test_flops_and_bytes_by_hand():
-    """Two rows of three tokens that attend to seven keys each; four positions are read.
+    """Two rows of three tokens that attend to seven keys each; logits are read at four positions.
 
-    A layer's weights: query and output 2·4·4 = 32, key and value 2·4·2 = 16, feed-forward 3·4·3 = 36;
-    in all 84. The head's: 4·5 = 20.
+    Weights of a layer: query and output 2·4·4 = 32, key and value 2·4·2 = 16, feed-forward 3·4·3 = 36;
+    84 in total. Weights of the head: 4·5 = 20.
     """
     forward = Forward(rows=2, width=3, attended=7, read=4)
     first_layer = 6 * (2 * 84 + 4 * 7 * 4)  # six tokens: matrices; scores and mixing of seven keys
@@ -81,7 +81,7 @@ def test_recorded_schedules_follow_the_cache():
 
 
 def test_limits_are_those_of_the_fastest_round(monkeypatch):
-    """A copy of 128 MiB reads and writes; a product of two 1024 x 1024 matrices; half a second at best."""
+    """A copy of 128 MiB reads and writes; a product of two 1024 x 1024 matrices; at best half a second."""
     seconds = itertools.cycle([2.0, 0.5, 1.0])
     monkeypatch.setattr("benchmarks.common.hardware.timed", lambda run, device: (run(), next(seconds)))
     limits = measure_limits(CPU, torch.float32)
@@ -97,7 +97,7 @@ def test_random_weights_are_the_same_numbers_in_every_dtype():
 
 
 def test_a_budget_takes_the_place_of_steps():
-    """64 tokens in 16 steps: the entropy of four predictions that know nothing."""
+    """64 tokens in 16 steps: the entropy of four uniform predictions."""
     decoding = random_workload(SHAPES["tiny-8l"]).decoding
     several = several_blocks(decoding, vocabulary=100)
     assert (several.rule, several.mode, several.steps) == ("entropy_budget", "multi_block", None)
@@ -124,7 +124,7 @@ def generation(tokens: list[int], nfe: int = 4, num_tokens: int | None = None) -
 
 
 def test_differing_share_by_hand():
-    """Five tokens count up to end-of-text, one of them differs; what follows does not count."""
+    """Five tokens count, including the end of sequence, and one differs; positions after it do not count."""
     reference = [generation([7, 8, 2, 9], num_tokens=3), generation([7, 2, 2, 2], num_tokens=2)]
     ours = [generation([7, 9, 2, 2]), generation([7, 2, 5, 5])]
     assert differing_share(ours, reference) == pytest.approx(1 / 5)
@@ -239,7 +239,7 @@ def test_table_cells():
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Compiling takes most of a minute; what it computes is tested with the decoders."""
+    """Compiling takes most of a minute; results of compiled steps are tested with the decoders."""
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
 
 
@@ -274,7 +274,7 @@ def test_one_command_one_table(capsys, tmp_path, uncompiled):
 
 
 def test_random_shape_in_two_dtypes(capsys, uncompiled):
-    """Rows of a fixed number of forwards, bf16 counted against float32's tokens; no marks."""
+    """Rows with a fixed number of forward passes; bf16 is compared with float32's tokens; no targets."""
     main(["--shape", "tiny-2l", "--dtype", "bfloat16", "float32", "--batch-sizes", "2", "--repeat", "1"])
     lines = cells(capsys.readouterr().out)
     rows = lines[1:]

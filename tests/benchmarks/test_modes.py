@@ -11,7 +11,7 @@ from benchmarks.modes import as_next_token_model, committing, main, measure
 
 @pytest.mark.slow
 def test_every_row_commits_as_much_as_told(tmp_path, capsys):
-    """16 tokens in blocks of 8, half a block at a forward: 4 forwards; token by token 16."""
+    """16 tokens in blocks of 8, half a block per forward pass: 4 forward passes; token by token 16."""
     out = tmp_path / "result.json"
     command = ["--shape", "tiny-2l", "--commit-share", "0.5", "--batch-sizes", "1", "2", "--repeat", "1"]
     main([*command, "--device", "cpu", "--out", str(out)])
@@ -21,7 +21,7 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     for row in rows:
         assert row["name"] in printed
         wanted = 16 if row["name"].startswith("autoregressive") else 4
-        assert row["nfe"] == pytest.approx(wanted, abs=1)  # a budget of entropies is met roughly
+        assert row["nfe"] == pytest.approx(wanted, abs=1)  # an entropy budget is met approximately
     assert rows[0]["ratio"] == 1
     width = {row["name"]: row["width"] for row in rows[:8]}
     assert width["sequential"] == 24  # a prompt of 8 and all 16

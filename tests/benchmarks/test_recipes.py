@@ -133,9 +133,9 @@ AUTOREGRESSIVE = {"mode": "autoregressive", "gen_length": 36}
 
 
 def test_models_are_timed_side_by_side(monkeypatch):
-    """Real models and a clock that ticks once a forward and row, which makes rates tokens per forward.
+    """Real models, and a clock that ticks per forward pass and row, so that rates are tokens per tick.
 
-    The ratios are to the autoregressive bare loop at the same batch size.
+    Ratios compare with the autoregressive bare loop at the same batch size.
     """
 
     def ticking(run, device):
@@ -172,7 +172,7 @@ def test_the_bare_loop_gives_the_same_tokens():
     model, tokenizer = load_model(RIVAL), load_tokenizer(RIVAL)
     problems = load_problems(ProblemsConfig(benchmark="coins", split="validation", count=5))
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
-    prompts[3] = prompts[3][:-2]  # nonsense, of another length
+    prompts[3] = prompts[3][:-2]  # an invalid problem, of another length
     decoding = DecodingConfig(**AUTOREGRESSIVE)
     for ours, bare in zip(
         generate(model, prompts, decoding), bare_loop(model, prompts, decoding, 2), strict=True

@@ -27,7 +27,7 @@ def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -
     made = ["7,995,392 random weights", f"{PROBLEMS} rows", f"{TRAIN_STEPS} train steps"]
     assert [line[1] for line in lines[:3]] == made
 
-    # 2. Every stage is finished and whole, and its line says what its manifest says
+    # 2. Every stage is finished and intact, and its line agrees with its manifest
     made = {path.name.partition("-")[0]: verify(path) for path in Path("made/pipeline").glob("*/")}
     assert sorted(made) == sorted(STAGES)
     rows = {row["stage"]: row for row in json.loads(Path("out.json").read_text(encoding="utf-8"))["rows"]}
@@ -37,7 +37,7 @@ def test_every_stage_runs_and_has_its_line(capsys: pytest.CaptureFixture[str]) -
     assert rows["training"]["peak_bytes"] == made["training"].metrics["peak_memory_bytes"]
     assert made["trajectories"].metrics["nfe"] == SMALL.steps
 
-    # 3. The benchmark read its 32 prompts with both models, and the sweep took fewer forwards
+    # 3. The benchmark read its 32 prompts with both models, and the sweep took fewer forward passes
     [results] = Path("made/pipeline").glob("benchmark-*/results.json")
     test = [row for row in json.loads(results.read_text(encoding="utf-8"))["rows"] if row["split"] == "test"]
     assert [(row["model"], row["samples"]) for row in test] == [

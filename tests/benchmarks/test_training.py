@@ -39,7 +39,7 @@ WORK = Work("small", SMALL, prompt_length=2, gen_length=4, block_length=2, sampl
 
 @pytest.mark.parametrize("complement", [True, False])
 def test_both_steps_have_one_loss_and_one_gradient(complement: bool) -> None:
-    """Prompts of different lengths, and targets near enough that some are already right."""
+    """Prompts of different lengths, and targets of which some are predicted correctly."""
     model = random_model()
     recipe = RecipeConfig(block_length=8, masking="random", complement=complement, certainty_weight=2.0)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_flops_by_hand() -> None:
 
 
 def test_activation_bytes_by_hand() -> None:
-    """A product keeps the input of a trained matrix, once however often it is used; weights do not count."""
+    """A product keeps the input of a trained matrix, counted once for several uses; weights do not count."""
     matrices = torch.nn.ModuleList(torch.nn.Linear(8, 4, bias=False) for _ in range(2))
     inputs = torch.ones(3, 8)
 
@@ -110,7 +110,7 @@ def test_one_command_prints_one_table(tmp_path, capsys) -> None:
 
 
 def test_a_wide_vocabulary_costs_ours_little(capsys) -> None:
-    """The marks where the vocabulary weighs as it does in the published models."""
+    """The targets for a vocabulary in proportion to that of the published models."""
     main(["--shape", "wide-vocabulary", "--repeat", "1", "--samples", "1"])
     assert [row[3] for row in cells(capsys.readouterr().out)[-2:]] == ["yes", "yes"]
 

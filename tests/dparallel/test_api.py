@@ -1,4 +1,4 @@
-"""What `import dparallel` gives, and that it changes nothing by itself."""
+"""The public API, and that importing it has no side effects."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_everything_named_is_there_and_typed() -> None:
 
 
 def test_importing_changes_nothing_and_warns_of_nothing() -> None:
-    """Neither the environment nor logging nor warnings; nor does an adapter make DeepSpeed speak up."""
+    """Neither on the environment nor on logging and warnings; nor does an adapter make DeepSpeed log."""
     code = """
 import json, logging, os, sys, warnings
 def state():

@@ -13,13 +13,13 @@ DECODING = {"gen_length": 36, "block_length": 12}
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server of the tests' own, for the whole session."""
+    """A Prefect server for the tests of a session."""
     with prefect_test_harness(server_startup_timeout=180):
         yield
 
 
 def small_settings(teacher: Path, runs: Path) -> dict[str, Any]:
-    """A whole experiment that takes seconds: a random teacher, 24 problems, 3 train steps, 2 students."""
+    """An experiment that takes seconds: a random teacher, 24 problems, 3 train steps, 2 students."""
     coins = {"benchmark": "coins", "count": 24}
     block = {"region": "block", "block_length": 12, "masking": "random"}
     return {
@@ -64,7 +64,7 @@ def config_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tracking store of one test."""
+    """The tracking store of a test."""
     uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri

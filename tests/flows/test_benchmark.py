@@ -1,4 +1,4 @@
-"""The benchmark on a work pool, with a thread in the place of its workers."""
+"""The benchmark on a work pool, with a thread in place of its workers."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def one_student(config_file: Path) -> None:
 
 
 def settings(config_file: Path, runs: str) -> list[str]:
-    """Overrides for an experiment in the folder `runs` where models lie as if merged."""
+    """Overrides for an experiment in the folder `runs`, with models in place of merged ones."""
     overrides = [*TWO_SLICES, f"runs={config_file.parent / runs}"]
     experiment = Experiment(load_config(DistillConfig, config_file, overrides))
     teacher = Path(experiment.config.teacher)
@@ -60,14 +60,14 @@ def settings(config_file: Path, runs: str) -> list[str]:
 
 
 def finish(plan: StagePlan, model: Path | None = None) -> None:
-    """A finished stage that holds a model or nothing."""
+    """A finished stage with a model or without files."""
     stage = Stage(plan.stage, plan.settings(), plan.inputs, plan.out_dir)
     files = [] if model is None else [file for file in model.iterdir() if file.is_file()]
     stage.finish([Path(shutil.copy(file, stage.folder)).name for file in files])
 
 
 def parts(config_file: Path) -> list[FlowRun]:
-    """The dispatched runs for one config, the oldest first."""
+    """The dispatched runs for a config, the oldest first."""
     with get_client(sync_client=True) as client:
         runs = [run for run in client.read_flow_runs() if run.deployment_id is not None]
     mine = [run for run in runs if run.parameters.get("config") == str(config_file)]
@@ -76,7 +76,7 @@ def parts(config_file: Path) -> list[FlowRun]:
 
 @contextmanager
 def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
-    """Does one part after the other; those whose turn is in `dies_at` crash before their last unit."""
+    """Runs one part after another; parts whose index is in `dies_at` crash before their last unit."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -94,7 +94,7 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
                 done += 1
             time.sleep(0.1)
 
-    thread = threading.Thread(target=copy_context().run, args=(work,))  # the tests' server is in the context
+    thread = threading.Thread(target=copy_context().run, args=(work,))  # the context holds the tests' server
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Bad input from the command line: one clear line, exit code 2, and no server was started."""
+"""Invalid input on the command line: one clear line, exit code 2, and no server is started."""
 
 import json
 import os
@@ -32,7 +32,7 @@ Refused = pytest.CaptureFixture[str]
 def refusal(
     module: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch, captured: Refused
 ) -> str:
-    """What `python -m <module> <arguments>` says as it refuses to start."""
+    """The error message of `python -m <module> <arguments>`."""
     name = module.__name__.removeprefix("flows.")
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -128,7 +128,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
 def test_more_processes_than_gpus_here_are_no_error(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training may run on another machine, and fits itself to that."""
+    """Training may run on another machine, and adapts to it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     large = SimpleNamespace(total_memory=2**36)
@@ -190,7 +190,7 @@ def test_a_student_that_is_not_trained_or_merged_is_named_with_its_command(
 
 
 def test_a_bug_in_a_check_keeps_its_traceback(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a user got wrong is one line; any other ValueError is ours."""
+    """Only users' errors are printed as one line; other ValueErrors are bugs."""
 
     def bug(*arguments: object) -> None:
         raise ValueError("zip() argument 2 is shorter than argument 1")
@@ -204,7 +204,7 @@ def test_a_bug_in_a_check_keeps_its_traceback(config_file: Path, monkeypatch: py
 
 
 def rows(folder: Path, name: str, references: list[str | None]) -> str:
-    """The setting of a data set whose rows have these references."""
+    """The settings of a data set whose rows have these references."""
     file = folder / f"{name}.jsonl"
     lines = [
         json.dumps({"prompt": f"{name} {row}", "reference": reference})

@@ -1,4 +1,4 @@
-"""Dispatched runs, with a thread in the place of the worker that ends them."""
+"""Dispatched runs, with a thread in place of the worker that finishes them."""
 
 import threading
 import time
@@ -128,7 +128,7 @@ def unreachable(*arguments: object, **keywords: object) -> None:
 
 
 def replace_in_client(monkeypatch: pytest.MonkeyPatch, method: str, instead: Callable) -> None:
-    """For the dispatch alone: the parent's own flow run goes on undisturbed."""
+    """For the dispatch only: the parent's own flow run is not affected."""
 
     @contextmanager
     def changed(**options: Any) -> Iterator[SimpleNamespace]:
@@ -170,7 +170,7 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(monkeypatch: pytest.Mo
 
 
 def test_a_run_that_goes_on_already_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parent was killed, so nobody cancelled it; another parent is no other work."""
+    """Its parent was killed, so it was not cancelled; a different parent does not matter."""
 
     def end(message: str) -> None:
         for run in errands():
@@ -181,9 +181,9 @@ def test_a_run_that_goes_on_already_is_joined(monkeypatch: pytest.MonkeyPatch) -
     for message in ("joined", "other work"):
         parameters = {"message": message, "parent": "killed"}
         run_deployment("errand/stage", parameters=parameters, timeout=0, as_subflow=False)
-    # A run ends while it is waited for.
+    # A run ends during the wait.
     ending = SimpleNamespace(sleep=lambda seconds: end("joined"), monotonic=time.monotonic)
     monkeypatch.setattr("flows.dispatch.time", ending)
-    for runs in (1, 2):  # one that has ended is not joined
+    for runs in (1, 2):  # a finished run is not joined
         dispatching("errand", {"message": "joined", "parent": "rerun"})
         assert [run.parameters["message"] for run in errands()].count("joined") == runs

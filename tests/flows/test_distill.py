@@ -77,7 +77,7 @@ def test_the_whole_pipeline_and_again(
     assert held == [], "training is launched beside no model that this process still holds"
     client = MlflowClient(tracking_uri=local_store)
 
-    # 1. What the user reads: the table, pictures that exist, the way into MLflow
+    # 1. The report: the table, existing plots, how to open MLflow
     assert text.startswith("| model")
     pictures = [line.strip() for line in text.splitlines() if line.endswith(".png")]
     assert {Path(each).name.split("-")[0] for each in pictures} == {
@@ -106,13 +106,13 @@ def test_the_whole_pipeline_and_again(
     assert "model/model.safetensors" in artifacts(client, children["merging published"], "model")
     assert "tradeoff.png" in artifacts(client, children["benchmark"])
 
-    # 3. Once more: nothing is done again, and MLflow says so
+    # 3. A second run: nothing is computed again, and MLflow says so
     runs = tmp_path / "runs" / "small"
     stages = {path: changed for path, changed in files_below(runs).items() if path.parent.name != "tracking"}
     assert len([path for path in stages if path.name == MANIFEST]) == len(STAGES)
     assert distill(str(config_file)) == text
     again = files_below(runs)
-    curves = runs / Path(pictures[-1]).name  # drawn again: it belongs to no stage
+    curves = runs / Path(pictures[-1]).name  # drawn again, since it belongs to no stage
     assert {path: again[path] for path in stages if path != curves} == {
         path: changed for path, changed in stages.items() if path != curves
     }
@@ -123,7 +123,7 @@ def test_the_whole_pipeline_and_again(
     assert artifacts(client, repeated["merging published"]) == {"config.yaml", "manifest.json"}
     assert len(client.search_model_versions("name = 'small-published'")) == 1
 
-    # 4. A student with another recipe: only what depends on it is made anew. Every stage is sent to its pool
+    # 4. A student with another recipe: only what depends on it is computed. Every stage runs on its pool
     deployed, sent = deployments(), []
 
     def worker(deployment: str, name: str, parameters: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ def test_a_teacher_by_command_ends_with_its_folder(
 @pytest.mark.slow  # it starts a server of its own
 @pytest.mark.usefixtures("local_store")
 def test_the_folder_is_the_last_line_without_a_server_too(tmp_path: Path) -> None:
-    """After the log, and after the farewell of the server that Prefect starts."""
+    """After the log, and after the exit message of the server that Prefect starts."""
     command = [sys.executable, "-m", "flows.teacher", "--config", config_for(tmp_path, 0.0)]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}

@@ -1,4 +1,4 @@
-"""Trajectories on a work pool, with a thread in the place of its workers."""
+"""Trajectories on a work pool, with a thread in place of its workers."""
 
 import sys
 import threading
@@ -42,7 +42,7 @@ def polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parts(config_file: Path) -> list[FlowRun]:
-    """The dispatched runs for one config, the oldest first."""
+    """The dispatched runs for a config, the oldest first."""
     with get_client(sync_client=True) as client:
         runs = [run for run in client.read_flow_runs() if run.deployment_id is not None]
     mine = [run for run in runs if run.parameters.get("config") == str(config_file)]
@@ -51,7 +51,7 @@ def parts(config_file: Path) -> list[FlowRun]:
 
 @contextmanager
 def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
-    """Does one part after the other; those whose turn is in `dies_at` crash before their last shard."""
+    """Runs one part after another; parts whose index is in `dies_at` crash before their last shard."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -69,7 +69,7 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
                 done += 1
             time.sleep(0.1)
 
-    thread = threading.Thread(target=copy_context().run, args=(work,))  # the tests' server is in the context
+    thread = threading.Thread(target=copy_context().run, args=(work,))  # the context holds the tests' server
     thread.start()
     try:
         yield
@@ -84,7 +84,7 @@ def test_what_a_dead_worker_left_is_redone(config_file: Path) -> None:
     assert [run.parameters["numbers"] for run in parts(config_file)] == [[0, 2], [1, 3], [2]]
     assert [run.name for run in parts(config_file)][:2] == ["shards, part 1 of 2", "shards, part 2 of 2"]
 
-    # The number of parts is not part of what the rows are made from: the stage is found again.
+    # The number of parts is not part of the key of the stage, which is therefore found again.
     assert trajectories(str(config_file), FOUR_SHARDS) == folder
     assert len(read_manifest(folder).files) == 4
 

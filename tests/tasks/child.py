@@ -1,4 +1,4 @@
-"""What the launch tests start in place of training: python -m tests.tasks.child PLAN."""
+"""Started by the launch tests in place of training: python -m tests.tasks.child PLAN."""
 
 import json
 import os

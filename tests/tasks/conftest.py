@@ -21,14 +21,14 @@ def free_port() -> int:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """An MLflow store of the test's own, in sqlite, and the client that looks into it."""
+    """A temporary MLflow store in sqlite, and its client."""
     uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(tracking_uri=uri)
 
 
 def finish_stage(folder: Path, name: str) -> None:
-    """A finished stage's folder with a weights file, a picture, a shard and metrics over steps."""
+    """A finished stage's folder with a weights file, a plot, a shard and metrics over steps."""
     teacher = folder.parent / "teacher"
     teacher.mkdir(exist_ok=True)
     (teacher / "config.json").write_text("{}", encoding="utf-8")

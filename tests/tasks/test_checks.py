@@ -1,4 +1,4 @@
-"""The published experiments, checked whole with a small teacher from a hub's cache and local data."""
+"""The published experiments, checked completely with a small teacher from a Hub cache and local data."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ NUMBERS = range(1, 211)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the hub's data sets lie: questions to train on, and GSM8K's test problems."""
+    """Local copies of the Hub data sets: training questions, and GSM8K's test problems."""
     folder = tmp_path_factory.mktemp("data")
     for name, buys in (("train", "buys"), ("test", "loses")):
         rows = [{"question": f"Tom {buys} {n} pens", "answer": f"so #### {n}"} for n in NUMBERS]
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def snapshot(cache: Path, name: str, chat_template: str | None) -> Path:
-    """A checkpoint as the hub's client keeps it."""
+    """A checkpoint as stored by the Hub client."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc", encoding="utf-8")
@@ -100,7 +100,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_gpu")
 def test_a_gpu_too_small_for_training_is_named_before_anything_is_recorded(tmp_path: Path) -> None:
-    """Unless training runs elsewhere; the tiny teacher itself fits."""
+    """Except if training runs on another machine; the tiny teacher itself fits."""
     settings = [f"runs={tmp_path}", f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}"]
     with pytest.raises(ConfigError, match="training needs .* on each GPU"):
         distill.plan(str(CONFIGS / "tiny.yaml"), settings)
@@ -129,7 +129,7 @@ def finish(plan: StagePlan) -> None:
 def test_a_baseline_on_the_hub_is_found_beforehand_and_by_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes after hours of training asks for the folder, once, as for the teacher's."""
+    """Later stages use the same folder, resolved once, as the teacher's."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     settings = [
         f"runs={tmp_path}",
@@ -207,7 +207,7 @@ def test_a_damaged_model_is_refused_before_anything_starts(tmp_path: Path, model
     edited = (tiny / "tokenizer_config.json").read_text(encoding="utf-8")
     (damaged / "tokenizer_config.json").write_text(edited.replace("{", "{ ", 1), encoding="utf-8")
     with pytest.raises(StageError, match=r"tokenizer_config\.json does not match manifest\.json"):
-        check_experiment(load_config(DistillConfig, config, settings))  # as `plan` does, which hashes nothing
+        check_experiment(load_config(DistillConfig, config, settings))  # like `plan`, without hashing
     (damaged / "tokenizer_config.json").write_text(edited.replace("\n", " ", 1), encoding="utf-8")
     with pytest.raises(StageError, match=r"tokenizer_config\.json does not match manifest\.json"):
         checked_experiment(config, settings)

@@ -26,7 +26,7 @@ def on_hosts(folder: Path, text: str) -> LaunchConfig:
 
 
 def children_in(folder: Path, count: int) -> list[int]:
-    """The process ids of `count` children, as soon as all of them have started."""
+    """The process ids of `count` children, when all of them have started."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         written = [path.read_text(encoding="utf-8") for path in folder.glob("training/pid-*")]
@@ -48,7 +48,7 @@ def gone(pids: list[int]) -> bool:
 def test_every_process_gets_the_plan_and_its_lines_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In UTF-8 also where the locale is not."""
+    """In UTF-8 in any locale."""
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     lines: list[str] = []
@@ -62,7 +62,7 @@ def test_every_process_gets_the_plan_and_its_lines_come_back(
 
 
 def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> None:
-    """The one launch by DeepSpeed's own launcher."""
+    """A launch by DeepSpeed's launcher."""
     lines: list[str] = []
     launch(
         plan_in(tmp_path, "well"), on_hosts(tmp_path, "localhost slots=2"), lines.append, lambda: None, CHILD
@@ -74,7 +74,7 @@ def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("hosts", ["node-b slots=2", "node-a slots=2\nnode-b slots=2"])
 def test_other_machines_are_reached_by_the_deepspeed_launcher(tmp_path: Path, hosts: str) -> None:
-    """One other machine alone must be forced on DeepSpeed, which would start its processes here."""
+    """DeepSpeed must be forced to use a single remote machine; otherwise its processes would run here."""
     line = command(on_hosts(tmp_path, hosts))
     hostfile = str(tmp_path / "hosts")
     assert line[1:6] == ["-m", "deepspeed.launcher.runner", "--hostfile", hostfile, "--force_multi"]
@@ -121,14 +121,14 @@ def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number:
 
 
 def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path) -> None:
-    """Its workers, in sessions of their own, live on and hold the output open."""
+    """Its workers, in their own sessions, survive and keep the output open."""
     ticks = 0
 
     def kill_the_launcher() -> None:
         nonlocal ticks
         ticks += 1
         children = children_in(tmp_path, 2)
-        if ticks != 2:  # workers are remembered from one tick to the next
+        if ticks != 2:  # workers are remembered between ticks
             return
         (workers_launcher,) = {psutil.Process(child).ppid() for child in children}
         (own,) = (

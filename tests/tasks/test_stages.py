@@ -1,4 +1,4 @@
-"""Two flows that come to the same stage: the second one waits, and uses what the first one made."""
+"""Two flows with the same stage: the second one waits, and uses the result of the first one."""
 
 import logging
 import threading
@@ -49,7 +49,7 @@ def test_work_waits_for_the_run_that_is_in_the_folder(tmp_path: Path, logged) ->
 
 
 def test_work_that_is_refused_waits_again(tmp_path: Path) -> None:
-    """A third run was a moment faster."""
+    """A third run was faster."""
     finish_stage(tmp_path / "stage", "merging")
     tries: list[str] = []
 

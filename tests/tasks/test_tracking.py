@@ -153,7 +153,7 @@ def test_a_server_that_is_away_gets_everything_later(
     assert len(pending(runs)) == 4
 
     with mlflow_server(free_port, tmp_path):
-        monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the records know where they belong
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the records name their store
         done = upload_command(str(runs))
         assert done.returncode == 0, done.stderr
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -174,7 +174,7 @@ def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowCli
     home = tmp_path / "runs" / "coins"
     folder = home / "training-0"
     with track(home, "training", "training random", {}, folder=str(folder)) as run:
-        run.forward(folder / "metrics.jsonl")  # not there yet
+        run.forward(folder / "metrics.jsonl")  # does not exist yet
         folder.mkdir(parents=True)
         log = folder / "metrics.jsonl"
         first, second = (json.dumps(line) + "\n" for line in METRICS[:2])
@@ -195,7 +195,7 @@ def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowCli
 def test_a_parent_that_is_still_running_is_created_for_its_child(
     tmp_path: Path, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server comes back between the start of the parent and that of a child."""
+    """The server becomes available between the start of the parent and that of a child."""
     home = tmp_path / "runs" / "coins"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with track(home, "distill", "wise-otter", {"name": "coins"}) as parent:
@@ -260,7 +260,7 @@ def test_a_local_run_links_to_the_ui_to_be_opened(store: MlflowClient, tmp_path:
 
 
 def away(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished record that waits for its upload."""
+    """A finished record that is not uploaded yet."""
     before = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with track(home, "distill", "waits", {}) as run:
@@ -374,7 +374,7 @@ def test_nothing_is_asked_of_the_store_while_there_is_no_new_line(
 
 
 def track_benchmark(home: Path, merged: Path, keeping: list[str]) -> None:
-    """A finished benchmark of the students in `merged`, of which some keep the accuracy."""
+    """A finished benchmark of the students in `merged`, some of which keep the accuracy."""
     folder = home / f"benchmark-{len(keeping)}"
     stage = Stage("benchmark", MergingConfig(), {"student/random": merged}, folder)
     stage.finish([], details={"students_that_keep_the_accuracy": keeping})

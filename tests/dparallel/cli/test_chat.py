@@ -107,7 +107,7 @@ def test_no_chat_template_names_the_remedy(tiny_checkpoint, capsys):
 
 
 def test_bytes_that_are_no_text_drop_their_line_alone(chat_checkpoint, monkeypatch, capsys):
-    """Whatever the locale: in one like C, Python would hand them on; in others, raise."""
+    """In any locale: Python reads invalid bytes as surrogates in a locale like C, and raises in others."""
     monkeypatch.setattr(
         "sys.stdin", io.TextIOWrapper(io.BytesIO(b"has 3\nTom \xff\nbuys 2\n"), encoding="ascii")
     )

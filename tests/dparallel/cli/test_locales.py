@@ -1,4 +1,4 @@
-"""Under locales that are not UTF-8, files and pipes are, and terminals get what they can show."""
+"""In locales other than UTF-8, files and pipes are UTF-8, and terminals get what they can show."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from dparallel.cli.main import main
 TEXT = "Réponds ß → 東京"
 ARGUMENT = "Tom possède 3 €"  # given on the command line, as bytes of UTF-8 or of the locale
 SHAPE = ["--gen-length", "8", "--block-length", "8"]
-# Two commands and a config in one process, as starting one takes seconds. Its stdout is a pipe.
+# Two commands and a config in one process, because starting one takes seconds. Its stdout is a pipe.
 SCRIPT = """
 import json, sys
 from dparallel.cli.main import main
@@ -31,7 +31,7 @@ json.dump({"codes": codes, "system": system}, open("report.json", "w", encoding=
 
 @pytest.fixture(scope="module")
 def latin_1(tmp_path_factory) -> dict[str, str]:
-    """The environment of a German locale of the time before UTF-8."""
+    """The environment of a German locale with ISO-8859-1."""
     folder = tmp_path_factory.mktemp("locales")
     if shutil.which("localedef") is None:
         pytest.skip("needs localedef, to build a locale in ISO-8859-1")

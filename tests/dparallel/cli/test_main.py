@@ -101,7 +101,7 @@ def test_plain_terminals_get_no_escape_codes(tiny_checkpoint, terminal, plain):
 
 
 def test_the_text_ends_at_the_first_end_of_text(tmp_path, capsys):
-    """Also where decoding goes on behind it, as the published loops do."""
+    """Also if decoding continues after it, as in the published loops."""
     model, tokenizer = random_model(1), build_tokenizer()
     save_model(model, tmp_path, tokenizer=tokenizer)
     decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.5, stop_at_eos=False)
@@ -123,7 +123,7 @@ def write_lines(path: Path, *lines: str) -> Path:
 
 
 def test_a_file_of_prompts(tiny_checkpoint, tmp_path, capsys):
-    """Input order, input fields kept, each row as the library decodes it, totals summed before dividing."""
+    """Input order and input fields are kept, rows equal the library's, totals are summed before dividing."""
     prompts = [PROMPT, "Ann 3 pens wins 2 ?", "?", "Eva 5 hats loses 3 buys 2 wins 1 . . ?"]
     records = [{"id": str(i), "question": each, "n": [i]} for i, each in enumerate(prompts)]
     lines = [json.dumps(record) for record in records]
@@ -170,7 +170,7 @@ def test_prompts_from_stdin(tiny_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_one_prompt_and_a_file_of_prompts_give_the_same_text(tmp_path, capsys):
-    """Also where special tokens are decoded, within a response and at its end."""
+    """Also if special tokens are decoded, within a response and at its end."""
     tokenizer = build_tokenizer()
     model = random_model(1)
     with torch.no_grad():  # special tokens are likely
@@ -195,7 +195,7 @@ def test_version(capsys):
 
 
 def test_a_bug_keeps_its_traceback(tiny_checkpoint, monkeypatch):
-    """A ValueError that is not a user's error is not turned into one line."""
+    """A ValueError that is not a user's error keeps its traceback."""
 
     def broken(*arguments):
         raise ValueError("a bug")
@@ -245,7 +245,7 @@ def test_the_chat_template_is_applied_unless_raw(tmp_path, capsys):
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
-    """The one line on stderr of a command that ends with exit code 2 and prints nothing."""
+    """The line on stderr of a command that ends with exit code 2 and prints nothing to stdout."""
     try:
         code = main(arguments)
     except SystemExit as ended:

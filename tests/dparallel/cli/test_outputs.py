@@ -1,4 +1,4 @@
-"""Where results are written: through links, into pipes and devices, and into files that keep their mode."""
+"""Results are written through links, pipes and devices, and to files that keep their mode."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""`generate --prompts` that is interrupted: what is done is kept, and the same command continues."""
+"""An interrupted `generate --prompts` keeps its results, and the same command continues from them."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def command(tiny_checkpoint, prompts, tmp_path):
 
 @pytest.fixture
 def whole(command, tmp_path) -> bytes:
-    """The results of a run that nothing interrupts."""
+    """The results of an uninterrupted run."""
     out = tmp_path / "whole.jsonl"
     assert main([*command, "--out", str(out)]) == 0
     return out.read_bytes()
@@ -46,7 +46,7 @@ def whole(command, tmp_path) -> bytes:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """How many prompts each call of `generate` was given."""
+    """The number of prompts of each call of `generate`."""
     calls, real = [], dparallel.cli.model.generate
 
     def count(model, prompts, *others):
@@ -58,7 +58,7 @@ def decoded(monkeypatch) -> list[int]:
 
 
 def die_after(monkeypatch, count: int, die) -> None:
-    """Call `die` in the middle of the run, after `count` results."""
+    """Call `die` during the run, after `count` results."""
     real, added = dparallel.cli.results._Partial.add, []
 
     def add(self, row, result):
@@ -138,7 +138,7 @@ def test_a_run_is_continued_more_than_once_and_its_trace_says_so(
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(command, whole, decoded, tmp_path, capsys):
-    """The limit of a file's size stops a write in the middle of a line, as a full disk does."""
+    """A limit of the file's size stops a write in the middle of a line, like a full disk."""
     partial = tmp_path / "out.jsonl.partial"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What all settings have in common, at any depth: known keys, strict numbers, paths, overrides."""
+"""Properties of all settings, at any depth: known keys, strict numbers, paths, overrides."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ class Inner(Config):
 
 
 class Outer(Config):
-    """Every way in which sections lie in each other."""
+    """All kinds of nested sections."""
 
     section: Inner = Inner()
     listed: tuple[Inner, ...] = (Inner(),)
@@ -115,7 +115,7 @@ def test_homes_are_expanded_once_in_the_settings(monkeypatch, tmp_path) -> None:
     with pytest.raises(ConfigError, match="at least 1 character"):
         SourceConfig(path="")
 
-    monkeypatch.setenv("HOME", str(tmp_path))  # files of settings too
+    monkeypatch.setenv("HOME", str(tmp_path))  # also for settings files
     (tmp_path / "decoding.yaml").write_text("{gen_length: 64}", encoding="utf-8")
     (tmp_path / "a.yaml").write_text(
         "{problems: {benchmark: coins, count: 1}, decoding: ~/decoding.yaml}", encoding="utf-8"
@@ -157,7 +157,7 @@ def test_overrides_within_lists_of_named_sections(tmp_path) -> None:
 
 
 def leaves(data, path=()):
-    """(keys, value) of everything in nested dicts and lists that is neither."""
+    """(keys, value) of all leaves of nested dicts and lists."""
     if not isinstance(data, dict | list):
         yield path, data
         return
@@ -165,7 +165,7 @@ def leaves(data, path=()):
         yield from leaves(value, (*path, str(key)))
 
 
-names = st.sampled_from(["a", "b", "0", "v1.2", "c.d.e"])  # where two fit, the longest name is meant
+names = st.sampled_from(["a", "b", "0", "v1.2", "c.d.e"])  # if two match, the longest name is used
 sections = st.builds(Inner, length=st.integers(1, 10**9))
 outers = st.builds(
     Outer,

@@ -1,4 +1,4 @@
-"""Every decoding that makes no sense is refused with the field, its value and the remedy."""
+"""Invalid decoding settings are rejected with the field, its value and the remedy."""
 
 import pytest
 from hypothesis import given
@@ -204,7 +204,7 @@ def test_what_a_mode_fills_in():
 
 
 def test_d3llms_second_threshold_is_accepted():
-    """It changes nothing in `multi_block`, but its published settings have it."""
+    """It has no effect in `multi_block`, but is part of the published settings."""
     assert DecodingConfig(mode="multi_block", decoded_token_threshold=0.95).decoded_token_threshold == 0.95
     assert DecodingConfig(mode="multi_block").decoded_token_threshold is None
 
@@ -222,7 +222,7 @@ def test_tables_name_settings_and_their_defaults_are_valid():
             assert DecodingConfig.model_validate(decoding.model_dump()) == decoding
 
 
-CHOICES = {  # for every setting, its default, a value that may have an effect and one that may not
+CHOICES = {  # for each setting: its default, a value that may have an effect, and one that may not
     "gen_length": st.sampled_from([32, 64]),
     "block_length": st.sampled_from([1, 32, 64]),
     "rule": st.sampled_from(list(RULES)),
@@ -243,7 +243,7 @@ CHOICES = {  # for every setting, its default, a value that may have an effect a
 
 @given(st.fixed_dictionaries({}, optional=CHOICES))
 def test_what_is_valid_is_complete_and_stays_valid(settings):
-    """Filled in once, settings are their own defaults: nothing given is changed, nothing is missing."""
+    """Settings with defaults filled in equal the given ones, and validate to themselves."""
     try:
         decoding = DecodingConfig(**settings)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""YAML 1.2 and JSON as they are written, and one line for what is neither."""
+"""YAML 1.2 and JSON files, and one-line errors for invalid ones."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_what_is_no_json_is_one_line(text: str, message: str) -> None:
 
 
 def test_an_included_json_file_is_json(tmp_path) -> None:
-    """Tabs and 2e8 are valid there; as YAML they were an error and a text."""
+    """Tabs and 2e8 are valid in JSON; read as YAML they were an error and a text."""
     (tmp_path / "a.yaml").write_text(
         "{problems: {benchmark: coins, count: 1}, decoding: decoding.json}", encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""Settings are read without the rest of the package, and without torch."""
+"""Reading settings imports neither the rest of the package nor torch."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""Which recipes make sense, and what they are at a point of the training."""
+"""Valid and invalid recipes, and recipes resolved at a point of the training."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ CURRICULUM = RecipeConfig(
 
 
 def test_schedules_by_hand() -> None:
-    """36 has the divisors 6, 9 and 12 between 6 and 12: a third of the training each."""
+    """The divisors of 36 from 6 to 12 are 6, 9 and 12, each for a third of the training."""
     points = [CURRICULUM.at(progress, 36) for progress in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
     assert [point.block_length for point in points] == [6, 6, 9, 9, 12, 12]
     assert [point.mask_ratio for point in points[:2]] == [(0.0, 0.8), pytest.approx((0.264, 0.8))]

@@ -1,4 +1,4 @@
-"""Decoding runs of the published loops, by what they exercise."""
+"""Recorded decodings of the published loops, by feature."""
 
 import json
 from typing import Any
@@ -38,8 +38,8 @@ def decoding_of(case: Case) -> DecodingConfig:
 
 
 def assert_agrees(generation: Generation, case: Case) -> None:
-    """Tokens and NFE; the loops with a cache waste a forward where a block's first one finished it."""
-    # The published pipeline cuts its tokens after an end-of-text.
+    """Tokens and NFE; cached loops spend an extra forward pass on blocks that their first one completed."""
+    # The published pipeline truncates its tokens after an end-of-sequence token.
     published = (
         generation.tokens[: len(case["tokens"])] if case.get("mode") == "pipelined" else generation.tokens
     )

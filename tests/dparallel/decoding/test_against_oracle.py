@@ -1,4 +1,4 @@
-"""`generate` equals the oracle in every row: all rules, modes and caches, whatever shares the batch."""
+"""`generate` equals the oracle in every row, for all rules, modes and caches, independent of the batch."""
 
 from copy import deepcopy
 from typing import Any
@@ -21,7 +21,7 @@ EOS = 2
 
 
 def model_of(seed: int, **shape) -> DiffusionTransformer:
-    """Random weights, biases included."""
+    """Random weights and biases."""
     model = random_model(seed, **shape)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.bias is not None:
@@ -29,7 +29,7 @@ def model_of(seed: int, **shape) -> DiffusionTransformer:
     return model
 
 
-# Seeds whose models commit an end-of-text token early in many rows, so that stopping is exercised.
+# Seeds whose models commit an end-of-sequence token early in many rows, so that stopping is tested.
 MODELS = [
     *(model_of(seed) for seed in range(3)),
     model_of(3, num_key_value_heads=2, qkv_bias=True),
@@ -38,7 +38,7 @@ MODELS = [
 ]
 CAUSAL = {"predicts_next": True, "attention_pattern": "causal"}
 AUTOREGRESSIVE = {seed: model_of(seed, num_key_value_heads=2, **CAUSAL) for seed in (5, 7)}
-THRESHOLDS = {  # around what these models predict, so that a forward commits some of what it read
+THRESHOLDS = {  # in the range of these models' predictions, so that some positions are committed
     "confidence": st.floats(0.1, 0.5),
     "entropy": st.floats(1.5, 3.5),
     "entropy_budget": st.floats(2, 12),
@@ -100,7 +100,7 @@ def test_every_row_equals_the_oracle(rule, data, prompts, model, batch_size):
     st.integers(2, 6),
 )
 def test_rows_that_fill_up_a_fixed_shape_change_nothing(monkeypatch, prompts, decoding, model, batch_size):
-    """The shapes of compiled steps, with steps that are not compiled."""
+    """The shapes of compiled steps, without compilation."""
     monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
     shaped = decoding.model_copy(update={"compile": True})
     for prompt, generation in zip(prompts, generate(model, prompts, shaped, batch_size), strict=True):
@@ -118,7 +118,7 @@ def test_a_share_met_exactly_opens_a_block():
 
 
 def test_what_only_fills_up_a_batch_has_not_been_read():
-    """Rows of one batch read different numbers of positions; a stable one has really been read before."""
+    """Rows of a batch read different numbers of positions; `stability` requires a previous reading."""
     limits = {"rule": "stability", "threshold": 0.15, "stability_threshold": 1.0}
     shape = {"gen_length": 24, "block_length": 4, "mode": "multi_block", "block_add_threshold": 0.75}
     decoding = DecodingConfig(**limits, **shape, stop_at_eos=False)
@@ -150,14 +150,14 @@ def test_an_exact_cache_changes_nothing(prompts, decoding, model, batch_size):
         for cache in ("exact", "none")
     )
     for prompt, one, other in zip(prompts, cached, uncached, strict=True):
-        if choices(one) != choices(other):  # a tie in float32, decided by how sums are rounded
+        if choices(one) != choices(other):  # a tie in float32, decided by rounding of sums
             assert is_rounding(one, model, prompt, decoding)
             assert is_rounding(other, model, prompt, decoding)
 
 
 @given(prompts, st.sampled_from(MODELS), st.floats(1.5, 3.5), st.sampled_from([4, 8, 12]))
 def test_what_follows_a_block_changes_nothing_before_it(prompts, model, threshold, block_length):
-    """Block-causal attention: of a longer response, opened one block at a time, the beginning is the same."""
+    """Block-causal attention: the beginning of a longer response is the same if blocks open one at a time."""
     shape = {"block_length": block_length, "threshold": threshold, "stop_at_eos": False, "mode": "pipelined"}
     whole = {**shape, "block_add_threshold": 1.0, "decoded_token_threshold": 1.0}
     long, short = (
@@ -168,7 +168,7 @@ def test_what_follows_a_block_changes_nothing_before_it(prompts, model, threshol
 
 
 def test_a_row_behind_its_batch_mate_reads_within_the_canvas_in_use():
-    """A forward without a cache ends with the last block open in any row; who reads less fills up."""
+    """A forward pass without cache ends at the last block open in any row; other rows are filled up."""
     shape = {"gen_length": 24, "block_length": 4, "rule": "margin", "threshold": 0.25, "cache": "none"}
     decoding = DecodingConfig(**shape, mode="pipelined", block_add_threshold=0.5, stop_at_eos=False)
     prompts = [[2] * 7, [2, 2, 2, 5], [3, 9], [7]]
@@ -191,7 +191,7 @@ def test_rows_that_may_end_by_several_tokens_equal_the_oracle(prompts, decoding,
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "exact"])
 @pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
 def test_rows_that_stop_early_make_room_for_others(mode, cache):
-    """Five slots for twelve rows, of which some end with masks left and others use all their forwards."""
+    """Five slots for twelve rows, some of which end with masks left while others use all forward passes."""
     if cache != "none" and (cache == "exact") != (mode == "pipelined"):
         pytest.skip("no such combination")
     decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.5, mode=mode, cache=cache)
@@ -221,8 +221,8 @@ def choices(generation: Generation) -> tuple[list[int], list[int], int, int]:
 def is_rounding(
     generation: Generation, model: DiffusionTransformer, prompt: list[int], decoding: DecodingConfig
 ) -> bool:
-    """Whether the oracle gives the same with weights moved by a millionth: two scores that tie in float32,
-    or one on its threshold (one row in some 20,000)."""
+    """Whether the oracle's result is stable when weights move by a millionth. It is not if two scores tie in
+    float32 or one equals its threshold, in about one of 20,000 rows."""
     for seed in range(16):
         torch.manual_seed(seed)
         moved = deepcopy(model)
@@ -234,7 +234,7 @@ def is_rounding(
 
 
 def test_rounding_explains_a_tie_and_no_other_budget():
-    """Two entropies 4e-7 apart decide this row, as found by chance."""
+    """Two entropies that differ by 4e-7 decide this row, found by chance."""
     model, prompt = MODELS[3], [33, 28]
     shape = {"gen_length": 24, "block_length": 24, "rule": "entropy_budget", "stop_at_eos": False}
     cached = {"mode": "multi_block", "cache": "prefix", "settle_rounds": 2, "refresh_every": 3}
@@ -253,8 +253,8 @@ def test_observed_steps_replay_every_row(prompts, decoding, model, batch_size):
 
 
 def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) -> None:
-    """Blocks open by the shares committed so far, only masked positions of open blocks are read, the
-    first unfinished block gets a token at every forward, and the commits add up to the generation."""
+    """Blocks open by committed shares, only masked positions of open blocks are read, the first incomplete
+    block commits a token in every forward pass, and the commits add up to the generation."""
     length, blocks = decoding.block_length, decoding.blocks
     committed: dict[int, tuple[int, int, float]] = {}  # token, commit step, probability by offset
     opened = 1
@@ -284,7 +284,7 @@ def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) 
 
 
 def test_a_row_with_more_open_blocks_than_are_recomputed_is_read_within_them():
-    """It only fills up the shape; what it reads is nonsense, and must lie inside what was computed."""
+    """A fill-in row reads meaningless positions, which must be within the computed ones."""
     model = MODELS[0]
     decoding = DecodingConfig(gen_length=24, block_length=8, mode="multi_block", cache="dual", threshold=0.0)
     canvas = Canvas.start([[5, 6], [7]], [0, 0], decoding, model.config, model.device)

@@ -1,4 +1,4 @@
-"""Compiled steps give the same tokens. Compilation takes seconds a shape, so few shapes are run."""
+"""Compiled steps give the same tokens. Compilation takes seconds per shape, so only few shapes are tested."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def equal_tokens(device: str, **settings) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"cache": "dual"}, {"mode": "pipelined"}])
 def test_compiled_steps_on_the_cpu(settings, monkeypatch):
-    """One graph a step: a break, which would leave parts of it uncompiled, is an error here."""
+    """One graph per step; a graph break, which would leave parts uncompiled, is an error here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
     equal_tokens("cpu", **settings)
 

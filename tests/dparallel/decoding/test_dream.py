@@ -1,4 +1,4 @@
-"""Dream: its own sampler, and block-wise decoding of a model that predicts one position ahead."""
+"""Dream: its sampler, and block-wise decoding of a model that predicts the next position."""
 
 import json
 

@@ -12,7 +12,7 @@ from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
-# Seeds whose models commit an end-of-text token early in many rows, so that stopping is exercised.
+# Seeds whose models commit an end-of-sequence token early in many rows, so that stopping is tested.
 MODELS = [random_model(seed) for seed in range(3)]
 
 
@@ -24,7 +24,7 @@ def test_published_loops_give_the_same(llada_tiny, kind):
 
 
 def test_published_loops_give_the_same_in_one_batch(llada_tiny):
-    """Runs of equal settings together, in fewer slots than there are runs."""
+    """Run cases with equal settings together, in fewer slots than there are cases."""
     groups: dict[DecodingConfig, list[dict]] = {}
     for case in (case for cases in CASES.values() for case in cases):
         groups.setdefault(decoding_of(case), []).append(case)
@@ -78,7 +78,7 @@ def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, mode_a
     ],
 )
 def test_each_response_is_reported_once_as_soon_as_it_is_whole(settings):
-    """Longest prompts first, several in one forward, and not all at the end."""
+    """Longest prompts first, several in one forward pass, and not all at the end."""
     prompts = [[4 + row] * (1 + row % 5) for row in range(12)]
     decoding = DecodingConfig(gen_length=16, block_length=8, threshold=1.5, **settings)
     reported, forwards, at_forward = {}, 0, []
@@ -113,7 +113,7 @@ def test_seeds_matter_and_low_temperature_is_greedy():
 
 @given(prompts, st.sampled_from(MODELS))
 def test_commit_steps_rebuild_every_canvas(prompts, model):
-    """Feeding the canvas of each recorded step to the model commits what was recorded."""
+    """The model's predictions for the canvas of each recorded step give the recorded commits."""
     decoding = DecodingConfig(gen_length=16, block_length=8, rule="entropy", threshold=1.0, stop_at_eos=False)
     for prompt, generation in zip(prompts, generate(model, prompts, decoding), strict=True):
         tokens, steps = torch.tensor(generation.tokens), torch.tensor(generation.commit_step)
@@ -128,7 +128,7 @@ def test_commit_steps_rebuild_every_canvas(prompts, model):
 
 
 def test_stop_at_eos_counts_and_fills():
-    """An early stop saves forwards, fills with end-of-text and counts tokens up to the first one."""
+    """An early stop saves forward passes, fills with EOS, and counts tokens including the first EOS."""
     decoding = {"gen_length": 24, "block_length": 8, "rule": "steps", "steps": 24}
     prompts = [[start] for start in range(3, 40)]
     stopped = full = 0
@@ -153,7 +153,7 @@ def test_stop_at_eos_counts_and_fills():
 
 @pytest.mark.parametrize("decoding", [{}, {"mode": "pipelined", "threshold": 1.5}])
 def test_a_row_ends_at_any_end_token(decoding):
-    """One token more may end a response: the tokens up to it are as before, and end-of-text follows."""
+    """With one more end token, tokens up to it are unchanged, and EOS follows."""
     decoding = DecodingConfig(gen_length=24, block_length=8, **decoding)
     prompts = [[start] for start in range(3, 40)]
     shorter = 0
@@ -343,7 +343,7 @@ def test_damaged_weights_are_not_taken_for_certainty():
     ],
 )
 def test_the_lowest_temperature_is_greedy(settings):
-    """Far below it, 1 / T overflows in float32, and the first token of the vocabulary would be drawn."""
+    """Below it, 1 / T overflows in float32, and the first token of the vocabulary would be sampled."""
     model = random_model(3)
     [greedy] = generate(model, [[5, 6]], DecodingConfig(gen_length=16, **settings))
     drawing = DecodingConfig(gen_length=16, **settings, temperature=MIN_TEMPERATURE, seed=1)

@@ -1,4 +1,4 @@
-"""A batch larger than memory: a smaller one by itself, or an error that says what would fit."""
+"""A batch that does not fit into memory is reduced, or raises an error that says what would fit."""
 
 import logging
 

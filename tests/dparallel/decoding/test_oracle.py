@@ -1,4 +1,4 @@
-"""The oracle against the published loops and against numbers worked by hand."""
+"""The oracle compared with the published loops and with numbers worked by hand."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_published_loops_give_the_same(llada_tiny, kind):
 
 
 def test_reading_by_hand():
-    """Probabilities 1/2, 1/4, 1/8, 1/8: entropy 7/4 ln 2; against a uniform one KL is 1/4 ln 2."""
+    """Probabilities 1/2, 1/4, 1/8, 1/8: entropy 7/4 ln 2; KL against the uniform distribution 1/4 ln 2."""
     now, uniform = torch.tensor([0.5, 0.25, 0.125, 0.125]), torch.full((4,), 0.25)
     reading = oracle._read(now, uniform, mask=0)
     assert reading == pytest.approx((1, 0.25, 0.75, 0.125, 1.75 * math.log(2), 0.25 * math.log(2)))
@@ -61,7 +61,7 @@ def test_rules_by_hand(rule, limits, ranking, chosen):
 
 
 def test_steps_by_hand():
-    """Eight positions in three forwards: 3, 3, 2."""
+    """Eight positions in three forward passes: 3, 3, 2."""
     decoding = DecodingConfig(gen_length=16, block_length=8, rule="steps", steps=6)
     assert [len(oracle._chosen(decoding, READING, [2, 3, 5, 6], each)) for each in range(3)] == [3, 3, 2]
 
@@ -99,8 +99,8 @@ def test_a_sequential_cache_is_filled_where_a_block_starts():
 
 @pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 2, "qkv_bias": True, "rope_theta": 500.0}])
 def test_forward_by_hand_equals_the_model(shape):
-    """A canvas recomputed in full equals the model; in part, what a full one would give these positions
-    if the others still held their old tokens."""
+    """A fully recomputed canvas equals the model; a partly recomputed one equals a full computation in which
+    the other positions hold their old tokens."""
     model = random_model(3, num_hidden_layers=1, **shape)
     for bias in (module.bias for module in model.modules() if isinstance(module, torch.nn.Linear)):
         if bias is not None:
@@ -110,7 +110,7 @@ def test_forward_by_hand_equals_the_model(shape):
     with torch.no_grad():
         logits = oracle._forward(model, old, list(range(5)), memory)
         assert torch.allclose(torch.stack(list(logits.values())), model(torch.tensor([old]))[0], atol=1e-5)
-        # With one layer an entry depends on its own token alone, so position 4 may still hold its old one.
+        # With one layer, an entry depends on its own token only, so position 4 may hold its old token.
         logits = oracle._forward(model, new, [2, 3], memory)
         expected = model(torch.tensor([[*new[:4], old[4]]]))[0]
     assert list(logits) == [2, 3]

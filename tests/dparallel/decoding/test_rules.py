@@ -14,7 +14,7 @@ from dparallel.decoding.sampling import uniform
 
 
 def committed(rule, score, masked, threshold=None, **setting):
-    """What `rule` commits where `score` is probability and entropy at once."""
+    """What `rule` commits if `score` is both probability and entropy."""
     values = torch.tensor([score])
     nothing = values[..., None]
     prediction = Prediction(torch.zeros_like(values).long(), values, values, 1 - values, nothing, nothing)
@@ -41,7 +41,7 @@ def test_confidence(threshold, expected):
 
 @pytest.mark.parametrize("rule", ["confidence", "margin", "steps", "entropy"])
 def test_the_surest_of_sure_tokens_is_found(rule):
-    """Probabilities of 1 - 1e-9 and 1 - 1e-12 are both 1 in float32; no threshold of 1 is met."""
+    """Probabilities 1 - 1e-9 and 1 - 1e-12 are both 1 in float32; neither reaches a threshold of 1."""
     logits = torch.tensor([[[0.0, -20.7, -40, -99], [0.0, -27.6, -40, -99], [0.0, -20.7, -40, -99]]])
     prediction = predict(logits, mask_token_id=3)
     assert prediction.probability.tolist() == [[1, 1, 1]]
@@ -63,7 +63,7 @@ def test_entropy(threshold, expected):
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (0.0, [0, 0, 0, 1, 0]),  # nothing fits: the surest alone
+        (0.0, [0, 0, 0, 1, 0]),  # nothing fits: only the best one
         (0.25, [0, 0, 0, 1, 0]),  # 0.125 fits, 0.125 + 0.25 does not
         (0.375, [1, 0, 0, 1, 0]),
         (0.875, [1, 0, 1, 1, 0]),  # 0.125 + 0.25 + 0.5, exactly
@@ -71,7 +71,7 @@ def test_entropy(threshold, expected):
     ],
 )
 def test_entropy_budget_takes_the_surest_whose_sum_fits(budget, expected):
-    """The committed position of entropy 0 neither counts nor is committed again."""
+    """A committed position of entropy 0 neither counts nor is committed again."""
     assert committed("entropy_budget", [0.25, 0.0, 0.5, 0.125, 1.0], [1, 0, 1, 1, 1], budget) == expected
 
 
@@ -79,7 +79,7 @@ def test_entropy_budget_takes_the_surest_whose_sum_fits(budget, expected):
     ("threshold", "expected"), [(0.7, [0, 1, 0]), (0.35, [1, 1, 0]), (0.05, [1, 1, 0]), (0.0, [1, 1, 1])]
 )
 def test_margin_is_the_lead_over_the_next_token(threshold, expected):
-    """Leads 0.4, 0.6 and 0: the mask's own 0.5 in the last row is no competitor."""
+    """Leads 0.4, 0.6 and 0: the mask token's 0.5 in the last row does not compete."""
     prediction = from_probabilities(
         [[0.6, 0.2, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 1e-9, 0.5]],
     )
@@ -92,8 +92,8 @@ def test_margin_is_the_lead_over_the_next_token(threshold, expected):
         (0.5, 0.1, [1, 1, 1], [1, 0, 1]),  # KL 0, 0.35 and 0.08
         (0.5, 0.34, [1, 1, 1], [1, 0, 1]),
         (0.5, 0.4, [1, 1, 1], [1, 1, 1]),
-        (0.85, 0.4, [1, 1, 1], [0, 0, 1]),  # stable and unsure is not enough
-        (0.5, 0.4, [0, 0, 0], [0, 0, 1]),  # never seen before: the likeliest alone
+        (0.85, 0.4, [1, 1, 1], [0, 0, 1]),  # stable but uncertain is not enough
+        (0.5, 0.4, [0, 0, 0], [0, 0, 1]),  # without previous reading: only the best one
     ],
 )
 def test_stability_asks_what_moved(threshold, stability_threshold, seen, expected):
@@ -116,7 +116,7 @@ def test_stability_asks_what_moved(threshold, stability_threshold, seen, expecte
 
 
 def test_steps_spend_the_remainder_first():
-    """Eight positions in three forwards: 3, 3, 2."""
+    """Eight positions in three forward passes: 3, 3, 2."""
     score = [0.1, 0.8, 0.3, 0.7, 0.2, 0.6, 0.5, 0.4]
     masked = [1] * 8
     counts = []
@@ -137,7 +137,7 @@ def test_steps_spend_the_remainder_first():
 def test_dreams_sampler_takes_its_share_of_the_masks(rule, first, second):
     """Four steps from 1 to 0.001 take int(3 * 0.25) = 0, then int(3 * 0.333) = 0 or 1 of 3 masks, ..., all.
 
-    The last position is surest by each score; next comes the lower entropy (0) or the likelier token (1).
+    The last position is best by all scores; the second is the lower entropy (0) or the more likely token (1).
     """
     prediction = from_probabilities(
         [[0.55, 0.449, 0.0005, 0.0005], [0.6, 0.14, 0.13, 0.13], [0.9, 0.05, 0.03, 0.02]]
@@ -164,7 +164,7 @@ def test_best_is_the_first_of_the_highest_among_the_candidates():
 
 
 def test_predict_by_hand():
-    """Three tokens of probability 1/2, 1/4, 1/4: entropy 1.5 ln 2; the mask (id 0) is passed over."""
+    """Three tokens of probability 1/2, 1/4, 1/4: entropy 1.5 ln 2; the mask (id 0) is never predicted."""
     prediction = predict(torch.tensor([[[2.0, 1.0, 1.0]]]) * math.log(2), mask_token_id=0)
     assert prediction.token.item() == 1
     assert prediction.probability.item() == pytest.approx(0.25)
@@ -177,7 +177,7 @@ def test_impossible_tokens_do_not_spoil_the_entropy():
 
 
 def test_predict_draws_by_probability_within_the_nucleus():
-    """Probabilities 0.5, 0.3, 0.2: top_p 0.7 keeps the first two, which then share as 5 : 3."""
+    """Probabilities 0.5, 0.3, 0.2: top_p 0.7 keeps the first two, which are then sampled as 5 : 3."""
     draws = 20_000
     logits = torch.tensor([0.5, 0.3, 0.2, 1e-9]).log().expand(draws, 1, 4)
     numbers = uniform(torch.arange(draws), torch.zeros(draws).long(), torch.zeros(draws, 1).long(), 4)

@@ -1,4 +1,4 @@
-"""A trained model is sure of most tokens to more digits than float32 has; the order among them must hold."""
+"""Probabilities of a trained model are closer to 1 than float32 resolves; their order must be correct."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_every_row_equals_the_oracle(teacher, settings):
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("mode", ["sequential", "multi_block"])
 def test_rows_that_fill_up_a_fixed_shape_change_nothing(teacher, monkeypatch, batch_size, cache, mode):
-    """The shapes of compiled steps, with steps that are not compiled."""
+    """The shapes of compiled steps, without compilation."""
     model, prompts = teacher
     decoding = DecodingConfig(**SHAPE, threshold=0.6, mode=mode, cache=cache)
     prompts = [prompt[: len(prompt) - row] for row, prompt in enumerate(prompts)]

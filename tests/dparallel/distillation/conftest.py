@@ -31,7 +31,7 @@ DECODING = DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=36
 
 
 def trajectory_rows(count: int) -> list[dict]:
-    """True solutions in a made-up order; every second prompt is shorter, every fifth row is wrong."""
+    """Valid solutions in an arbitrary order; every second prompt is shorter, every fifth row incorrect."""
     rng, tokenizer, rows = random.Random(0), build_tokenizer(), []
     for index, problem in zip(range(count), coins.problems("train", seed=0), strict=False):
         words = coins.draw_solution(problem, rng).split()
@@ -59,7 +59,7 @@ def trajectory_rows(count: int) -> list[dict]:
 
 
 def record(folder: Path, teacher: Path, rows: list[dict]) -> Path:
-    """A finished trajectories stage that holds `rows`."""
+    """A finished trajectories stage with the given rows."""
     problems = ProblemsConfig(benchmark="coins", count=len(rows))
     config = TrajectoriesConfig(problems=problems, decoding=DECODING)
     stage = Stage("trajectories", config, {"teacher": teacher}, folder)
@@ -78,7 +78,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def shipped(recipe: str) -> RecipeConfig:
-    """One of `configs/recipes`."""
+    """A recipe of `configs/recipes`."""
     return load_config(RecipeConfig, CONFIGS / "recipes" / f"{recipe}.yaml")
 
 
@@ -101,7 +101,7 @@ def training_config(**changes) -> TrainingConfig:
 def write_plan(
     folder: Path, teacher: Path, trajectories: Path, recipe: RecipeConfig = RECIPE, **changes
 ) -> tuple[Path, Path]:
-    """The plan of a training and its output folder, both inside `folder`."""
+    """The plan of a training and its output folder, both in `folder`."""
     config = StudentConfig(training=training_config(**changes), recipe=recipe)
     plan = StagePlan(
         stage="training",
@@ -118,12 +118,12 @@ def torchrun(plan: Path, processes: int = 1) -> list[str]:
     return [*launcher, "--nproc_per_node", str(processes), "-m", "dparallel.distillation", str(plan)]
 
 
-# Two processes need two GPUs, and curves of one and two are compared: everything computes on the CPU.
+# Two processes would need two GPUs, and results of one and two are compared, so everything runs on the CPU.
 NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(command: list[str], env: dict[str, str] = NO_GPU) -> tuple[int, str]:
-    """Exit code and all output."""
+    """Exit code, and all output."""
     done = subprocess.run(
         command,
         env=env,
@@ -140,7 +140,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def run_forked(plan: Path, at_step: Callable[[int], None] | None = None) -> tuple[int, str]:
-    """As `run` of one process without a launcher: nothing is imported again.
+    """Like `run` for one process without a launcher, which saves importing everything again.
 
     Args:
         at_step: called in the process before each train step.

@@ -1,4 +1,4 @@
-"""A train step's canvases: the same work however it is divided."""
+"""The canvases of a train step, which do not depend on how the step is divided."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def samples() -> Samples:
 
 
 def run_loss(model: DiffusionTransformer, batch: Batch, recipe: RecipeConfig) -> torch.Tensor:
-    """Its student sees by levels or not; its teacher is the same model without them."""
+    """The student's attention uses levels or not; the teacher is the same model without levels."""
     teacher = model(**batch.teacher_inputs).detach() if recipe.targets == "teacher" else None
     return loss(model(**batch.student_inputs), batch, recipe, teacher).loss
 
@@ -56,7 +56,7 @@ def run_loss(model: DiffusionTransformer, batch: Batch, recipe: RecipeConfig) ->
 def step_loss(
     model: DiffusionTransformer, samples: Samples, recipe: RecipeConfig, micro: int, processes: int
 ) -> tuple[float, torch.Tensor]:
-    """A train step's loss and one gradient, as the mean over forwards and processes that an engine takes."""
+    """Loss and a gradient of a train step, averaged over forward passes and processes like in an engine."""
     shape = step_shape(training_config(views_per_step=16, micro_batch_size=micro), recipe.views, processes)
     batches = [
         batch
@@ -81,7 +81,7 @@ def test_neither_forwards_nor_processes_change_a_step(
 
 
 def test_inverse_ratio_is_one_mean_over_the_step(samples: Samples) -> None:
-    """1/p of every position read, over their number; not a mean of means."""
+    """1/p of every position read, divided by their number; not a mean of means."""
     rng = np.random.default_rng(1)
     views = [
         make_views(D2F, response, steps, EOS, rng)
@@ -108,7 +108,7 @@ def test_inverse_ratio_is_one_mean_over_the_step(samples: Samples) -> None:
 
 
 def test_view_means_as_before(samples: Samples) -> None:
-    """Each view's positions weigh 1 together, each sample 1 over the samples of its step."""
+    """The weights of a view's positions sum to 1, those of a sample to 1 / samples of the step."""
     rng = np.random.default_rng(1)
     both = [make_views(D3LLM, samples.responses[i], samples.commit_step[i], EOS, rng) for i in range(3)]
     assert normaliser(D3LLM, both) == 3
@@ -147,12 +147,12 @@ def test_levels_of_a_padded_batch_by_hand() -> None:
 
 
 def test_the_student_alone_is_block_causal(tiny_model: DiffusionTransformer, samples: Samples) -> None:
-    """Its logits ignore later blocks and padding; the teacher's do not ignore later blocks."""
+    """Its logits are independent of later blocks and padding; the teacher's depend on later blocks."""
     shape = step_shape(training_config(views_per_step=8, micro_batch_size=8), 1, 1)
     [batch] = step_batches(samples, D2F, shape, tiny_model.config, 0, 1)
     assert batch.attention_mask is not None
     assert batch.levels is not None
-    last = batch.levels == 3  # the third block, of which the first two must not know
+    last = batch.levels == 3  # the third block, to which the first two must not attend
     changed = batch._replace(canvas=torch.where(last | ~batch.attention_mask, 9, batch.canvas))
     earlier = ~last[batch.read]
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_targets_of_a_teacher_that_was_not_asked(tiny_model: DiffusionTransforme
 
 
 def test_terms_have_their_weights(tiny_model: DiffusionTransformer, samples: Samples) -> None:
-    """d3LLM's (CE + CE of the complement + 2 entropy) / 4, the entropy of the first view alone."""
+    """d3LLM's (CE + CE of the complement + 2 entropy) / 4, with the entropy of the first view only."""
     shape = step_shape(training_config(views_per_step=8, micro_batch_size=8), 2, 1)
     [batch] = step_batches(samples, D3LLM, shape, tiny_model.config, 0, 1)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_terms_have_their_weights(tiny_model: DiffusionTransformer, samples: Sam
         certainties.append(entropies.mean().item() if len(entropies) else 0.0)
     made = loss(logits, batch, D3LLM)
     assert sum(certainties[::2]) > 0
-    assert sum(certainties[1::2]) > 0  # so the complement's would show
+    assert sum(certainties[1::2]) > 0  # so that the complement's would be noticed
     assert made.cross_entropy.item() == pytest.approx(sum(cross_entropies) / 4, rel=1e-5)
     assert made.certainty.item() == pytest.approx(sum(certainties[::2]) / 4, rel=1e-5)
     expected = (sum(cross_entropies) + 2 * sum(certainties[::2])) / 4 / 4

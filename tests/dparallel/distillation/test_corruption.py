@@ -78,7 +78,7 @@ def test_random_masks_have_their_ratio() -> None:
 
 
 def test_monotone_ratios_have_their_means() -> None:
-    """p_1 is uniform; what is left to `high` is halved on average by the last block, in equal rises."""
+    """p_1 is uniform; the distance to `high` is halved on average by the last block, in equal steps."""
     generator = rng()
     drawn = np.array([monotone_ratios(5, 0.2, 0.7, generator) for _ in range(4000)])
     assert drawn.mean(axis=0) == pytest.approx(0.45 + 0.125 * np.arange(5) / 4, abs=0.01)
@@ -103,7 +103,7 @@ def test_a_ratio_is_drawn_from_its_range() -> None:
     assert (min(drawn), np.mean(drawn), max(drawn)) == pytest.approx((0.2, 0.4, 0.6), abs=0.01)
     before = generator.bit_generator.state
     assert draw_ratio(0.5, 0.5, generator) == 0.5
-    assert generator.bit_generator.state == before  # a fixed one is not drawn
+    assert generator.bit_generator.state == before  # a fixed ratio is not drawn
 
 
 def test_unread_blocks_by_hand() -> None:
@@ -175,7 +175,7 @@ recipes = st.sampled_from(
 
 
 def semi_autoregressive(steps: list[int]) -> np.ndarray:
-    """Commit steps in which every block of 4 comes after the one before."""
+    """Commit steps in which every block of 4 follows the previous one."""
     return np.array([step + 4 * (index // 4) for index, step in enumerate(steps)])
 
 
@@ -203,7 +203,7 @@ def test_invariants_of_views(
         only = views[0]
         assert only.read.any()
         canvases = [(commit_step >= step).tolist() for step in np.unique(commit_step)]
-        assert only.masked.tolist() in canvases  # a canvas that decoding really met
+        assert only.masked.tolist() in canvases  # a canvas that occurred in decoding
     for made in views:
         assert ((made.weight > 0) == made.read).all()
         if recipe.weighting == "view_mean":
@@ -224,7 +224,7 @@ def test_the_recipes_ratios_reach_its_views() -> None:
 
 
 def test_a_complement_weighs_by_its_own_ratio() -> None:
-    """What is not masked with probability p is masked in the other view with 1 - p."""
+    """A position masked with probability p in one view is masked with 1 - p in the other."""
     settings = {"complement": True, "weighting": "inverse_ratio", "eos_region_ratio": 1.0}
     recipe = RecipeConfig(block_length=8, masking="random", mask_ratio=0.2, **settings)
     first, second = make_views(recipe, np.arange(8, 16), np.arange(8), EOS, rng(1))

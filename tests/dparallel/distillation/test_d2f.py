@@ -1,4 +1,4 @@
-"""Discrete diffusion forcing against the published trainer's numbers, through the adapter and our loss."""
+"""Discrete diffusion forcing compared with the published trainer, using its adapter and our loss."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_golden(golden: dict[str, torch.Tensor], student: PeftModel, index: int)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
         made = loss(logits, batch, D2F, teacher_logits(student, batch))
     assert made.loss.item() == pytest.approx(golden[f"{index}.loss"].item(), abs=1e-4)
-    # What it would be by the tokens, or by the student as its own teacher
+    # The loss with the tokens as targets, or with the student as its own teacher
     for other in (
         loss(logits, batch, D2F.model_copy(update={"targets": "trajectory"})),
         loss(logits, batch, D2F, logits),
@@ -84,7 +84,7 @@ def test_the_teacher_is_the_base_and_has_no_gradient(
 
 
 def test_dream_whose_shift_is_invisible() -> None:
-    """Its aligned logits obey the pattern, though the weights predict one position ahead."""
+    """Its aligned logits follow the attention pattern, although the weights predict the next position."""
     student = attach(load_model(GOLDEN / "dream_tiny", device="cpu"), PUBLISHED_LORA)
     torch.manual_seed(0)
     for name, weight in student.named_parameters():

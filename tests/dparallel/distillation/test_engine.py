@@ -1,4 +1,4 @@
-"""DeepSpeed's settings and schedules, and checkpoints by what they say of themselves; nothing is launched."""
+"""DeepSpeed's settings and schedules, and descriptions of checkpoints; nothing is launched."""
 
 import pytest
 import torch

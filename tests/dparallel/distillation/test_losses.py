@@ -164,7 +164,7 @@ recipes = st.sampled_from(
 def test_a_batch_equals_its_rows_alone(
     tiny_model: DiffusionTransformer, recipe: RecipeConfig, prompt_lengths: list[int], seed: int
 ) -> None:
-    """Prompts of different lengths, so padding must not be seen either."""
+    """Prompts of different lengths: padding must not be attended to."""
     rng = np.random.default_rng(seed)
     mask, eos = tiny_model.config.mask_token_id, tiny_model.config.eos_token_id
     prompts = [rng.integers(3, 50, length) for length in prompt_lengths]

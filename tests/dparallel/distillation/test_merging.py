@@ -47,7 +47,7 @@ def inputs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 def write_training(
     folder: Path, teacher: Path, model: DiffusionTransformer, recipe: RecipeConfig = RECIPE
 ) -> Path:
-    """A finished training stage whose adapter was made for `model`."""
+    """A finished training stage with an adapter for `model`."""
     config = StudentConfig(training=training_config(), recipe=recipe)
     stage = Stage("training", config, {"teacher": teacher}, folder)
     trained_adapter(model).save_pretrained(str(folder / "adapter"))
@@ -78,7 +78,7 @@ def test_merged_model_stands_alone(inputs: dict[str, str], tmp_path: Path) -> No
 def test_a_merged_model_says_whom_its_student_saw(
     published: bool, inputs: dict[str, str], tmp_path: Path
 ) -> None:
-    """In our own format and in LLaDA's, where its other fields stay as they were."""
+    """In native format and in LLaDA's, whose other fields are kept."""
     teacher = publish(tmp_path / "teacher", "llada") if published else Path(inputs["teacher"])
     made_for = load_model(teacher, "cpu", torch.float32) if published else random_model()
     recipe = RECIPE.model_copy(update={"attention": "block_causal"})
@@ -96,7 +96,7 @@ def test_a_merged_model_says_whom_its_student_saw(
 
 
 def plain_transformers_logits(folder: Path, canvas: torch.Tensor, scratch: Path) -> torch.Tensor:
-    """Logits from a process that knows transformers and the folder, and nothing of this package."""
+    """Logits computed in a process with transformers and the folder, without this package."""
     code = f"""
 import json, sys, torch
 from transformers import AutoModel, AutoTokenizer
@@ -177,7 +177,7 @@ def test_a_published_teacher_gives_a_student_in_its_publishers_format(
             name: (each.shape, each.dtype) for name, each in before.items()
         }
         changed |= {name for name in before if not torch.equal(before[name], after[name])}
-    assert len(changed) == 2 * 7  # layers x matrices: what the adapter is on, and nothing else
+    assert len(changed) == 2 * 7  # layers x matrices: only those with an adapter
 
     run_stage(MergingConfig(format="native"), own, tmp_path / "native")
     canvas = torch.tensor([[5, 6, 255, 255]])
@@ -323,7 +323,7 @@ def test_the_check_in_float64_needs_no_wide_copy_of_the_model(
 
 
 def test_an_adapter_on_a_narrow_model_keeps_its_own_precision(inputs: dict[str, str], tmp_path: Path) -> None:
-    """Merged in bf16's place, the sum is of the adapter as it was saved, and is rounded once."""
+    """Merged into bf16 weights, the sum uses the adapter as saved and is rounded once."""
     teacher = random_model().bfloat16()
     training = write_training(tmp_path / "training", Path(inputs["teacher"]), random_model())
     trained = load_file(training / "adapter" / "adapter_model.safetensors")

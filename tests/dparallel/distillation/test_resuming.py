@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from: the newest whole one that this launch can read."""
+"""The checkpoint from which training resumes: the newest intact one that this launch can read."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ LAYOUT = resuming.layout(settings_of(), processes=2)
 
 
 def save(folder: Path, train_step: int, layout: dict = LAYOUT) -> Path:
-    """A checkpoint of two files, as DeepSpeed leaves it."""
+    """A checkpoint of two files, as written by DeepSpeed."""
     unfinished = folder / resuming.UNFINISHED
     unfinished.mkdir(parents=True)
     (unfinished / "model_states.pt").write_bytes(b"model %d" % train_step)
@@ -75,7 +75,7 @@ def test_from_a_damaged_one_it_goes_back_to_the_older_and_says_why(tmp_path: Pat
     assert found.train_step == 5
     assert str(newest) in caplog.text
     assert "going on from train step 5" in caplog.text
-    assert steps(tmp_path) == [5, 10]  # nothing is deleted before there is a better one
+    assert steps(tmp_path) == [5, 10]  # nothing is deleted before there is a newer one
     save(tmp_path, 7)
     assert steps(tmp_path) == [5, 7]
 

@@ -1,4 +1,4 @@
-"""What is refused before training starts: DeepSpeed's settings, 4 bits, locks of builds that were killed."""
+"""Settings rejected before training starts: DeepSpeed's, 4-bit weights, locks of interrupted builds."""
 
 import importlib.util
 import os

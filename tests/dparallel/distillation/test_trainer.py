@@ -1,4 +1,4 @@
-"""Real launches: DeepSpeed in one and two processes, killed and resumed, and stopped by bad numbers."""
+"""Real launches: DeepSpeed in one and two processes, killed and resumed, stopped by non-finite numbers."""
 
 import os
 import resource
@@ -59,7 +59,7 @@ def curve(folder: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_checkpoint: Path, trajectories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted training in one process."""
+    """The folder of an uninterrupted training with one process."""
     plan, out = write_plan(tmp_path_factory.mktemp("trained"), tiny_checkpoint, trajectories)
     code, output = run(torchrun(plan))
     assert code == 0, output
@@ -105,7 +105,7 @@ def test_adapter_loads_with_peft_and_changes_the_model(trained: Path, tiny_check
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher's environment, for what happens before the processes meet."""
+    """The environment set by a launcher, for what happens before the processes communicate."""
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
 
@@ -154,7 +154,7 @@ def test_folders_that_hold_no_trajectories_are_named(tiny_checkpoint: Path, tmp_
 def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
-    """What the plan advises where memory is short; and a damaged newest checkpoint is passed over."""
+    """The settings that the plan proposes if memory is short; and a damaged newest checkpoint is skipped."""
 
     def stop(train_step: int) -> None:
         if train_step == 13:
@@ -164,7 +164,7 @@ def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     code, output = run_forked(plan, stop)
     assert code == -signal.SIGKILL, output
     assert (out / LEASE).is_file()  # of a process that is gone
-    # What else a kill can leave behind: half a line, half a checkpoint; and damage.
+    # Other traces of a kill: half a line, half a checkpoint; and damage.
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('no record\n{"train_step": 3')
     (out / "checkpoints" / resuming.UNFINISHED).mkdir()
@@ -190,7 +190,7 @@ def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     assert verify(out).how["training"]["micro_batch_size"] == 4
     assert not (out / LEASE).exists()
 
-    # Only what is damaged is made anew
+    # Only what is damaged is written again
     (out / "manifest.json").write_text("", encoding="utf-8")
     code, output = run_forked(plan)
     assert code == 1
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_older_ones_stay(
 def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
-    """With a recipe that changes over training, too."""
+    """Also with a recipe that changes during training."""
     optimizer = OptimizerConfig(learning_rate=1e-2, betas=(0.8, 0.95), weight_decay=0.25)
     plans = []
     for name in ("whole", "killed"):
@@ -278,13 +278,13 @@ def test_dropout_and_the_optimizer_survive_a_kill_to_the_bit(
 
 
 def optimizer_groups(file: Path) -> list[dict]:
-    """AdamW's own settings as ZeRO wrote them."""
+    """AdamW's settings as written by ZeRO."""
     state = torch.load(file, weights_only=False)["optimizer_state_dict"]
     return state["base_optimizer_state"]["param_groups"]
 
 
 def kill_at_first_checkpoint(command: list[str], out: Path) -> None:
-    """Start a training and SIGKILL one of its workers once a checkpoint is complete."""
+    """Start a training and SIGKILL one of its workers when a checkpoint is complete."""
     silent = subprocess.DEVNULL
     with subprocess.Popen(command, env=NO_GPU, stdout=silent, stderr=silent) as launcher:
         deadline = time.monotonic() + 120
@@ -401,7 +401,7 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
 
 
 def test_four_bit_weights_are_trained_on(tmp_path: Path) -> None:
-    """The adapter learns as on the wide weights, from nearly the same loss."""
+    """The adapter learns as with full-precision weights, from nearly the same loss."""
     pytest.importorskip("bitsandbytes")
     teacher = tmp_path / "teacher"
     save_model(random_model(hidden_size=64, initializer_range=0.1), teacher, tokenizer=build_tokenizer())

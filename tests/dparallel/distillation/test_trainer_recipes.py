@@ -1,4 +1,4 @@
-"""Real launches of recipes beyond certainty forcing."""
+"""Real launches of recipes other than certainty forcing."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ CURVE = (
 def test_d2f_is_the_same_work_in_two_processes_and_in_parts(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:
-    """Prompts of two lengths; the teacher's targets under ZeRO stage 3 and checkpointing as without."""
+    """Prompts of two lengths; the teacher's targets are equal with ZeRO stage 3 and checkpointing."""
     lora = LoraSettings(rank=4, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
     parts = {"micro_batch_size": 4, "deepspeed": {"zero_optimization": {"stage": 3}}}
     curves = []
@@ -49,4 +49,4 @@ def test_d2f_is_the_same_work_in_two_processes_and_in_parts(
     for _, loss, cross_entropy, certainty, teacher, student, norm in curves[0]:
         assert loss == cross_entropy  # nothing else
         assert min(loss, certainty, norm) > 0
-        assert student != pytest.approx(teacher, rel=1e-3)  # who sees everything, the adapter apart
+        assert student != pytest.approx(teacher, rel=1e-3)  # the teacher has full attention and no adapter

@@ -1,4 +1,4 @@
-"""Problems that a random model solves: their references are its own answers. And a student of it."""
+"""Problems that a random model solves (their references are its responses), and a student of it."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from dparallel.problems.registry import load_problems
 
 
 def dataset(path: Path) -> ProblemsConfig:
-    """The problems of one file, as it names its columns by default."""
+    """The problems of a file with the default column names."""
     return ProblemsConfig(benchmark="dataset", sources=(SourceConfig(path=str(path)),))
 
 
 def own_answers(
     checkpoint: Path, path: Path, decoding: DecodingConfig, count: int, spoilt: int = 0, split: str = "test"
 ) -> ProblemsConfig:
-    """Write `count` problems; the first `spoilt` references are wrong."""
+    """Write `count` problems; the first `spoilt` references are incorrect."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     coins = ProblemsConfig(benchmark="coins", split=split, count=count)
     problems = load_problems(coins)
@@ -38,7 +38,7 @@ def own_answers(
 
 
 def disturbed(checkpoint: Path, folder: Path, seed: int = 1) -> Path:
-    """The model of a checkpoint with slightly other weights, in `folder`."""
+    """A checkpoint in `folder` whose weights differ slightly from those of the given one."""
     shutil.copytree(checkpoint, folder)
     model = load_model(checkpoint)
     torch.manual_seed(seed)

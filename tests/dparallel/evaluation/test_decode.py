@@ -1,4 +1,4 @@
-"""Units to samples: in one process, with one model in memory, keyed by what they are made from."""
+"""Units to samples: in one process, with one model in memory, keyed by model, prompts, decoding and code."""
 
 import json
 import weakref
@@ -54,7 +54,7 @@ def inputs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def unit(model: str = "teacher", rows: tuple[int, int] = (0, 10), **changes: Any) -> dict[str, Any]:
-    """As it is sent to another process."""
+    """A unit as sent to another process."""
     values = {"model": model, "split": "test", "decoding": DECODING.model_dump(), "slice": rows, **changes}
     return Unit.model_validate(values).model_dump(mode="json")
 
@@ -82,7 +82,7 @@ def test_samples_are_what_decoding_gives(inputs: dict[str, str], tmp_path: Path)
 def test_speed_is_of_the_batches_and_latency_of_single_prompts(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that strikes at every forward: batches of 5 share theirs, single prompts do not."""
+    """With a clock that ticks at every forward pass: batches of 5 share its time, single prompts do not."""
     model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
     forwards: list[int] = []
     model.register_forward_pre_hook(lambda _, arguments: forwards.append(len(arguments[0])))
@@ -104,7 +104,7 @@ def test_speed_is_of_the_batches_and_latency_of_single_prompts(
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_warm_up_needs_no_more_memory_than_what_it_warms_up_for(file: Path) -> None:
-    """The whole response as one block would be `gen_length` positions of logits, 8 times what is planned."""
+    """The whole response as one block would have `gen_length` positions of logits, 8 times the estimate."""
     config = load_config(BenchmarkConfig, file)
     sweeps = [sweep.decoding for sweep in config.sweeps.values()]
     llada = DiffusionConfig(
@@ -247,7 +247,7 @@ def test_one_model_is_in_memory_at_every_moment_and_none_at_the_end(
 def test_what_another_process_decodes_meanwhile_is_kept(
     inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process ends while this one decodes the same unit."""
+    """The other process finishes while this one decodes the same unit."""
     bench, units = Bench(settings(), inputs, tmp_path), [unit(rows=(0, 5)), unit(rows=(5, 10))]
     key = bench.samples_key("teacher", "test", DECODING)
 

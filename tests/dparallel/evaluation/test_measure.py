@@ -10,7 +10,7 @@ DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
 def samples_of(
     counts: list[tuple[int, int]], seconds: float, alone: list[float], batch_size: int, hardware: str
 ):
-    """A slice of samples by their (nfe, num_tokens), decoded in so many seconds."""
+    """A slice of samples, given by (nfe, num_tokens), decoded in the given number of seconds."""
     rows = [
         {
             "nfe": nfe,
@@ -26,7 +26,7 @@ def samples_of(
 
 
 def test_slices_add_up_by_hand() -> None:
-    """Unequal slices, so that a mean of the slices' means would be something else."""
+    """Slices of different sizes, so that the mean over slices would be wrong."""
     big = samples_of([(2, 10), (4, 10), (6, 12)], 3, [1, 2, 3], batch_size=4, hardware="B")
     small = samples_of([(12, 8)], 1, [4], batch_size=2, hardware="A")
     verdicts: dict[str, list[bool | None]] = {

@@ -23,7 +23,7 @@ CONFIG = BenchmarkConfig.model_validate(
 
 
 def results(points: Sequence[Row], test: Sequence[Row], reference: Row = REFERENCE) -> Results:
-    """Of students alone; the first is the best."""
+    """Results with students only; the first is the best."""
     validation = mark([reference, *points], points)
     return Results.of(CONFIG, validation, mark([reference, *test], points), points, points[0])
 
@@ -75,7 +75,7 @@ def test_every_metric_has_a_column() -> None:
 
 
 def test_a_student_that_loses_the_accuracy_is_no_default_student() -> None:
-    """0 % accuracy at three times the teacher's speed is nothing to announce."""
+    """A student with 0 % accuracy is not announced, at three times the teacher's speed."""
     wrong = student(0.0, tpf=3.12, qualifies=False)
     found = results([wrong], [wrong])
     assert found.default_student is None

@@ -129,7 +129,7 @@ def test_aup_takes_the_swept_methods_and_the_best_accuracy_of_all() -> None:
 
 
 def test_no_speed_makes_up_for_lost_accuracy() -> None:
-    """A student that loses all accuracy has a loss and no ratio to boast of."""
+    """A student that loses all accuracy has a loss and no ratios."""
     wrong = row("student/a", "entropy", 0.5, 0.0, 9.0, operating_point=True, qualifies=False)
     numbers = headline(wrong, REFERENCE, [], max_loss=0.01).numbers()
     assert numbers == {"accuracy_loss": pytest.approx(0.98), "keeps_accuracy": 0.0}

@@ -1,4 +1,4 @@
-"""The benchmark's samples decoded by several processes, some of which die."""
+"""The benchmark's samples decoded by several processes, some of which are killed."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def inputs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 def local(
     settings: BenchmarkConfig, inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run by one process, in slices that are whole."""
+    """A run by one process, in complete slices."""
     folder = tmp_path_factory.mktemp("local")
     run_stage(settings, inputs, folder / "benchmark", folder / "store")
     return folder / "benchmark"
@@ -157,7 +157,7 @@ def test_units_that_stay_missing_are_named_and_a_run_on_another_machine_decodes_
     out, store, asked = tmp_path / "out", tmp_path / "store", list[Units]()
 
     def dies(missing: Units) -> list[str]:
-        """The worker of the first slices is lost at once, time after time."""
+        """The worker of the first slices is lost immediately, every time."""
         asked.append(missing)
         decode_units(settings, inputs, store, [unit for unit in missing if unit["slice"][0] > 0])
         return [f"part 1: Crashed in round {len(asked)}"]

@@ -66,7 +66,7 @@ def inputs(tiny_checkpoint: Path, student: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples and verdicts of all tests of this module: what one has decoded, another finds."""
+    """Samples and verdicts shared by all tests of this module."""
     return tmp_path_factory.mktemp("measurements")
 
 
@@ -81,7 +81,7 @@ def finished(
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts each unit has that is decoded from now on."""
+    """The number of prompts in each unit decoded from now on."""
     counts: list[int] = []
 
     def counted(model: Any, tokenizer: Any, prompts: Any, *arguments: Any) -> Any:
@@ -125,7 +125,7 @@ def test_everything_is_measured_chosen_and_written(finished: Path) -> None:
         assert [row["threshold"] for row in sweep if row["operating_point"]] == [point["threshold"]]
 
     assert results["default_student"] == manifest.details["default_student"]
-    # only the copy answers as its teacher does, and only where it commits one token at a time
+    # only the copy responds like its teacher, and only if it commits one token at a time
     qualifying = [row for row in results["chosen"] if row["qualifies"] and row["model"] != "teacher"]
     assert [(row["model"], row["method"]) for row in qualifying] == [("student/copy", "confidence")]
     assert results["default_student"] == "student/copy"
@@ -225,7 +225,7 @@ def test_another_loss_threshold_or_batch_size_decodes_only_what_is_new(
 def test_another_student_decodes_no_teacher(
     finished: Path, settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path, decoded: list[int]
 ) -> None:
-    """As with another seed: what the teacher says is there."""
+    """As with another seed: the teacher's samples are reused."""
     third = disturbed(tiny_checkpoint, tmp_path / "third", seed=2)
     only = {"teacher": inputs["teacher"], "student/third": str(third)}
     run_stage(settings, only, tmp_path / "out", store)
@@ -290,7 +290,7 @@ def test_damaged_samples_of_a_finished_benchmark_are_named_with_the_remedy(
 def test_a_student_that_loses_the_accuracy_is_not_chosen(
     settings, inputs, store: Path, tmp_path: Path
 ) -> None:
-    """The disturbed student is never right: there is no default student, and everything says so."""
+    """The disturbed student is never correct: there is no default student, and all outputs state it."""
     entropy = {"teacher_sweeps": ("entropy",), "student_sweeps": ("entropy",)}
     only = {name: inputs[name] for name in ("teacher", "student/other")}
     manifest = run_stage(settings.model_copy(update=entropy), only, tmp_path / "out", store)
@@ -308,7 +308,7 @@ def test_a_student_that_loses_the_accuracy_is_not_chosen(
 def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
     settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """On validation only the reckless 0.1 is right; on test it and 0.2 miss, and 0.3 keeps."""
+    """On validation only threshold 0.1 is correct; on test 0.1 and 0.2 miss, and 0.3 keeps the accuracy."""
     sweep = Sweep(
         decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=1.0), thresholds=(1.0, 0.1, 0.3, 0.2)
     )

@@ -25,7 +25,7 @@ def test_slices_in_any_order_are_one_table(tmp_path: Path) -> None:
 
 
 def test_a_row_that_two_slices_hold_counts_once(tmp_path: Path) -> None:
-    """As where two processes decode the same samples with different batch sizes."""
+    """As if two processes decode the same samples with different batch sizes."""
     store = Store(tmp_path)
     store.put_samples("key", range(0, 4), slice_of(range(4), nfe=1))
     store.put_samples("key", range(2, 6), slice_of(range(2, 6), nfe=2))

@@ -1,4 +1,4 @@
-"""Checkpoints as their publishers lay them out, with shards, code, tokenizer and extra fields."""
+"""Checkpoints as published, with shards, code, tokenizer and extra fields."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def _llada_tokenizer(folder: Path) -> None:
 
 
 def _dream_tokenizer(folder: Path) -> None:
-    """As Dream's: no tokenizer.json, and a class of its own that repeats Qwen2's."""
+    """Like Dream's: no tokenizer.json, and its own class, a copy of Qwen2's."""
     pieces = [*map(chr, BYTES), "Ġ", "hi"]
     pieces += [f"w{index}" for index in range(253 - len(pieces))]  # added tokens follow without a gap
     (folder / "vocab.json").write_text(

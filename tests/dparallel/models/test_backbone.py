@@ -59,7 +59,7 @@ def test_masks_of_another_shape_are_refused():
 @settings(max_examples=30, deadline=None)
 @given(st.data(), st.booleans())
 def test_levels_are_a_square_mask(data, predicts_next):
-    """Whatever the levels: with and without reads, and for the kernel that skips what is not seen."""
+    """With any levels: with and without selected positions, and with the kernel that skips empty blocks."""
     model = SHIFTED if predicts_next else MODEL
     rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 20))
     numbers = st.lists(st.integers(0, 5), min_size=length, max_size=length)
@@ -81,7 +81,7 @@ def test_levels_are_a_square_mask(data, predicts_next):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gpu_training_skips_what_is_not_seen(dtype, checkpointing):
-    """The block-sparse kernel gives the mask's logits and gradients, over several lengths, grouped heads."""
+    """The block-sparse kernel equals a mask in logits and gradients, also with grouped heads."""
     shape = {"hidden_size": 448, "num_attention_heads": 28, "num_key_value_heads": 4, "qkv_bias": True}
     model = random_model(**shape, max_position_embeddings=600).cuda().to(dtype).train()
     if checkpointing:
@@ -111,7 +111,7 @@ def test_levels_of_another_shape_or_beside_a_mask_are_refused():
 
 
 def test_block_levels_by_hand():
-    """Prompts of 3 and 5 in a canvas of 12, blocks of 4; a tail is a block of its own."""
+    """Prompts of 3 and 5 in a canvas of 12, blocks of 4; the remainder is a block by itself."""
     levels = block_levels(torch.arange(12), torch.tensor([3, 5]), 4)
     assert levels.tolist() == [[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3], [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]]
     some = torch.tensor([[2, 3], [11, 0]])

@@ -28,7 +28,7 @@ def test_golden_logits(llada_tiny):
 
 
 def test_golden_logits_of_dream():
-    """Its weights predict the next token; ours are aligned, and nothing precedes the first."""
+    """Published weights predict the next token; our logits are aligned, and nothing precedes the first."""
     golden = load_file(GOLDEN / "dream_logits.safetensors")
     dream = load_model(GOLDEN / "dream_tiny", device="cpu")
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_golden_logits_of_dream():
     assert torch.allclose(logits[:, 0], raw[:, 0], atol=1e-4, rtol=0)
     config = dream.config
     assert (config.family, config.mask_token_id, config.pad_token_id) == ("dream", 255, 253)
-    assert (config.eos_token_id, config.end_token_ids) == (None, ())  # this checkpoint states none
+    assert (config.eos_token_id, config.end_token_ids) == (None, ())  # this checkpoint has none
 
 
 def test_special_tokens_may_stand_in_generation_config(tmp_path):
@@ -76,7 +76,7 @@ def test_grouped_heads_bias_and_tied_embeddings_survive(tmp_path):
 
 
 def test_loads_with_plain_transformers(tiny_checkpoint, tmp_path):
-    """In a process that never imports this package."""
+    """In a process that does not import this package."""
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         torch.save(load_model(tiny_checkpoint, device="cpu")(ids), tmp_path / "logits.pt")
@@ -174,7 +174,7 @@ def memory(field):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux tells it")
 def test_no_second_copy_of_the_weights(tmp_path):
-    """As stored, and converted: the peak while loading over the model's size."""
+    """With stored and with converted dtypes: peak memory while loading relative to the model's size."""
     shape = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12, "vocab_size": 2000}
     with torch.device("meta"):
         model = random_model(**shape)
@@ -342,7 +342,7 @@ def test_a_foreign_tokenizer_whose_word_is_at_the_masks_id_is_refused(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255, .* a special one"):
         load_tokenizer(folder)
-    words.add_tokens([AddedToken("v255", special=False)])  # an added token is no special one either
+    words.add_tokens([AddedToken("v255", special=False)])  # an added token is not special either
     words.save(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="has the ordinary token 'v255' at 255"):
         load_tokenizer(folder)

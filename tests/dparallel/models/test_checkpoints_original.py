@@ -1,4 +1,4 @@
-"""Saving in the format of a model's publishers: what comes out is what went in."""
+"""Saving in the publisher's format reproduces the checkpoint."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_published_checkpoints_survive_whole(family: str, tmp_path: Path) -> Non
         else:
             assert (copy / name).read_bytes() == (source / name).read_bytes()
     assert EXTRAS.items() <= read(copy / "config.json").items()
-    twice = tmp_path / "twice"  # from what we wrote ourselves
+    twice = tmp_path / "twice"  # loaded from our own copy
     save_model(load_model(copy, "cpu"), twice, format="original")
     assert_same_weights(twice, source)
 
@@ -89,7 +89,7 @@ def test_what_stands_beside_the_weights_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_stored_frequencies_are_not_read_but_handed_on(tmp_path: Path) -> None:
-    """Old code stored what follows from rope_theta."""
+    """Old code stored tensors that are derived from rope_theta."""
     source, copy = publish(tmp_path / "source", "dream"), tmp_path / "copy"
     plain = load_model(source, "cpu")
     first = "model-00001-of-00003.safetensors"

@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors are stored in several dtypes, or in some that nothing is computed with."""
+"""Checkpoints whose tensors have several dtypes, or dtypes that cannot be used for computation."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def change(folder: Path, convert) -> Path:
 
 
 def wide_norms(folder: Path, family: str, shift: float = 0.0) -> Path:
-    """The publishers' checkpoint in bf16 but for its norms, which are float32."""
+    """The published checkpoint in bf16 except its norms, which are float32."""
     return change(
         publish(folder, family),
         lambda name, tensor: tensor.float() + shift if is_norm(name) else tensor,
@@ -71,7 +71,7 @@ def test_every_tensor_keeps_its_dtype_and_bytes(family: str, tmp_path: Path) -> 
 
 
 def test_a_stated_dtype_that_is_not_the_stored_one_survives(tmp_path: Path) -> None:
-    """config.json says bfloat16, as that is how its publishers load what they stored in float32."""
+    """config.json says bfloat16, the dtype for loading, although tensors are stored in float32."""
     source, copy = publish(tmp_path / "source", "llada", torch.float32), tmp_path / "copy"
     save_model(load_model(source, "cpu"), copy, format="original")
     for name in ("config.json", INDEX):
@@ -90,7 +90,7 @@ def test_a_merged_model_keeps_the_dtypes_of_its_teacher(tiny_checkpoint: Path, t
         name: each.dtype for name, each in before.items()
     }
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert len(changed) == 2 * 7  # layers x matrices: what the adapter is on
+    assert len(changed) == 2 * 7  # layers x matrices: those with an adapter
     assert not any(map(is_norm, changed))
 
 

@@ -1,4 +1,4 @@
-"""All the tokens that end a response, wherever a checkpoint names them."""
+"""All tokens that end a response, from any of the checkpoint's files."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.dparallel.models.published import edit_json, publish
 
 @pytest.fixture
 def dream(tmp_path: Path) -> Path:
-    """Without a tokenizer, and naming no end."""
+    """Without a tokenizer and without end tokens."""
     return shutil.copytree(GOLDEN / "dream_tiny", tmp_path / "dream")
 
 
@@ -42,7 +42,7 @@ def ends(folder: Path) -> tuple[int | None, tuple[int, ...]]:
 def test_both_configs_may_name_one_or_several(
     dream: Path, config: Any, generation: Any, expected: tuple[int, ...]
 ) -> None:
-    """The first one named fills up what follows."""
+    """The first end token fills the positions after the end."""
     edit_json(dream / "config.json", eos_token_id=config)
     (dream / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}), encoding="utf-8")
     assert ends(dream) == (next(iter(expected), None), expected)
@@ -132,7 +132,7 @@ def test_they_survive_saving_in_the_publishers_format(tmp_path: Path) -> None:
 
 
 def test_a_turn_ends_a_response_of_a_published_model(tmp_path: Path) -> None:
-    """Whatever it predicts first is made its end of a turn: one token, and end-of-text behind it."""
+    """Its first prediction is declared an end-of-turn token: the response is one token, then EOS."""
     folder = publish(tmp_path / "llada", "llada")
     decoding = DecodingConfig(gen_length=16, block_length=8, rule="steps", steps=16, stop_at_eos=False)
     [free] = generate(load_model(folder, "cpu"), [[5, 6, 7]], decoding)
@@ -152,7 +152,7 @@ def test_a_turn_ends_a_response_of_a_published_model(tmp_path: Path) -> None:
 def test_what_is_said_of_the_attention_pattern_survives_saving(
     tmp_path: Path, stated: str | None, format: str
 ) -> None:
-    """Not stated is another thing than `full`: published block-causal models do not say what they are."""
+    """A missing pattern differs from `full`: published block-causal models do not state theirs."""
     folder = publish(tmp_path / "llada", "llada")
     model = load_model(folder, "cpu")
     assert model.config.attention_pattern is None

@@ -1,4 +1,4 @@
-"""Files as other accounts, other versions and killed processes leave or need them."""
+"""Files with other accounts, other library versions, and leftovers of killed processes."""
 
 import json
 import os
@@ -48,7 +48,7 @@ checkpoints.save_model(random_model(), {str(tmp_path)!r})
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer_config.json", "."])
 def test_what_may_not_be_read_is_one_line(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
-    """In a process without capabilities, since root may read everything."""
+    """In a process without capabilities, because root can read everything."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (folder / file).chmod(0)
     code = f"""
@@ -89,7 +89,7 @@ def test_a_tokenizer_of_another_version_is_refused(tiny_checkpoint: Path, tmp_pa
 
 
 def test_a_saved_tokenizer_is_written_as_transformers_4_reads_it(tmp_path: Path) -> None:
-    """It knows no TokenizersBackend, and takes extra special tokens as an object only."""
+    """It has no TokenizersBackend, and requires extra special tokens as an object."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>", "<|im_end|>"]})
     save_model(random_model(vocab_size=52), tmp_path, tokenizer=tokenizer)

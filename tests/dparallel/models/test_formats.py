@@ -1,4 +1,4 @@
-"""Fields of a config.json that say nothing that can be computed, and those of the published models."""
+"""Invalid and unsupported fields of a config.json, and those of the published models."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from dparallel.models.formats import CheckpointError, read_fields
 from tests.conftest import GOLDEN
 
-LLADA_8B = {  # what GSAI-ML/LLaDA-8B-Instruct publishes, but for fields of training
+LLADA_8B = {  # published fields of GSAI-ML/LLaDA-8B-Instruct, except those for training
     **{"model_type": "llada", "architectures": ["LLaDAModelLM"], "activation_type": "silu", "alibi": False},
     **{"attention_layer_norm": False, "bias_for_layer_norm": False, "block_group_size": 1},
     **{"block_type": "llama", "d_model": 4096, "embedding_size": 126464, "eos_token_id": 126081},

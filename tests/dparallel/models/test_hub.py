@@ -1,4 +1,4 @@
-"""Models on the hub: what is downloaded when, from a server here or out of a cache that is here already."""
+"""Models on the Hub: what is downloaded when, from a local server or from the cache."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
 
 class Hub(ThreadingHTTPServer):
-    """Enough of the hub to serve `folder` as `some/model`, and as `some/giant` with shards of HUGE bytes."""
+    """A minimal Hub with `folder` as `some/model`, and `some/giant` with shards of HUGE bytes."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Requests)
@@ -89,7 +89,7 @@ def server(tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_weights_are_downloaded_for_a_model_alone(server: Hub, tmp_path: Path) -> None:
-    """In a process of its own, whose hub is the server."""
+    """In a separate process whose Hub is the local server."""
     script = """
 import json, sys
 from dparallel import load_model, load_tokenizer
@@ -136,7 +136,7 @@ print(json.dumps(said))
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of `some/model` in the hub's cache; nothing outside this machine is asked."""
+    """The snapshot of `some/model` in the Hub's cache; no network is used."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert constants.HF_HUB_OFFLINE
     repository = tmp_path / "hub" / "models--some--model"
@@ -155,7 +155,7 @@ def test_a_cache_without_weights_is_enough_but_for_the_model(cached: Path) -> No
     with pytest.raises(CheckpointError, match="model-00001-of-00003.safetensors is missing"):
         load_model("some/model")
     with pytest.raises(CheckpointError, match="model-00001-of-00003.safetensors is missing"):
-        read_config(cached)  # as a folder it is to be whole
+        read_config(cached)  # given as a folder it must be complete
 
 
 def test_weights_in_the_cache_are_loaded_and_checked(cached: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_full_disk_is_no_missing_model(cached: Path, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(hub, "snapshot_download", full)  # a disk that fills up meanwhile cannot be had here
+    monkeypatch.setattr(hub, "snapshot_download", full)  # stands for a full disk
     message = (
         r"some/model could not be downloaded to .*hub \(.*No space left.*\): make room there or set HF_HOME"
     )

@@ -17,7 +17,7 @@ CANVAS = torch.tensor([[5, 6, 1, 1, 1], [7, 1, 9, 1, 1]])
 
 
 def trained_adapter(model: DiffusionTransformer) -> PeftModel:
-    """An adapter whose B matrices are not zero any more."""
+    """An adapter whose B matrices are not zero."""
     student = attach(model, LoraSettings(rank=4, alpha=8)).eval()
     torch.manual_seed(1)
     for name, weight in student.named_parameters():

@@ -1,4 +1,4 @@
-"""Where models are put and in which dtype: as transformers takes it, by name or by itself."""
+"""Devices and dtypes of models, given by name or object as in transformers."""
 
 from pathlib import Path
 
@@ -42,5 +42,5 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are(tiny_checkpoin
 
 
 def test_a_device_without_numbers_says_so(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="device='meta' holds shapes and no numbers"):
+    with pytest.raises(UserError, match="device='meta' has no data"):
         load_model(tiny_checkpoint, "meta")

@@ -1,4 +1,4 @@
-"""What an experiment needs, against numbers worked out by hand from the tiny config."""
+"""The requirements of an experiment compared with numbers worked by hand from the tiny config."""
 
 import math
 import shlex
@@ -69,12 +69,12 @@ def test_parameters_memory_and_disk() -> None:
 
 
 def test_forwards_by_hand() -> None:
-    """1,500 trajectories of 36 steps; three students of 150 steps of 64 views, backward as much again."""
+    """1,500 trajectories of 36 steps; three students of 150 steps of 64 views; backward counts as forward."""
     work = plan().forwards
     assert work["trajectories"] == Forwards(1500 * 36, 1500 * 36 * 48)
     # Each measurement decodes 8 prompts again, alone: 300 + 8 validation problems, 1000 + 8 test problems.
     both = 308 + 1008
-    teacher = 36 * both + 9 * both + (5 + 7) * 36 * both  # every threshold on both, should none be right
+    teacher = 36 * both + 9 * both + (5 + 7) * 36 * both  # all thresholds on both splits, the worst case
     assert work["benchmark"].rows == teacher + 3 * 36 * (7 * 308 + 1008)
     swept = plan("benchmark.sweep_test=true").forwards["benchmark"].rows
     assert swept == teacher + 3 * 36 * 7 * both
@@ -90,7 +90,7 @@ def test_a_teacher_that_is_asked_costs_a_forward_and_its_logits() -> None:
     """A step of 64 views in one process, for three students of 150 steps; 36 positions of 50 tokens each."""
     alone = "launch.processes=1"
     recipe = f"students.consistency={ROOT}/configs/recipes/d2f.yaml"
-    full = "students.consistency.attention=full"  # decoded as the others are
+    full = "students.consistency.attention=full"  # decoded like the others
     made, before = plan(alone, recipe, full), plan(alone)
     assert made.forwards["training"].rows - before.forwards["training"].rows == 150 * 64
     hard = plan(alone, recipe, full, "students.consistency.targets=trajectory")
@@ -115,7 +115,7 @@ def test_what_fits_is_let_through() -> None:
 
 
 def test_the_remedy_fits() -> None:
-    """Each memory limit is met by the settings that its refusal names."""
+    """Each memory limit is met by the settings that the error message proposes."""
     made, remedies = plan("launch.processes=1"), set()
     for share in (0.95, 0.9, 0.85):
         limit = int(RESERVED + share * made.training.peak)
@@ -142,7 +142,7 @@ def test_what_nothing_makes_fit() -> None:
 
 
 def test_no_setting_of_training_is_named_where_the_teacher_cannot_decode() -> None:
-    """LLaDA-8B on 12 GB: 4 bits would train it, and its 15 GiB in bf16 could record nothing."""
+    """LLaDA-8B with 12 GB: 4-bit training would fit, but its 15 GiB in bf16 cannot record."""
     made = replace(plan(), decoding=DecodingMemory(15 * GIB, GIB // 2, torch.bfloat16))
     with pytest.raises(ConfigError, match=r"recording .* need 15.56 GiB") as refused:
         check_fits(made, 12 * GIB, 10**12)
@@ -166,7 +166,7 @@ def test_four_bits_are_no_remedy_for_rows_that_are_no_whole_blocks(tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merged_models_are_as_wide_as_an_original_is_stored(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Whatever its config.json says of a dtype."""
+    """Independent of the dtype in its config.json."""
     folder = publish(tmp_path / "teacher", "llada", dtype)
     config = load_config(DistillConfig, CONFIG, [f"teacher={folder}"])
     made = make_plan(config, PromptLengths([12], [12], [12]), on_gpu=True)
@@ -200,12 +200,12 @@ def test_the_rate_is_measured_where_the_teacher_fits(capsys) -> None:
     assert rate is not None
     assert rate.tokens_per_second > 100
     assert "measured here" in rate.origin
-    assert "8 x 48 tokens on cpu; --rate N saves it" in capsys.readouterr().err
+    assert "8 x 48 tokens on cpu; use --rate N to skip this" in capsys.readouterr().err
     assert measure_rate(replace(made, parameters=10**15)) is None
 
 
 def test_a_large_model_reads_one_short_row_on_a_cpu() -> None:
-    """A forward of LLaDA-8B over 8 rows of 384 tokens takes minutes there."""
+    """A forward pass of LLaDA-8B over 8 rows of 384 tokens takes minutes there."""
     made = replace(plan(on_gpu=False), parameters=8_015_581_184)
     made = replace(made, shape=replace(made.shape, length=384))
     assert timed_shape(made, torch.device("cpu")) == (1, 64)
@@ -222,7 +222,7 @@ def test_a_cpu_says_nothing_of_a_gpu(capsys, monkeypatch) -> None:
 
 
 def stage(name: str, made_by: StagePlan, *files: tuple[str, int]) -> Path:
-    """A finished stage's folder, with files of so many bytes."""
+    """A finished stage's folder with files of the given sizes."""
     stage = Stage(name, made_by.settings(), made_by.inputs, made_by.out_dir)
     for file, size in files:
         (stage.folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ def stage(name: str, made_by: StagePlan, *files: tuple[str, int]) -> Path:
 
 
 def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch) -> None:
-    """Through a run of two students, on a disk whose MLflow store is elsewhere, then beside."""
+    """During a run of two students, with MLflow's store on another disk, then on the same one."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     setting = [
         f"runs={tmp_path}",
@@ -283,7 +283,7 @@ def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch
     made = plan(*setting)
     assert set(made.disk.values()) == {0}
     check_fits(made, None, 0)
-    assert made.training is None  # no GPU has to hold a training that is done
+    assert made.training is None  # finished training needs no GPU
 
 
 def test_the_command_prints_the_plan(capsys) -> None:

@@ -1,4 +1,4 @@
-"""Bytes predicted from shapes, against those of real modules and of what autograd really keeps."""
+"""Bytes predicted from shapes compared with real modules and with what autograd stores."""
 
 import copy
 import dataclasses
@@ -75,7 +75,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(shape, lora, checkpointing, dt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
 def test_the_teachers_logits_are_kept_as_targets(checkpointing, dtype) -> None:
-    """Where the vocabulary is so wide that they are the most of it."""
+    """With a vocabulary so large that its activations dominate."""
     model = random_model(hidden_size=64, intermediate_size=160, num_hidden_layers=4, vocab_size=4096)
     training = training_config(gradient_checkpointing=checkpointing)
     shapes = Pass(4, 48, 2 * 12, soft=True)
@@ -122,7 +122,7 @@ def test_weights_are_counted_exactly(shape, lora) -> None:
 
 
 def test_four_bit_weights_are_counted_exactly_and_compute_what_they_hold() -> None:
-    """Against the plain model of the weights that they stand for."""
+    """Compared with a model of the original weights."""
     four_bits = pytest.importorskip("bitsandbytes").functional
     model = random_model(hidden_size=64, intermediate_size=192, qkv_bias=True)
     rounded = copy.deepcopy(model)
@@ -155,7 +155,7 @@ def test_matrices_that_four_bits_cannot_hold_are_refused() -> None:
 
 
 def memory(processes: int = 1, dtype: torch.dtype = torch.bfloat16, **zero):
-    """Of the model by hand under a rank-2 adapter on q (4 + 4) and v (4 + 2) of two layers: 56 weights."""
+    """By hand for the model with a rank-2 adapter on q (4 + 4) and v (4 + 2) of two layers: 56 weights."""
     training = training_config(
         lora=LoraSettings(rank=2, targets=("q_proj", "v_proj")),
         deepspeed={"zero_optimization": {"stage": 2, "reduce_bucket_size": 100, **zero}},

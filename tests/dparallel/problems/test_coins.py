@@ -28,12 +28,12 @@ def test_prompt_reads_as_documented():
     [
         ("making 9", "making 8"),  # a wrong number
         ("Tom buys 2 making", "Tom buys 2 reaching"),  # words of two styles
-        ("Tom buys 2 making", "Tom gets 2 making"),  # the likeliest words, one by one
+        ("Tom buys 2 making", "Tom gets 2 making"),  # the most likely words, one by one
         ("once he gives", "once Tom gives"),
-        ("he gives 1", "he gets 1"),  # a loss told as a gain
+        ("he gives 1", "he gets 1"),  # a loss described as a gain
         ("first Tom has 7 coins", "first Tom has 7 pens"),
         ("answer #### 9", "answer #### 8"),
-        ("answer #### 9", "answer #### 9 9"),  # something left over
+        ("answer #### 9", "answer #### 9 9"),  # an extra word
         ("then Tom buys 2 making 9 ", ""),  # a sentence missing
     ],
 )
@@ -56,7 +56,7 @@ def test_drawn_solutions_hold(problem, seed):
     assert coins.answer_is_right(problem, solution)
     assert coins.parse_prompt(problem.prompt) == problem
     assert all(0 <= total <= 9 for total in problem.totals)
-    assert len(solution.split()) < coins.RESPONSE_LENGTH  # room for the end of text
+    assert len(solution.split()) < coins.RESPONSE_LENGTH  # leaves room for EOS
 
 
 def test_splits_are_disjoint_by_construction_and_large():
@@ -79,7 +79,7 @@ def test_problems_are_fixed_by_their_seed():
 
 
 def test_likeliest_words_contradict_each_other():
-    """The property that few-step decoding stumbles over: word by word, the majority is no style."""
+    """The property that breaks few-step decoding: the most likely words form no valid style."""
     words = [coins.sentence(PROBLEM, 0, style, 0, "then") for style in range(3)]
     odds = dict(zip(map(tuple, words), coins.STYLE_ODDS, strict=True))
     majority = [

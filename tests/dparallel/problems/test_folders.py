@@ -1,4 +1,4 @@
-"""Folders of problems: which files are read, and what is said of the others."""
+"""Folders of problems: which files are read, and messages about the others."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from dparallel.problems.sources import ProblemsError, dataset_problems
 
 
 def make(folder: Path, *names: str) -> Path:
-    """Files of one problem, whose prompt is the file's name."""
+    """Files with one problem each, whose prompt is the file's name."""
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
 def test_a_folder_inside_that_cannot_be_listed_is_not_left_out_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is for another user; root may list every folder."""
+    """As for another user; root can list every folder."""
     make(tmp_path, "train/a.jsonl", "locked/train/b.jsonl")
     scan = os.scandir
 

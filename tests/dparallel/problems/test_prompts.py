@@ -88,7 +88,7 @@ def test_a_template_that_refuses_says_why(template: str) -> None:
 
 
 def test_a_template_that_fails_or_says_nothing_is_named_with_its_problem(tiny_model, tmp_path) -> None:
-    """Division by zero is no error of the template language's own."""
+    """Division by zero is not an error class of the template language."""
     file = tmp_path / "mine.jinja"
     given = CHAT.model_copy(update={"chat_template": str(file)})
     failures = {
@@ -161,7 +161,7 @@ def appends_eos(front: str = "") -> PreTrainedTokenizerBase:
 
 
 def test_no_end_of_text_stands_between_prompt_and_response() -> None:
-    """For tokenizers that put one behind every text (`add_eos_token`), with and without one in front."""
+    """For tokenizers that append one to every text (`add_eos_token`), with and without BOS."""
     assert appends_eos().encode("Tom 7") == ids("Tom 7 <eos>")
     assert plain(appends_eos(), "Tom 7") == ids("Tom 7")
     assert plain(appends_eos("<pad>"), "Tom 7") == ids("<pad> Tom 7")
@@ -237,7 +237,7 @@ def test_a_response_ends_at_the_first_end_token_or_stop_text() -> None:
 
 
 def test_an_end_of_turn_before_the_end_of_text_does_not_spoil_the_score() -> None:
-    """LLaDA answers `4<|eot_id|><|endoftext|>`; here `<pad>` is the end of the turn."""
+    """LLaDA responds `4<|eot_id|><|endoftext|>`; here `<pad>` is the end-of-turn token."""
     problem, protocol = Problem("p", "s", "2 + 2?", reference="4"), ProtocolConfig(scorers=("exact",))
     for tokens in ("4 <pad> <eos>", "4 <eos>", "4 <pad> 7 <eos>"):
         response = finish(ids(tokens), build_tokenizer(), ids("<eos> <pad>"), protocol)

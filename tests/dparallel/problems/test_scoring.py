@@ -100,7 +100,7 @@ def test_flexible_extract_is_the_score_of_lm_eval() -> None:
     rng, right = random.Random(0), 0
     for _ in range(100_000):
         reference, response = drawn(rng), drawn(rng)
-        if rng.random() < 0.5:  # the same numbers in other clothes
+        if rng.random() < 0.5:  # the same numbers in other notations
             response += "".join(
                 character + rng.choice(["", "", ",", "$", ".$"]) for character in reference.split("#### ")[-1]
             )

@@ -1,4 +1,4 @@
-"""Data sets as JSONL, JSON and Parquet files and folders; a hub's name takes the path of a folder."""
+"""Data sets in JSONL, JSON and Parquet files and folders; a Hub id is replaced by a folder's path."""
 
 import json
 from pathlib import Path
@@ -189,7 +189,7 @@ def test_every_local_file_is_known(tmp_path: Path) -> None:
 
 
 def test_rows_are_numbered_in_the_whole_split_whatever_its_slice(tmp_path: Path) -> None:
-    """The same row has the same name in every slice, so that recorded rows can be told apart."""
+    """A row has the same id in every slice, so that recorded rows can be identified."""
     write(tmp_path / "p.jsonl")
     write(tmp_path / "gsm" / "test-00000-of-00002.parquet", ROWS[:2])
     write(tmp_path / "gsm" / "test-00001-of-00002.parquet", ROWS[2:])
@@ -216,7 +216,7 @@ def test_rows_are_numbered_in_the_whole_split_whatever_its_slice(tmp_path: Path)
 def test_rows_of_a_hub_data_set_are_numbered_in_the_whole_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`datasets` itself loads the folder here, as it loads a name on the hub."""
+    """The library `datasets` loads the folder here, as it loads a Hub data set."""
     write(tmp_path / "gsm" / "test.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     source = SourceConfig(

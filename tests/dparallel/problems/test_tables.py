@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_named_by_file_row_and_remedy(
 
 
 def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
-    """So that a few rows of a large file are read fast."""
+    """Reading a few rows of a large file is fast."""
     (tmp_path / "p.jsonl").write_text('{"a": "x"}\nno JSON\n{"a": "z"}\n', encoding="utf-8")
     table = open_table(tmp_path / "p.jsonl")
     assert len(table) == 3

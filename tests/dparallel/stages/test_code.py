@@ -1,4 +1,4 @@
-"""A digest of the code follows its statements, and only the modules that determine a result."""
+"""A code digest changes with statements, and only for modules that determine a result."""
 
 import ast
 import shutil

@@ -54,7 +54,7 @@ def test_a_folder_follows_its_settings_and_inputs_only(config):
 
 
 def test_how_work_is_done_is_no_part_of_a_folders_name(config):
-    """So the remedies that `plan` gives go on from the checkpoint that is there."""
+    """So that the remedies proposed by `plan` continue from the existing checkpoint."""
     finish(Experiment(config).trajectories())
     how = {
         "trajectories": {"batch_size": 3, "shard_size": 7},
@@ -81,7 +81,7 @@ def test_how_work_is_done_is_no_part_of_a_folders_name(config):
 
 @pytest.fixture
 def other_code(monkeypatch):
-    """As if losses and rules had been mended."""
+    """As if losses and rules had been corrected."""
 
     def change() -> None:
         monkeypatch.setattr("dparallel.stages.manifest.stage_digest", lambda stage, config: "c0123456789a")
@@ -119,7 +119,7 @@ def test_the_same_bytes_by_other_code_leave_later_stages_as_they_are(config, oth
 
 
 def test_a_baseline_is_found_where_its_name_leads(config, tiny_checkpoint):
-    """A name on the hub is a folder once it is asked for."""
+    """A Hub id is resolved to a folder when it is needed."""
     baseline = Baseline(model="owner/name", decoding=config.benchmark.reference)
     benchmark = config.benchmark.model_copy(update={"baselines": {"other": baseline}})
     named = config.model_copy(update={"teacher": "owner/teacher", "benchmark": benchmark})

@@ -1,4 +1,4 @@
-"""A written file is whole, is where its links lead, and is what it was: owner, mode, device or pipe."""
+"""A written file is complete, follows links, and keeps its owner, mode and kind."""
 
 import os
 import stat
@@ -101,7 +101,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
 
 
 def make_device(path: Path, minor: int) -> None:
-    """A character device of memory (3 is null, 7 is full), where that is permitted."""
+    """A memory device node (3 is null, 7 is full), if permitted."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
         path.read_bytes() if minor == 3 else None
@@ -129,7 +129,7 @@ def test_a_full_disk_is_named_with_what_was_to_be_written(tmp_path: Path) -> Non
 
 
 def test_the_standard_output_is_written_to(tmp_path: Path) -> None:
-    """To a pipe, and to a file, which keeps what is printed before and after."""
+    """To a pipe, and to a file, which keeps text printed before and after."""
     code = (
         "import sys; from dparallel.stages.files import write_atomically; print('before', flush=True); "
         "write_atomically('/dev/stdout', 'middle\\n'); print('after')"
@@ -220,7 +220,7 @@ def test_a_table_that_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path)
 
 
 def test_errors_of_other_libraries_writers_are_named(tmp_path: Path) -> None:
-    """Those of torch, whose writer says no more."""
+    """Errors of torch, whose writer reports no cause."""
 
     def save() -> None:
         with naming_the_file(tmp_path / "state"):

@@ -1,4 +1,4 @@
-"""One run at a time works in a folder; a holder that is gone is replaced, a live one never."""
+"""One run at a time works in a folder; a lease is taken over only if its holder is gone."""
 
 import logging
 import multiprocessing
@@ -19,7 +19,7 @@ from dparallel.stages.lease import LEASE, Holder, LeaseHeldError, held, wait_unt
 from dparallel.stages.manifest import StageError
 
 QUICK = {"renewed_every": 0.05, "stale_after": 0.4}
-FORK = multiprocessing.get_context("fork")  # nothing is imported again
+FORK = multiprocessing.get_context("fork")  # saves importing everything again
 
 
 def hold(folder: Path, has_it: multiprocessing.synchronize.Event) -> None:
@@ -79,7 +79,7 @@ def test_the_lease_of_a_killed_process_is_taken_over(folder: Path, holding: int,
         held(folder).__enter__()
     os.kill(holding, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while psutil.Process(holding).status() != psutil.STATUS_ZOMBIE:  # ended, and nobody has asked how
+    while psutil.Process(holding).status() != psutil.STATUS_ZOMBIE:  # ended, but not yet waited for
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with caplog.at_level(logging.WARNING), held(folder):
@@ -101,7 +101,7 @@ def test_another_process_of_the_same_number_is_not_the_holder(folder: Path) -> N
 
 
 def test_a_live_run_on_another_machine_is_left_alone_whatever_its_clock(folder: Path) -> None:
-    """Its file's time is years away, and changes: somebody renews it."""
+    """Its file's time is years off, and changes: it is being renewed."""
     write(folder, machine="elsewhere", host="elsewhere", token="other")
     ended = threading.Event()
 
@@ -127,7 +127,7 @@ def test_a_live_run_on_another_machine_is_left_alone_whatever_its_clock(folder: 
 def test_a_run_on_another_machine_that_gives_no_sign_is_replaced(folder: Path, caplog) -> None:
     write(folder, machine="elsewhere", host="elsewhere", token="other")
     with pytest.raises(LeaseHeldError, match="on elsewhere"):
-        held(folder, **QUICK).__enter__()  # renewed just now
+        held(folder, **QUICK).__enter__()  # renewed recently
     os.utime(folder / LEASE, (0, 0))
     began = time.monotonic()
     with held(folder, **QUICK):
@@ -155,7 +155,7 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(folder: Path) -> None:
         write(folder, token="another", pid=77)
         with pytest.raises(StageError, match="was taken over by process 77"):
             check()
-    assert lease_of(folder).token == "another"  # not ours to remove
+    assert lease_of(folder).token == "another"  # must not be removed by us
 
 
 @pytest.mark.parametrize("stale", [False, True])

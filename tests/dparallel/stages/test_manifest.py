@@ -101,7 +101,7 @@ def test_a_damaged_claim_is_written_again_where_the_folders_name_says_the_same(
 
 
 def test_a_models_fingerprint_holds_all_that_it_is_spoken_to_with(model_folder):
-    """Merges decide how a text becomes tokens, templates how a turn becomes a text."""
+    """Merges determine the tokens of a text, templates the text of a conversation."""
     (model_folder / "additional_chat_templates").mkdir()
     known = {fingerprint(model_folder)}
     for name in ("merges.txt", "vocab.tiktoken", "additional_chat_templates/tools.jinja", "config.json"):

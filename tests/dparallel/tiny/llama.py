@@ -1,4 +1,4 @@
-"""Our weights as a Llama of `transformers`: the same layers under other names, read causally."""
+"""Our weights as a Llama of `transformers`: the same layers with other names and causal attention."""
 
 from transformers import LlamaConfig, LlamaForCausalLM
 

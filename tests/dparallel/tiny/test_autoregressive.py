@@ -1,4 +1,4 @@
-"""The autoregressive counterpart of the tiny teacher against a Llama of `transformers` with its weights."""
+"""The autoregressive model of the tiny teacher's shape compared with a Llama of equal weights."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_a_view_reads_the_response_to_its_first_end_of_text():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_a_llama(shape):
-    """Position i holds what the Llama says at i - 1."""
+    """Position i has the logits of the Llama's position i - 1."""
     model = random_model(predicts_next=True, attention_pattern="causal", **shape)
     ids = random_ids(3, 20)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_the_training_loss_is_that_of_a_llama():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_decoding_gives_the_tokens_of_a_llama(shape):
-    """Greedily, for prompts of three lengths in one batch, to the first end of text."""
+    """Greedy decoding of prompts of three lengths in one batch, up to the first EOS."""
     model = random_model(
         seed=4, predicts_next=True, attention_pattern="causal", **shape
     )  # which ends most rows early, at several lengths
@@ -117,7 +117,7 @@ def test_settings_of_the_other_objective_are_refused():
 
 
 def test_a_finished_teacher_keeps_the_settings_its_folder_states():
-    """A manifest written before there were objectives is that of a diffusion teacher."""
+    """A manifest written before objectives existed is that of a diffusion teacher."""
     settings = TeacherConfig(out="a", train_steps=1).model_dump(mode="json")
     assert "objective" not in settings
     assert TeacherConfig(**settings).objective == "diffusion"

@@ -97,7 +97,7 @@ def test_a_problems_file_that_changed_is_refused(tiny_checkpoint: Path, tmp_path
 def test_what_only_a_scorer_reads_is_no_part_of_a_shard(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another column carried along leaves a recorded shard what it is."""
+    """An additional column does not invalidate a recorded shard."""
     first = run_stage(config(), inputs(tiny_checkpoint), tmp_path / "out")
     richer = [
         dataclasses.replace(problem, extra={"tests": [problem.prompt]})

@@ -80,7 +80,7 @@ def test_rows_and_metadata_survive_the_round_trip(tmp_path: Path, written: list[
 
 
 def test_two_writers_of_one_shard_leave_one_whole(tmp_path: Path) -> None:
-    """Long rows, so that writers overlap; whoever reads meanwhile sees nothing or a whole shard."""
+    """Long rows, so that writers overlap; concurrent readers find no file or a complete shard."""
     path = tmp_path / store.shard_name(0)
     written = [row(problem_id=str(index), response="x" * 500) for index in range(2_000)]
     with ThreadPoolExecutor(4) as pool:
