@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,7 +175,14 @@ def _one_process(plan: Path, output: Path, at_step: Callable[[int], None] | None
 
         Trainer.step = stepped  # type: ignore[method-assign]
     sys.argv = ["dparallel.distillation", str(plan)]
-    sys.exit(main())
+    code = 1
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # what libraries of earlier tests do at exit, with threads that no fork has, may fail
 
 
 def read_metrics(folder: Path) -> list[dict]:
