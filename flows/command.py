@@ -11,6 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from dparallel.config.base import UserError
+from flows.logs import thin_out_terminal
 
 
 def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -44,6 +45,8 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+    thin_out_terminal()
 
     @functools.wraps(flow.fn)
     def run_planned(**parameters: Any) -> Any:

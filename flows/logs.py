@@ -1,8 +1,14 @@
-"""Show the library's log messages while a flow runs."""
+"""Which log messages a flow shows, and where."""
 
 import logging
+import re
+import time
 
-from prefect.logging.handlers import APILogHandler
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+
+SECONDS = 20.0  # between two lines of progress on the terminal
+PROGRESS = re.compile(r" left$")  # how a line ends that only says how far a stage is
+DETAILS = "dparallel.evaluation"  # logs a line for each measurement, all of which are in the table
 
 
 def show_progress() -> None:
@@ -11,3 +17,32 @@ def show_progress() -> None:
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, APILogHandler) for handler in log.handlers):
         log.addHandler(APILogHandler())
+
+
+def thin_out_terminal() -> None:
+    """Print progress on the terminal every `SECONDS` only; the flow run's log has all of it."""
+    thin = ThinOut()
+    names = ["", *logging.root.manager.loggerDict]
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+    for handler in handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(thin)
+
+
+class ThinOut(logging.Filter):
+    """Drops a message of progress that follows another one within `SECONDS`."""
+
+    def __init__(self, seconds: float = SECONDS):
+        super().__init__()
+        self.seconds = seconds
+        self._printed_at = -seconds
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_progress = PROGRESS.search(record.getMessage()) or record.name.startswith(DETAILS)
+        if record.levelno > logging.INFO or not is_progress:
+            return True
+        now = time.monotonic()
+        if now - self._printed_at < self.seconds:
+            return False
+        self._printed_at = now
+        return True
