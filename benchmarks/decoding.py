@@ -38,6 +38,7 @@ from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.stages.streams import set_encodings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEACHER_PROMPTS = 256
@@ -278,6 +279,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    set_encodings()
     parser = _parser()
     options = parser.parse_args(arguments)
     device = chosen_device(parser, options)

@@ -31,6 +31,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.stages.streams import set_encodings
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def committing(shape: Shape, share: float) -> Workload:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    set_encodings()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,6 +23,7 @@ from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
+from dparallel.stages.streams import set_encodings
 from tasks.checks import checked_experiment
 from tasks.tracking.run import track
 
@@ -44,6 +45,7 @@ def run(config: str, seed: int, more: Sequence[str]) -> StagePlan:
 
 
 def main() -> None:
+    set_encodings()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -57,6 +57,7 @@ from dparallel.preflight.training_memory import adapter_count
 from dparallel.preflight.units import size
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Manifest, verify
+from dparallel.stages.streams import set_encodings
 from dparallel.trajectories import record
 from tasks.launch import launch
 
@@ -263,6 +264,7 @@ def scratch(folder: Path | None, keep: bool) -> Iterator[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    set_encodings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     options = _options(arguments, dtype)

@@ -49,6 +49,7 @@ from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.lora import attach
+from dparallel.stages.streams import set_encodings
 
 StepLoss = Callable[[PeftModel, Batch, RecipeConfig], Tensor]
 
@@ -248,6 +249,7 @@ def works(shape: str | None, samples: int | None, gradient_checkpointing: bool) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    set_encodings()
     options = _options(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.threads:

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from dparallel.config.base import UserError
+from dparallel.stages.streams import set_encodings
 from flows.logs import thin_out_terminal
 
 
@@ -25,6 +26,7 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
         run: does the flow's work with the result of `plan` and the same parameters, so that nothing is
             checked twice.
     """
+    set_encodings()
     summary = (flow.description or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=summary)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")

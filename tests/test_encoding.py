@@ -1,9 +1,15 @@
 """Text files and pipes are UTF-8 in any locale: every call that opens one states the encoding."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # Positions of the arguments mode and encoding.
 FUNCTIONS = {"open": (1, 3), "fdopen": (1, 3)}
@@ -92,3 +98,36 @@ def test_calls_in_the_locales_encoding_are_found(code: str) -> None:
 )
 def test_other_calls_are_not(code: str) -> None:
     assert not list(unencoded(ast.parse(code)))
+
+
+PRINTING = """
+import sys
+import flows.command
+
+flows.command.Flow = lambda function, name: function  # without Prefect's server
+class Printed:
+    name, description = "printed", ""
+    def fn(config: str, overrides: list[str] | None = None) -> str: ...
+sys.argv = ["printed", "--config", "small.yaml"]
+flows.command.main(Printed, lambda **parameters: None, lambda planned, **parameters: "\u2020 \u00b1")
+"""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_flow_prints_its_table_in_any_locale(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", PRINTING], env=environment, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode() == "\u2020 \u00b1\n"
+
+
+def test_every_command_sets_its_encodings() -> None:
+    shared = ("from flows.command import main", "from dparallel.cli.main import main")
+    commands = 0
+    for folder in ("dparallel", "flows", "tasks", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            if '__name__ == "__main__"' in text:
+                commands += 1
+                assert "    set_encodings()\n" in text or any(each in text for each in shared), file
+    assert commands > 10

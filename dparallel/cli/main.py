@@ -5,7 +5,6 @@ line with exit code 2, raised before decoding starts.
 """
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from dparallel.cli.generate import generate
 from dparallel.cli.parser import build_parser
 from dparallel.cli.plan import print_plan
 from dparallel.config.base import UserError
+from dparallel.stages.streams import set_encodings
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if the reader of stdout has closed it; 2 for a user's error; 130 after Ctrl-C;
         143 after SIGTERM.
     """
-    _set_encodings()
+    set_encodings()
     options = build_parser().parse_args(arguments)
     with _termination_raised():
         try:
@@ -70,17 +70,6 @@ def _refuse(command: str, message: str, error: BaseException) -> int:
 
 def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
-
-
-def _set_encodings() -> None:
-    """Use the terminal's encoding with escapes for unsupported characters, and UTF-8 for everything else."""
-    for stream, errors in (
-        (sys.stdin, "surrogateescape"),
-        (sys.stdout, "backslashreplace"),
-        (sys.stderr, "backslashreplace"),
-    ):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from dparallel.config.base import ConfigError, UserError
 from dparallel.distillation.engine import launched_process
 from dparallel.distillation.trainer import run_stage
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.streams import set_encodings
 
 
 def main() -> int:
+    set_encodings()
     parser = argparse.ArgumentParser(prog="dparallel.distillation", description=__doc__)
     parser.add_argument("plan", type=Path, help="a training StagePlan as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # passed by the deepspeed launcher

@@ -5,10 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
+from dparallel.stages.streams import set_encodings
 from tasks.tracking.upload import log, upload
 
 
 def main() -> None:
+    set_encodings()
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
     parser.add_argument("command", choices=["upload"])
     parser.add_argument(
