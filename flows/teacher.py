@@ -1,6 +1,6 @@
 from prefect import flow
 
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from flows.command import main
 from tasks.checks import checked_teacher
 from tasks.teacher import train_teacher

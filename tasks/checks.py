@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import DistillConfig, TeacherConfig
+from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from prefect import task
 
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.experiment import StagePlan
 from dparallel.tiny import pretraining
 from tasks.stages import run_tracked

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TeacherConfig
+from dparallel.config.experiment import BenchmarkConfig, DistillConfig
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProtocolConfig
 from dparallel.config.recipe import RecipeConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.distillation.data import step_shape
 from dparallel.problems.registry import load_problems
 from dparallel.problems.scoring import score, scorers_of

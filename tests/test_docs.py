@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dparallel.config.experiment import DistillConfig, TeacherConfig
+from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.config.teacher import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/extending.md")]

@@ -19,7 +19,7 @@ from pydantic import (
 
 from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.problems import COINS_LIMIT, ProblemsConfig
+from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
 __all__ = [
@@ -358,51 +358,4 @@ class DistillConfig(Config):
             )
         _refuse_same_names(("students", name) for name in self.students)
         self.benchmark.check_students(self.students)
-        return self
-
-
-class TeacherConfig(Config):
-    """Train the embedded teacher from scratch, or an autoregressive model of the same shape.
-
-    Args:
-        out: folder of the model.
-        objective: `diffusion`, or `autoregressive` for next-token prediction.
-        block_length: for `diffusion` (default 12): half of the training rows, and the responses of the
-            final check, are filled block by block.
-        batch_size: training rows per train step.
-        check_problems: number of problems solved in the final check.
-        min_accuracy: accuracy below which the stage fails.
-    """
-
-    out: LocalPath
-    # Omitted from dumps at its default, so that folders of existing teachers keep their recorded settings.
-    objective: Literal["diffusion", "autoregressive"] = Field(
-        "diffusion", exclude_if=lambda objective: objective == "diffusion"
-    )
-    hidden_size: PositiveInt = 128
-    intermediate_size: PositiveInt = 320
-    num_hidden_layers: PositiveInt = 4
-    num_attention_heads: PositiveInt = 4
-    max_position_embeddings: PositiveInt = 64
-    train_steps: PositiveInt
-    batch_size: PositiveInt = 64
-    block_length: PositiveInt | None = None
-    seed: Seed = 0
-    check_problems: PositiveInt = Field(default=200, le=COINS_LIMIT)
-    min_accuracy: float = Field(0.97, ge=0, le=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("objective", "diffusion") != "diffusion":
-            return data
-        return data if data.get("block_length") is not None else data | {"block_length": 12}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TeacherConfig":
-        if self.objective == "autoregressive" and self.block_length is not None:
-            raise ValueError(
-                f"block_length={self.block_length} with objective='autoregressive', which has no blocks: "
-                "drop block_length"
-            )
         return self

@@ -92,9 +92,9 @@ def generate(
 
 def _is_count(number: object) -> bool:
     """Whether `number` is a whole number of at least 1, as an int or a float such as 8.0."""
-    return (
-        isinstance(number, int | float | np.integer) and number is not True and number >= 1 and not number % 1
-    )
+    if isinstance(number, bool) or not isinstance(number, int | float | np.integer):
+        return False
+    return bool(number >= 1 and number % 1 == 0)
 
 
 def _tell(

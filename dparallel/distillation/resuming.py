@@ -110,7 +110,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted((tag for tag in folder.glob("step-*") if tag.is_dir()), reverse=True)
 
 
 def _read_whole(folder: Path) -> Checkpoint | str:
@@ -119,6 +119,8 @@ def _read_whole(folder: Path) -> Checkpoint | str:
         found = Checkpoint.model_validate_json((folder / DESCRIPTION).read_bytes())
     except FileNotFoundError:
         return f"{folder} has no {DESCRIPTION}"
+    except OSError as error:
+        return f"{folder / DESCRIPTION} cannot be read ({error.strerror})"
     except ValidationError:
         return f"{folder / DESCRIPTION} is damaged"
     if found.tag != folder.name:
@@ -127,7 +129,11 @@ def _read_whole(folder: Path) -> Checkpoint | str:
         file = folder / name
         if not file.is_file():
             return f"{file} is missing"
-        if file.stat().st_size != record.bytes or file_digest(file) != record.sha256:
+        try:
+            whole = file.stat().st_size == record.bytes and file_digest(file) == record.sha256
+        except StageError as error:  # it cannot be read
+            return str(error)
+        if not whole:
             return f"{file} is damaged"
     return found
 

@@ -19,11 +19,11 @@ from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
-    TeacherConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.recipe import RecipeConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.code import stage_digest
 from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.problems import coins
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model

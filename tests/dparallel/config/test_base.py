@@ -14,12 +14,12 @@ from dparallel.config.experiment import (
     Baseline,
     DistillConfig,
     LaunchConfig,
-    TeacherConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
+from dparallel.config.teacher import TeacherConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 OPTIMIZER = {"learning_rate": 1e-3}

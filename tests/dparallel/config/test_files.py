@@ -10,12 +10,12 @@ from dparallel.config.experiment import (
     LoraSettings,
     OptimizerConfig,
     Sweep,
-    TeacherConfig,
     TrainingConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
+from dparallel.config.teacher import TeacherConfig
 
 BENCHMARK = {
     "test": {"benchmark": "coins", "count": 1, "split": "test"},

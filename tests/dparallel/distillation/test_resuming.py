@@ -53,6 +53,11 @@ def flip(file: Path) -> None:
     file.write_bytes(b"M" + file.read_bytes()[1:])
 
 
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGES = {
     "cut": lambda tag: cut(tag / "optim_states.pt"),
     "empty": lambda tag: (tag / "optim_states.pt").write_bytes(b""),
@@ -61,6 +66,7 @@ DAMAGES = {
     "description empty": lambda tag: (tag / resuming.DESCRIPTION).write_bytes(b""),
     "description cut": lambda tag: cut(tag / resuming.DESCRIPTION),
     "description missing": lambda tag: (tag / resuming.DESCRIPTION).unlink(),
+    "description a folder": lambda tag: replace_by_folder(tag / resuming.DESCRIPTION),
     "another one's": lambda tag: shutil.copytree(tag.with_name("step-00000005"), tag, dirs_exist_ok=True),
 }
 
@@ -132,3 +138,30 @@ def test_settings_that_divide_nothing_may_change(tmp_path: Path) -> None:
     save(tmp_path, 5)
     other = resuming.layout(settings_of(overlap_comm=True, reduce_bucket_size=1000), 2)
     assert resuming.newest_whole(tmp_path, other)
+
+
+def test_what_is_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-by-step.txt").touch()
+    assert resuming.newest_whole(tmp_path, LAYOUT) is None
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    assert save(tmp_path, 15).is_dir()
+    (tmp_path / "step-by-step.txt").unlink()
+    assert steps(tmp_path) == [10, 15]
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk with a bad block, or as another user."""
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+
+    def refuse(file: Path) -> str:
+        if file.parent.name == "step-00000010":
+            raise StageError(f"{file} cannot be read (Input/output error)")
+        return read(file)
+
+    read = resuming.file_digest
+    monkeypatch.setattr(resuming, "file_digest", refuse)
+    found = resuming.newest_whole(tmp_path, LAYOUT)
+    assert found is not None
+    assert found.train_step == 5

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import Baseline, DistillConfig, TeacherConfig, TrajectoriesConfig
+from dparallel.config.experiment import Baseline, DistillConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
+from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Stage, StageError, fingerprint, read_manifest
 

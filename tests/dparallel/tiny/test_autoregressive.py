@@ -5,7 +5,7 @@ import torch
 
 from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dparallel.config.experiment import TeacherConfig
+from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems import coins
 from dparallel.stages import metrics_log
