@@ -69,12 +69,14 @@ class Row:
 def one_by_one(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
+    """Decode with the oracle, one prompt at a time."""
     return [decode_one(model, prompt, decoding) for prompt in prompts]
 
 
 def batches_that_wait(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
 ) -> list[Generation]:
+    """Decode in static batches, each of which waits for its slowest row."""
     chunks = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
     return [generation for chunk in chunks for generation in generate(model, chunk, decoding, batch_size)]
 
@@ -152,6 +154,7 @@ def prepare(model: DiffusionTransformer, row: Row, prompts: Prompts) -> Timing:
 
 
 def time_once(model: DiffusionTransformer, timing: Timing) -> None:
+    """Decode the row's prompts once and record seconds, responses and peak memory."""
     row, cuda = timing.row, model.device.type == "cuda"
     if timing.seconds and timing.seconds[0] > SLOW_SECONDS:
         return
@@ -359,12 +362,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
     return int(text)
 
 
 def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """The device of the options, with an error if a large shape would run on a CPU by accident."""
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")

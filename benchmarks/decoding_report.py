@@ -105,6 +105,7 @@ class Mark:
 
 
 def marks_table(marks: Sequence[Mark]) -> str:
+    """A Markdown table of targets."""
     rows = [
         [
             mark.what,

@@ -95,9 +95,9 @@ def next_tokens(
 
 
 def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
-    """A second model that shares the weights and hooks of `model`; its configuration is its own.
+    """A second model that shares weights and hooks with `model`, with its own configuration.
 
-    Its end of text is the mask, which no decoding commits: every response has its full length.
+    Its end token is the mask token, which is never committed, so that all responses have full length.
     """
     twin = copy.copy(model)
     twin.config = copy.copy(model.config)
@@ -107,6 +107,7 @@ def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
 
 
 def summarise(timing: Timing, base: Timing, model: DiffusionTransformer, limits: Limits) -> Result:
+    """The row of the table for a timing; `base` is sequential decoding without cache."""
     calls, config = len(timing.forwards), model.config
     limit = sum(
         max(
@@ -137,6 +138,7 @@ def measure(
     add_threshold: float,
     rounds: int,
 ) -> tuple[list[Result], Limits]:
+    """Time all rows in alternation; returns the results and the device's limits."""
     limits = measure_limits(device, dtype)
     model = workload.build(device, dtype)
     timings: dict[int, list[Timing]] = {}

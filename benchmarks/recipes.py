@@ -29,6 +29,7 @@ from tasks.tracking.run import track
 
 
 def overrides(seed: int, more: Sequence[str]) -> list[str]:
+    """Settings of a run with this training seed."""
     return [f"training.seed={seed}", *more]
 
 

@@ -55,6 +55,7 @@ def table(runs: Sequence[dict[str, float]]) -> str:
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """Mean and, for several values, standard deviation, as text."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -62,7 +63,7 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
-    """The default student of each seed against the undistilled teacher; without one, the loss alone."""
+    """The default student of each seed compared with the undistilled teacher; else only the accuracy loss."""
     titles = ["seed", "default student", "points lost", "NFE, times fewer", "TPF, times the teacher's best"]
     rows = []
     for seed, found in zip(seeds, results, strict=True):
@@ -80,15 +81,15 @@ def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
 
 
 def speed_table(speeds: Sequence[Speed]) -> str:
-    """Tokens per second side by side; ratios to the autoregressive bare loop, where there is one."""
-    sizes = sorted({each.batch_size for each in speeds})
-    base = next((BARE for each in speeds if each.method == BARE), None)
+    """Tokens per second side by side, with ratios to the autoregressive bare loop if there is one."""
+    sizes = sorted({speed.batch_size for speed in speeds})
+    base = next((BARE for speed in speeds if speed.method == BARE), None)
     titles = ["model", "method", "solution %", "NFE"]
     titles += [f"tokens/s, batch {size}" for size in sizes]
     titles += [f"times the {base}, batch {size}" for size in sizes if base]
     rows = []
-    for model, method in dict.fromkeys((each.model, each.method) for each in speeds):
-        own = {each.batch_size: each for each in speeds if (each.model, each.method) == (model, method)}
+    for model, method in dict.fromkeys((speed.model, speed.method) for speed in speeds):
+        own = {speed.batch_size: speed for speed in speeds if (speed.model, speed.method) == (model, method)}
         one = own[sizes[0]]
         cells = [plain(model), plain(method), f"{one.accuracy:.1%}".rstrip("%"), f"{one.nfe:.1f}"]
         cells += [f"{own[size].tokens_per_second:.0f}" for size in sizes]

@@ -117,6 +117,7 @@ def write_problems(path: Path, shape: Shape) -> None:
 
 
 def make_checkpoint(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    """Save a model with random weights and its tokenizer."""
     config = model_config(shape)
     save_model(random_model(config, device, dtype), folder, tokenizer=make_tokenizer(config))
 

@@ -75,6 +75,7 @@ class Work:
 
 
 def our_loss(model: PeftModel, batch: Batch, recipe: RecipeConfig) -> Tensor:
+    """The loss as the training stage computes it."""
     logits = model(**batch.student_inputs)
     return loss(logits, batch, recipe).loss
 
@@ -149,6 +150,7 @@ def make_step_batch(work: Work, device: torch.device) -> Batch:
 
 
 def make_student(work: Work, device: torch.device, dtype: torch.dtype) -> PeftModel:
+    """The model with random weights and an adapter, ready to train."""
     teacher = random_model(work.config, device, dtype)
     student = attach(teacher, LoraSettings(rank=work.rank, alpha=work.rank)).to(dtype)
     if work.gradient_checkpointing:

@@ -11,6 +11,7 @@ from tasks.checks import check_ready, checked_experiment
 
 
 def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
+    """Check the parameters and load the experiment."""
     here = [] if on_pool else ["benchmark"]
     experiment = checked_experiment(config, overrides, ["benchmark"], here)
     check_ready("benchmark", experiment, list(experiment.config.students), config, overrides)
@@ -40,6 +41,7 @@ def run(
     parent: str | None = None,
     on_pool: bool = False,
 ) -> str:
+    """Measure on this machine or on the work pool; returns the stage's folder."""
     settings = {"config": config, "overrides": overrides}
     on_workers = partial(deal, "measurements/part", "units", experiment.config.launch.parts, settings)
     return run_benchmark(experiment.benchmark(), parent, on_workers if on_pool else None)

@@ -16,6 +16,7 @@ StageName = Literal["trajectories", "training", "merging", "benchmark"]
 
 
 def plan(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> Experiment:
+    """Check the parameters and load the experiment."""
     return checked_experiment(config, overrides, here=set(get_args(StageName)) - set(on_pools))
 
 
@@ -37,6 +38,7 @@ def run(
     overrides: list[str] | None = None,
     on_pools: tuple[StageName, ...] = (),
 ) -> str:
+    """Run all stages; returns the final report."""
     settings = experiment.config.model_dump(mode="json")
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 

@@ -7,6 +7,7 @@ from tasks.merging import merge_student
 
 
 def plan(config: str, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
+    """Check the parameters; returns the plans of the students to merge."""
     experiment = checked_experiment(config, overrides, ["merging"])
     students = chosen_students(experiment, student)
     check_ready("merging", experiment, students, config, overrides)
@@ -29,6 +30,7 @@ def merging(
 
 
 def run(plans: list[StagePlan], parent: str | None = None, **parameters: object) -> list[str]:
+    """Merge the planned students; returns their folders."""
     return [merge_student(student, parent) for student in plans]
 
 

@@ -7,6 +7,7 @@ from tasks.teacher import train_teacher
 
 
 def plan(config: str, overrides: list[str] | None = None) -> TeacherConfig:
+    """Check the parameters and load the settings."""
     return checked_teacher(config, overrides)
 
 
@@ -22,6 +23,7 @@ def teacher(config: str, overrides: list[str] | None = None) -> str:
 
 
 def run(settings: TeacherConfig, **parameters: object) -> str:
+    """Train the teacher; returns its folder."""
     return train_teacher(settings)
 
 

@@ -10,6 +10,7 @@ from tasks.training import train_student
 def plan(
     config: str, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
+    """Check the parameters; returns the launch settings and the plans of the students to train."""
     experiment = checked_experiment(config, overrides, ["training"], here=["training"])
     students = chosen_students(experiment, student)
     check_ready("training", experiment, students, config, overrides)
@@ -34,6 +35,7 @@ def training(
 def run(
     planned: tuple[LaunchConfig, list[StagePlan]], parent: str | None = None, **parameters: object
 ) -> list[str]:
+    """Train the planned students; returns their folders."""
     launch, plans = planned
     return [train_student(student, launch, parent) for student in plans]
 

@@ -10,6 +10,7 @@ from tasks.trajectories import record_shards, record_trajectories
 
 
 def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
+    """Check the parameters and load the experiment."""
     here = [] if on_pool else ["trajectories"]
     return checked_experiment(config, overrides, ["trajectories"], here)
 
@@ -37,6 +38,7 @@ def run(
     parent: str | None = None,
     on_pool: bool = False,
 ) -> str:
+    """Record on this machine or on the work pool; returns the stage's folder."""
     settings = {"config": config, "overrides": overrides}
     on_workers = partial(deal, "shards/part", "numbers", experiment.config.launch.parts, settings)
     return record_trajectories(experiment.trajectories(), parent, on_workers if on_pool else None)

@@ -110,12 +110,15 @@ class Limits:
     matrix_rate: float
 
     def memory_seconds(self, forward: Forward, config: DiffusionConfig, itemsize: int) -> float:
+        """Seconds to transfer the bytes of a forward pass."""
         return traffic(forward, config, itemsize) / self.bandwidth
 
     def or_faster(self, other: "Limits") -> "Limits":
+        """The higher of each limit."""
         return Limits(max(self.bandwidth, other.bandwidth), max(self.matrix_rate, other.matrix_rate))
 
     def compute_seconds(self, forward: Forward, config: DiffusionConfig) -> float:
+        """Seconds to compute the FLOPs of a forward pass."""
         return flops(forward, config) / self.matrix_rate
 
 

@@ -46,6 +46,7 @@ class GrownCache:
         self.stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `key` and `value` (B, H, n, head_size); returns all positions so far."""
         if layer in self.stored:
             key, value = (
                 torch.cat([old, new], 2) for old, new in zip(self.stored[layer], (key, value), strict=True)
@@ -54,6 +55,7 @@ class GrownCache:
         return key, value
 
     def keep(self, rows: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
         self.stored = {layer: (key[rows], value[rows]) for layer, (key, value) in self.stored.items()}
 
 
@@ -134,6 +136,8 @@ class Race:
     nfe: float = 0.0
 
     def once(self) -> None:
+        """Decode all prompts once and record tokens per second and NFE."""
+
         def decode() -> list[Generation]:
             return self.contender.run(self.model, self.prompts, self.contender.decoding, self.batch_size)
 
@@ -211,6 +215,7 @@ def is_autoregressive(contender: Contender) -> bool:
 
 
 def bare(contender: Contender) -> Contender:
+    """The same contender, decoded with the minimal loop."""
     return replace(contender, method=BARE, run=bare_loop)
 
 

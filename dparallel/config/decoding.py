@@ -188,7 +188,7 @@ class DecodingConfig(Config):
         if 0 < self.temperature < MIN_TEMPERATURE:
             yield (
                 f"temperature={self.temperature} is too small to draw tokens in float32: give at least "
-                f"{MIN_TEMPERATURE}, or 0 to take the likeliest ones"
+                f"{MIN_TEMPERATURE}, or 0 to take the most likely ones"
             )
 
 

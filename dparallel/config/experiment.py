@@ -193,6 +193,7 @@ class Sweep(Config):
         return self
 
     def decodings(self) -> list[DecodingConfig]:
+        """The decoding at each threshold, in the order given."""
         settings = self.decoding.model_dump()
         return [DecodingConfig(**{**settings, "threshold": threshold}) for threshold in self.thresholds]
 

@@ -38,6 +38,7 @@ class ColumnText(Formatter):
         self.parts = [(literal, column) for literal, column, _, _ in parts]
 
     def fill(self, texts: Mapping[str, str]) -> str:
+        """The text with the columns replaced by their values."""
         if not self.plain:
             return self.vformat(self.text, (), texts)
         return "".join(

@@ -24,6 +24,7 @@ class Ramp(Config):
     end: Ratio
 
     def at(self, progress: float) -> float:
+        """The ratio at `progress`, from 0 to 1."""
         return (1 - progress) * self.start + progress * self.end  # exact at both ends
 
 
@@ -40,6 +41,7 @@ class Growth(Config):
         return self
 
     def at(self, progress: float, gen_length: int) -> int:
+        """The block length at `progress`, from 0 to 1."""
         lengths = [length for length in range(self.start, self.end + 1) if gen_length % length == 0]
         return lengths[min(int(progress * len(lengths)), len(lengths) - 1)]
 
@@ -108,6 +110,7 @@ class RecipeConfig(Config):
 
     @property
     def views(self) -> int:
+        """Number of canvases per sample."""
         return 2 if self.complement else 1
 
     @property

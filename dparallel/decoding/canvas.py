@@ -88,6 +88,7 @@ class Canvas:
         config: DiffusionConfig,
         device: torch.device,
     ) -> "Canvas":
+        """Fully masked canvases for `prompts`, with a seed per row for sampling."""
         rows, length = len(prompts), max(map(len, prompts)) + decoding.gen_length
         if decoding.compile:  # few distinct sizes, and at least one spare row
             rows, length = 1 << rows.bit_length(), -(-length // LENGTHS) * LENGTHS

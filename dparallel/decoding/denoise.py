@@ -97,6 +97,7 @@ class Workspace:
     def allocate(
         cls, model: DiffusionTransformer, decoding: DecodingConfig, slots: int, length: int
     ) -> "Workspace":
+        """Memory for `slots` rows of canvases with `length` positions."""
         config, device = model.config, model.device
         store = previous = None
         if decoding.cache != "none":
@@ -124,6 +125,7 @@ class Group:
 
 
 def first_status(decoding: DecodingConfig) -> Status:
+    """Status of a row before its first forward pass."""
     return Status(done=0, full=1, reads=decoding.block_length, window=decoding.blocks, opened=1)
 
 

@@ -49,6 +49,7 @@ def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dt
 
 
 def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, including unused memory that torch holds."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

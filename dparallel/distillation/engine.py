@@ -166,10 +166,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(engine: DeepSpeedEngine, folder: Path, found: Checkpoint) -> None:
+    """Load adapter and optimizer state of a checkpoint into the engine."""
     engine.load_checkpoint(str(folder), tag=found.tag, load_module_strict=False)
 
 
 def leave() -> None:
+    """End communication with the other processes of the launch."""
     torch.distributed.destroy_process_group()
 
 

@@ -37,6 +37,7 @@ def check_blocks(model: DiffusionTransformer) -> None:
 
 
 def whole_blocks(model: DiffusionTransformer) -> bool:
+    """Whether the rows of all matrices are divisible into blocks."""
     linears = (module for module in model.layers.modules() if isinstance(module, nn.Linear))
     return not any(linear.in_features % BLOCK for linear in linears)
 

@@ -41,6 +41,7 @@ class Checkpoint(BaseModel):
 
 
 def step_tag(train_step: int) -> str:
+    """Folder name of the checkpoint of a train step."""
     return f"step-{train_step:08d}"
 
 
@@ -106,6 +107,7 @@ def newest_whole(folder: Path, layout: dict[str, Any]) -> Checkpoint | None:
 
 
 def remove_unfinished(folder: Path) -> None:
+    """Delete the checkpoint that an interrupted run was writing."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 

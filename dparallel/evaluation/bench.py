@@ -102,6 +102,7 @@ class Bench:
         return self._key(model, self.prompts(model, split), decoding, DECODING)
 
     def certainty_key(self, unit: Unit) -> str:
+        """Key of a certainty map: a digest of model, prompt, decoding and code."""
         prompt = self.prompts(unit.model, unit.split)[unit.slice[0]]
         return self._key(unit.model, [prompt], unit.decoding, CERTAINTY_CODE)
 
@@ -137,6 +138,7 @@ class Bench:
         return read_certainty(self.store.certainty(self.certainty_key(unit)), label)
 
     def is_missing(self, unit: Unit) -> bool:
+        """Whether the result of a unit is not stored yet."""
         if unit.kind == "certainty":
             return not self.store.certainty(self.certainty_key(unit)).is_file()
         key = self.samples_key(unit.model, unit.split, unit.decoding)

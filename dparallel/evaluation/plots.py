@@ -59,6 +59,7 @@ def tradeoff(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float, out: P
 
 
 def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float) -> Figure:
+    """The figure of `tradeoff`."""
     curves: dict[tuple[str, str], list[Point]] = {}
     for row in rows:
         found = row.measurement
@@ -113,7 +114,7 @@ def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure
             linewidth=1.4,
             elinewidth=0.8,
         )
-    axes.set_xlabel("tokens per forward (TPF)")
+    axes.set_xlabel("tokens per forward pass (TPF)")
     axes.set_ylabel("accuracy (%)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -150,6 +151,7 @@ def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: 
 
 
 def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str) -> Figure:
+    """The figure of `certainty`."""
     steps = max(len(seen.probability) for seen in maps)
     length = len(maps[0].tokens)
     width, height = max(2.6, min(0.24 * steps, 5)), min(0.17 * length, 9)  # of a panel, inches
@@ -182,7 +184,7 @@ def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str
             axes.tick_params(axis="y", length=0)
     panels[0].set_ylabel("response position")
     assert image is not None
-    figure.colorbar(image, ax=list(panels), label="probability of the likeliest token", pad=0.01)
+    figure.colorbar(image, ax=list(panels), label="probability of the most likely token", pad=0.01)
     figure.suptitle(title, fontsize=10)
     return figure
 

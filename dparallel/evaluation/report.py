@@ -96,6 +96,7 @@ class Results:
         return sorted({size for row in self.rows for size in row.measurement.batch_sizes})
 
     def as_json(self) -> dict[str, Any]:
+        """All rows, selections and ratios as JSON values, the content of results.json."""
         head = {"student": self.headline.student.flat(), "teacher_best": self.headline.teacher_best.flat()}
         return {
             "rows": [row.flat() for row in self.rows],

@@ -91,6 +91,7 @@ class DiffusionConfig(PretrainedConfig):
 
 
 def at_least_float32(values: Tensor) -> Tensor:
+    """Convert to float32, unless the dtype is wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -349,6 +350,7 @@ def visible_keys(attention_mask: Tensor | None, input_ids: Tensor, keys: int) ->
 
 
 def check_levels(levels: Tensor, attention_mask: Tensor | None, input_ids: Tensor, keys: int) -> None:
+    """Raise a ValueError if `levels` does not fit the input, or a mask is given as well."""
     if attention_mask is not None:
         raise ValueError("attention_mask and levels: give one of them; padding is a level above all others")
     if levels.shape != (len(input_ids), keys):

@@ -86,6 +86,7 @@ class Fields(BaseModel):
         return self
 
     def to_config(self) -> DiffusionConfig:
+        """The model described by these fields."""
         raise NotImplementedError
 
     def _shared(self) -> dict[str, Any]:

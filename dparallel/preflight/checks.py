@@ -74,7 +74,7 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that is a file, or in which nothing can be written."""
+    """Raise a ConfigError if `folder` cannot be created or written to."""
     existing = folder
     try:
         for path in (folder, *folder.parents):

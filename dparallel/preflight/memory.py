@@ -46,6 +46,7 @@ class DecodingMemory:
         return self.weights + math.ceil(self.row / USABLE)
 
     def kinds(self) -> dict[str, int]:
+        """Bytes by kind, for messages and tables."""
         return {"weights": self.weights, "one row": self.row}
 
 

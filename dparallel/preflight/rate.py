@@ -57,7 +57,7 @@ def measure_rate(plan: Plan) -> Rate | None:
     read = torch.arange(block, device=device).expand(rows, -1)
     seconds = [_forward_seconds(model, canvas, read) for _ in range(1 + count)][1:]
     rate = canvas.numel() / statistics.median(seconds)
-    return Rate(rate, f"measured here, forwards of {what}")
+    return Rate(rate, f"measured here, with forward passes of {what}")
 
 
 def timed_shape(plan: Plan, device: torch.device) -> tuple[int, int]:

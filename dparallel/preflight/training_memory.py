@@ -51,6 +51,7 @@ class TrainingMemory:
         return self.weights + self.optimizer + self.gradients + max(self.activations, self.update)
 
     def kinds(self) -> dict[str, int]:
+        """Bytes by kind, for messages and tables."""
         return asdict(self)
 
 
@@ -101,6 +102,7 @@ def training_memory(
 
 
 def weight_count(model: nn.Module) -> int:
+    """Number of weights of a model."""
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -153,6 +153,7 @@ def parse_prompt(prompt: str) -> CoinsProblem:
 
 
 def intros(problem: CoinsProblem) -> list[list[str]]:
+    """The two possible introductions of a solution, as words."""
     has = [problem.name, "has", str(problem.start), problem.item]
     return [["first", *has], [*has, "first"]]
 

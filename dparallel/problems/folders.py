@@ -57,7 +57,7 @@ def read_folder(root: Path, subset: str | None) -> Folder:
 
 
 def _refuse_unreadable(root: Path) -> None:
-    """Refuse a folder in which some folder cannot be listed, whose files would be left out in silence."""
+    """Raise a TableError if a sub-folder cannot be listed, since its files would be skipped silently."""
 
     def refuse(error: OSError) -> None:
         raise TableError(f"{error.filename} cannot be read ({error.strerror}): check its permissions")

@@ -21,6 +21,8 @@ class TableError(UserError):
 
 
 class Table(Protocol):
+    """Rows of named columns."""
+
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int], wanted: Sequence[str]) -> tuple[list[Record], list[str]]:

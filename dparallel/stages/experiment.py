@@ -95,14 +95,17 @@ class Experiment:
         self._told: set[Path] = set()
 
     def trajectories(self) -> StagePlan:
+        """Plan of the trajectories stage."""
         return self._plan("trajectories", None, self.config.trajectories, {"teacher": self._teacher})
 
     def training(self, student: str) -> StagePlan:
+        """Plan of a student's training; StageError if an input is not finished."""
         config = StudentConfig(training=self.config.training, recipe=self._recipe(student))
         inputs = {"teacher": self._teacher, "trajectories": self.trajectories().out_dir}
         return self._plan("training", student, config, inputs)
 
     def merging(self, student: str) -> StagePlan:
+        """Plan of a student's merging; StageError if an input is not finished."""
         inputs = {
             "teacher": self._teacher,
             "trajectories": self.trajectories().out_dir,
@@ -111,6 +114,7 @@ class Experiment:
         return self._plan("merging", student, self.config.merging, inputs)
 
     def benchmark(self) -> StagePlan:
+        """Plan of the benchmark; StageError if an input is not finished."""
         students = {f"student/{name}": self.merging(name).out_dir for name in self.config.students}
         baselines = self.config.benchmark.baselines
         others = {

@@ -13,6 +13,7 @@ METRICS = "metrics.jsonl"
 
 
 def append(file: Path, record: dict[str, float]) -> None:
+    """Append a record, with its `train_step`, as a line of JSON."""
     with naming_the_file(file), file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
 

@@ -98,11 +98,13 @@ def causal_view(
 
 
 def one_token_per_step(config: TeacherConfig) -> DecodingConfig:
+    """Decoding of a diffusion teacher: one token per forward pass."""
     length = coins.RESPONSE_LENGTH
     return DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
 
 
 def token_by_token(config: TeacherConfig) -> DecodingConfig:
+    """Decoding of an autoregressive model."""
     return DecodingConfig(gen_length=coins.RESPONSE_LENGTH, mode="autoregressive")
 
 

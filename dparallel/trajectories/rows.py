@@ -1,4 +1,4 @@
-"""Rows of a trajectory shard: what is stored of each decoded prompt."""
+"""The rows of a trajectory shard, one per decoded prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def rows(
     """The rows of a shard, in the columns of `schema.COLUMNS`."""
     protocol = config.problems.protocol
     ends = model.config.end_token_ids
-    responses = [finish(each.tokens, tokenizer, ends, protocol) for each in generations]
+    responses = [finish(generation.tokens, tokenizer, ends, protocol) for generation in generations]
     verdicts = score(problems, responses, protocol)
     metric = accuracy_metric(protocol)
     return [

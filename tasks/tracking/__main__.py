@@ -10,6 +10,7 @@ from tasks.tracking.upload import log, upload
 
 
 def main() -> None:
+    """Upload pending records; exits with an error if some remain."""
     set_encodings()
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description=__doc__)
     parser.add_argument("command", choices=["upload"])
