@@ -119,7 +119,7 @@ MULTI_BLOCK = {"mode": "multi_block"}
         ),
         (
             {"temperature": 1e-40},
-            r"temperature=1e-40 is too small to draw .* float32: give at least 1e-06, or 0 to take the most like",
+            r"temperature=1e-40 is too small to draw .* float32: give at least 1e-06, or 0 to take",
         ),
         ({"top_p": 0.9}, r"top_p=0\.9 has no effect at temperature=0\.0: raise temperature or drop top_p"),
     ],

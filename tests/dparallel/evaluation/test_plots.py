@@ -12,6 +12,13 @@ from dparallel.evaluation import plots
 from dparallel.evaluation.certainty import CertaintyMap
 from tests.dparallel.evaluation.test_selection import REFERENCE, SWEEP
 
+DPI = plots.DPI  # as used outside of tests: read before `coarse_pictures` lowers it
+
+
+@pytest.fixture(autouse=True)
+def full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "DPI", DPI)
+
 
 def assert_has_ink(path: Path) -> None:
     picture = imread(path)[..., :3]
