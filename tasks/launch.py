@@ -188,8 +188,9 @@ def _follow(
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in output:
-            lines.put(line.rstrip("\n"))
+        with output:
+            for line in output:
+                lines.put(line.rstrip("\n"))
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -127,7 +127,7 @@ def choose_masks(
         if recipe.masking == "monotone":
             ratios = monotone_ratios(gen_length // block_length, *bounds, rng)
         else:
-            ratios = [draw_ratio(*bounds, rng)]
+            ratios = np.array([draw_ratio(*bounds, rng)])
         ratio = np.repeat(ratios, positions // len(ratios))
         masked = mask_at_random(ratio, rng)
 
