@@ -23,10 +23,11 @@ def read_hostfile(path: str) -> dict[str, int]:
         ConfigError: the file is missing or unreadable, lists no host, lists a host twice, or has a line
             other than `HOST slots=N`.
     """
+    file = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})") from error
+        if not file.is_file():  # a pipe, which gives its lines once, is none either
+            raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"launch.hostfile={path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
