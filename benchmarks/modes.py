@@ -103,6 +103,7 @@ def as_next_token_model(model: DiffusionTransformer) -> DiffusionTransformer:
     twin.config = copy.copy(model.config)
     twin.config.predicts_next, twin.config.attention_pattern = True, "causal"
     twin.config.eos_token_id = twin.config.mask_token_id
+    twin.config.end_token_ids = (twin.config.mask_token_id,)
     return twin
 
 

@@ -76,7 +76,7 @@ def bare_loop(
 @torch.inference_mode()
 def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: int) -> list[Generation]:
     """Decode a batch of prompts of equal length; finished rows leave the batch."""
-    mask, eos, device = model.config.mask_token_id, model.config.eos_token_id, model.device
+    mask, ends, device = model.config.mask_token_id, model.config.end_token_ids, model.device
     new = torch.tensor(prompts, device=device)  # (B, P), later (B, 1)
     cache, positions = GrownCache(), torch.arange(new.shape[1], device=device)
     responses: list[list[int]] = [[] for _ in prompts]
@@ -92,7 +92,7 @@ def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: 
         new, positions = logits.argmax(-1), positions[-1:] + 1
         for row, token in zip(going, new[:, 0].tolist(), strict=True):
             responses[row].append(token)
-        left = [at for at, row in enumerate(going) if responses[row][-1] != eos]
+        left = [at for at, row in enumerate(going) if responses[row][-1] not in ends]
         if len(left) < len(going):
             going, kept = [going[at] for at in left], torch.tensor(left, dtype=torch.long, device=device)
             if not going:
@@ -101,7 +101,7 @@ def _decode_together(model: DiffusionTransformer, prompts: Prompts, gen_length: 
             cache.keep(kept)
     return [
         Generation(
-            response + [eos or 0] * (gen_length - len(response)),
+            response + [next(iter(ends), 0)] * (gen_length - len(response)),
             [*range(len(response))],
             [],
             len(response),

@@ -33,7 +33,7 @@ def step_batches(
             recipe,
             samples.responses[sample],
             samples.commit_step[sample],
-            model.eos_token_id,
+            model.end_token_ids,
             row_generator(seed, train_step, row),
         )
         for row, sample in enumerate(drawn)

@@ -6,6 +6,7 @@ of resumption.
 Legend: G response positions, K blocks, n positions of a region.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class View(NamedTuple):
 def draw_block(
     response_ids: np.ndarray,
     block_length: int,
-    eos_token_id: int,
+    end_token_ids: Sequence[int],
     eos_region_ratio: float,
     rng: np.random.Generator,
 ) -> slice:
@@ -32,22 +33,22 @@ def draw_block(
     as often as a block with content. G must be a multiple of `block_length`.
     """
     starts = np.arange(0, len(response_ids), block_length)  # (K,)
-    content = starts < content_length(response_ids, eos_token_id)
+    content = starts < content_length(response_ids, end_token_ids)
     weights = np.where(content, 1.0, eos_region_ratio)
     start = int(starts[rng.choice(len(starts), p=weights / weights.sum())])
     return slice(start, start + block_length)
 
 
-def content_length(response_ids: np.ndarray, eos_token_id: int) -> int:
+def content_length(response_ids: np.ndarray, end_token_ids: Sequence[int]) -> int:
     """Number of tokens including the first end-of-sequence token; all tokens if there is none."""
-    ends = np.flatnonzero(response_ids == eos_token_id)
+    ends = np.flatnonzero(np.isin(response_ids, end_token_ids))
     return int(ends[0]) + 1 if len(ends) else len(response_ids)
 
 
 def draw_unread(
     response_ids: np.ndarray,
     block_length: int,
-    eos_token_id: int,
+    end_token_ids: Sequence[int],
     eos_region_ratio: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
@@ -56,7 +57,7 @@ def draw_unread(
     A block entirely after the first end-of-sequence token is included with probability `eos_region_ratio`.
     """
     starts = np.arange(0, len(response_ids), block_length)  # (K,)
-    padding = starts >= content_length(response_ids, eos_token_id)
+    padding = starts >= content_length(response_ids, end_token_ids)
     return np.repeat(padding & (rng.random(len(starts)) >= eos_region_ratio), block_length)
 
 

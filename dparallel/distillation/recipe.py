@@ -86,7 +86,7 @@ def make_views(
     recipe: RecipeConfig,
     response_ids: np.ndarray,
     commit_step: np.ndarray,
-    eos_token_id: int,
+    end_token_ids: Sequence[int],
     rng: np.random.Generator,
 ) -> list[View]:
     """Draw the `recipe.views` views of a trajectory.
@@ -96,7 +96,7 @@ def make_views(
         response_ids: (G,) the teacher's tokens.
         commit_step: (G,) the steps at which they were committed.
     """
-    masks = choose_masks(recipe, response_ids, commit_step, eos_token_id, rng)
+    masks = choose_masks(recipe, response_ids, commit_step, end_token_ids, rng)
     return views(masks, recipe, len(response_ids))
 
 
@@ -104,7 +104,7 @@ def choose_masks(
     recipe: RecipeConfig,
     response_ids: np.ndarray,
     commit_step: np.ndarray,
-    eos_token_id: int,
+    end_token_ids: Sequence[int],
     rng: np.random.Generator,
 ) -> Masks:
     """Draw a region and its masked positions; for arguments see `make_views`."""
@@ -114,7 +114,7 @@ def choose_masks(
     # 1. Region
     region = slice(0, gen_length)
     if recipe.region == "block":
-        region = draw_block(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
+        region = draw_block(response_ids, block_length, end_token_ids, recipe.eos_region_ratio, rng)
     positions = region.stop - region.start
 
     # 2. Masked positions: from the teacher's trajectory, or at random with a ratio
@@ -134,7 +134,7 @@ def choose_masks(
     # 3. Blocks that contain only padding are excluded from the loss most of the time
     unread = None
     if recipe.region == "response" and recipe.block_length is not None:
-        unread = draw_unread(response_ids, block_length, eos_token_id, recipe.eos_region_ratio, rng)
+        unread = draw_unread(response_ids, block_length, end_token_ids, recipe.eos_region_ratio, rng)
     return Masks(region, masked, ratio, unread)
 
 

@@ -38,6 +38,7 @@ def test_a_second_model_shares_the_weights_and_changes_nothing_of_the_first():
         shifted = second(ids, None, read)
     assert len(forwards) == 1
     assert second.lm_head.weight is model.lm_head.weight
+    assert second.config.end_token_ids == (second.config.mask_token_id,), "it ends no response"
     assert (second.config.predicts_next, second.config.attention_pattern) == (True, "causal")
     assert (model.config.predicts_next, model.config.attention_pattern) == (False, None)
     assert torch.equal(model(ids, None, read), before)

@@ -168,8 +168,10 @@ def test_models_are_timed_side_by_side(monkeypatch):
     assert entropy.ratio > 2 * one_by_one.ratio
 
 
-def test_the_bare_loop_gives_the_same_tokens():
+@pytest.mark.parametrize("ends", [("<eos>",), ("<eos>", "answer")])
+def test_the_bare_loop_gives_the_same_tokens(ends):
     model, tokenizer = load_model(RIVAL), load_tokenizer(RIVAL)
+    model.config.end_token_ids = tuple(tokenizer.convert_tokens_to_ids(list(ends)))
     problems = load_problems(ProblemsConfig(benchmark="coins", split="validation", count=5))
     prompts = tokenizer([problem.prompt for problem in problems]).input_ids
     prompts[3] = prompts[3][:-2]  # an invalid problem, of another length

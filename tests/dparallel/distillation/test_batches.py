@@ -84,7 +84,7 @@ def test_inverse_ratio_is_one_mean_over_the_step(samples: Samples) -> None:
     """1/p of every position read, divided by their number; not a mean of means."""
     rng = np.random.default_rng(1)
     views = [
-        make_views(D2F, response, steps, EOS, rng)
+        make_views(D2F, response, steps, (EOS,), rng)
         for response, steps in zip(samples.responses, samples.commit_step, strict=True)
     ]
     reads = np.array([both[0].read for both in views])
@@ -110,7 +110,7 @@ def test_inverse_ratio_is_one_mean_over_the_step(samples: Samples) -> None:
 def test_view_means_as_before(samples: Samples) -> None:
     """The weights of a view's positions sum to 1, those of a sample to 1 / samples of the step."""
     rng = np.random.default_rng(1)
-    both = [make_views(D3LLM, samples.responses[i], samples.commit_step[i], EOS, rng) for i in range(3)]
+    both = [make_views(D3LLM, samples.responses[i], samples.commit_step[i], (EOS,), rng) for i in range(3)]
     assert normaliser(D3LLM, both) == 3
     batch = make_batch(samples.prompts[:3], samples.responses[:3], both, MASK)
     sums = torch.zeros(6).index_add(0, batch.view, batch.weight)
@@ -121,12 +121,12 @@ def test_view_means_as_before(samples: Samples) -> None:
 def test_padding_blocks_are_masked_but_not_read() -> None:
     rng = np.random.default_rng(0)
     response = np.array([7, 7, 7, 7, 7, EOS, EOS, EOS, EOS, EOS, EOS, EOS])
-    drawn = [make_views(D2F, response, np.arange(12), EOS, rng)[0] for _ in range(300)]
+    drawn = [make_views(D2F, response, np.arange(12), (EOS,), rng)[0] for _ in range(300)]
     assert not any(view.read[8:].any() for view in drawn)
     assert np.mean([view.masked[8:] for view in drawn]) == pytest.approx(0.575, abs=0.05)
     assert all((view.read[:8] == view.masked[:8]).all() for view in drawn)
     some = D2F.model_copy(update={"eos_region_ratio": 0.5})
-    drawn = [make_views(some, response, np.arange(12), EOS, rng)[0] for _ in range(600)]
+    drawn = [make_views(some, response, np.arange(12), (EOS,), rng)[0] for _ in range(600)]
     assert np.mean([view.read[8:] for view in drawn]) == pytest.approx(0.575 / 2, abs=0.04)
 
 
@@ -135,7 +135,7 @@ def test_levels_of_a_padded_batch_by_hand() -> None:
     prompts = [np.array([5, 5, 5]), np.array([5])]
     responses = np.full((2, 4), 7)
     recipe = D2F.model_copy(update={"block_length": 2})
-    views = [make_views(recipe, each, np.arange(4), EOS, rng) for each in responses]
+    views = [make_views(recipe, each, np.arange(4), (EOS,), rng) for each in responses]
     batch = make_batch(prompts, responses, views, MASK, block_length=2)
     assert batch.levels is not None
     assert batch.levels.tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 7, 7]]

@@ -28,7 +28,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def block_shares(response: list[int], eos_region_ratio: float) -> np.ndarray:
     generator = rng()
     draws = [
-        draw_block(np.array(response), 2, EOS, eos_region_ratio, generator).start // 2 for _ in range(8000)
+        draw_block(np.array(response), 2, (EOS,), eos_region_ratio, generator).start // 2 for _ in range(8000)
     ]
     return np.bincount(draws, minlength=len(response) // 2) / 8000
 
@@ -46,8 +46,10 @@ def test_first_eos_at_a_block_start_is_content() -> None:
 
 
 def test_content_length_by_hand() -> None:
-    assert content_length(np.array([5, EOS, 5, EOS]), EOS) == 2
-    assert content_length(np.array([5, 5]), EOS) == 2
+    assert content_length(np.array([5, EOS, 5, EOS]), (EOS,)) == 2
+    assert content_length(np.array([5, 5]), (EOS,)) == 2
+    end_of_turn = 9  # it ends a response like the end of the text, which fills what follows
+    assert content_length(np.array([5, end_of_turn, EOS, EOS]), (EOS, end_of_turn)) == 2
 
 
 def test_view_by_hand() -> None:
@@ -109,14 +111,14 @@ def test_a_ratio_is_drawn_from_its_range() -> None:
 def test_unread_blocks_by_hand() -> None:
     row = np.array([7, 7, 7, EOS, EOS, EOS, EOS, EOS])  # the first EOS makes the second block content
     left_out = [False] * 4 + [True] * 4
-    assert draw_unread(row, 2, EOS, 0.0, rng()).tolist() == left_out
-    assert not draw_unread(row, 2, EOS, 1.0, rng()).any()
+    assert draw_unread(row, 2, (EOS,), 0.0, rng()).tolist() == left_out
+    assert not draw_unread(row, 2, (EOS,), 1.0, rng()).any()
     generator = rng()
-    drawn = np.array([draw_unread(row, 2, EOS, 0.25, generator) for _ in range(4000)])
+    drawn = np.array([draw_unread(row, 2, (EOS,), 0.25, generator) for _ in range(4000)])
     assert drawn.mean(axis=0) == pytest.approx([0, 0, 0, 0, 0.75, 0.75, 0.75, 0.75], abs=0.03)
     assert (drawn[:, 4] == drawn[:, 5]).all()
     assert (drawn[:, 4] != drawn[:, 6]).any()  # each block for itself
-    assert not draw_unread(np.full(4, 7), 2, EOS, 0.0, rng()).any()
+    assert not draw_unread(np.full(4, 7), 2, (EOS,), 0.0, rng()).any()
 
 
 def test_masks_from_a_point_by_hand() -> None:
@@ -185,7 +187,7 @@ def test_invariants_of_views(
     trajectory: tuple[list[int], list[int]], recipe: RecipeConfig, seed: int
 ) -> None:
     response, commit_step = np.array(trajectory[0]), semi_autoregressive(trajectory[1])
-    views = make_views(recipe, response, commit_step, EOS, rng(seed))
+    views = make_views(recipe, response, commit_step, (EOS,), rng(seed))
     assert len(views) == recipe.views
     for made in views:
         assert not (made.read & ~made.masked).any()
@@ -211,7 +213,7 @@ def test_invariants_of_views(
 
 
 def test_the_recipes_ratios_reach_its_views() -> None:
-    generator, row = rng(), (np.array([7] * 999 + [EOS] * 1001), np.arange(2000), EOS)
+    generator, row = rng(), (np.array([7] * 999 + [EOS] * 1001), np.arange(2000), (EOS,))
     for mask_ratio in (0.1, 0.9):
         recipe = RecipeConfig(region="response", masking="random", mask_ratio=mask_ratio)
         (made,) = make_views(recipe, *row, generator)
@@ -227,13 +229,13 @@ def test_a_complement_weighs_by_its_own_ratio() -> None:
     """A position masked with probability p in one view is masked with 1 - p in the other."""
     settings = {"complement": True, "weighting": "inverse_ratio", "eos_region_ratio": 1.0}
     recipe = RecipeConfig(block_length=8, masking="random", mask_ratio=0.2, **settings)
-    first, second = make_views(recipe, np.arange(8, 16), np.arange(8), EOS, rng(1))
+    first, second = make_views(recipe, np.arange(8, 16), np.arange(8), (EOS,), rng(1))
     assert (first.weight + second.weight).tolist() == pytest.approx(np.where(first.read, 5, 1.25).tolist())
 
 
 def test_views_depend_on_their_own_generator_only() -> None:
     recipe = RecipeConfig(block_length=4, masking="random", complement=True)
-    row = (np.arange(3, 11), np.arange(8), EOS)
+    row = (np.arange(3, 11), np.arange(8), (EOS,))
     assert same(make_views(recipe, *row, rng(5)), make_views(recipe, *row, rng(5)))
     assert not same(make_views(recipe, *row, rng(5)), make_views(recipe, *row, rng(6)))
 

@@ -169,7 +169,7 @@ def test_a_batch_equals_its_rows_alone(
     mask, eos = tiny_model.config.mask_token_id, tiny_model.config.eos_token_id
     prompts = [rng.integers(3, 50, length) for length in prompt_lengths]
     responses = rng.integers(2, 50, (len(prompts), 16))
-    views = [make_views(recipe, response, np.arange(16), eos, rng) for response in responses]
+    views = [make_views(recipe, response, np.arange(16), (eos,), rng) for response in responses]
     together = run_loss(tiny_model, make_batch(prompts, responses, views, mask), recipe)
     alone = [
         run_loss(tiny_model, make_batch([prompts[i]], responses[i : i + 1], [views[i]], mask), recipe)
