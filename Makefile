@@ -4,7 +4,7 @@ PYTHONS := python3.11 python3.12 python3.13 python3 python
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # A worker for each core, but two at most: each loads torch, and some start a server.
 WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); [ $$cores -lt 2 ] && echo $$cores || echo 2)
 # Further arguments of pytest, such as a folder or --durations=40.

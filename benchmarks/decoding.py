@@ -10,7 +10,6 @@ measured before and after) divided by its actual time. Peak memory is reported f
 
 import argparse
 import dataclasses
-import gc
 import json
 import statistics
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.hardware import Forward, Limits, describe, measure_limits, recorded, timed
+from benchmarks.common.options import chosen_device, positive
 from benchmarks.common.shapes import (
     SHAPES,
     Workload,
@@ -38,6 +38,7 @@ from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.loader import release_memory
 from dparallel.stages.streams import set_encodings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -316,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{name}: {limits[name].bandwidth / 1e9:.0f} GB/s, {limits[name].matrix_rate / 1e9:.0f} GFLOP/s"
         )
-        _forget(device)
+        _forget()
     marks: list[Mark] = []
     if options.shape is None and device.type == "cpu":
         marks = cpu_marks(results)
@@ -361,27 +362,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
-    return int(text)
-
-
-def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
-    """The device of the options, with an error if a large shape would run on a CPU by accident."""
-    cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not cuda:
-        parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")
-    if options.shape and SHAPES[options.shape].large and options.device is None and not cuda:
-        small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)
-        parser.error(
-            f"--shape {options.shape} needs a GPU, and torch sees none here: run it where there is one, "
-            f"choose a small shape ({small}), or give --device cpu, tens of GB of memory and hours"
-        )
-    return torch.device(options.device or ("cuda" if cuda else "cpu"))
-
-
 def _dtypes(workload: Workload, device: torch.device) -> list[str]:
     """Float32 and bfloat16 on a GPU if float32 fits; only float32 on a CPU."""
     if device.type == "cpu":
@@ -408,12 +388,10 @@ def _brief(decoding: DecodingConfig) -> str:
     return ", ".join(f"{key}={value}" for key, value in decoding if key in SETTABLE and value is not None)
 
 
-def _forget(device: torch.device) -> None:
+def _forget() -> None:
     """Free the model, compiled steps and graphs of a dtype before the next one."""
     torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory()
 
 
 if __name__ == "__main__":

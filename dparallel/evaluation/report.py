@@ -231,11 +231,11 @@ def outcome(results: Results) -> str:
     if not head.keeps_accuracy:
         return (
             f"{compared}: it keeps the accuracy on the validation problems but not on the test problems, "
-            f"where it loses more than the {allowed} that are allowed. The teacher's best at equal accuracy: "
-            f"{rival}."
+            f"where it loses more than the {allowed} that are allowed. The teacher's fastest row that loses "
+            f"no more: {rival}."
         )
-    ratio = f"{head.tpf_ratio_to_teacher_best:.2f} times the teacher's best at equal accuracy"
-    return f"{compared}; its TPF is {ratio} ({rival})."
+    ratio = f"{head.tpf_ratio_to_teacher_best:.2f} times that of the teacher's fastest row"
+    return f"{compared}; its TPF is {ratio} that loses at most {allowed} ({rival})."
 
 
 def _points(share: float) -> str:

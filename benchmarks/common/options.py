@@ -1,0 +1,28 @@
+"""Command line options that several benchmarks share."""
+
+import argparse
+
+import torch
+
+from benchmarks.common.shapes import SHAPES
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)
+
+
+def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """The device of the options, with an error if a large shape would run on a CPU by accident."""
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")
+    if options.shape and SHAPES[options.shape].large and options.device is None and not cuda:
+        small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)
+        parser.error(
+            f"--shape {options.shape} needs a GPU, and torch sees none here: run it where there is one, "
+            f"choose a small shape ({small}), or give --device cpu, tens of GB of memory and hours"
+        )
+    return torch.device(options.device or ("cuda" if cuda else "cpu"))
