@@ -116,6 +116,6 @@ def test_quantized_tensors_are_refused_by_name(dtype: torch.dtype, named: str, r
     folder = change(
         publish(tmp_path / "source", "llada"), lambda name, each: each.to(dtype) if name == down else each
     )
-    message = rf"tensor {down} is stored as {named}; only BF16, F16, F32, F64 can be .* not quantized"
+    message = rf"tensor {down} is stored as {named}; only BF16, F16, F32, F64 are supported: .* not quantized"
     with pytest.raises(CheckpointError, match=message):
         read(folder)
