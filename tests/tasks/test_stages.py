@@ -18,7 +18,7 @@ MADE = Manifest(stage="training", config={}, inputs={}, files={}, seconds=1.0, f
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(stages, "get_run_logger", lambda: logging.getLogger("prefect.run"))
+    monkeypatch.setattr(stages, "get_run_logger", lambda: logging.getLogger("a_run"))
     return caplog
 
 

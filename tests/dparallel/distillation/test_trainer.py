@@ -212,7 +212,7 @@ def test_a_second_training_of_a_folder_leaves_the_first_alone(
             other.write_bytes((tmp_path / "plan.json").read_bytes())
             code, output = run_forked(other)
             assert code == 1, output
-            assert f"error: {out} is in use by process {os.getpid()} on" in output
+            assert f"error: {out} is in use by process {os.getpid()} on" in output, output
             assert (out / "checkpoints" / "step-00000005").is_dir()
             print("the second one was refused")
 
