@@ -131,3 +131,9 @@ def test_every_command_sets_its_encodings() -> None:
                 commands += 1
                 assert "    set_encodings()\n" in text or any(each in text for each in shared), file
     assert commands > 10
+
+
+def test_a_stream_that_was_read_from_keeps_its_encoding() -> None:
+    code = "import sys; sys.stdin.readline(); from dparallel.stages import streams; streams.set_encodings()"
+    done = subprocess.run([sys.executable, "-c", code], input=b"read\nmore\n", capture_output=True)
+    assert done.returncode == 0, done.stderr

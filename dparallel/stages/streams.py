@@ -1,5 +1,6 @@
 """Encodings of the standard streams, the same for every command."""
 
+import contextlib
 import io
 import sys
 
@@ -15,4 +16,5 @@ def set_encodings() -> None:
         (sys.stderr, "backslashreplace"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
+            with contextlib.suppress(io.UnsupportedOperation):  # input that was read from keeps its encoding
+                stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
