@@ -210,7 +210,8 @@ def test_a_second_training_of_a_folder_leaves_the_first_alone(
         if train_step == 6:
             other = tmp_path / "other.json"
             other.write_bytes((tmp_path / "plan.json").read_bytes())
-            code, output = run_forked(other)
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            code, output = run([sys.executable, "-m", "dparallel.distillation", str(other)], NO_GPU | alone)
             assert code == 1, output
             assert f"error: {out} is in use by process {os.getpid()} on" in output, output
             assert (out / "checkpoints" / "step-00000005").is_dir()
