@@ -145,7 +145,7 @@ def make_step_batch(work: Work, device: torch.device) -> Batch:
     prompts = [rng.integers(vocabulary, size=work.prompt_length) for _ in range(work.samples)]
     responses = rng.integers(vocabulary, size=(work.samples, work.gen_length))
     order = np.zeros(work.gen_length, dtype=np.int64)
-    views = [make_views(work.recipe, response, order, -1, rng) for response in responses]
+    views = [make_views(work.recipe, response, order, (), rng) for response in responses]
     return make_batch(prompts, responses, views, work.config.mask_token_id).to(device)
 
 

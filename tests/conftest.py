@@ -45,6 +45,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests get the time that compilers and servers take on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_clone() -> Iterator[None]:
     """Fixtures of modules and sessions also run outside the clone."""

@@ -45,7 +45,7 @@ def test_both_steps_have_one_loss_and_one_gradient(complement: bool) -> None:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 50, length) for length in (3, 9, 5, 6)]
     responses = rng.integers(3, 50, (4, 16))
-    views = [make_views(recipe, response, np.arange(16), 2, rng) for response in responses]
+    views = [make_views(recipe, response, np.arange(16), (2,), rng) for response in responses]
     batch = make_batch(prompts, responses, views, 1)
     said = model(batch.canvas, attention_mask=batch.attention_mask, logits_at=batch.read).argmax(-1)
     batch = batch._replace(targets=torch.where(torch.arange(len(said)) % 2 == 0, said, batch.targets))

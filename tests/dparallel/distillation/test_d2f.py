@@ -93,7 +93,7 @@ def test_dream_whose_shift_is_invisible() -> None:
     model, rng = student.get_base_model(), np.random.default_rng(0)
     assert model.config.predicts_next
     prompts, responses = [rng.integers(3, 250, 5), rng.integers(3, 250, 9)], rng.integers(3, 250, (2, 18))
-    views = [make_views(D2F, each, np.arange(18), 254, rng) for each in responses]
+    views = [make_views(D2F, each, np.arange(18), (254,), rng) for each in responses]
     batch = make_batch(prompts, responses, views, model.config.mask_token_id, 0.1, D2F.block_length)
     made = loss(student(**batch.student_inputs), batch, D2F, teacher_logits(student, batch))
     made.loss.backward()
