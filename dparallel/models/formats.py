@@ -3,6 +3,7 @@
 All peculiarities of model families are handled here; the rest of the project uses one model class.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -85,9 +86,9 @@ class Fields(BaseModel):
             )
         return self
 
+    @abstractmethod
     def to_config(self) -> DiffusionConfig:
-        """The model described by these fields."""
-        raise NotImplementedError
+        """The model that these fields describe."""
 
     def _shared(self) -> dict[str, Any]:
         """Arguments of `DiffusionConfig` common to all formats."""
