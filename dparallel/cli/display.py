@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dparallel.decoding.canvas import Generation, Step, tokens_per_forward
 from dparallel.models.backbone import DiffusionConfig
+from dparallel.models.token_texts import token_texts
 
 Observer = Callable[[list[Step]], None]
 
@@ -89,22 +90,6 @@ def _colour(step: int, latest: int) -> Style:
     return Style(
         color=Color.from_rgb(*(a + share * (b - a) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True)))
     )
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to the text of the previous tokens.
-
-    A token that ends within a character adds nothing; the token that completes the character adds it.
-    """
-    texts, start, done = [], 0, 0  # decoding starts at token `start`; `done` characters are assigned
-    for end in range(1, len(tokens) + 1):
-        before, now = (str(tokenizer.decode([*tokens[start:stop]])) for stop in (done, end))
-        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(tokens):
-            texts.append("")
-            continue
-        texts.append(now[len(before) :])
-        start, done = done, end
-    return texts
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 "use strict";
 const trace = JSON.parse(document.getElementById("trace").textContent);
 const $ = (id) => document.getElementById(id);
+const area = $("replay") ?? document; // where keys move through a decoding: in a longer page, one section
 const state = { row: 0, done: 0, view: "step", timer: null }; // done: forwards that have run
 let chips = []; // one per response position
 let map = null; // geometry of the heat map
@@ -58,6 +59,10 @@ function pairs(list, entries) {
 function showRow(index) {
   state.row = index;
   const row = trace.rows[index];
+  $("row").value = index;
+  $("subject").textContent = row.subject;
+  $("subject").hidden = !row.subject;
+  pairs($("settings"), Object.entries(trace.decodings[row.decoding]).map(([name, value]) => [name, String(value)]));
   const sure = row.confidence.filter((_, offset) => !row.filled[offset]);
   pairs($("summary"), [
     ["forwards (NFE)", nfe(row)],
@@ -131,8 +136,8 @@ function drawStatus(row) {
   const entropy = read.reduce((sum, each) => sum + each.entropy, 0) / read.length;
   const filled = state.done === nfe(row) ? row.filled.filter(Boolean).length : 0;
   $("status").textContent =
-    `Read ${plural(read.length, "masked position")}, mean entropy ${entropy.toFixed(2)} nats; ` +
-    `committed ${plural(read.filter((each) => each.commit).length, "token")}` +
+    (trace.readings ? `Read ${plural(read.length, "masked position")}, mean entropy ${entropy.toFixed(2)} nats; committed ` : "Committed ") +
+    plural(read.filter((each) => each.commit).length, "token") +
     (filled ? `, filled ${filled} with end-of-text` : "") + `; ${masked} still masked.`;
 }
 
@@ -158,7 +163,7 @@ function drawLegend(row) {
       ? scale("forward 1", String(nfe(row)), stepColour)
       : scale("confidence at commit 0 %", "100 %", confidenceColour),
     element("span", "", state.view === "step" ? "small number: forward that committed it" : "small number: confidence in %"),
-    element("span", "", "italic: still masked, likeliest token and its probability"),
+    ...(trace.readings ? [element("span", "", "italic: still masked, likeliest token and its probability")] : []),
     element("span", "", "∎ end of text"),
   );
 }
@@ -180,12 +185,13 @@ function describeReading(offset, forward) {
   const reading = forward < 0 ? undefined : row.read[forward].get(offset);
   if (reading) {
     return `“${wordText(reading.word)}”\nposition ${offset + 1}, forward ${forward + 1}` +
-      `\nprobability ${percent(reading.p)}, entropy ${reading.entropy.toFixed(2)} nats` + (reading.commit ? "\ncommitted" : "");
+      `\nprobability ${percent(reading.p)}` + (trace.readings ? `, entropy ${reading.entropy.toFixed(2)} nats` : "") +
+      (reading.commit ? "\ncommitted" : "");
   }
   const where = `position ${offset + 1}`;
   if (forward < 0) return `${where}\nmasked`;
   if (row.commit_step[offset] < forward) return `“${wordText(row.words[offset])}”\n${where}, committed by forward ${row.commit_step[offset] + 1}`;
-  return `${where}, forward ${forward + 1}\nmasked, not read`;
+  return `${where}, forward ${forward + 1}\nmasked${trace.readings ? ", not read" : ""}`;
 }
 
 function tip(event, text) {
@@ -200,6 +206,7 @@ function tip(event, text) {
 
 // ---- heat map ----------------------------------------------------------------------------------
 function drawMap() {
+  if (!trace.rows.length) return;
   const row = trace.rows[state.row];
   const columns = row.words.length, rows = nfe(row);
   const canvas = $("map"), ratio = devicePixelRatio || 1;
@@ -262,7 +269,7 @@ function drawMap() {
   pen.fillStyle = muted;
   pen.textAlign = "left";
   pen.textBaseline = "alphabetic";
-  for (let start = 0; start < columns; start += trace.decoding.block_length) {
+  for (let start = 0; start < columns; start += trace.decodings[row.decoding].block_length) {
     const x = left + start * cellWidth;
     pen.fillStyle = muted;
     pen.fillText(String(start + 1), x, top - 6);
@@ -315,14 +322,9 @@ function jump(done) {
 }
 
 // ---- wiring ------------------------------------------------------------------------------------
-document.title = `Decoding trace: ${trace.model}`;
-$("model").textContent = trace.model;
-$("remark").textContent = trace.note;
-$("remark").hidden = !trace.note;
-pairs($("settings"), Object.entries(trace.decoding).map(([name, value]) => [name, String(value)]));
 $("chooser").hidden = trace.rows.length < 2;
 trace.rows.forEach((row, index) => {
-  const option = element("option", "", `${index + 1} of ${trace.rows.length}: ${row.prompt.replace(/\s+/g, " ").slice(0, 120)}`);
+  const option = element("option", "", row.label);
   option.value = index;
   $("row").append(option);
 });
@@ -330,7 +332,7 @@ $("map-legend").append(
   scale("probability 0 %", "100 %", confidenceColour),
   swatch("dot", "committed by this forward", confidenceColour(0.9).fill),
   swatch("fixed", "committed before"),
-  swatch("unread", "not read"),
+  swatch("unread", trace.readings ? "not read" : "still masked"),
 );
 $("row").addEventListener("change", (event) => { pause(); showRow(Number(event.target.value)); });
 $("play").addEventListener("click", play);
@@ -344,7 +346,7 @@ $("map").addEventListener("pointermove", (event) => {
   tip(cell.inside ? event : undefined, cell.inside ? describeReading(cell.offset, cell.forward) : "");
 });
 $("map").addEventListener("pointerleave", () => tip());
-document.addEventListener("keydown", (event) => {
+area.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target === $("row")) return;
   if (event.target.name === "view" && event.key !== "Home" && event.key !== "End") return; // arrows choose there
   const moves = { ArrowLeft: state.done - 1, ArrowRight: state.done + 1, Home: 0, End: Infinity };
@@ -355,4 +357,4 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("resize", drawMap);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
-showRow(0);
+if (trace.rows.length) showRow(0);
