@@ -12,6 +12,7 @@ from dparallel.decoding.generate import DEFAULT_DECODING, generate
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import PLAIN_TEXT, Messages, encode_chat, finish, render_all
 from dparallel.problems.sources import Problem
+from dparallel.problems.stops import cut, stop_at
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class Completion:
     """A response as text.
 
     Attributes:
-        text: the response without its end token.
-        tokens: token ids of the response, including the end token.
+        text: the response without its end token or stop text.
+        tokens: token ids of the response, including the end token or stop text.
         nfe: number of forward passes (function evaluations) this response took.
         tokens_per_forward: `len(tokens) / nfe`.
-        finish_reason: `stop` if the response ends with an end-of-sequence or end-of-turn token, `length` if
-            it reached `gen_length`.
+        finish_reason: `stop` if the response ends with an end-of-sequence or end-of-turn token or with a
+            stop text, `length` if it reached `gen_length`.
     """
 
     text: str
@@ -40,6 +41,7 @@ def complete(
     prompts: Sequence[str | Messages],
     decoding: DecodingConfig = DEFAULT_DECODING,
     batch_size: int | None = None,
+    stops: Sequence[str] = (),
 ) -> list[Completion]:
     """Generate a response for each prompt, in the order of the prompts.
 
@@ -49,9 +51,11 @@ def complete(
             once, if the tokenizer uses one.
         decoding: how to decode; by default `DecodingConfig()`.
         batch_size: prompts decoded together, see `generate`.
+        stops: texts that end a response; they are not part of its text.
 
     Raises:
-        DecodingError: a prompt is neither a text nor a conversation, or `generate` rejects the request.
+        DecodingError: a prompt is neither a text nor a conversation, a stop is not a text or empty, or
+            `generate` rejects the request.
         ChatTemplateError: a conversation is given, but the chat template is missing or fails.
         MemoryError: a single prompt does not fit into memory.
     """
@@ -59,18 +63,22 @@ def complete(
         raise DecodingError(f"prompts is a {type(prompts).__name__}: give a list of texts or conversations")
     if isinstance(prompts, str | Mapping) or any(isinstance(prompt, Mapping) for prompt in prompts):
         raise DecodingError("prompts is one text or one conversation: give a list of them, such as [prompts]")
+    if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise DecodingError(f"stops={stops!r}: give a list of texts, none of them empty")
     ids = [_encode(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     ends = model.config.end_token_ids
     completions = []
-    for generation in generate(model, ids, decoding, batch_size):
+    for generation in generate(model, ids, decoding, batch_size, stop=stop_at(tokenizer, stops)):
         tokens = generation.tokens[: generation.num_tokens]
+        whole = finish(tokens, tokenizer, ends)
+        text = cut(whole, stops)
         completions.append(
             Completion(
-                text=finish(tokens, tokenizer, ends),
+                text=text,
                 tokens=tokens,
                 nfe=generation.nfe,
                 tokens_per_forward=len(tokens) / generation.nfe,
-                finish_reason="stop" if tokens[-1] in ends else "length",
+                finish_reason="stop" if tokens[-1] in ends or text != whole else "length",
             )
         )
     return completions

@@ -29,7 +29,8 @@ def chat(options: argparse.Namespace) -> None:
     def respond(messages: Messages) -> str:
         prompt = turn_prompt(messages, tokenizer, model, decoding)
         try:
-            return text_of(answer(model, tokenizer, prompt, decoding, options.plain), tokenizer, model.config)
+            response = answer(model, tokenizer, prompt, decoding, options.plain, options.stop)
+            return text_of(response, tokenizer, model.config, options.stop)
         except DecodingError as error:  # not enough memory: the conversation continues without this turn
             raise ChatError(f"{error}; this turn was dropped") from error
 

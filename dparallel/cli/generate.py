@@ -20,6 +20,7 @@ from dparallel.decoding.canvas import Generation, Step
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.hub import checkpoint_folder
 from dparallel.problems.prompts import tokenizer_fingerprint
+from dparallel.problems.stops import stop_at
 from dparallel.stages.files import write_atomically
 from dparallel.stages.manifest import digest
 
@@ -48,17 +49,15 @@ def generate(options: argparse.Namespace) -> None:
     trace = steps.extend if options.trace is not None else None
     note = None
     if options.prompts is None:
-        generations = [answer(model, tokenizer, prompts[0], decoding, options.plain, trace)]
+        generations = [answer(model, tokenizer, prompts[0], decoding, options.plain, options.stop, trace)]
     else:
-        identity = _identity(options.model, model, tokenizer, decoding, prompts)
+        identity = _identity(options, model, tokenizer, decoding, prompts)
         with collect(options.out, requests, identity) as results:
             rows = [row for row in range(len(prompts)) if row not in results.done]
             if kept := len(prompts) - len(rows):
                 note = f"{kept} of {len(prompts)} results are from an interrupted run"
                 print(f"{note}; {len(rows)} remain", file=sys.stderr)
-            generations = _decode_rows(
-                rows, results, prompts, tokenizer, model, decoding, options.batch_size, trace
-            )
+            generations = _decode_rows(rows, results, prompts, tokenizer, model, decoding, options, trace)
         requests = [requests[row] for row in rows]
 
     # 3. Report.
@@ -77,7 +76,7 @@ def _decode_rows(
     tokenizer: PreTrainedTokenizerBase,
     model: DiffusionTransformer,
     decoding: DecodingConfig,
-    batch_size: int | None,
+    options: argparse.Namespace,
     trace: display.Observer | None,
 ) -> list[Generation]:
     """Decode the prompts at the indices `rows` into `results`, with progress and totals on stderr."""
@@ -89,13 +88,16 @@ def _decode_rows(
         rows_together.add(len(forward))
 
     def keep(place: int, generation: Generation) -> None:
-        response = text_of(generation, tokenizer, model.config)
+        response = text_of(generation, tokenizer, model.config, options.stop)
         results.add(rows[place], Result(response, generation.nfe, generation.num_tokens))
 
     with display.progress(sys.stderr, len(prompts), len(prompts) - len(rows)) as count:
         observe = display.combine(count, count_rows, trace)
         wanted = [prompts[row] for row in rows]
-        generations, seconds = timed_generate(model, wanted, decoding, batch_size, observe, keep)
+        stop = stop_at(tokenizer, options.stop)
+        generations, seconds = timed_generate(
+            model, wanted, decoding, options.batch_size, observe, keep, stop
+        )
     together = max(rows_together)
     shown = display.statistics(generations, seconds, model.device, together, decoding.compile)
     print(shown, file=sys.stderr)
@@ -103,14 +105,14 @@ def _decode_rows(
 
 
 def _identity(
-    name: str,
+    options: argparse.Namespace,
     model: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
     decoding: DecodingConfig,
     prompts: list[list[int]],
 ) -> dict[str, Any]:
     """Everything that determines the results; an interrupted run is continued only if it is equal."""
-    folder = checkpoint_folder(name)
+    folder = checkpoint_folder(options.model)
     files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
     status = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
     return {
@@ -120,5 +122,6 @@ def _identity(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "prompts": digest(prompts),
+        "stop": options.stop,
         **decoding.model_dump(mode="json"),
     }

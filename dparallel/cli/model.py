@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,9 +13,11 @@ from dparallel.cli import display
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import DecodingError, generate
+from dparallel.decoding.stops import Stop
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.problems.prompts import finish
+from dparallel.problems.stops import stop_at
 
 
 def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
@@ -35,6 +37,7 @@ def answer(
     prompt: list[int],
     decoding: DecodingConfig,
     plain: bool,
+    stops: Sequence[str] = (),
     trace: display.Observer | None = None,
 ) -> Generation:
     """Decode a prompt, drawn live if stdout is a terminal, otherwise printed when it is finished."""
@@ -44,17 +47,23 @@ def answer(
         watching = display.live_canvas(sys.stdout, tokenizer, model.config, decoding.gen_length)
     with watching as draw:
         observe = display.combine(draw, trace)
-        [generation], seconds = timed_generate(model, [prompt], decoding, 1, observe)
+        stop = stop_at(tokenizer, stops)
+        [generation], seconds = timed_generate(model, [prompt], decoding, 1, observe, stop=stop)
     if not drawn:
-        print(text_of(generation, tokenizer, model.config), flush=True)
+        print(text_of(generation, tokenizer, model.config, stops), flush=True)
     shown = display.statistics([generation], seconds, model.device, 1, decoding.compile)
     print(shown, file=sys.stderr)
     return generation
 
 
-def text_of(generation: Generation, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig) -> str:
+def text_of(
+    generation: Generation,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DiffusionConfig,
+    stops: Sequence[str] = (),
+) -> str:
     """The response as text, equal in all commands."""
-    return finish(generation.tokens, tokenizer, config.end_token_ids)
+    return finish(generation.tokens, tokenizer, config.end_token_ids, stops)
 
 
 def timed_generate(
@@ -64,6 +73,7 @@ def timed_generate(
     batch_size: int | None,
     observe: display.Observer | None,
     finished: Callable[[int, Generation], None] | None = None,
+    stop: Stop | None = None,
 ) -> tuple[list[Generation], float]:
     """Result of `dparallel.generate`, and its wall time in seconds.
 
@@ -72,7 +82,7 @@ def timed_generate(
     """
     started = time.perf_counter()
     try:
-        generations = generate(model, prompts, decoding, batch_size, observe, finished)
+        generations = generate(model, prompts, decoding, batch_size, observe, finished, stop)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DecodingError(str(error)) from error
     return generations, time.perf_counter() - started

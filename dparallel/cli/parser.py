@@ -130,6 +130,14 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
     command.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
     )
+    command.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        type=_stop,
+        help="end a response before this text; may be given several times",
+    )
     command.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
     decoding = command.add_argument_group("decoding", inspect.getdoc(DecodingConfig))
     for field, info in DecodingConfig.model_fields.items():
@@ -153,6 +161,12 @@ def _text(argument: str) -> str:
         except UnicodeError:  # not UTF-8 either; rejected where it is used
             return argument
     return argument
+
+
+def _stop(argument: str) -> str:
+    if not argument:
+        raise argparse.ArgumentTypeError("an empty text would end every response: drop it")
+    return _text(argument)
 
 
 def _path(argument: str) -> Path:

@@ -146,7 +146,8 @@ class ProtocolConfig(Config):
         chat_template: file with a Jinja template, for checkpoints without a chat template.
         prefill: a format string over the columns: the start of the assistant's response, which the model
             continues.
-        stops: the response is cut before the first occurrence of any of these texts.
+        stops: the response is cut before the first occurrence of any of these texts, and decoding ends there
+            (not with `stop_at_eos: false`).
         scorers: names from `dparallel.problems.scoring.SCORERS`; the first metric of the first scorer is the
             accuracy. The default for coins problems is `coins`.
         extra: columns passed to the scorers only, such as unit tests; of any JSON type.

@@ -31,7 +31,8 @@ class Generation:
         confidence: probability of each token when it was committed; 0 for end-of-sequence tokens filled in
             without a prediction.
         nfe: number of forward passes of this row.
-        num_tokens: number of tokens including the first end-of-sequence or end-of-turn token.
+        num_tokens: number of tokens up to and including the first end-of-sequence or end-of-turn token, or
+            the token that completes a stop text.
     """
 
     tokens: list[int]
@@ -78,6 +79,7 @@ class Canvas:
     rounds_left: Tensor  # (N, K) further forward passes that include a complete block
     seen: Tensor  # (N, G) bool, whether a forward has read the position
     seed: Tensor  # (N,)
+    response_length: Tensor  # (N,) tokens up to a stop text; G without one
 
     @classmethod
     def start(
@@ -107,6 +109,7 @@ class Canvas:
             rounds_left=torch.full((rows, decoding.blocks), _settle_rounds(decoding), device=device),
             seen=torch.zeros(rows, decoding.gen_length, dtype=torch.bool, device=device),
             seed=_padded(seeds, rows, device),
+            response_length=zeros + decoding.gen_length,
         )
 
     def gather(self, rows: Tensor) -> "Canvas":
@@ -124,11 +127,11 @@ class Canvas:
             raise DecodingError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
         responses = self.tokens.gather(1, self.prompt_length[:, None] + offsets)  # (N, G)
-        columns = (responses, self.commit_step, self.confidence, self.nfe)
+        columns = (responses, self.commit_step, self.confidence, self.nfe, self.response_length)
         rows = zip(*(column[:count].tolist() for column in columns), strict=True)
         return [
-            Generation(tokens, steps, confidence, nfe, _count(tokens, end_token_ids))
-            for tokens, steps, confidence, nfe in rows
+            Generation(tokens, steps, confidence, nfe, min(_count(tokens, end_token_ids), length))
+            for tokens, steps, confidence, nfe, length in rows
         ]
 
 

@@ -14,6 +14,7 @@ from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
 from dparallel.decoding.denoise import Outcome, Status
 from dparallel.decoding.loop import decode
 from dparallel.decoding.memory import rows_that_fit
+from dparallel.decoding.stops import Stop, StopWatch
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionTransformer
 
@@ -38,6 +39,7 @@ def generate(
     batch_size: int | None = None,
     observe: Callable[[list[Step]], None] | None = None,
     finished: Callable[[int, Generation], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Generation]:
     """Decode a response for each prompt, in the order of the prompts.
 
@@ -52,6 +54,9 @@ def generate(
         observe: called after each forward pass with what it did to each of its rows.
         finished: called with the index of a prompt and its response when it is finished, longest prompts
             first; can be used to save responses before all are done.
+        stop: called with the tokens of a response before its first masked position or end token; returns
+            the number of tokens after which the response ends, or None (`problems.stops.stop_at` makes one
+            of texts). Not used with `stop_at_eos=False`.
 
     Returns:
         One `Generation` per prompt.
@@ -80,12 +85,14 @@ def generate(
 
     seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
+    ends = model.config.end_token_ids
+    stops = StopWatch(canvas, stop, ends) if stop is not None and decoding.stop_at_eos else None
     tell = None
     if observe is not None or finished is not None:
         tell = partial(_tell, model, canvas, order, observe, finished)
     with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
-        decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell)
-    decoded = canvas.generations(len(order), model.config.end_token_ids)
+        decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell, stops)
+    decoded = canvas.generations(len(order), ends)
     generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(given))]
 

@@ -13,7 +13,10 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.compiled import compiled_denoise
 from dparallel.decoding.denoise import Outcome, Shape, Status, Workspace, denoise, first_status
+from dparallel.decoding.stops import StopWatch
 from dparallel.models.backbone import DiffusionTransformer
+
+DONE = Status._fields.index("done")
 
 
 def decode(
@@ -23,6 +26,7 @@ def decode(
     decoding: DecodingConfig,
     batch_size: int,
     observe: Callable[[Outcome, np.ndarray], None] | None = None,
+    stops: StopWatch | None = None,
 ) -> None:
     """Fill `canvas` in place, up to `batch_size` rows at a time, in the order of its rows.
 
@@ -57,6 +61,8 @@ def decode(
         group = np.stack([active[chosen], slots[chosen]])
         group = np.hstack([group, spare.repeat(shape.rows - len(chosen), axis=1)])
         outcome = step(model, canvas, workspace, decoding, shape, *_to_device(group, device))
+        if stops is not None:
+            outcome.status[stops.end(active[chosen]), DONE] = 1
         if observe is not None:
             observe(outcome, active[chosen])
         status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the only synchronisation

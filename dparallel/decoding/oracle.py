@@ -7,7 +7,7 @@ computed in float64. An exact cache is not used; its content is recomputed.
 Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H query and E key/value heads.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple, cast
 
@@ -35,7 +35,12 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: DecodingConfig) -> Generation:
+def decode_one(
+    model: DiffusionTransformer,
+    prompt: Sequence[int],
+    decoding: DecodingConfig,
+    stop: Callable[[Sequence[int]], int | None] | None = None,
+) -> Generation:
     """Decode one response as `generate` does with batch size 1.
 
     Raises:
@@ -55,6 +60,7 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
     opened_at = [0]  # forward pass at which each open block was opened
     nfe = 0
     ended = False
+    stopped_after: int | None = None
 
     while mask in response and not ended:
         blocks = [response[start : start + length] for start in range(0, len(response), length)]
@@ -107,13 +113,22 @@ def decode_one(model: DiffusionTransformer, prompt: Sequence[int], decoding: Dec
 
         # The row ends at an end token when all tokens before it are committed.
         complete = response.index(mask) if mask in response else len(response)
-        ended = decoding.stop_at_eos and _first_end(response[:complete], ends) is not None
+        end = _first_end(response[:complete], ends)
+        ended = decoding.stop_at_eos and end is not None
+
+        # Or at a stop.
+        if stop is not None and decoding.stop_at_eos:
+            stopped_after = stop(response[:complete] if end is None else response[:end])
+            ended = ended or stopped_after is not None
 
     for i, token in enumerate(response):
         if token == mask:
             response[i], commit_step[i] = ends[0], nfe - 1
     end = _first_end(response, ends)
-    return Generation(response, commit_step, confidence, nfe, len(response) if end is None else end + 1)
+    num_tokens = len(response) if end is None else end + 1
+    if stopped_after is not None:
+        num_tokens = min(num_tokens, stopped_after)
+    return Generation(response, commit_step, confidence, nfe, num_tokens)
 
 
 def _first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:

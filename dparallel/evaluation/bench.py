@@ -21,7 +21,7 @@ from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest
 from dparallel.problems.scoring import check_scorable
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import DECODING, code_digest
+from dparallel.stages.code import DECODING, STOPS, code_digest
 from dparallel.stages.manifest import StageError, digest, fingerprint
 
 Split = Literal["validation", "test"]
@@ -99,12 +99,12 @@ class Bench:
 
     def samples_key(self, model: str, split: Split, decoding: DecodingConfig) -> str:
         """Key of samples: a digest of the model, the prompts, the decoding and the decoding code."""
-        return self._key(model, self.prompts(model, split), decoding, DECODING)
+        return self._key(model, split, self.prompts(model, split), decoding, DECODING)
 
     def certainty_key(self, unit: Unit) -> str:
         """Key of a certainty map: a digest of model, prompt, decoding and code."""
         prompt = self.prompts(unit.model, unit.split)[unit.slice[0]]
-        return self._key(unit.model, [prompt], unit.decoding, CERTAINTY_CODE)
+        return self._key(unit.model, unit.split, [prompt], unit.decoding, CERTAINTY_CODE)
 
     def missing(self, cases: Iterable[Case], split: Split) -> list[Unit]:
         """Units for samples of these cases that are not stored; methods may share a decoding."""
@@ -163,14 +163,28 @@ class Bench:
             units.append(unit)
         return units
 
+    def stops(self, split: Split) -> tuple[str, ...]:
+        """Stop texts of a split's protocol, at which decoding ends."""
+        stops: tuple[str, ...] = getattr(self.config, split).protocol.stops
+        return stops
+
     def _key(
-        self, model: str, prompts: Sequence[list[int]], decoding: DecodingConfig, code: Sequence[str]
+        self,
+        model: str,
+        split: Split,
+        prompts: Sequence[list[int]],
+        decoding: DecodingConfig,
+        code: Sequence[str],
     ) -> str:
+        ending: dict[str, Any] = {}
+        if decoding.stop_at_eos and self.stops(split):  # otherwise stop texts do not affect decoding
+            ending, code = {"stops": self.stops(split)}, (*code, *STOPS)
         made_from = {
             "model": fingerprint(self.inputs[model]),
             "prompts": prompts,
             "decoding": decoding.model_dump(mode="json"),
             "code": code_digest(code),
+            **ending,
         }
         return digest(made_from)[:16]
 

@@ -14,6 +14,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
+from dparallel.decoding.stops import Stop
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.certainty import replay
 from dparallel.evaluation.hardware import hardware
@@ -21,6 +22,7 @@ from dparallel.evaluation.store import SAMPLES
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.loader import Loader
 from dparallel.problems.prompts import finish
+from dparallel.problems.stops import stop_at
 from dparallel.stages.sharing import have_made
 
 log = logging.getLogger(__name__)
@@ -84,11 +86,13 @@ def delegate_decoding(bench: Bench, delegate: Delegate, units: Sequence[Unit]) -
 def _decode(bench: Bench, unit: Unit, model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase) -> str:
     """Decode a unit into the store; returns a summary for the log."""
     prompts = bench.prompts(unit.model, unit.split)[slice(*unit.slice)]
+    stops = bench.stops(unit.split)
     if unit.kind == "certainty":
-        certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding)
+        certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding, stops)
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return f"{len(certainty['probability'])} steps"
-    samples = sample(model, tokenizer, prompts, unit.decoding, bench.config.batch_size, unit.slice[0])
+    batch_size, first = bench.config.batch_size, unit.slice[0]
+    samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)
     nfe, seconds = samples["nfe"].to_pylist(), sum(samples["seconds"].to_pylist())
@@ -102,25 +106,28 @@ def sample(
     decoding: DecodingConfig,
     batch_size: int,
     first_row: int = 0,
+    stops: Sequence[str] = (),
 ) -> pa.Table:
     """Decode prompts; returns a table with the columns `SAMPLES`. Timing starts after a warm-up.
 
     Args:
         first_row: index of the first prompt in its split; prompts with an index below `LATENCY_SAMPLES` are
             also decoded with batch size 1.
+        stops: stop texts, at which decoding ends.
 
     Raises:
         UserError: a prompt does not fit the model.
     """
-    generations, seconds = _timed(model, prompts, decoding, batch_size)
+    stop = stop_at(tokenizer, stops)
+    generations, seconds = _timed(model, prompts, decoding, batch_size, stop)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
-    _, seconds_alone = _timed(model, alone, decoding, batch_size=1) if alone else ([], 0.0)
+    _, seconds_alone = _timed(model, alone, decoding, 1, stop) if alone else ([], 0.0)
     rows = [
         {
             "row": first_row + place,
             "prompt_ids": prompt,
             "response_ids": generation.tokens,
-            "text": finish(generation.tokens, tokenizer, model.config.end_token_ids),
+            "text": finish(generation.tokens, tokenizer, model.config.end_token_ids, stops),
             "commit_step": generation.commit_step,
             "confidence": generation.confidence,
             "nfe": generation.nfe,
@@ -140,9 +147,10 @@ def record_certainty(
     tokenizer: PreTrainedTokenizerBase,
     prompt: list[int],
     decoding: DecodingConfig,
+    stops: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A `certainty.CertaintyMap` for a prompt as JSON values, without label."""
-    generation = generate(model, [prompt], decoding)[0]
+    generation = generate(model, [prompt], decoding, stop=stop_at(tokenizer, stops))[0]
     return {
         "probability": replay(model, prompt, generation, decoding).tolist(),
         "commit_step": generation.commit_step,
@@ -151,13 +159,17 @@ def record_certainty(
 
 
 def _timed(
-    model: DiffusionTransformer, prompts: Sequence[list[int]], decoding: DecodingConfig, batch_size: int
+    model: DiffusionTransformer,
+    prompts: Sequence[list[int]],
+    decoding: DecodingConfig,
+    batch_size: int,
+    stop: Stop | None,
 ) -> tuple[list[Generation], float]:
     """Generations, and the wall seconds of decoding after a warm-up with the same shapes."""
     longest = sorted(prompts, key=len, reverse=True)[:batch_size]
     generate(model, *warm_up(longest, decoding), batch_size)
     began = time.perf_counter()
-    generations = generate(model, prompts, decoding, batch_size)
+    generations = generate(model, prompts, decoding, batch_size, stop=stop)
     return generations, time.perf_counter() - began
 
 

@@ -45,7 +45,8 @@ def _judge(
 ) -> pa.Table:
     tokenizer, end_token_ids = bench.tokenizer(model), read_config(bench.inputs[model]).end_token_ids
     responses = [
-        finish(tokens, tokenizer, end_token_ids, protocol) for tokens in samples["response_ids"].to_pylist()
+        finish(tokens, tokenizer, end_token_ids, protocol.stops)
+        for tokens in samples["response_ids"].to_pylist()
     ]
     rows = [
         {

@@ -10,8 +10,10 @@ from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
 from dparallel.decoding.generate import check_prompts
+from dparallel.decoding.stops import before_end
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.sources import Problem, ProblemsError
+from dparallel.problems.stops import cut
 from dparallel.stages.manifest import digest
 
 Messages = list[dict[str, str]]  # chat turns with `role` (system, user, assistant) and `content`
@@ -180,7 +182,7 @@ def finish(
     tokens: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     end_token_ids: Collection[int],
-    protocol: ProtocolConfig = PLAIN_TEXT,
+    stops: Sequence[str] = (),
 ) -> str:
     """Text of a response, up to its first end token and its first stop text.
 
@@ -190,12 +192,11 @@ def finish(
     Args:
         tokens: token ids of the response.
         end_token_ids: end-of-sequence and end-of-turn tokens.
+        stops: stop texts, none of them empty.
     """
-    end = next((place for place, token in enumerate(tokens) if token in end_token_ids), len(tokens))
-    text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=False)
+    text = tokenizer.decode(list(before_end(tokens, end_token_ids)), skip_special_tokens=False)
     assert isinstance(text, str)
-    stops = [text.find(stop) for stop in protocol.stops]
-    return text[: min((place for place in stops if place >= 0), default=None)]
+    return cut(text, stops)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -35,11 +35,13 @@ DECODING = (
     "decoding/canvas.py",
     "decoding/loop.py",
     "decoding/sampling.py",
+    "decoding/stops.py",
     "decoding/cache.py",
     "decoding/generate.py",
     "decoding/token_lists.py",
 )
-PROMPTS = ("problems/prompts.py",)  # rendering problems, and where a response ends
+STOPS = ("problems/stops.py",)
+PROMPTS = ("problems/prompts.py", *STOPS)  # rendering problems, and where a response ends
 # Modules by scorer. Adding a scorer in a module of its own leaves existing results valid.
 SCORERS: dict[str, tuple[str, ...]] = {
     "exact": ("problems/answers.py",),

@@ -17,6 +17,7 @@ from dparallel.models.loader import releasing_memory
 from dparallel.problems.prompts import encode_problems, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
 from dparallel.problems.sources import Problem
+from dparallel.problems.stops import stop_at
 from dparallel.stages.manifest import Manifest, Stage, StageError
 from dparallel.stages.sharing import have_made
 from dparallel.trajectories.rows import identity, rows
@@ -194,12 +195,13 @@ def _decode(
         encode_problems(shard.problems, config.problems.protocol, tokenizer, model, config.decoding)
         for shard in shards
     ]
+    stop = stop_at(tokenizer, config.problems.protocol.stops)
     recorded, began = 0, time.perf_counter()
     for count, (shard, here) in enumerate(zip(shards, prompts, strict=True), 1):
         if shard.path.is_file():
             log.info("%s: recorded by another process meanwhile", shard.path.name)
             continue
-        generations = generate(model, here, config.decoding, config.batch_size)
+        generations = generate(model, here, config.decoding, config.batch_size, stop=stop)
         write_shard(shard.path, rows(config, shard.problems, here, generations, tokenizer, model), metadata)
         recorded += len(here)
         seconds = time.perf_counter() - began

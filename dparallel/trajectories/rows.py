@@ -34,7 +34,7 @@ def rows(
     """The rows of a shard, in the columns of `schema.COLUMNS`."""
     protocol = config.problems.protocol
     ends = model.config.end_token_ids
-    responses = [finish(generation.tokens, tokenizer, ends, protocol) for generation in generations]
+    responses = [finish(generation.tokens, tokenizer, ends, protocol.stops) for generation in generations]
     verdicts = score(problems, responses, protocol)
     metric = accuracy_metric(protocol)
     return [

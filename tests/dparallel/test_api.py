@@ -96,6 +96,20 @@ def test_a_turns_end_stops_a_completion_and_is_no_text() -> None:
     assert ended.text == tokenizer.decode(ended.tokens[:-1])
 
 
+def test_a_stop_text_ends_a_completion_and_is_no_text() -> None:
+    model, tokenizer = random_model(2), build_tokenizer()
+    [free] = complete(model, tokenizer, ["Tom has"], DECODING)
+    stop = free.text.split()[2]
+    [ended] = complete(model, tokenizer, ["Tom has"], DECODING, stops=[stop])
+    assert ended.text == free.text.partition(stop)[0]
+    assert ended.finish_reason == "stop"
+    assert len(ended.tokens) <= 3 < len(free.tokens)
+    assert ended.nfe < free.nfe
+    for wrong in ("Tom", [""], [5]):
+        with pytest.raises(dparallel.DecodingError, match="stops=.*: give a list of texts, none of them"):
+            complete(model, tokenizer, ["Tom has"], DECODING, stops=wrong)  # type: ignore[arg-type]
+
+
 def test_a_conversation_goes_through_the_chat_template_and_may_stand_beside_texts() -> None:
     model, tokenizer = random_model(), build_tokenizer()
     chat = [{"role": "user", "content": "Tom has 7"}]

@@ -67,6 +67,31 @@ def test_a_pipe_gets_the_text_alone(tiny_checkpoint, capsys):
     assert "on cpu, batch size 1)" in err
 
 
+def test_stop_texts_end_responses_of_both_kinds_of_prompts(tiny_checkpoint, capsys, tmp_path):
+    [(response, nfe, _)] = decoded(tiny_checkpoint, [PROMPT])
+    stop = response.split()[2]
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_checkpoint),
+        *SHAPE,
+        "--stop",
+        stop,
+        "--stop",
+        "no such text",
+    ]
+    assert main([*arguments, "--prompt", PROMPT]) == 0
+    assert capsys.readouterr().out == response.partition(stop)[0] + "\n"
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n", encoding="utf-8")
+    assert main([*arguments, "--prompts", str(tmp_path / "prompts.jsonl")]) == 0
+    [result] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert result["response"] == response.partition(stop)[0]
+    assert result["nfe"] < nfe
+    with pytest.raises(SystemExit):
+        main([*arguments, "--prompt", PROMPT, "--stop", ""])
+    assert "an empty text would end every response: drop it" in capsys.readouterr().err
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")

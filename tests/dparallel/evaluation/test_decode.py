@@ -271,3 +271,27 @@ def test_no_memory_of_the_gpu_is_held_after_decoding(inputs: dict[str, str], tmp
     before = torch.cuda.memory_reserved()
     decode_units(settings(), inputs, tmp_path / "second", [unit(), unit("student/other")])
     assert torch.cuda.memory_reserved() <= before
+
+
+def test_decoding_ends_at_a_stop_text_of_the_protocol(inputs: dict[str, str], tmp_path: Path) -> None:
+    """The words of the responses are the same up to the stop; the forward passes after it are not spent."""
+    plain = Bench(settings(), inputs, tmp_path)
+    decode_units(settings(), inputs, tmp_path, [unit()])
+    whole = plain.samples(plain.samples_key("teacher", "test", DECODING), "test")
+    stop = max((text.split() for text in whole["text"].to_pylist()), key=len)[1]
+    with_stop = settings(test={**COINS, "split": "test", "protocol": {"stops": [stop]}})
+    bench = Bench(with_stop, inputs, tmp_path)
+    key = bench.samples_key("teacher", "test", DECODING)
+    assert key != plain.samples_key("teacher", "test", DECODING)
+    assert bench.samples_key("teacher", "validation", DECODING) == plain.samples_key(
+        "teacher", "validation", DECODING
+    )
+    decode_units(with_stop, inputs, tmp_path, [unit()])
+    samples = bench.samples(key, "test")
+    pairs = zip(samples["text"].to_pylist(), whole["text"].to_pylist(), strict=True)
+    assert all(short == long.partition(stop)[0] for short, long in pairs)
+    assert sum(samples["nfe"].to_pylist()) < sum(whole["nfe"].to_pylist())
+    assert sum(samples["num_tokens"].to_pylist()) < sum(whole["num_tokens"].to_pylist())
+
+    published = DECODING.model_copy(update={"stop_at_eos": False})  # stop texts do not affect decoding
+    assert bench.samples_key("teacher", "test", published) == plain.samples_key("teacher", "test", published)

@@ -228,7 +228,7 @@ def test_many_problems_are_rendered_as_one_alone() -> None:
 def test_a_response_ends_at_the_first_end_token_or_stop_text() -> None:
     tokenizer = build_tokenizer()
     tokens = ids("Tom has 7 <pad> . first Ann <eos>")
-    stops = ProtocolConfig(stops=("first", "."))
+    stops = ("first", ".")
     assert finish(tokens, tokenizer, ids("<eos>")) == "Tom has 7 <pad> . first Ann"
     assert finish(tokens, tokenizer, ids("<eos>"), stops) == "Tom has 7 <pad> "
     assert finish(tokens, tokenizer, ids("<eos> <pad>"), stops) == "Tom has 7"
@@ -240,14 +240,14 @@ def test_an_end_of_turn_before_the_end_of_text_does_not_spoil_the_score() -> Non
     """LLaDA responds `4<|eot_id|><|endoftext|>`; here `<pad>` is the end-of-turn token."""
     problem, protocol = Problem("p", "s", "2 + 2?", reference="4"), ProtocolConfig(scorers=("exact",))
     for tokens in ("4 <pad> <eos>", "4 <eos>", "4 <pad> 7 <eos>"):
-        response = finish(ids(tokens), build_tokenizer(), ids("<eos> <pad>"), protocol)
+        response = finish(ids(tokens), build_tokenizer(), ids("<eos> <pad>"), protocol.stops)
         assert score([problem], [response], protocol) == [{"exact": True}]
 
 
 def test_a_run_on_after_a_stop_text_is_not_scored() -> None:
     protocol = ProtocolConfig(scorers=("flexible_extract",), stops=("first",))
     problem = Problem("p", "s", "2 + 2?", reference="#### 4")
-    response = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"), protocol)
+    response = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"), protocol.stops)
     assert score([problem], [response], protocol) == [{"flexible_extract": True}]
     bare = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"))
     assert score([problem], [bare], protocol) == [{"flexible_extract": False}]

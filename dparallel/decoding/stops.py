@@ -1,0 +1,60 @@
+"""End rows at stop texts: when a stop text is committed and nothing before it is masked, the row is done."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import torch
+
+from dparallel.decoding.canvas import Canvas
+
+# Maps the first tokens of a response, without end tokens, to the number of tokens after which the response
+# ends; None if it goes on. If it is n for some tokens, it is n for all longer responses that start with them.
+Stop = Callable[[Sequence[int]], int | None]
+
+
+class StopWatch:
+    """Applies a `Stop` to the rows of a canvas after each forward pass."""
+
+    def __init__(self, canvas: Canvas, stop: Stop, end_token_ids: Collection[int]):
+        self.canvas = canvas
+        self.stop = stop
+        self.end_token_ids = end_token_ids
+        self.fill = next(iter(end_token_ids), 0)
+        self.seen = np.zeros(len(canvas.nfe), dtype=int)  # committed tokens that the last look has covered
+
+    def end(self, rows: np.ndarray) -> np.ndarray:
+        """End those of the canvas rows `rows` (b,) that have reached a stop; returns their places in `rows`.
+
+        Masked positions are filled with an end token, as after an end-of-sequence token.
+        """
+        canvas = self.canvas
+        index = torch.from_numpy(rows).to(canvas.tokens.device)
+        commit_step = canvas.commit_step[index]  # (b, G)
+        offsets = torch.arange(commit_step.shape[1], device=index.device)
+        where = canvas.prompt_length[index][:, None] + offsets
+        tokens = canvas.tokens[index].gather(1, where).cpu().numpy()
+        counts = (commit_step >= 0).cummin(1).values.sum(1).cpu().numpy()
+        ended = []
+        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            if count == self.seen[row]:
+                continue
+            self.seen[row] = count
+            length = self.stop(before_end(tokens[place, :count].tolist(), self.end_token_ids))
+            if length is not None:
+                canvas.response_length[row] = length
+                ended.append(place)
+        if ended:
+            self._fill(index[ended])
+        return np.array(ended, dtype=int)
+
+    def _fill(self, rows: torch.Tensor) -> None:
+        canvas = self.canvas
+        row, offset = (canvas.commit_step[rows] < 0).nonzero(as_tuple=True)
+        row = rows[row]
+        canvas.tokens[row, canvas.prompt_length[row] + offset] = self.fill
+        canvas.commit_step[row, offset] = canvas.nfe[row] - 1
+
+
+def before_end(tokens: Sequence[int], end_token_ids: Collection[int]) -> Sequence[int]:
+    """The tokens before the first end token; all tokens if there is none."""
+    return tokens[: next((place for place, token in enumerate(tokens) if token in end_token_ids), None)]
