@@ -6,6 +6,8 @@ import time
 
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
+from dparallel.config.base import UserError
+
 SECONDS = 20.0  # between two lines of progress on the terminal
 PROGRESS = re.compile(r" left$")  # how a line ends that only says how far a stage is
 DETAILS = "dparallel.evaluation"  # logs a line for each measurement, all of which are in the table
@@ -20,13 +22,23 @@ def show_progress() -> None:
 
 
 def thin_out_terminal() -> None:
-    """Print progress on the terminal every `SECONDS` only; the flow run's log has all of it."""
-    thin = ThinOut()
+    """Print less on the terminal; the flow run's log has all messages.
+
+    Progress is printed every `SECONDS`, and tracebacks of users' errors are not: the flow ends with their
+    message.
+    """
+    filters = (ThinOut(), is_not_a_users_error)
     names = ["", *logging.root.manager.loggerDict]
     handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
     for handler in handlers:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.addFilter(thin)
+            for thin in filters:
+                handler.addFilter(thin)
+
+
+def is_not_a_users_error(record: logging.LogRecord) -> bool:
+    """Whether a message comes without the traceback of a user's error."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
 
 
 class ThinOut(logging.Filter):

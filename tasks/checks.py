@@ -21,6 +21,7 @@ from dparallel.preflight.plan import check_disk, disk_needed
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, StageError, fingerprint
 from tasks.launch import fit_to_gpus
 
@@ -110,7 +111,7 @@ def check_ready(
     plans = {"training": experiment.training, "merging": experiment.merging}
     for name, student in earlier:
         plan = experiment.trajectories() if student is None else plans[name](student)
-        if (Path(plan.out_dir) / MANIFEST).is_file():
+        if is_there(Path(plan.out_dir) / MANIFEST):
             continue
         command = ["python", "-m", f"flows.{name}", "--config", config]
         command += ["--set", *overrides] if overrides else []

@@ -19,16 +19,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from dparallel.config.base import ConfigError
+from dparallel.config.base import ConfigError, UserError
 from dparallel.config.experiment import LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
+from dparallel.distillation.errors import PROGRAM, reported
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.files import write_atomically
 
 log = logging.getLogger("dparallel.launch")
 
-TARGET = "dparallel.distillation"
 LAST_LINES = 40
 # Lines with which launchers begin to report a failed process; the relevant output was printed before.
 LAUNCHERS_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode|launch\.py:\d+:sigkill_handler")
@@ -39,29 +39,36 @@ class TrainingFailed(RuntimeError):
     """Training failed; the message contains its exit code and last lines of output."""
 
 
+class TrainingRefused(UserError):
+    """A training process ended with a user's error, whose message this is."""
+
+
 def launch(
     plan: StagePlan,
     config: LaunchConfig,
     on_line: Callable[[str], None],
     on_tick: Callable[[], None],
-    target: str = TARGET,
+    target: str = PROGRAM,
     tick_seconds: float = 2.0,
 ) -> None:
     """Run the training stage `plan` to its end. All processes end with this call, even after an error.
 
     Args:
-        on_line: called with each line that the processes print.
+        on_line: called with each line that the processes print, up to a user's error.
         on_tick: called about every `tick_seconds`, and once at the end.
         target: module that every process runs, with the plan's file as argument.
 
     Raises:
-        TrainingFailed: the launcher's exit code is not 0.
+        TrainingRefused: a process ended with a user's error.
+        TrainingFailed: the launcher's exit code is not 0 for another reason.
     """
     plan_file = write_plan(plan)
     with _processes([*command(config, target), str(plan_file)], environment(config)) as (process, family):
-        last = _follow(process, family, on_line, on_tick, tick_seconds)
+        last, mistakes = _follow(process, family, on_line, on_tick, tick_seconds)
         code = process.wait()
     on_tick()
+    if code != 0 and mistakes:
+        raise TrainingRefused("; ".join(mistakes))
     if code != 0:
         raise TrainingFailed(f"training ended with exit code {code}; its last lines:\n" + "\n".join(last))
 
@@ -93,7 +100,7 @@ def write_plan(plan: StagePlan) -> Path:
     return path
 
 
-def command(config: LaunchConfig, target: str = TARGET) -> list[str]:
+def command(config: LaunchConfig, target: str = PROGRAM) -> list[str]:
     """The launcher's command line without the plan's file, using the running Python interpreter."""
     if config.launcher == "deepspeed":
         return [
@@ -177,8 +184,11 @@ def _follow(
     on_line: Callable[[str], None],
     on_tick: Callable[[], None],
     tick_seconds: float,
-) -> list[str]:
-    """Forward lines until the output ends; returns the last lines that are not the launcher's own.
+) -> tuple[list[str], list[str]]:
+    """Forward lines until the output ends.
+
+    Returns the last lines that are not the launcher's own, and the messages of users' errors, which several
+    processes may report. After such an error, nothing is forwarded: the launcher only reports the failure.
 
     Workers that survive a killed launcher keep the output open; it then ends at the first tick without a
     line.
@@ -195,24 +205,29 @@ def _follow(
 
     threading.Thread(target=read, daemon=True).start()
     last: deque[str] = deque(maxlen=LAST_LINES)
+    mistakes: dict[str, None] = {}
     reporting = ended = False
     next_tick = time.monotonic() + tick_seconds
     while True:
         with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=max(0.0, next_tick - time.monotonic()))
             if line is None:
-                return list(last)
+                break
+            if (mistake := reported(line)) is not None:
+                mistakes[mistake] = None
             reporting = reporting or LAUNCHERS_REPORT.search(line) is not None
             if not reporting:
                 last.append(line)
-            on_line(line)
+            if not mistakes:
+                on_line(line)
         if time.monotonic() >= next_tick:
             on_tick()
             if ended and lines.empty():
-                return list(last)
+                break
             family |= _descendants(process)
             ended = process.poll() is not None
             next_tick = time.monotonic() + tick_seconds
+    return list(last), list(mistakes)
 
 
 def _descendants(process: subprocess.Popen) -> set[psutil.Process]:

@@ -8,6 +8,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.files import is_there
 from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
 from tasks.tracking.records import LOCAL_UI, how_to_open
@@ -32,7 +33,7 @@ def run_tracked(
         plan.config,
         parent,
         plan.out_dir,
-        reused=(Path(plan.out_dir) / MANIFEST).is_file(),
+        reused=is_there(Path(plan.out_dir) / MANIFEST),
         student=plan.student,
     ) as run:
         manifest = work(run)

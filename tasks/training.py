@@ -6,10 +6,11 @@ from prefect import get_run_logger, task
 from dparallel.config.experiment import LaunchConfig
 from dparallel.evaluation import plots
 from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.files import is_there
 from dparallel.stages.lease import IN_USE, LeaseHeldError
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
-from tasks.launch import TrainingFailed, fit_to_gpus, launch
+from tasks.launch import TrainingRefused, fit_to_gpus, launch
 from tasks.stages import run_tracked, when_free
 from tasks.tracking.run import Run
 
@@ -21,14 +22,14 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
     folder = Path(plan.out_dir)
 
     def train(run: Run) -> Manifest:
-        if not (folder / MANIFEST).is_file():
+        if not is_there(folder / MANIFEST):
             settings: StudentConfig = plan.settings()
             here = fit_to_gpus(
                 launch_config, settings.training, settings.recipe.views, torch.cuda.device_count()
             )
             try:
                 launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
-            except TrainingFailed as error:
+            except TrainingRefused as error:
                 if IN_USE in str(error):
                     raise LeaseHeldError(str(error)) from error
                 raise

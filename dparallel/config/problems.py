@@ -82,7 +82,7 @@ class SourceConfig(Config):
             dataset card or by their names (`test.jsonl`, `test/a.jsonl`), otherwise to `train`. Slices are
             allowed: `train[:500]`; for a single file only the slice counts. Problems without an id are named
             by their row in the unsliced split.
-        revision: revision of a Hub data set.
+        revision: revision of a Hub data set, for these only.
         prompt: a format string over the columns of this source; overrides the protocol's prompt.
         reference, id: column names; by default columns named `reference` and `id`, if present.
         count: number of rows: the first ones, or a random selection if `seed` is given.

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from dparallel.config.base import ConfigError, UserError
 from dparallel.distillation.engine import launched_process
+from dparallel.distillation.errors import PROGRAM, report
 from dparallel.distillation.trainer import run_stage
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.streams import set_encodings
@@ -20,7 +21,7 @@ from dparallel.stages.streams import set_encodings
 
 def main() -> int:
     set_encodings()
-    parser = argparse.ArgumentParser(prog="dparallel.distillation", description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("plan", type=Path, help="a training StagePlan as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # passed by the deepspeed launcher
     arguments = parser.parse_args()
@@ -34,8 +35,7 @@ def main() -> int:
             raise ConfigError(f"{arguments.plan} is a plan of stage {plan.stage!r}, expected 'training'")
         run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report(error)
     return 0
 
 

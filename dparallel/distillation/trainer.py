@@ -40,6 +40,7 @@ from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
 from dparallel.stages import lease, metrics_log
 from dparallel.stages.experiment import StudentConfig
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
 
@@ -80,7 +81,7 @@ def run_stage(
     check_quantization(training)
     samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     check_teacher(inputs["trajectories"], inputs["teacher"])
-    if process.first or (folder / MANIFEST).is_file():
+    if process.first or is_there(folder / MANIFEST):
         stage = Stage("training", config, inputs, folder, code)
         if finished := stage.done:
             return finished

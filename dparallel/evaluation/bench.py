@@ -22,6 +22,7 @@ from dparallel.problems.registry import check_disjoint, load_problems, problems_
 from dparallel.problems.scoring import check_scorable
 from dparallel.problems.sources import Problem
 from dparallel.stages.code import DECODING, STOPS, code_digest
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import StageError, digest, fingerprint
 
 Split = Literal["validation", "test"]
@@ -140,7 +141,7 @@ class Bench:
     def is_missing(self, unit: Unit) -> bool:
         """Whether the result of a unit is not stored yet."""
         if unit.kind == "certainty":
-            return not self.store.certainty(self.certainty_key(unit)).is_file()
+            return not is_there(self.store.certainty(self.certainty_key(unit)))
         key = self.samples_key(unit.model, unit.split, unit.decoding)
         return not self.store.has_samples(key, range(*unit.slice))
 

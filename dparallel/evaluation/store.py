@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dparallel.stages.files import write_atomically, write_table
+from dparallel.stages.files import is_there, write_atomically, write_table
 from dparallel.stages.manifest import StageError, file_digest
 
 SAMPLES = pa.schema(
@@ -75,7 +75,7 @@ class Store:
     def verdicts(self, key: str) -> pa.Table | None:
         """Verdicts with a row for each sample; None if they are not stored."""
         file = self._verdicts(key)
-        return _read(file) if file.is_file() else None
+        return _read(file) if is_there(file) else None
 
     def put_certainty(self, key: str, text: str) -> None:
         """Store a certainty map as JSON text."""
@@ -96,8 +96,8 @@ class Store:
         """Raise a StageError for the first missing or changed file of those that `made` was made from."""
         for name, expected in digests.items():
             file = self.folder / name
-            if not file.is_file() or file_digest(file) != expected:
-                state = "was damaged or edited" if file.is_file() else "is missing"
+            if not is_there(file) or file_digest(file) != expected:
+                state = "was damaged or edited" if is_there(file) else "is missing"
                 raise StageError(
                     f"{file} {state}, and {made} was made from it: delete {file} and {made}, and run the "
                     "stage again; only what is missing is measured again"

@@ -24,6 +24,7 @@ from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import check_disjoint, load_problems
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, verify
 
 STAGES = ("trajectories", "training", "merging", "benchmark")
@@ -123,7 +124,7 @@ def _check_whole(settings: DistillConfig, stages: Collection[str]) -> None:
     baselines = settings.benchmark.baselines.values() if "benchmark" in stages else ()
     for model in (settings.teacher, *(baseline.model for baseline in baselines)):
         folder = checkpoint_folder(model, with_weights=False)
-        if (folder / MANIFEST).is_file():
+        if is_there(folder / MANIFEST):
             verify(folder, hashed=False)
 
 

@@ -10,6 +10,7 @@ from dparallel.config.experiment import DistillConfig
 from dparallel.distillation.settings import KEPT_CHECKPOINTS
 from dparallel.models.hub import checkpoint_folder
 from dparallel.stages.experiment import Experiment
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST
 
 CHECKPOINTS = "checkpoints"  # sub-folder of a training stage
@@ -48,15 +49,15 @@ def progress(config: DistillConfig, rows: int) -> Progress:
     if not any(experiment.folder.glob("trajectories-*")):
         return Progress()
     recorded = Path(experiment.trajectories().out_dir)
-    if not (recorded / MANIFEST).is_file():
+    if not is_there(recorded / MANIFEST):
         shards = len(list(recorded.glob("part-*.parquet")))
         return Progress(rows=min(rows, shards * config.trajectories.shard_size))
     trained = merged = checkpoints = 0
     for student in config.students:
         training = Path(experiment.training(student).out_dir)
-        if (training / MANIFEST).is_file():
+        if is_there(training / MANIFEST):
             trained += 1
-            merged += (Path(experiment.merging(student).out_dir) / MANIFEST).is_file()
+            merged += is_there(Path(experiment.merging(student).out_dir) / MANIFEST)
         else:
             files = (training / CHECKPOINTS).rglob("*")
             checkpoints += sum(file.stat().st_size for file in files if file.is_file())

@@ -33,12 +33,21 @@ def open_source(source: SourceConfig) -> list[Part]:
         is_folder, files = path.is_dir(), source.files()
     except OSError as error:  # a folder above it that may not be entered, a name too long
         raise TableError(f"{source.path} cannot be read ({error.strerror}): check its permissions") from error
+    if source.revision is not None and (is_folder or files):
+        raise TableError(
+            f"revision={source.revision!r} is for data sets on the Hub, and this is local: drop revision"
+        )
     if is_folder:
         return sliced(source.split, _of_files(_folder(source)))
     if not files and (path.suffix in PROBLEM_FILES or path.is_absolute() or source.path.count("/") > 1):
         raise TableError(f"no such problems file (looked in {Path.cwd()})")
     if not files:
         return sliced(source.split, of_hub(source))
+    if source.subset is not None:
+        raise TableError(
+            f"subset={source.subset!r} is for folders and data sets on the Hub, and this is a file: drop "
+            "subset"
+        )
     check_kinds(files)
     if len(files) > 1:
         _tell(logging.INFO, f"{source.label}: the files are {listed(files)}")

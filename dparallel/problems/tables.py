@@ -95,7 +95,8 @@ def portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 class JsonTable:
     """A JSON file: an object per line, a list of objects, or an object of columns (lists of equal length).
 
-    For JSON Lines, only the offsets of lines are kept in memory, and requested rows are read from the file.
+    An object whose only value is a list of objects, such as `{"data": [...]}`, is read as that list. For JSON
+    Lines, only the offsets of lines are kept in memory, and requested rows are read from the file.
     """
 
     def __init__(self, file: Path):
@@ -139,6 +140,13 @@ class JsonTable:
                         return
                     self.places.append(place + len(line) - len(content))
                 place += len(line)
+        if len(self.places) == 1 and self._is_columns():
+            self.document = self._read_document()
+
+    def _is_columns(self) -> bool:
+        """Whether the only line is no row: a row holds a text, columns are lists (or objects, in pandas)."""
+        record = next(self._records([0]))
+        return bool(record) and all(isinstance(value, list | dict) for value in record.values())
 
     def _is_document(self, first_line: bytes) -> bool:
         """Whether the first line starts a JSON document that spans the whole file."""
@@ -150,13 +158,15 @@ class JsonTable:
         if isinstance(content, list):
             return content
         columns = content if isinstance(content, dict) else {}
-        lengths = {len(column) if isinstance(column, list) else None for column in columns.values()}
-        if len(lengths) != 1 or None in lengths:
+        lists = [column for column in columns.values() if isinstance(column, list)]
+        if len(columns) == len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
+            return lists[0]
+        if not lists or len(lists) < len(columns) or len(set(map(len, lists))) > 1:
             raise TableError(
-                f"{self.file}: holds one {type(content).__name__}; write one object a line, or a list of "
-                "objects"
+                f"{self.file}: holds one {type(content).__name__}{_described(columns)}, and neither rows nor "
+                "columns of equal length: write one object a line, or a list of objects"
             )
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
     def _where(self, row: int | None) -> str:
         return str(self.file) if row is None else f"{self.file}, row {row + 1}"
@@ -186,6 +196,15 @@ class JsonTable:
                 f"{self._where(row)}: holds a value of type {type(record).__name__}, expected an object"
             )
         return record
+
+
+def _described(columns: Record) -> str:
+    """The keys of an object, with the size of what they hold, for messages; "" without keys."""
+    parts = [
+        f"{key} ({type(value).__name__} of {len(value)})" if isinstance(value, list | dict) else key
+        for key, value in columns.items()
+    ]
+    return f" of {', '.join(parts[:10])}" if parts else ""
 
 
 class ParquetTable:

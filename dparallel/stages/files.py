@@ -32,7 +32,19 @@ LONGEST_CHAIN = 40  # symbolic links followed, as in Linux
 
 
 class FileError(UserError, OSError):
-    """A file cannot be written; the message names the file, the reason and the remedy."""
+    """A file cannot be read or written; the message names the file, the reason and the remedy."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file exists, before it is read or made.
+
+    Raises:
+        FileError: a folder, pipe or device has its name.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise FileError(f"{path} is {kind}, expected a file: move it aside and run the same again")
+    return path.is_file()
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -125,6 +137,8 @@ def give_usual_modes(files: Iterable[Path]) -> None:
 
 def _why(path: Path, error: OSError, size: int | None) -> str:
     reason = error.strerror or str(error)
+    if error.errno == errno.EISDIR:
+        return f"{path} cannot be written ({reason}): move that folder aside and run the same again"
     if error.errno not in NO_ROOM:
         return f"{path} cannot be written ({reason}): check its folder, its permissions and its disk"
     needed = "" if size is None else f"{size / 1e6:,.3g} MB to write, "

@@ -21,7 +21,7 @@ from uuid import uuid4
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.stages.files import naming_the_file
+from dparallel.stages.files import is_there, naming_the_file
 from dparallel.stages.manifest import CLAIM, StageError
 
 log = logging.getLogger(__name__)
@@ -186,6 +186,8 @@ def _is_running(holder: Holder) -> bool:
 
 def _read(path: Path) -> tuple[Holder, int] | None:
     """Holder and renewal time of a lease; a default `Holder` if the file is damaged."""
+    if not is_there(path):
+        return None
     try:
         with path.open("rb") as file:
             renewed, text = os.fstat(file.fileno()).st_mtime_ns, file.read()

@@ -4,6 +4,7 @@ A stage's folder holds its files, `stage.json` (what it is made from, written fi
 was made, written last and atomically). A stage without manifest is unfinished.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages.code import stage_digest
-from dparallel.stages.files import write_atomically
+from dparallel.stages.files import is_there, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,9 @@ def _file_digest(path: Path, size: int, changed: int) -> str:
 def fingerprint(path: str | Path) -> str:
     """Fingerprint of a stage's folder (by its manifest, verified) or of a model folder (by its files)."""
     folder = Path(path)
-    if (folder / MANIFEST).is_file():
+    if is_there(folder / MANIFEST):
         return verify(folder).fingerprint
-    if (folder / CLAIM).is_file():
+    if is_there(folder / CLAIM):
         raise StageError(f"{folder} is unfinished (no {MANIFEST}): run its stage again to complete it")
     if not folder.is_dir():
         raise StageError(f"{folder}: no such folder (looked in {Path.cwd()})")
@@ -112,7 +113,7 @@ def fingerprint(path: str | Path) -> str:
 def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
     """Read the manifest of a finished stage; StageError if it is missing or that of another stage."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    if not is_there(path):
         raise StageError(f"{folder}: no {MANIFEST}, so no finished stage; run the stage that makes it")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -128,7 +129,8 @@ def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    return f"{path} cannot be read ({error.strerror or error}): check its permissions and its disk"
+    remedy = "move that folder aside" if error.errno == errno.EISDIR else "check its permissions and its disk"
+    return f"{path} cannot be read ({error.strerror or error}): {remedy}"
 
 
 def verify(folder: str | Path, stage: str | None = None, hashed: bool = True) -> Manifest:
@@ -140,7 +142,7 @@ def verify(folder: str | Path, stage: str | None = None, hashed: bool = True) ->
     manifest = read_manifest(folder, stage)
     for name, record in manifest.files.items():
         path = Path(folder) / name
-        if not path.is_file():
+        if not is_there(path):
             raise StageError(
                 f"{path} is missing though {MANIFEST} lists it: delete {Path(folder) / MANIFEST} and rerun; "
                 "what is whole is kept"
@@ -225,7 +227,7 @@ class Stage:
     @property
     def done(self) -> Manifest | None:
         """The verified manifest if this stage is finished, otherwise None."""
-        return verify(self.folder, self.name) if (self.folder / MANIFEST).is_file() else None
+        return verify(self.folder, self.name) if is_there(self.folder / MANIFEST) else None
 
     def finish(
         self,
@@ -259,15 +261,22 @@ class Stage:
 
 def claimed_code(folder: Path) -> str | None:
     """Digest of the code that began a stage's folder; None if it is not recorded."""
-    code = (_claim_in(folder) or {}).get("code")
+    try:
+        code = (_claim_in(folder) or {}).get("code")
+    except UserError:
+        return None
     return code if isinstance(code, str) else None
 
 
 def _claim_in(folder: Path) -> dict[str, Any] | None:
     """Content of a folder's `stage.json`; None if it is missing or damaged."""
     path = folder / CLAIM
+    if not is_there(path):
+        return None
     try:
-        claim = json.loads(path.read_bytes()) if path.is_file() else None
+        claim = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StageError(_unreadable(path, error)) from error
     except ValueError:
         return None
     return claim if isinstance(claim, dict) else None

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dparallel.stages.files import naming_the_file, write_atomically
+from dparallel.stages.files import is_there, naming_the_file, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def append(file: Path, record: dict[str, float]) -> None:
 
 def read(file: Path) -> list[dict[str, float]]:
     """Read the records in order, skipping a truncated last line, and with a warning other damaged lines."""
-    data = file.read_bytes() if file.is_file() else b""
+    data = file.read_bytes() if is_there(file) else b""
     records = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         record = _record(line)

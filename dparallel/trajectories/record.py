@@ -18,6 +18,7 @@ from dparallel.problems.prompts import encode_problems, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import Manifest, Stage, StageError
 from dparallel.stages.sharing import have_made
 from dparallel.trajectories.rows import identity, rows
@@ -157,9 +158,9 @@ def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) 
 def _missing(shards: Sequence[Shard], metadata: ShardMetadata) -> list[Shard]:
     """The shards without a file; a file made from other settings or problems raises a StageError."""
     for shard in shards:
-        if shard.path.is_file():
+        if is_there(shard.path):
             _read_checked(shard, metadata)
-    return [shard for shard in shards if not shard.path.is_file()]
+    return [shard for shard in shards if not is_there(shard.path)]
 
 
 def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
@@ -176,7 +177,7 @@ def _have_decoded(missing: list[Shard], delegate: Delegate, folder: Path) -> Non
     have_made(
         missing,
         ask=lambda shards: delegate([shard.index for shard in shards]),
-        is_missing=lambda shard: not shard.path.is_file(),
+        is_missing=lambda shard: not is_there(shard.path),
         name=lambda shard: shard.path.name,
         noun="shards",
         folder=folder,
@@ -198,7 +199,7 @@ def _decode(
     stop = stop_at(tokenizer, config.problems.protocol.stops)
     recorded, began = 0, time.perf_counter()
     for count, (shard, here) in enumerate(zip(shards, prompts, strict=True), 1):
-        if shard.path.is_file():
+        if is_there(shard.path):
             log.info("%s: recorded by another process meanwhile", shard.path.name)
             continue
         generations = generate(model, here, config.decoding, config.batch_size, stop=stop)

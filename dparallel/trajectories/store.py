@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dparallel.stages.files import write_table
+from dparallel.stages.files import is_there, write_table
 from dparallel.stages.manifest import CLAIM, MANIFEST, StageError, verify
 from dparallel.trajectories.schema import ForeignShardError, ShardMetadata, check_schema, with_metadata
 
@@ -31,6 +31,8 @@ def remove_partials(folder: Path) -> None:
 
 def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
     """Rows and metadata of a shard; ForeignShardError if it is damaged or not a shard."""
+    if path.is_dir():  # it would be read as a data set of many files
+        raise ForeignShardError(f"{path} is a folder, expected a file: delete it and run its stage again")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -50,10 +52,10 @@ def load(folder: str | Path) -> pa.Table:
     folder = Path(folder)
     if not folder.is_dir():
         raise StageError(f"{folder}: no such trajectories folder (looked in {Path.cwd()})")
-    if (folder / MANIFEST).is_file():
+    if is_there(folder / MANIFEST):
         names = sorted(verify(folder, "trajectories").files)
         return pa.concat_tables([read_shard(folder / name)[0] for name in names])
-    if (folder / CLAIM).is_file():
+    if is_there(folder / CLAIM):
         raise StageError(f"{folder} is unfinished (no {MANIFEST}): run the trajectories stage again")
     for path in sorted(folder.glob("*.parquet")):
         read_shard(path)

@@ -1,6 +1,9 @@
 import logging
 
-from flows.logs import ThinOut
+import pytest
+
+from dparallel.config.base import ConfigError
+from flows.logs import ThinOut, is_not_a_users_error
 
 
 def record(
@@ -21,3 +24,11 @@ def test_progress_is_printed_now_and_then_and_all_else_always() -> None:
 def test_progress_is_printed_again_after_a_while() -> None:
     thin = ThinOut(seconds=0)
     assert all(thin.filter(record(f"{seconds} s left")) for seconds in (3, 2, 1))
+
+
+@pytest.mark.parametrize(("error", "printed"), [(ConfigError("x=1"), False), (ValueError("a bug"), True)])
+def test_tracebacks_of_users_errors_are_not_printed(error: Exception, printed: bool) -> None:
+    failed = record("Encountered exception during execution", "prefect.flow_runs", logging.ERROR)
+    assert is_not_a_users_error(failed)
+    failed.exc_info = (type(error), error, None)
+    assert is_not_a_users_error(failed) is printed

@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from dparallel.distillation.errors import report
+from dparallel.stages.lease import LeaseHeldError
+
 
 def main() -> None:
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -17,6 +20,8 @@ def main() -> None:
     )
     if plan["config"]["ends"] == "badly":
         raise ValueError("the loss is not a number at train_step 7")
+    if plan["config"]["ends"] == "refused":
+        sys.exit(report(LeaseHeldError(f"{folder} is in use by\nprocess 7")))
     if plan["config"]["ends"] == "never":
         time.sleep(600)
 

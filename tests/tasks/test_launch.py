@@ -11,7 +11,7 @@ import torch
 
 from dparallel.config.experiment import LaunchConfig, OptimizerConfig, TrainingConfig
 from dparallel.stages.experiment import StagePlan
-from tasks.launch import TrainingFailed, command, environment, fit_to_gpus, launch
+from tasks.launch import TrainingFailed, TrainingRefused, command, environment, fit_to_gpus, launch
 
 CHILD = "tests.tasks.child"
 
@@ -86,6 +86,22 @@ def test_failure_carries_exit_code_and_last_lines(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="exit code 1") as error:
         launch(plan_in(tmp_path, "badly"), LaunchConfig(), lambda line: None, lambda: None, CHILD)
     assert str(error.value).endswith("ValueError: the loss is not a number at train_step 7")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
+def test_a_users_error_in_a_process_is_one_line_without_the_launchers_report(
+    tmp_path: Path, launcher: str
+) -> None:
+    """Two processes report it, and the launcher adds a traceback of its own."""
+    lines: list[str] = []
+    config = LaunchConfig(processes=2) if launcher == "torchrun" else on_hosts(tmp_path, "localhost slots=2")
+    with pytest.raises(TrainingRefused) as error:
+        launch(plan_in(tmp_path, "refused"), config, lines.append, lambda: None, CHILD)
+    assert str(error.value) == f"{tmp_path}/training is in use by process 7"
+    text = "\n".join(lines)
+    assert "in use" not in text, "the caller reports it"
+    assert "exitcode" not in text
+    assert "Traceback" not in text
 
 
 def test_an_exception_stops_every_process(tmp_path: Path) -> None:

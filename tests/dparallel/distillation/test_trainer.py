@@ -21,6 +21,7 @@ from dparallel.config.experiment import LoraSettings, OptimizerConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import resuming
 from dparallel.distillation.__main__ import main
+from dparallel.distillation.errors import reported
 from dparallel.distillation.trainer import run_stage
 from dparallel.models.checkpoints import load_model, save_model
 from dparallel.stages import metrics_log
@@ -193,8 +194,10 @@ def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     # Only what is damaged is written again
     (out / "manifest.json").write_text("", encoding="utf-8")
     code, output = run_forked(plan)
-    assert code == 1
-    assert output.splitlines()[-1].startswith(f"error: {out}/manifest.json is damaged (")
+    assert code == 2
+    assert output.splitlines()[-1].startswith(
+        f"dparallel.distillation: error: {out}/manifest.json is damaged ("
+    )
     (out / "manifest.json").unlink()
     (out / "adapter" / "adapter_model.safetensors").unlink()
     before = verify(trained)
@@ -212,7 +215,7 @@ def test_a_second_training_of_a_folder_leaves_the_first_alone(
             other.write_bytes((tmp_path / "plan.json").read_bytes())
             alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
             code, output = run([sys.executable, "-m", "dparallel.distillation", str(other)], NO_GPU | alone)
-            assert code == 1, output
+            assert code == 2, output
             assert f"error: {out} is in use by process {os.getpid()} on" in output, output
             assert (out / "checkpoints" / "step-00000005").is_dir()
             print("the second one was refused")
@@ -234,9 +237,9 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_older_ones_stay(
 
     plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, train_steps=12)
     code, output = run_forked(plan, fill)
-    assert code == 1, output
-    (said,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert said.startswith(f"error: {out}/checkpoints/step-00000010 cannot be written (")
+    assert code == 2, output
+    (said,) = [message for line in output.splitlines() if (message := reported(line)) is not None]
+    assert said.startswith(f"{out}/checkpoints/step-00000010 cannot be written (")
     assert "Traceback" not in output
     assert [file.name for file in (out / "checkpoints").glob("*-*")] == ["step-00000005"]
 

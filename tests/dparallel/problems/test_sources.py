@@ -180,6 +180,20 @@ def test_a_name_that_is_no_path_is_looked_for_on_the_hub(monkeypatch: pytest.Mon
         read("nobody/nothing", subset="main", split="test[:5]")
 
 
+def test_settings_of_the_hub_are_refused_for_local_data(tmp_path: Path) -> None:
+    file = write(tmp_path / "data" / "train.jsonl")
+    for path in (file, file.parent, file.parent / "*.jsonl"):
+        with pytest.raises(
+            ProblemsError, match=r"revision='v1' is for data sets on the Hub, .*: drop revision"
+        ):
+            read(path, revision="v1")
+    for path in (file, file.parent / "*.jsonl"):
+        with pytest.raises(
+            ProblemsError, match=r"subset='main' is for folders and data sets on .*: drop subset"
+        ):
+            read(path, subset="main")
+
+
 def test_every_local_file_is_known(tmp_path: Path) -> None:
     one, other = write(tmp_path / "p.jsonl"), write(tmp_path / "folder" / "train.parquet")
     template = tmp_path / "chat.jinja"

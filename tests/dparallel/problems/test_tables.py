@@ -8,6 +8,7 @@ import pytest
 from dparallel.problems.tables import Concatenation, TableError, open_table
 
 ROWS = [{"a": f"text {n}", "b": n} for n in range(7)]
+COLUMNS = {name: [row[name] for row in ROWS] for name in "ab"}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,11 @@ ROWS = [{"a": f"text {n}", "b": n} for n in range(7)]
         ("list.json", json.dumps(ROWS)),
         ("list.jsonl", " " + json.dumps(ROWS, indent=1)),
         ("marked_list.json", "\ufeff" + json.dumps(ROWS)),
-        ("columns.json", json.dumps({"a": [r["a"] for r in ROWS], "b": [r["b"] for r in ROWS]}, indent=1)),
+        ("columns.json", json.dumps(COLUMNS, indent=1)),
+        ("columns_in_a_line.json", json.dumps(COLUMNS)),
+        ("columns_in_a_line.jsonl", "\ufeff" + json.dumps(COLUMNS) + "\n\n"),
+        ("named_list.json", json.dumps({"data": ROWS})),
+        ("long_named_list.json", json.dumps({"data": ROWS}, indent=1)),
     ],
 )
 def test_every_way_to_write_rows_as_json_gives_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
@@ -72,8 +77,19 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("cut.jsonl", b'{"a": "x"}\n{"a": ', r"row 2: not JSON \(Expecting value"),
         ("list.jsonl", b'{"a": "x"}\n["x"]', "row 2: holds a value of type list, expected an object"),
         ("texts.json", b'["x", "y"]', "row 1: holds a value of type str, expected an object"),
-        ("object.json", b'{\n"a": "x"\n}', "holds one dict; write one object a line, or a list of objects"),
-        ("uneven.json", b'{\n"a": ["x"],\n"b": []\n}', "holds one dict; write one object a line"),
+        (
+            "object.json",
+            b'{\n"a": "x"\n}',
+            "holds one dict of a, and neither rows nor columns of equal length: ",
+        ),
+        ("uneven.json", b'{\n"a": ["x"],\n"b": []\n}', r"one dict of a \(list of 1\), b \(list of 0\), and"),
+        ("uneven_line.json", b'{"a": ["x"], "b": []}', "write one object a line, or a list of objects"),
+        ("pandas.json", b'{"a": {"0": "x"}, "b": {"0": "y"}}', r"one dict of a \(dict of 1\), b \(dict of"),
+        (
+            "named.json",
+            b'{\n"version": 2,\n"data": [{}]\n}',
+            r"dict of version, data \(list of 1\), and neither",
+        ),
         ("cut.parquet", b"PAR1", r"cut\.parquet: no Parquet file that can be read"),
     ],
 )
@@ -83,6 +99,13 @@ def test_what_cannot_be_read_is_named_by_file_row_and_remedy(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TableError, match=message):
         read_all(tmp_path / name)
+
+
+def test_a_single_row_stays_a_row(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"a": "x", "options": ["x", "y"]}\n', encoding="utf-8")
+    assert open_table(tmp_path / "p.jsonl").read([0], ["a", "options"])[0] == [
+        {"a": "x", "options": ["x", "y"]}
+    ]
 
 
 def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
