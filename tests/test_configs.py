@@ -116,7 +116,7 @@ def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
 
 
 def at(source, path):
-    return source.model_copy(update={"path": str(path)})
+    return source.model_copy(update={"path": str(path), "subset": None})
 
 
 def test_no_experiment_takes_the_folder_that_all_share() -> None:

@@ -35,7 +35,7 @@ def open_source(source: SourceConfig) -> list[Part]:
         raise TableError(f"{source.path} cannot be read ({error.strerror}): check its permissions") from error
     if source.revision is not None and (is_folder or files):
         raise TableError(
-            f"revision={source.revision!r} is for data sets on the Hub, and this is local: drop revision"
+            f"revision={source.revision!r} is for data sets on the Hub, and this is local: drop it (revision=null)"
         )
     if is_folder:
         return sliced(source.split, _of_files(_folder(source)))
@@ -46,7 +46,7 @@ def open_source(source: SourceConfig) -> list[Part]:
     if source.subset is not None:
         raise TableError(
             f"subset={source.subset!r} is for folders and data sets on the Hub, and this is a file: drop "
-            "subset"
+            "it (subset=null)"
         )
     check_kinds(files)
     if len(files) > 1:

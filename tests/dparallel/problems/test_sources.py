@@ -184,12 +184,12 @@ def test_settings_of_the_hub_are_refused_for_local_data(tmp_path: Path) -> None:
     file = write(tmp_path / "data" / "train.jsonl")
     for path in (file, file.parent, file.parent / "*.jsonl"):
         with pytest.raises(
-            ProblemsError, match=r"revision='v1' is for data sets on the Hub, .*: drop revision"
+            ProblemsError, match=r"revision='v1' is for data sets on the Hub, .*revision=null"
         ):
             read(path, revision="v1")
     for path in (file, file.parent / "*.jsonl"):
         with pytest.raises(
-            ProblemsError, match=r"subset='main' is for folders and data sets on .*: drop subset"
+            ProblemsError, match=r"subset='main' is for folders and data sets on .*subset=null"
         ):
             read(path, subset="main")
 
