@@ -35,7 +35,8 @@ def open_source(source: SourceConfig) -> list[Part]:
         raise TableError(f"{source.path} cannot be read ({error.strerror}): check its permissions") from error
     if source.revision is not None and (is_folder or files):
         raise TableError(
-            f"revision={source.revision!r} is for data sets on the Hub, and this is local: drop it (revision=null)"
+            f"revision={source.revision!r} is for data sets on the Hub, and this is local: drop it "
+            "(revision=null)"
         )
     if is_folder:
         return sliced(source.split, _of_files(_folder(source)))
