@@ -15,7 +15,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError
 
-from dparallel.config.problems import PROBLEM_FILES
+from dparallel.config.sources import PROBLEM_FILES, kind_of
 from dparallel.problems.tables import TableError, check_kinds, listed
 
 Patterns = dict[str, list[str]]
@@ -51,7 +51,11 @@ def read_folder(root: Path, subset: str | None) -> Folder:
         )
     read = dict.fromkeys(file for files in splits.values() for file in files)
     left_out = [file for file in every if file not in read]
-    misplaced = [] if patterns else [file for file in left_out if file.suffix in (".jsonl", ".parquet")]
+    misplaced = (
+        []
+        if patterns
+        else [file for file in left_out if kind_of(file) in (".jsonl", ".jsonl.gz", ".parquet")]
+    )
     check_kinds([*read, *(file for file in misplaced if folder in file.parents)])
     return Folder(splits, left_out)
 
@@ -122,4 +126,4 @@ def _resolved(patterns: Sequence[str], resolve: partial[list[str]]) -> list[Path
             files |= dict.fromkeys(map(Path, resolve(pattern)))
         except FileNotFoundError:  # only some of the possible patterns of a split match
             continue
-    return [file for file in files if file.suffix in PROBLEM_FILES]
+    return [file for file in files if kind_of(file) in PROBLEM_FILES]

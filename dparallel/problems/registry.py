@@ -79,7 +79,7 @@ def coins_problems(config: ProblemsConfig) -> list[Problem]:
             prefill=ColumnText(config.protocol.prefill).fill({}),
             reference=coins.draw_solution(problem, random.Random(problem.prompt)),
         )
-        for index, problem in enumerate(islice(coins.problems(config.split, config.seed), config.count))
+        for index, problem in enumerate(islice(coins.problems(config.split, config.seed or 0), config.count))
     ]
 
 

@@ -1,6 +1,7 @@
 """Problems from data sets: files, folders, or the Hugging Face Hub."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,13 @@ from textwrap import shorten
 from typing import Any
 
 from dparallel.config.base import UserError
-from dparallel.config.problems import ColumnText, ProblemsConfig, ProtocolConfig, SourceConfig
+from dparallel.config.problems import ProblemsConfig
+from dparallel.config.protocol import ProtocolConfig
+from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig, kind_of
 from dparallel.problems.splits import open_source
 from dparallel.problems.tables import Record, TableError, portions
+
+ITEM = re.compile(r"(.+)\[(\d+)\]")  # an item of a list: `tests[0]`
 
 
 class ProblemsError(UserError):
@@ -38,19 +43,53 @@ class Problem:
 
 
 def dataset_problems(config: ProblemsConfig) -> list[Problem]:
-    """The problems of all sources, in order.
+    """The selected problems of all sources, in order; without sources, of the protocol's data.
+
+    Problems of a local copy (`path`) have the ids and the source of the published data set.
 
     Raises:
         ProblemsError: a data set is missing, empty or too short, or lacks a required column.
     """
-    return [problem for source in config.sources for problem in _read(source, config.protocol)]
+    reads = config.reads()
+    if config.path is not None and not any(source.files() for source, _ in reads):
+        raise ProblemsError(f"path={config.path}: no such file or folder (looked in {Path.cwd()})")
+    several = len(reads) > 1 and not config.sources
+    problems = [
+        problem for source, named in reads for problem in _read(source, named, config.protocol, several)
+    ]
+    return selected(problems, config, " and ".join(source.label for source, _ in reads))
 
 
-def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
+def selected(problems: list[Problem], config: ProblemsConfig, label: str) -> list[Problem]:
+    """The problems that `rows`, `count` and `seed` select; `label` names them in messages."""
+    if config.rows is not None:
+        start, stop = (_place(bound, len(problems)) for bound in config.rows.strip("[]").split(":"))
+        problems = problems[start:stop]
+        label = f"{label} {config.rows}"
+    return [problems[place] for place in _chosen(label, config.count, config.seed, len(problems))]
+
+
+def _place(bound: str, rows: int) -> int | None:
+    """A bound of a slice: a row, or a percentage of the rows."""
+    if not bound:
+        return None
+    return round(rows * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+
+
+def _read(
+    source: SourceConfig, named: SourceConfig, protocol: ProtocolConfig, several: bool
+) -> list[Problem]:
+    """The problems of a source.
+
+    Args:
+        named: the source that names the problems: `source`, or the published one that it is a copy of.
+        several: whether the ids of problems without id contain the subset.
+    """
     prompt = ColumnText(protocol.prompt if source.prompt is None else source.prompt)
     prefill = ColumnText(protocol.prefill)
-    label, name_of_file = source.label, Path(source.path).stem
-    filled = dict.fromkeys([*prompt.columns, *prefill.columns])
+    label = source.label
+    prefix = "-".join(filter(None, [_stem(named.path), named.subset if several else None]))
+    filled = list(dict.fromkeys([*prompt.columns, *prefill.columns]))
     reference, identity = source.reference or "reference", source.id or "id"
     wanted = list(dict.fromkeys([*filled, reference, identity, *protocol.extra]))
     required = [*filled, *protocol.extra, *filter(None, (source.reference, source.id))]
@@ -63,8 +102,8 @@ def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
                 raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
         problems.append(
             Problem(
-                problem_id=_text(where, identity, record[identity]) or f"{name_of_file}-{row + 1:05d}",
-                source=label,
+                problem_id=_text(where, identity, record[identity]) or f"{prefix}-{row + 1:05d}",
+                source=named.label,
                 prompt=prompt.fill(texts),
                 prefill=prefill.fill(texts),
                 reference=_text(where, reference, record[reference]),
@@ -74,36 +113,73 @@ def _read(source: SourceConfig, protocol: ProtocolConfig) -> list[Problem]:
     return problems
 
 
+def _stem(path: str) -> str:
+    name = Path(path)
+    return name.name.removesuffix(kind) if (kind := kind_of(name)) in PROBLEM_FILES else name.stem
+
+
 def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[tuple[int, Record]]:
-    """Rows of a source with their numbers, counted from 0 in the unsliced split."""
+    """Rows of a source with their numbers, counted from 0 in the unsliced split.
+
+    Records have the names in `wanted`. `tests[0]` is the first item of the lists in the column `tests`,
+    unless a column has this very name.
+    """
+    items = [item[1] for name in wanted if (item := ITEM.fullmatch(name))]
+    read = list(dict.fromkeys(source.columns.get(name, name) for name in [*wanted, *items]))
     try:
         parts = open_source(source)
         lengths = [len(rows) for _, rows in parts]
-        chosen = _chosen(source, sum(lengths))
+        chosen = _chosen(source.label, source.count, source.seed, sum(lengths))
         found: list[tuple[int, Record]] = []
         for (table, numbers), portion in zip(parts, portions(chosen, lengths), strict=True):
             if not portion:
                 continue
             rows = [numbers[place] for place in portion]
-            records, columns = table.read(rows, wanted)
-            if missing := [name for name in required if name not in columns]:
+            records, columns = table.read(rows, read)
+            places = {name: _place_of(name, source, columns) for name in wanted}
+            if missing := [places[name][0] for name in required if places[name][0] not in columns]:
                 raise ProblemsError(
                     f"{source.label}: no column {missing[0]!r}; its columns: {', '.join(columns)}"
                 )
-            found += zip(rows, records, strict=True)
+            for row, record in zip(rows, records, strict=True):
+                where = f"{source.label}, row {row + 1}"
+                found.append((row, {name: _cell(where, record, *place) for name, place in places.items()}))
         return found
     except TableError as error:
         named = str(error).startswith(source.path)
         raise ProblemsError(str(error) if named else f"{source.label}: {error}") from error
 
 
-def _chosen(source: SourceConfig, rows: int) -> Sequence[int]:
-    count = rows if source.count is None else source.count
+def _place_of(name: str, source: SourceConfig, columns: Sequence[str]) -> tuple[str, int | None]:
+    """The column that holds `name`, and the index in its lists if `name` is an item of a list."""
+    column = source.columns.get(name, name)
+    if column not in columns and (item := ITEM.fullmatch(name)):
+        holder = source.columns.get(item[1], item[1])
+        if holder in columns:
+            return holder, int(item[2])
+    return column, None
+
+
+def _cell(where: str, record: Record, column: str, index: int | None) -> Any:
+    value = record[column]
+    if index is None:
+        return value
+    if not isinstance(value, list) or index >= len(value):
+        held = f"{len(value)} items" if isinstance(value, list) else shorten(repr(value), 80)
+        raise ProblemsError(
+            f"{where}: column {column!r} holds {held}, and the prompt names item [{index}] of a list; leave "
+            "the row out"
+        )
+    return value[index]
+
+
+def _chosen(label: str, count: int | None, seed: int | None, rows: int) -> Sequence[int]:
     if not rows:
-        raise ProblemsError(f"{source.label} holds 0 problems: give another split, slice or file")
-    if count > rows:
-        raise ProblemsError(f"{source.label} holds {rows} problems, wanted {count}: lower count")
-    return range(count) if source.seed is None else sorted(Random(source.seed).sample(range(rows), count))
+        raise ProblemsError(f"{label} holds 0 problems: give another split, slice or file")
+    if count is not None and count > rows:
+        raise ProblemsError(f"{label} holds {rows} problems, wanted {count}: lower count")
+    count = rows if count is None else count
+    return range(count) if seed is None else sorted(Random(seed).sample(range(rows), count))
 
 
 def _text(where: str, name: str, value: Any) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from dparallel.config.problems import PROBLEM_FILES, SourceConfig
+from dparallel.config.sources import PROBLEM_FILES, SourceConfig, kind_of
 from dparallel.problems.tables import (
     Concatenation,
     HubTable,
@@ -40,7 +40,7 @@ def open_source(source: SourceConfig) -> list[Part]:
         )
     if is_folder:
         return sliced(source.split, _of_files(_folder(source)))
-    if not files and (path.suffix in PROBLEM_FILES or path.is_absolute() or source.path.count("/") > 1):
+    if not files and (kind_of(path) in PROBLEM_FILES or path.is_absolute() or source.path.count("/") > 1):
         raise TableError(f"no such problems file (looked in {Path.cwd()})")
     if not files:
         return sliced(source.split, of_hub(source))
@@ -105,7 +105,7 @@ def _folder(source: SourceConfig) -> dict[str, list[Path]]:
     parts = "; ".join(f"{split} ({listed(files)})" for split, files in splits.items())
     _tell(logging.INFO, f"{source.label}: the splits of this folder are {parts}")
     if left_out:
-        problems = [file for file in left_out if file.suffix in PROBLEM_FILES and not is_metadata(file)]
+        problems = [file for file in left_out if kind_of(file) in PROBLEM_FILES and not is_metadata(file)]
         level = logging.WARNING if problems else logging.INFO
         _tell(level, f"{source.label}: files in no split, which are not read: {listed(left_out)}")
     return splits

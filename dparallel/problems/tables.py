@@ -1,8 +1,12 @@
 """Read rows of JSON and Parquet files, without conversion of texts, keeping only the requested columns."""
 
+import gzip
 import json
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dparallel.config.base import UserError
-from dparallel.config.problems import PROBLEM_FILES
+from dparallel.config.sources import PROBLEM_FILES, kind_of
 
-KINDS = {".jsonl": "JSON", ".json": "JSON", ".parquet": "Parquet"}
+KINDS = {kind: "Parquet" if kind == ".parquet" else "JSON" for kind in PROBLEM_FILES}
 Record = dict[str, Any]  # values by column
 
 
@@ -36,7 +40,7 @@ class Table(Protocol):
 
 
 def open_table(file: Path) -> Table:
-    """Open a JSON Lines, JSON or Parquet file, recognized by its name's suffix."""
+    """Open a JSON Lines or JSON file, also with gzip, or a Parquet file, recognized by its name's suffix."""
     return ParquetTable(file) if file.suffix == ".parquet" else JsonTable(file)
 
 
@@ -44,7 +48,7 @@ def check_kinds(files: Sequence[Path]) -> None:
     """Raise a TableError for unsupported files, and for files of several kinds."""
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        kind = KINDS.get(file.suffix, "other")
+        kind = KINDS.get(kind_of(file), "other")
         kinds.setdefault(kind, []).append(file)
     if len(kinds) > 1 or "other" in kinds:
         held = "; ".join(f"{kind}: {listed(found)}" for kind, found in kinds.items())
@@ -97,16 +101,15 @@ class JsonTable:
 
     An object whose only value is a list of objects, such as `{"data": [...]}`, is read as that list. For JSON
     Lines, only the offsets of lines are kept in memory, and requested rows are read from the file.
+    Files whose names end in `.gz` are decompressed as they are read.
     """
 
     def __init__(self, file: Path):
         self.file = file
         self.places = array("q")
         self.document: list[Any] | None = None
-        try:
+        with self._explained():
             self._index()
-        except OSError as error:
-            raise TableError(f"{file}: {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self.places) if self.document is None else len(self.document)
@@ -124,14 +127,27 @@ class JsonTable:
             for row in rows:
                 yield self._object(row, self.document[row])
             return
-        with self.file.open("rb") as lines:
+        with self._explained(), self._open() as lines:
             for row in rows:
                 lines.seek(self.places[row])
                 yield self._object(row, self._parse(row, lines.readline().rstrip()))
 
+    def _open(self) -> gzip.GzipFile | BufferedReader:
+        return gzip.GzipFile(self.file) if self.file.suffix == ".gz" else self.file.open("rb")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn errors of reading into TableErrors."""
+        try:
+            yield
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise TableError(f"{self.file}: damaged or no gzip file ({error}): copy it again") from error
+        except OSError as error:
+            raise TableError(f"{self.file}: {error.strerror}") from error
+
     def _index(self) -> None:
         place = 0
-        with self.file.open("rb") as lines:
+        with self._open() as lines:
             for line in lines:
                 content = line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
                 if content.strip():
@@ -154,7 +170,8 @@ class JsonTable:
         return line[:1] == b"[" or line[-1:] in (b"{", b"[", b",")
 
     def _read_document(self) -> list[Any]:
-        content = self._parse(None, self.file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        with self._open() as whole:
+            content = self._parse(None, whole.read().removeprefix(b"\xef\xbb\xbf"))
         if isinstance(content, list):
             return content
         columns = content if isinstance(content, dict) else {}

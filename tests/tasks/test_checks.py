@@ -58,8 +58,8 @@ def overrides(data: Path, tmp_path: Path) -> list[str]:
         f"runs={tmp_path}",
         "launch.processes=1",
         f"trajectories.problems.sources=[{{path: {train}, prompt: '{{question}}'}}]",
-        f"benchmark.test.sources=[{{{source}, split: 'test[200:]'}}]",
-        f"benchmark.validation.sources=[{{{source}, split: 'test[:200]'}}]",
+        f"benchmark.test.sources=[{{{source}}}]",  # of which it takes the rows [200:]
+        f"benchmark.validation.sources=[{{{source}}}]",
     ]
 
 

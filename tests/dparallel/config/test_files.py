@@ -64,7 +64,7 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
             ["problems.chat=true"],
             r"problems\.chat: unknown key; did you mean 'protocol\.chat'\? known: be",
         ),
-        (["problems.scoring=exact"], r"problems\.scoring: unknown key; did you mean 'protocol\.scorers'"),
+        (["problems.scorer=exact"], r"problems\.scorer: unknown key; did you mean 'protocol\.scorers'"),
         (["problems.chat_template=a"], r"unknown key; did you mean 'protocol\.chat_template'"),
         (["batch_size=many"], r"batch_size: .*valid integer.*got 'many'"),
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
@@ -132,7 +132,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (ProblemsConfig, {"benchmark": "coins"}, "give count"),
         (ProblemsConfig, {"benchmark": "coins", "count": 1, "sources": [{"path": "a"}]}, "it is generated"),
         (ProblemsConfig, {"benchmark": "dataset"}, "needs sources"),
-        (ProblemsConfig, {"benchmark": "dataset", "sources": [{"path": "a"}], "count": 3}, "each of its"),
+        (ProblemsConfig, {"benchmark": "dataset", "sources": [{"path": "a"}], "seed": 3}, "give count"),
         (
             ProblemsConfig,
             {"benchmark": "coins", "count": 1, "protocol": {"chat_template": "a.jinja"}},
