@@ -11,7 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from dparallel.config.base import UserError
-from dparallel.stages.streams import set_encodings
+from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
 from flows.logs import thin_out_terminal
 
 
@@ -26,6 +26,7 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
         run: does the flow's work with the result of `plan` and the same parameters, so that nothing is
             checked twice.
     """
+    restart_in_utf8_mode(f"flows.{flow.name}")
     set_encodings()
     summary = (flow.description or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=summary)

@@ -139,9 +139,9 @@ def _where(config: LaunchConfig) -> list[str]:
 def environment(config: LaunchConfig) -> dict[str, str]:
     """Environment of the launcher; without GPUs, DeepSpeed uses the CPU, and processes share its cores.
 
-    Output of Python processes is UTF-8 in any locale, as `_processes` expects.
+    Python processes read and write UTF-8 in any locale, as `_processes` expects.
     """
-    extra = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    extra = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     if not torch.cuda.is_available():
         threads = max(1, len(os.sched_getaffinity(0)) // world_size(config))
         extra |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}

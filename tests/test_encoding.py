@@ -121,6 +121,30 @@ def test_a_flow_prints_its_table_in_any_locale(encoding: str) -> None:
     assert ended.stdout.decode() == "\u2020 \u00b1\n"
 
 
+RESTARTED = """
+import os, sys
+from dparallel.stages.streams import restart_in_utf8_mode
+
+restart_in_utf8_mode("program")
+print(sys.flags.utf8_mode, open(sys.argv[0]).encoding, os.environ["PYTHONUTF8"], ascii(sys.argv[1:]))
+"""
+
+
+def test_a_flow_restarts_in_utf8_mode_where_the_locale_has_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(RESTARTED, encoding="utf-8")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**plain, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+
+    def printed(*start: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, *start, "a=1", "\u2020"], env=environment, capture_output=True
+        )
+        return (ended.stdout + ended.stderr).decode()
+
+    assert printed("-m", "program") == "1 utf-8 1 ['a=1', '\\u2020']\n"
+    assert printed(str(tmp_path / "program.py")).startswith("0 "), "started by another program"
+
+
 def test_every_command_sets_its_encodings() -> None:
     shared = ("from flows.command import main", "from dparallel.cli.main import main")
     commands = 0
