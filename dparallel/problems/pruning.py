@@ -1,0 +1,108 @@
+"""The statements of a Python program that some of its names need. Syntax only: nothing is run."""
+
+import ast
+import symtable
+from collections.abc import Collection, Iterator, Sequence
+
+# Code that looks names up by their text may need any of them.
+_DYNAMIC = frozenset({"eval", "exec", "globals", "locals", "vars", "__import__"})
+_OWN_SCOPE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+
+
+def defined(statements: Sequence[ast.stmt]) -> set[str]:
+    """Names that these statements define, for the module."""
+    return {name for statement in statements for name in _bound(statement)}
+
+
+def pruned(statements: Sequence[ast.stmt], roots: Collection[str]) -> list[ast.stmt]:
+    """The statements that `roots` need, in order: imports, helpers, classes, constants, and their changes.
+
+    Examples, tests, input, output and the main block are left out: they could fail, or wait for input,
+    although the program is right. `from __future__` imports come first.
+    """
+    bound = [_bound(statement) for statement in statements]
+    used = [_used(statement) for statement in statements]
+    needed, kept = set(roots), set[int]()
+    while True:
+        everything = any(used[at] & _DYNAMIC for at in kept)
+        added = {
+            at
+            for at, statement in enumerate(statements)
+            if at not in kept
+            and not _is_main_block(statement)
+            and (bound[at] & needed or _is_always_needed(statement) or (everything and bound[at]))
+        }
+        if not added:
+            chosen = [statements[at] for at in sorted(kept)]
+            return sorted(chosen, key=lambda statement: not _is_future(statement))
+        kept |= added
+        needed.update(*(used[at] for at in added))
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names that a statement defines or changes in the module: `table[0] = 1` and `table.append(1)`, too."""
+    names = set()
+    for node in _in_this_scope(statement):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import() | ast.ImportFrom():
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                names.add(name)
+            case ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(ctx=ast.Store() | ast.Del()):
+                names |= _root(node)
+            case ast.Expr(value=ast.Call(func=ast.Attribute() as method)):
+                names |= _root(method)
+            case ast.ExceptHandler(name=str(name)):
+                names.add(name)
+    return names
+
+
+def _in_this_scope(node: ast.AST) -> Iterator[ast.AST]:
+    """A statement and what it contains, except bodies of functions and classes."""
+    yield node
+    if not isinstance(node, _OWN_SCOPE):
+        for child in ast.iter_child_nodes(node):
+            yield from _in_this_scope(child)
+
+
+def _root(node: ast.AST) -> set[str]:
+    """The variable behind attributes and subscripts; none for those of other expressions."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return {node.id} if isinstance(node, ast.Name) else set()
+
+
+def _used(statement: ast.stmt) -> set[str]:
+    """Names of the module that a statement uses, in its functions and classes, too."""
+    try:
+        module = symtable.symtable(ast.unparse(statement), "program", "exec")
+    except SyntaxError:  # such as `return` outside of a function
+        return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    names = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_referenced()}
+    scopes = module.get_children()
+    while scopes:
+        scope = scopes.pop()
+        names |= {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
+        scopes += scope.get_children()
+    return names
+
+
+def _is_main_block(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and any(
+        isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test)
+    )
+
+
+def _is_future(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+
+
+def _is_always_needed(statement: ast.stmt) -> bool:
+    """Imports of all names, and `sys.setrecursionlimit`, on which no name depends."""
+    if isinstance(statement, ast.ImportFrom):
+        return _is_future(statement) or statement.names[0].name == "*"
+    return isinstance(statement, ast.Expr) and any(
+        isinstance(node, ast.Attribute) and node.attr == "setrecursionlimit" for node in ast.walk(statement)
+    )
