@@ -1,7 +1,7 @@
 """`dparallel plan`: print what an experiment needs, with an error if it does not fit."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from tabulate import tabulate
@@ -100,15 +100,27 @@ def _memory(plan: Plan, gpu_bytes: int | None) -> str:
 
 
 def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
-    stages = plan.forwards.items()
-    head = "Rows in forward passes, at most: assumes that thresholds commit one token per forward pass"
+    stages = [(stage, [plan.fewest[stage], most]) for stage, most in plan.forwards.items()]
+    head = "Rows in forward passes, from a block to a token per pass with thresholds; fewer if responses end early"
     if rate is None:
-        table = _table([[stage, f"{forwards.rows:,}"] for stage, forwards in stages])
+        table = _table([[stage, _range(f"{part.rows:,}" for part in parts)] for stage, parts in stages])
         return f"{head}\n{table}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
-    rows = [[stage, f"{part.rows:,}", f"{rate.hours([part]):.2f} hours at most"] for stage, part in stages]
-    total = f"{rate.hours(plan.forwards.values()):.2f} hours at most"
+    rows = [
+        [stage, _range(f"{part.rows:,}" for part in parts), _hours(rate.hours([part]) for part in parts)]
+        for stage, parts in stages
+    ]
+    total = _hours(rate.hours(stages.values()) for stages in (plan.fewest, plan.forwards))
     table = _table([*rows, ["together", "", total]])
     return f"{head}\n{table}\nof one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
+
+
+def _range(values: Iterable[str]) -> str:
+    """The least and the most, or the one value that both are."""
+    return " to ".join(dict.fromkeys(values))
+
+
+def _hours(values: Iterable[float]) -> str:
+    return f"{_range(f'{hours:.2g}' if hours < 10 else f'{hours:,.0f}' for hours in values)} hours"
 
 
 def _bytes_table(counts: Mapping[str, int], notes: Mapping[str, str] | None = None) -> str:

@@ -43,7 +43,8 @@ class Plan:
         training: memory of the student that needs most; None if all students are trained.
         decoding: memory of each GPU that records or measures.
         disk: bytes still to be written to `runs`, by kind.
-        forwards: forward passes by stage, as if no stage were finished.
+        forwards: forward passes by stage at most, as if no stage were finished.
+        fewest: the same if thresholds commit a whole block in a forward pass.
     """
 
     config: DistillConfig
@@ -54,6 +55,7 @@ class Plan:
     decoding: DecodingMemory
     disk: dict[str, int]
     forwards: dict[str, Forwards]
+    fewest: dict[str, Forwards]
 
 
 def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Plan:
@@ -80,6 +82,7 @@ def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Pl
         decoding=decoding_memory(config, lengths),
         disk=disk_needed(config, lengths.trajectories, shape, done),
         forwards=forwards_by_stage(config, lengths, shape.length),
+        fewest=forwards_by_stage(config, lengths, shape.length, most=False),
     )
 
 

@@ -1,6 +1,5 @@
 """Measure the teacher's throughput on this machine."""
 
-import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -17,7 +16,8 @@ from dparallel.models.loader import releasing_memory
 from dparallel.preflight.plan import Plan
 from dparallel.preflight.work import Forwards
 
-FORWARDS, ROWS = 3, 8  # forward passes and rows per pass of the measurement
+FORWARDS = 5  # forward passes of the measurement; the fastest is the least disturbed by other work
+ROWS = 8  # rows per pass on a GPU, which are enough for its full speed
 CPU_FLOPS = 1e11  # limit of FLOPs per timed forward pass on a CPU: up to a few seconds
 SHORTEST = 64  # tokens; shorter rows would underuse a CPU's matrix units
 LOADABLE = 0.8  # share of the free memory for weights; the rest is for the forward pass
@@ -56,15 +56,15 @@ def measure_rate(plan: Plan) -> Rate | None:
     block = min(plan.config.trajectories.decoding.block_length, length)
     read = torch.arange(block, device=device).expand(rows, -1)
     seconds = [_forward_seconds(model, canvas, read) for _ in range(1 + count)][1:]
-    rate = canvas.numel() / statistics.median(seconds)
+    rate = canvas.numel() / min(seconds)
     return Rate(rate, f"measured here, with forward passes of {what}")
 
 
 def timed_shape(plan: Plan, device: torch.device) -> tuple[int, int]:
     """Number of rows, and their length in tokens."""
-    rows = min(plan.config.trajectories.batch_size, ROWS)
+    rows = plan.config.trajectories.batch_size
     if device.type == "cuda":
-        return rows, plan.shape.length
+        return min(rows, ROWS), plan.shape.length
     tokens = max(SHORTEST, int(CPU_FLOPS / (2 * plan.parameters)))
     length = min(plan.shape.length, tokens)
     return max(1, min(rows, tokens // length)), length

@@ -1,7 +1,8 @@
-"""Estimate an upper bound of an experiment's forward passes.
+"""Estimate an experiment's forward passes, at most and roughly at least.
 
-Rules with a threshold are assumed to commit one token per forward pass, and all canvases of a set to be as
-long as its longest one.
+How many tokens a rule with a threshold commits in a forward pass is not known before: at most, it commits one
+token, and at least, a whole block. All canvases of a set are taken to be as long as its longest one, and all
+responses to be decoded to their end.
 """
 
 import math
@@ -23,17 +24,18 @@ class Forwards:
 
 
 def forwards_by_stage(
-    config: DistillConfig, lengths: PromptLengths, trained_length: int
+    config: DistillConfig, lengths: PromptLengths, trained_length: int, most: bool = True
 ) -> dict[str, Forwards]:
     """Forward passes of every stage that runs a model, as if no stage were finished.
 
     Args:
         trained_length: tokens of the longest training canvas.
+        most: whether thresholds commit one token in a forward pass, or else a whole block.
     """
     return {
-        "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding),
+        "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding, most),
         "training": _trained(config, len(lengths.trajectories), trained_length),
-        "benchmark": _total(_measured(config.benchmark, lengths, config.students)),
+        "benchmark": _total(_measured(config.benchmark, lengths, config.students, most)),
     }
 
 
@@ -49,30 +51,31 @@ def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
 
 
 def _measured(
-    benchmark: BenchmarkConfig, lengths: PromptLengths, students: Iterable[str]
+    benchmark: BenchmarkConfig, lengths: PromptLengths, students: Iterable[str], most: bool
 ) -> Iterator[Forwards]:
     """Forward passes of all measurements, including the timing of single prompts.
 
-    Sweeps are decoded on the validation problems, and on the test problems at one threshold. The teacher's
-    sweeps are counted there at all thresholds, in case none of them keeps the accuracy.
+    Sweeps are decoded on the validation problems, and on the test problems at one threshold. At most, the
+    teacher's sweeps are decoded there at all thresholds, if none of them keeps the accuracy.
     """
     baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
     for decoding in (benchmark.reference, *benchmark.fixed.values(), *baselines):
-        yield _decoded(lengths.test, decoding, LATENCY_SAMPLES)
-        yield _decoded(lengths.validation, decoding, LATENCY_SAMPLES)
-    models = [(benchmark.teacher_sweeps, True)]
+        yield _decoded(lengths.test, decoding, most, LATENCY_SAMPLES)
+        yield _decoded(lengths.validation, decoding, most, LATENCY_SAMPLES)
+    models = [(benchmark.teacher_sweeps, most or benchmark.sweep_test)]
     models += [(benchmark.sweeps_of(student), benchmark.sweep_test) for student in students]
     for names, all_on_test in models:
         for name in names:
             decodings = benchmark.sweeps[name].decodings()
             on_test = decodings if all_on_test else decodings[:1]
-            yield from (_decoded(lengths.validation, decoding, LATENCY_SAMPLES) for decoding in decodings)
-            yield from (_decoded(lengths.test, decoding, LATENCY_SAMPLES) for decoding in on_test)
+            for prompts, measured in ((lengths.validation, decodings), (lengths.test, on_test)):
+                yield from (_decoded(prompts, decoding, most, LATENCY_SAMPLES) for decoding in measured)
 
 
-def _decoded(prompts: Sequence[int], decoding: DecodingConfig, timed: int = 0) -> Forwards:
+def _decoded(prompts: Sequence[int], decoding: DecodingConfig, most: bool, timed: int = 0) -> Forwards:
     """All prompts once, and the first `timed` of them a second time."""
-    rows = (len(prompts) + min(timed, len(prompts))) * (decoding.steps or decoding.gen_length)
+    passes = decoding.steps or (decoding.gen_length if most else decoding.blocks)
+    rows = (len(prompts) + min(timed, len(prompts))) * passes
     return Forwards(rows, rows * (max(prompts) + decoding.gen_length))
 
 

@@ -1,6 +1,7 @@
 """The requirements of an experiment compared with numbers worked by hand from the tiny config."""
 
 import math
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -78,6 +79,13 @@ def test_forwards_by_hand() -> None:
     assert work["benchmark"].rows == teacher + 3 * 36 * (7 * 308 + 1008)
     swept = plan("benchmark.sweep_test=true").forwards["benchmark"].rows
     assert swept == teacher + 3 * 36 * 7 * both
+    # At least, a threshold commits a block of 12 in a forward pass, and the first of each sweep is chosen
+    fewest = plan().fewest
+    teacher = 36 * both + 9 * both + 3 * (12 * 308 + 2 * 1008)
+    assert fewest["benchmark"].rows == teacher + 3 * 3 * (7 * 308 + 1008)
+    assert {name: fewest[name] for name in ("trajectories", "training")} == {
+        name: work[name] for name in ("trajectories", "training")
+    }
     assert work["training"].rows == 3 * 150 * 64 * 2
     assert plan("training.gradient_checkpointing=true").forwards["training"].rows == 3 * 150 * 64 * 3
     # epochs: certainty forcing and consistency draw 32 samples a step, trajectory-ordered 64
@@ -200,7 +208,7 @@ def test_the_rate_is_measured_where_the_teacher_fits(capsys) -> None:
     assert rate is not None
     assert rate.tokens_per_second > 100
     assert "measured here" in rate.origin
-    assert "8 x 48 tokens on cpu; use --rate N to skip this" in capsys.readouterr().err
+    assert "64 x 48 tokens on cpu; use --rate N to skip this" in capsys.readouterr().err
     assert measure_rate(replace(made, parameters=10**15)) is None
 
 
@@ -291,6 +299,8 @@ def test_the_command_prints_the_plan(capsys) -> None:
     printed = capsys.readouterr().out
     for words in ("767,616 parameters", "trains 303,104", "Limit of each", "23.00 GiB", "as given by --rate"):
         assert words in printed
+    assert re.search(r"trajectories +54,000 +0\.72 hours\n", printed), "an exact number is no range"
+    assert re.search(r"together +[\d.]+ to [\d.]+ hours\n", printed)
 
 
 @pytest.mark.parametrize(
