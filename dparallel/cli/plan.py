@@ -101,7 +101,7 @@ def _memory(plan: Plan, gpu_bytes: int | None) -> str:
 
 def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
     stages = [(stage, [plan.fewest[stage], most]) for stage, most in plan.forwards.items()]
-    head = "Rows in forward passes, from a block to a token per pass with thresholds; fewer if responses end early"
+    head = "Rows in forward passes: thresholds commit from a block to a token per pass, with no early end"
     if rate is None:
         table = _table([[stage, _range(f"{part.rows:,}" for part in parts)] for stage, parts in stages])
         return f"{head}\n{table}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
