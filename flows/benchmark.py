@@ -6,7 +6,7 @@ from prefect import flow
 from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import deal
-from tasks.benchmark import decode_units, run_benchmark
+from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import check_ready, checked_experiment
 
 
@@ -29,7 +29,7 @@ def benchmark(
         overrides: settings `key.sub=value` that override the file.
         parent: the distill run that this stage belongs to.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
-            pool; judging and the selection of thresholds happen in this run.
+            pool, and judged there where that takes long; thresholds are selected in this run.
     """
     return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
 
@@ -49,14 +49,14 @@ def run(
 
 @flow(name="measurements")
 def measurements(config: str, units: list[dict[str, Any]], overrides: list[str] | None = None) -> str:
-    """Decode some units of the benchmark; other runs decode the rest.
+    """Decode and judge some units of the benchmark; other runs do the rest.
 
     Args:
         config: a YAML file, see configs/.
-        units: the units to decode, as requested by the benchmark flow.
+        units: the units, as requested by the benchmark flow.
         overrides: settings `key.sub=value` that override the file.
     """
-    return decode_units(checked_experiment(config, overrides, stages=[]).benchmark(), units)
+    return make_units(checked_experiment(config, overrides, stages=[]).benchmark(), units)
 
 
 if __name__ == "__main__":

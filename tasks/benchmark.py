@@ -4,8 +4,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dparallel.evaluation import decode
-from dparallel.evaluation.decode import Delegate
+from dparallel.evaluation import sharing
+from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
@@ -22,10 +22,10 @@ def run_benchmark(plan: StagePlan, parent: str | None = None, delegate: Delegate
     )
 
 
-@task(name="decode-units")
-def decode_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
-    """Decode some units for a benchmark that another run finishes; returns the folder of samples."""
-    decode.decode_units(plan.settings(), plan.inputs, plan.store, units)
+@task(name="make-units")
+def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
+    """Decode and judge some units for a benchmark that another run finishes; returns the store's folder."""
+    sharing.make_units(plan.settings(), plan.inputs, plan.store, units)
     return plan.store
 
 

@@ -14,8 +14,9 @@ from dparallel.config.problems import ProtocolConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.distillation.data import step_shape
+from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
-from dparallel.problems.scoring import score, scorers_of
+from dparallel.problems.scoring import Verdict, scorers_of
 from dparallel.stages.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -108,7 +109,7 @@ def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
     assert problems[0].prompt == prompt
     assert (len(problems), len(load_problems(test))) == (200, 2)
     verdicts = score(problems[:1], ["the answer is \\boxed{2}."], validation.protocol)
-    assert verdicts == [{"flexible_extract": True}]
+    assert verdicts == [Verdict({"flexible_extract": True})]
     assert validation.protocol.chat
 
 

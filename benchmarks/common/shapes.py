@@ -15,9 +15,9 @@ from dparallel.decoding.canvas import Generation
 from dparallel.evaluation.metrics import accuracy
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.problems.judging import score
 from dparallel.problems.prompts import finish, render_all
 from dparallel.problems.registry import load_problems
-from dparallel.problems.scoring import score
 
 TEACHER = Path(__file__).parents[2] / "teachers" / "tiny"
 TEACHER_DECODING = DecodingConfig(
@@ -115,7 +115,7 @@ def teacher_workload() -> Workload:
             finish(generation.tokens, tokenizer, (tokenizer.eos_token_id,)) for generation in generations
         ]
         verdicts = score(load_problems(config), texts, config.protocol)
-        return accuracy([bool(verdict["solution"]) for verdict in verdicts])
+        return accuracy([bool(verdict.metrics["solution"]) for verdict in verdicts])
 
     return Workload(
         build=lambda device, dtype: load_model(TEACHER, device, dtype),

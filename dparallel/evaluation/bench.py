@@ -1,4 +1,4 @@
-"""Models and problems of a benchmark, and the samples that still have to be decoded."""
+"""Models and problems of a benchmark, and what still has to be decoded and judged."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -12,33 +12,37 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import UserError, plain_message
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig
 from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap, read_certainty
 from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest
-from dparallel.problems.scoring import check_scorable
+from dparallel.problems.scoring import SCORERS, Scorer, check_scorable, scorers_of
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import DECODING, STOPS, code_digest
+from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest
+from dparallel.stages.code import SCORERS as SCORER_MODULES
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import StageError, digest, fingerprint
 
 Split = Literal["validation", "test"]
 
 SLICE_BATCHES, SLICE_PROBLEMS = 4, 64  # size of a slice: batches, or problems if batches are small
+SLICE_VERDICTS = 128  # problems of a slice of verdicts by a scorer that takes long
 CERTAINTY_CODE = (*DECODING, "evaluation/certainty.py")
 
 
 class Unit(BaseModel):
-    """Work for a process: decode a slice of a split's problems with a model. Consists of JSON values.
+    """Work for a process on a slice of a split's problems and a model. Consists of JSON values.
 
     Attributes:
         model: name of an input.
         slice: index of the first problem, and index after the last one.
         kind: `samples` decodes and stores the slice; `certainty` records how certain the model is of every
-            position while it decodes the first problem of the slice.
+            position while it decodes the first problem of the slice; `verdicts` judges the stored samples of
+            the slice.
+        scorer: name of the scorer, for verdicts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +51,8 @@ class Unit(BaseModel):
     split: Split
     decoding: DecodingConfig
     slice: tuple[int, int]
-    kind: Literal["samples", "certainty"] = "samples"
+    kind: Literal["samples", "certainty", "verdicts"] = "samples"
+    scorer: str | None = None
 
     @property
     def label(self) -> str:
@@ -55,7 +60,10 @@ class Unit(BaseModel):
         setting = self.decoding.steps if self.decoding.threshold is None else f"{self.decoding.threshold:g}"
         decoded = f"{self.split}, {self.model}, {self.decoding.mode}, {self.decoding.rule} {setting}"
         where = f"problems {self.slice[0] + 1} to {self.slice[1]}"
-        return f"{decoded}, {where}" if self.kind == "samples" else f"certainty of {decoded}"
+        if self.kind == "certainty":
+            return f"certainty of {decoded}"
+        what = "" if self.scorer is None else f"verdicts of {self.scorer} on "
+        return f"{what}{decoded}, {where}"
 
 
 class Bench:
@@ -71,6 +79,7 @@ class Bench:
         self.inputs = inputs
         self.store = Store(store)
         self._prompts: dict[tuple[str, Split], list[list[int]]] = {}
+        self._samples_keys: dict[tuple[str, Split, DecodingConfig], str] = {}
 
     @cached_property
     def problems(self) -> dict[Split, list[Problem]]:
@@ -87,6 +96,11 @@ class Bench:
         """Digest of the problems of both splits."""
         return problems_digest([*self.problems["validation"], *self.problems["test"]])
 
+    def protocol(self, split: Split) -> ProtocolConfig:
+        """How a split's problems are asked and judged."""
+        problems: ProblemsConfig = getattr(self.config, split)
+        return problems.protocol
+
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
         """The tokenizer of an input."""
         return load_tokenizer(self.inputs[model])
@@ -94,13 +108,22 @@ class Bench:
     def prompts(self, model: str, split: Split) -> list[list[int]]:
         """Prompt token ids of a split's problems for a model."""
         if (model, split) not in self._prompts:
-            protocol = getattr(self.config, split).protocol
-            self._prompts[model, split] = render_all(self.problems[split], protocol, self.tokenizer(model))
+            tokenizer = self.tokenizer(model)
+            self._prompts[model, split] = render_all(self.problems[split], self.protocol(split), tokenizer)
         return self._prompts[model, split]
 
     def samples_key(self, model: str, split: Split, decoding: DecodingConfig) -> str:
         """Key of samples: a digest of the model, the prompts, the decoding and the decoding code."""
-        return self._key(model, split, self.prompts(model, split), decoding, DECODING)
+        asked = (model, split, decoding)
+        if asked not in self._samples_keys:
+            prompts = self.prompts(model, split)
+            self._samples_keys[asked] = self._key(model, split, prompts, decoding, DECODING)
+        return self._samples_keys[asked]
+
+    def verdicts_key(self, samples_key: str, split: Split, scorer: str) -> str:
+        """Key of verdicts: a digest of responses, problems, and the code that ends and judges responses."""
+        problems, protocol = self.problems[split], self.protocol(split)
+        return verdicts_key(samples_key, problems, protocol, SCORERS[scorer])
 
     def certainty_key(self, unit: Unit) -> str:
         """Key of a certainty map: a digest of model, prompt, decoding and code."""
@@ -117,6 +140,28 @@ class Bench:
                     units[
                         Unit(model=model, split=split, decoding=decoding, slice=(part.start, part.stop))
                     ] = None
+        return list(units)
+
+    def unjudged(self, cases: Iterable[Case], split: Split) -> list[Unit]:
+        """Units for verdicts on samples of these cases that are not stored."""
+        units: dict[Unit, None] = {}
+        total = len(self.problems[split])
+        for model, decoding in dict.fromkeys((case.model, case.decoding) for case in cases):
+            samples_key = self.samples_key(model, split, decoding)
+            for scorer in scorers_of(self.protocol(split)):
+                key = self.verdicts_key(samples_key, split, scorer.name)
+                for part in judged_slices(total, scorer):
+                    if not self.store.has_verdicts(key, part):
+                        units[
+                            Unit(
+                                model=model,
+                                split=split,
+                                decoding=decoding,
+                                slice=(part.start, part.stop),
+                                kind="verdicts",
+                                scorer=scorer.name,
+                            )
+                        ] = None
         return list(units)
 
     def samples(self, key: str, split: Split) -> pa.Table:
@@ -143,6 +188,9 @@ class Bench:
         if unit.kind == "certainty":
             return not is_there(self.store.certainty(self.certainty_key(unit)))
         key = self.samples_key(unit.model, unit.split, unit.decoding)
+        if unit.scorer is not None:
+            verdicts = self.verdicts_key(key, unit.split, unit.scorer)
+            return not self.store.has_verdicts(verdicts, range(*unit.slice))
         return not self.store.has_samples(key, range(*unit.slice))
 
     def units(self, values: Iterable[Mapping[str, Any]]) -> list[Unit]:
@@ -161,13 +209,18 @@ class Bench:
                     f"unit of slice {list(unit.slice)}; the {total} {unit.split} problems have slices from "
                     f"[0, 1] to [{total - 1}, {total}]"
                 )
+            known = self.protocol(unit.split).scorers if unit.kind == "verdicts" else (None,)
+            if unit.scorer not in known:
+                raise UserError(
+                    f"unit of kind {unit.kind!r} and scorer {unit.scorer!r}; the scorers of its protocol are "
+                    f"{', '.join(self.protocol(unit.split).scorers)}, and only verdicts have one"
+                )
             units.append(unit)
         return units
 
     def stops(self, split: Split) -> tuple[str, ...]:
         """Stop texts of a split's protocol, at which decoding ends."""
-        stops: tuple[str, ...] = getattr(self.config, split).protocol.stops
-        return stops
+        return self.protocol(split).stops
 
     def _key(
         self,
@@ -197,6 +250,28 @@ def slices(total: int, batch_size: int, decoding: DecodingConfig) -> list[range]
     further shapes would be compiled.
     """
     count = -(-total // max(SLICE_BATCHES * batch_size, SLICE_PROBLEMS))
-    if decoding.compile:
-        count = 1
+    return _divided(total, 1 if decoding.compile else count)
+
+
+def judged_slices(total: int, scorer: Scorer) -> list[range]:
+    """Divide samples into slices that are judged and stored as a whole; fast scorers have a single one."""
+    return _divided(total, -(-total // SLICE_VERDICTS) if scorer.processes else 1)
+
+
+def verdicts_key(
+    samples_key: str, problems: Sequence[Problem], protocol: ProtocolConfig, scorer: Scorer
+) -> str:
+    """Names verdicts by what they follow from: responses, problems, the code that ends and judges them."""
+    made_from = {
+        "samples": samples_key,
+        "problems": problems_digest(problems, extra=True),
+        "protocol": protocol.version,
+        "stops": protocol.stops,
+        "scorer": [scorer.name, scorer.version, scorer.seconds if scorer.processes else None],
+        "code": code_digest({*PROMPTS, *SCORER_MODULES.get(scorer.name, ())}),
+    }
+    return digest(made_from)[:16]
+
+
+def _divided(total: int, count: int) -> list[range]:
     return [range(total * index // count, total * (index + 1) // count) for index in range(count)]

@@ -1,17 +1,15 @@
-"""Decode: turn units into stored samples, in this process or in others."""
+"""Decode: turn units into stored samples."""
 
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import BenchmarkConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
 from dparallel.decoding.stops import Stop
@@ -23,30 +21,10 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.loader import Loader
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
-from dparallel.stages.sharing import have_made
 
 log = logging.getLogger(__name__)
 
 LATENCY_SAMPLES = 8  # problems of a split that are also decoded with batch size 1
-
-Delegate = Callable[[list[dict[str, Any]]], Sequence[str]]
-
-
-def decode_units(
-    config: BenchmarkConfig, inputs: dict[str, str], store: str | Path, units: Sequence[Mapping[str, Any]]
-) -> None:
-    """Decode units of a benchmark that another process finishes (`stage.run_stage`).
-
-    Any number of processes may run this concurrently.
-
-    Args:
-        units: `bench.Unit`s as JSON values.
-
-    Raises:
-        UserError: a unit does not belong to this benchmark; otherwise as `run_stage`.
-    """
-    bench = Bench(config, inputs, store)
-    decode_here(bench, bench.units(units))
 
 
 def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
@@ -61,26 +39,6 @@ def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
             summary = _decode(bench, unit, *loader.load(unit.model))
             left = (time.perf_counter() - began) / count * (len(units) - count)
             log.info("%d/%d: %s: %s; about %.0f s left", count, len(units), unit.label, summary, left)
-
-
-def delegate_decoding(bench: Bench, delegate: Delegate, units: Sequence[Unit]) -> None:
-    """Have other processes decode the units (with `decode_units`), and wait for them.
-
-    Args:
-        delegate: takes units as JSON values, waits until they are done, and returns descriptions of
-            failures.
-    """
-    if units:
-        have_made(
-            sorted(
-                units, key=lambda unit: unit.slice
-            ),  # interleaved, so that every process gets some first slices, which have the longest prompts
-            ask=lambda missing: delegate([unit.model_dump(mode="json") for unit in missing]),
-            is_missing=bench.is_missing,
-            name=lambda unit: unit.label,
-            noun="units",
-            folder=bench.store.folder,
-        )
 
 
 def _decode(bench: Bench, unit: Unit, model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase) -> str:

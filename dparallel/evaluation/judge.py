@@ -1,80 +1,111 @@
 """Judge: turn samples into verdicts, on the CPU. A corrected scorer judges stored samples again."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from dparallel.config.problems import ProtocolConfig
-from dparallel.evaluation.bench import Bench, Split
+from dparallel.config.decoding import DecodingConfig
+from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.models.checkpoints import read_config
+from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.registry import problems_digest
-from dparallel.problems.scoring import Scorer, scorers_of
+from dparallel.problems.scoring import SCORERS, Scorer, Verdict, scorers_of
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import PROMPTS, SCORERS, code_digest
-from dparallel.stages.manifest import digest
+from dparallel.stages.manifest import StageError
 
-Verdicts = dict[str, list[bool | None]]  # of every sample, by the names of metrics; None where unknown
+log = logging.getLogger(__name__)
+
+Flags = dict[str, list[bool | None]]  # of every sample, by the names of metrics; None where unknown
 
 
-def judge(bench: Bench, model: str, split: Split, samples_key: str, samples: pa.Table) -> dict[str, Verdicts]:
-    """Verdicts of all scorers of a split's protocol, by their keys in the store.
-
-    Scorers whose verdicts are stored are not run again.
-    """
-    protocol: ProtocolConfig = getattr(bench.config, split).protocol
-    problems = bench.problems[split]
-    verdicts = {}
-    for scorer in scorers_of(protocol):
-        key = verdicts_key(samples_key, problems, protocol, scorer)
+def verdicts_of(bench: Bench, model: str, split: Split, decoding: DecodingConfig) -> dict[str, Flags]:
+    """The stored verdicts of all scorers of a split's protocol, by their keys in the store."""
+    samples_key, total = bench.samples_key(model, split, decoding), len(bench.problems[split])
+    found = {}
+    for scorer in scorers_of(bench.protocol(split)):
+        key = bench.verdicts_key(samples_key, split, scorer.name)
         table = bench.store.verdicts(key)
-        if table is None:
-            table = _judge(bench, model, problems, protocol, scorer, samples)
-            bench.store.put_verdicts(key, table)
-        verdicts[key] = {metric: table[metric].to_pylist() for metric in scorer.metrics}
-    return verdicts
+        if table is None or len(table) < total:
+            raise StageError(
+                f"{bench.store.folder}: verdicts {key} are missing although they were given; run the stage "
+                "again"
+            )
+        found[key] = {metric: table[metric].to_pylist() for metric in scorer.metrics}
+    return found
 
 
-def _judge(
-    bench: Bench,
-    model: str,
-    problems: Sequence[Problem],
-    protocol: ProtocolConfig,
-    scorer: Scorer,
-    samples: pa.Table,
-) -> pa.Table:
-    tokenizer, end_token_ids = bench.tokenizer(model), read_config(bench.inputs[model]).end_token_ids
-    responses = [
-        finish(tokens, tokenizer, end_token_ids, protocol.stops)
-        for tokens in samples["response_ids"].to_pylist()
-    ]
-    rows = [
-        {
-            "problem_id": problem.problem_id,
-            "prompt": problem.prompt,
-            "reference": problem.reference,
-            "response": response,
-            **verdict,
-        }
-        for problem, response, verdict in zip(
-            problems, responses, scorer.score(problems, responses), strict=True
+def judge_here(bench: Bench, units: Sequence[Unit]) -> None:
+    """Judge the samples of units that no other process has judged meanwhile, a scorer at a time."""
+    missing = [unit for unit in units if bench.is_missing(unit)]
+    for name in dict.fromkeys(unit.scorer for unit in missing):
+        if name is not None:
+            _judge(bench, SCORERS[name], [unit for unit in missing if unit.scorer == name])
+
+
+@dataclass
+class _Slice:
+    """The responses of a unit, and the verdicts that are known."""
+
+    unit: Unit
+    problems: Sequence[Problem]
+    responses: Sequence[str]
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+
+    def table(self, metrics: Sequence[str]) -> pa.Table:
+        """The columns of stored verdicts, a row for each sample."""
+        rows = [
+            {
+                "row": self.unit.slice[0] + place,
+                "problem_id": problem.problem_id,
+                "prompt": problem.prompt,
+                "reference": problem.reference,
+                "response": response,
+                **self.verdicts[place].metrics,
+                "note": self.verdicts[place].note,
+            }
+            for place, (problem, response) in enumerate(zip(self.problems, self.responses, strict=True))
+        ]
+        texts = [(name, pa.string()) for name in ("problem_id", "prompt", "reference", "response")]
+        flags = [(metric, pa.bool_()) for metric in metrics]
+        return pa.Table.from_pylist(
+            rows, schema=pa.schema([("row", pa.int32()), *texts, *flags, ("note", pa.string())])
         )
-    ]
-    texts = [(name, pa.string()) for name in ("problem_id", "prompt", "reference", "response")]
-    return pa.Table.from_pylist(
-        rows, schema=pa.schema([*texts, *((metric, pa.bool_()) for metric in scorer.metrics)])
-    )
 
 
-def verdicts_key(
-    samples_key: str, problems: Sequence[Problem], protocol: ProtocolConfig, scorer: Scorer
-) -> str:
-    """Names verdicts by what they follow from: responses, problems, the code that ends and judges them."""
-    made_from = {
-        "samples": samples_key,
-        "problems": problems_digest(problems, extra=True),
-        "stops": protocol.stops,
-        "scorer": [scorer.name, scorer.version],
-        "code": code_digest({*PROMPTS, *SCORERS.get(scorer.name, ())}),
-    }
-    return digest(made_from)[:16]
+def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
+    """Judge units together, so that worker processes start once; each is stored when it is complete."""
+    slices = list(_responses(bench, units))
+    places = [(part, place) for part in slices for place in range(len(part.problems))]
+    problems = [part.problems[place] for part, place in places]
+    responses = [part.responses[place] for part, place in places]
+    began = time.perf_counter()
+    with contextlib.closing(judged(scorer, problems, responses)) as verdicts:
+        for index, verdict in verdicts:
+            part, place = places[index]
+            part.verdicts[place] = verdict
+            if len(part.verdicts) == len(part.problems):
+                samples_key = bench.samples_key(part.unit.model, part.unit.split, part.unit.decoding)
+                key = bench.verdicts_key(samples_key, part.unit.split, scorer.name)
+                bench.store.put_verdicts(key, range(*part.unit.slice), part.table(scorer.metrics))
+    if scorer.processes:
+        log.info("%s: judged %d responses in %.1f s", scorer.name, len(places), time.perf_counter() - began)
+
+
+def _responses(bench: Bench, units: Sequence[Unit]) -> Iterator[_Slice]:
+    """The texts of the units' samples, which are read once for each model and decoding."""
+    by_samples: dict[tuple[str, Split, DecodingConfig], list[Unit]] = {}
+    for unit in units:
+        by_samples.setdefault((unit.model, unit.split, unit.decoding), []).append(unit)
+    for (model, split, decoding), parts in by_samples.items():
+        tokenizer, end_token_ids = bench.tokenizer(model), read_config(bench.inputs[model]).end_token_ids
+        samples = bench.samples(bench.samples_key(model, split, decoding), split)["response_ids"]
+        for unit in parts:
+            responses = [
+                finish(tokens, tokenizer, end_token_ids, bench.protocol(split).stops)
+                for tokens in samples.slice(unit.slice[0], unit.slice[1] - unit.slice[0]).to_pylist()
+            ]
+            yield _Slice(unit, bench.problems[split][slice(*unit.slice)], responses)

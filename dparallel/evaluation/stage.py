@@ -12,18 +12,18 @@ from pathlib import Path
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.evaluation.cases import TEACHER, Case, cases
-from dparallel.evaluation.decode import Delegate, decode_here, delegate_decoding
-from dparallel.evaluation.judge import judge
+from dparallel.evaluation.judge import verdicts_of
 from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, write_report
 from dparallel.evaluation.selection import Row, best_student, keeps_accuracy, mark, operating_points, slower
+from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
 from dparallel.evaluation.store import Keys
 from dparallel.problems.registry import check_unchanged
 from dparallel.stages.manifest import Manifest, Stage
 
 log = logging.getLogger(__name__)
 
-Decode = Callable[[Sequence[Unit]], None]
+Make = Callable[[Sequence[Unit]], None]
 
 
 def run_stage(
@@ -37,8 +37,8 @@ def run_stage(
 
     Args:
         store: folder of samples and verdicts; only what is missing there is decoded and judged.
-        delegate: has other processes decode units (with `decode.decode_units`), waits for them and returns
-            descriptions of failures; by default units are decoded in this process.
+        delegate: has other processes decode and judge units (with `sharing.make_units`), waits for them and
+            returns descriptions of failures; by default this process does so.
 
     Raises:
         UserError: teacher or students are missing, names or problems overlap, or prompts do not fit.
@@ -54,22 +54,22 @@ def run_stage(
         check_unchanged(stage.folder, done, content)
         bench.store.check(done.details["measurements"], stage.folder)
         return done
-    decode: Decode = partial(decode_here, bench)
+    make: Make = partial(make_here, bench)
     if delegate is not None:
-        decode = partial(delegate_decoding, bench, delegate)
+        make = partial(have_units_made, bench, delegate)
 
     # 2. Select thresholds and a student on the validation problems
     swept = [asked.reference, *([] if config.sweep_test else asked.fixed), *asked.sweeps]
-    validation = measure(bench, decode, swept, "validation")
+    validation = measure(bench, make, swept, "validation")
     points = operating_points(validation, asked.sweeps, config.max_loss)
     best = best_student(points)
 
     # 3. Measure the selection on the test problems
     seen = [bench.certainty_unit(model, best.measurement.decoding) for model in (TEACHER, best.model)]
     chosen = asked.sweeps if config.sweep_test else [point.case for point in points]
-    test = mark(measure(bench, decode, [asked.reference, *asked.fixed, *chosen], "test", seen), points)
+    test = mark(measure(bench, make, [asked.reference, *asked.fixed, *chosen], "test", seen), points)
     if not config.sweep_test:
-        test += slower_teachers(bench, decode, mark(validation, points), test)
+        test += slower_teachers(bench, make, mark(validation, points), test)
 
     # 4. Report
     results = Results.of(config, mark(validation, points), test, points, best)
@@ -87,15 +87,16 @@ def run_stage(
 
 
 def measure(
-    bench: Bench, decode: Decode, asked: Sequence[Case], split: Split, more: Sequence[Unit] = ()
+    bench: Bench, make: Make, asked: Sequence[Case], split: Split, more: Sequence[Unit] = ()
 ) -> list[Row]:
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
-    decode([*bench.missing(asked, split), *filter(bench.is_missing, more)])
+    make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
+    make(bench.unjudged(asked, split))
     rows = []
     for case in asked:
         key = bench.samples_key(case.model, split, case.decoding)
         samples = bench.samples(key, split)
-        verdicts = judge(bench, case.model, split, key, samples)
+        verdicts = verdicts_of(bench, case.model, split, case.decoding)
         metrics = {name: flags for by_metric in verdicts.values() for name, flags in by_metric.items()}
         row = Row(
             case.model,
@@ -109,9 +110,7 @@ def measure(
     return rows
 
 
-def slower_teachers(
-    bench: Bench, decode: Decode, validation: Sequence[Row], test: Sequence[Row]
-) -> list[Row]:
+def slower_teachers(bench: Bench, make: Make, validation: Sequence[Row], test: Sequence[Row]) -> list[Row]:
     """Further test rows of the teacher, so that a threshold that just misses does not flatter the students.
 
     If a sweep's operating point does not keep the accuracy on the test problems, slower thresholds are
@@ -122,6 +121,6 @@ def slower_teachers(
         sweep = [other for other in validation if (other.model, other.method) == (TEACHER, row.method)]
         left = slower(next(other for other in sweep if other.operating_point), sweep)
         while left and not keeps_accuracy(row, test[0], bench.config.max_loss):
-            [row] = measure(bench, decode, [left.pop(0).case], "test")
+            [row] = measure(bench, make, [left.pop(0).case], "test")
             added.append(row)
     return added

@@ -1,7 +1,7 @@
 """Samples and verdicts of all experiments of a `runs` folder, in files named by a digest of their origin.
 
     samples/<key>/00000-00250.parquet   a slice of responses, with the columns `SAMPLES`
-    verdicts/<key>.parquet              verdicts of one scorer on all samples of a key
+    verdicts/<key>/00000-00250.parquet  verdicts of one scorer on a slice of the samples of a key
     certainty/<key>.json                certainty of a model while it decodes a prompt
 
 Files appear atomically. Existing samples and verdicts are never replaced, so any number of processes may
@@ -9,7 +9,7 @@ write to a store.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,29 +53,29 @@ class Store:
 
     def put_samples(self, key: str, rows: range, samples: pa.Table) -> None:
         """Store the samples of these rows."""
-        file = self._samples(key) / f"{rows.start:05d}-{rows.stop:05d}.parquet"
-        write_table(file, samples, replace=False)
+        write_table(_slice(self._samples(key), rows), samples, replace=False)
 
     def samples(self, key: str) -> pa.Table:
         """The stored samples of a key, in the order of their rows."""
-        slices = [_read(file, SAMPLES) for file in self._slices(key)]
-        table = pa.concat_tables([SAMPLES.empty_table(), *slices])
-        first = {row: place for place, row in reversed(list(enumerate(table["row"].to_pylist())))}
-        return table.take(pa.array([first[row] for row in sorted(first)], pa.int64()))
+        tables = [_read(file, SAMPLES) for file in _slices(self._samples(key))]
+        return _joined([SAMPLES.empty_table(), *tables])
 
     def has_samples(self, key: str, rows: range) -> bool:
         """Whether samples of all these rows are stored, judging by file names."""
-        slices = [tuple(map(int, file.stem.split("-"))) for file in self._slices(key)]
-        return set(rows).issubset(row for start, stop in slices for row in range(start, stop))
+        return _cover(self._samples(key), rows)
 
-    def put_verdicts(self, key: str, verdicts: pa.Table) -> None:
-        """Store verdicts, a row for each sample."""
-        write_table(self._verdicts(key), verdicts, replace=False)
+    def put_verdicts(self, key: str, rows: range, verdicts: pa.Table) -> None:
+        """Store the verdicts on the samples of these rows, with their numbers in the column `row`."""
+        write_table(_slice(self._verdicts(key), rows), verdicts, replace=False)
 
     def verdicts(self, key: str) -> pa.Table | None:
-        """Verdicts with a row for each sample; None if they are not stored."""
-        file = self._verdicts(key)
-        return _read(file) if is_there(file) else None
+        """The stored verdicts of a key, in the order of their rows; None if there are none."""
+        tables = [_read(file) for file in _slices(self._verdicts(key))]
+        return _joined(tables) if tables else None
+
+    def has_verdicts(self, key: str, rows: range) -> bool:
+        """Whether verdicts on all these rows are stored, judging by file names."""
+        return _cover(self._verdicts(key), rows)
 
     def put_certainty(self, key: str, text: str) -> None:
         """Store a certainty map as JSON text."""
@@ -89,7 +89,8 @@ class Store:
         """SHA-256 of every file of these keys, by path relative to the store."""
         files = set[Path]()
         for key in keys:
-            files |= {*self._slices(key.samples), *map(self._verdicts, key.verdicts)}
+            for folder in (self._samples(key.samples), *map(self._verdicts, key.verdicts)):
+                files |= set(_slices(folder))
         return {file.relative_to(self.folder).as_posix(): file_digest(file) for file in sorted(files)}
 
     def check(self, digests: Mapping[str, str], made: Path) -> None:
@@ -107,11 +108,28 @@ class Store:
         return self.folder / "samples" / key
 
     def _verdicts(self, key: str) -> Path:
-        return self.folder / "verdicts" / f"{key}.parquet"
+        return self.folder / "verdicts" / key
 
-    def _slices(self, key: str) -> list[Path]:
-        files = self._samples(key).glob("*.parquet")
-        return sorted(file for file in files if re.fullmatch(r"\d{5,}-\d{5,}", file.stem))
+
+def _slice(folder: Path, rows: range) -> Path:
+    return folder / f"{rows.start:05d}-{rows.stop:05d}.parquet"
+
+
+def _slices(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.parquet") if re.fullmatch(r"\d{5,}-\d{5,}", file.stem))
+
+
+def _cover(folder: Path, rows: range) -> bool:
+    """Whether the slices in a folder hold all these rows."""
+    slices = [tuple(map(int, file.stem.split("-"))) for file in _slices(folder)]
+    return set(rows).issubset(row for start, stop in slices for row in range(start, stop))
+
+
+def _joined(slices: Sequence[pa.Table]) -> pa.Table:
+    """One table in the order of the column `row`; of equal rows, the first one is taken."""
+    table = pa.concat_tables(slices)
+    first = {row: place for place, row in reversed(list(enumerate(table["row"].to_pylist())))}
+    return table.take(pa.array([first[row] for row in sorted(first)], pa.int64()))
 
 
 def _read(file: Path, schema: pa.Schema | None = None) -> pa.Table:

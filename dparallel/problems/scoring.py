@@ -1,19 +1,37 @@
-"""Judge responses. Scorers are pure functions that judge a batch of texts and return named metrics."""
+"""What judges responses: scorers, which judge a batch of texts and return named metrics for each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems import answers, coins
+from dparallel.problems.pool import nothing
 from dparallel.problems.sources import Problem, ProblemsError
 
-Verdict = dict[str, bool | None]  # by metric; None if unknown
+
+@dataclass(frozen=True)
+class Verdict:
+    """Judgement of a response.
+
+    Attributes:
+        metrics: whether the response is correct, by metric; None if unknown.
+        note: the reason, such as "timed out after 10 s" or "AssertionError: ..."; None if there is nothing to
+            say.
+    """
+
+    metrics: dict[str, bool | None]
+    note: str | None = None
+
+
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
 
 
 @dataclass(frozen=True)
 class Scorer:
     """A way to judge responses.
+
+    A scorer that takes long, may hang, or runs other programs has `processes=True`: each response is judged
+    by itself in a worker process. The others must be fast for texts of any content.
 
     Attributes:
         version: part of the key of every stored verdict, together with the code in `stages.code.SCORERS`;
@@ -22,6 +40,10 @@ class Scorer:
         score: verdicts for problems and their responses, in order.
         misfit: why no response to a problem can be judged correct; None if there is no such reason.
         needs_reference: whether problems without a reference cannot be judged.
+        processes: judge in worker processes, which import `score` and `prepare` by name.
+        seconds: wall-clock limit for a response, with `processes`; a response that exceeds it is incorrect.
+        prepare: imports libraries and raises a UserError if this machine cannot judge (a library or program
+            is missing); called before problems are accepted, and in every worker before its first response.
     """
 
     name: str
@@ -30,6 +52,9 @@ class Scorer:
     score: Judge
     misfit: Callable[[Problem], str | None] = lambda problem: None
     needs_reference: bool = True
+    processes: bool = False
+    seconds: float = 10.0
+    prepare: Callable[[], None] = nothing
 
 
 def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
@@ -54,15 +79,6 @@ def accuracy_metric(protocol: ProtocolConfig) -> str:
     return scorers_of(protocol)[0].metrics[0]
 
 
-def score(problems: Sequence[Problem], responses: Sequence[str], protocol: ProtocolConfig) -> list[Verdict]:
-    """Verdicts of all scorers of a protocol for each response."""
-    verdicts: list[Verdict] = [{} for _ in problems]
-    for scorer in scorers_of(protocol):
-        for verdict, found in zip(verdicts, scorer.score(problems, responses), strict=True):
-            verdict |= found
-    return verdicts
-
-
 def check_scorable(
     problems: Sequence[Problem], protocol: ProtocolConfig, need_references: bool = True
 ) -> None:
@@ -74,8 +90,10 @@ def check_scorable(
 
     Raises:
         ProblemsError: names the first problem that cannot be judged, and the remedy.
+        UserError: this machine lacks something that a scorer needs.
     """
     for scorer in scorers_of(protocol):
+        scorer.prepare()
         for problem in problems:
             where = f"problem {problem.problem_id} ({problem.source})"
             if scorer.needs_reference and problem.reference is None:
@@ -100,10 +118,12 @@ def _no_number(problem: Problem) -> str | None:
 
 def _judge_coins(problem: Problem, response: str) -> Verdict:
     stated = coins.parse_prompt(problem.prompt)
-    return {
-        "solution": coins.solution_is_valid(stated, response),
-        "answer": coins.answer_is_right(stated, response),
-    }
+    return Verdict(
+        {
+            "solution": coins.solution_is_valid(stated, response),
+            "answer": coins.answer_is_right(stated, response),
+        }
+    )
 
 
 def _no_coins(problem: Problem) -> str | None:
@@ -119,7 +139,7 @@ def _against_reference(metric: str, right: Callable[[str, str], bool]) -> Judge:
 
     def judge(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         return [
-            {metric: None if problem.reference is None else right(problem.reference, response)}
+            Verdict({metric: None if problem.reference is None else right(problem.reference, response)})
             for problem, response in zip(problems, responses, strict=True)
         ]
 

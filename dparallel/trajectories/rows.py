@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.problems.judging import score
 from dparallel.problems.prompts import finish
-from dparallel.problems.scoring import accuracy_metric, score
+from dparallel.problems.scoring import accuracy_metric
 from dparallel.problems.sources import Problem
 
 
@@ -45,7 +46,7 @@ def rows(
             "commit_step": generation.commit_step,
             "confidence": generation.confidence,
             "response": response,
-            "correct": verdict[metric],
+            "correct": verdict.metrics[metric],
             "nfe": generation.nfe,
             "num_tokens": generation.num_tokens,
             "seed": config.decoding.seed,

@@ -17,7 +17,8 @@ from dparallel.decoding.memory import row_bytes
 from dparallel.evaluation import decode
 from dparallel.evaluation.bench import Bench, Unit, slices
 from dparallel.evaluation.cases import Case
-from dparallel.evaluation.decode import LATENCY_SAMPLES, decode_units, sample, warm_up
+from dparallel.evaluation.decode import LATENCY_SAMPLES, sample, warm_up
+from dparallel.evaluation.sharing import make_units
 from dparallel.evaluation.store import SAMPLES
 from dparallel.models import loader
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
@@ -61,7 +62,7 @@ def unit(model: str = "teacher", rows: tuple[int, int] = (0, 10), **changes: Any
 
 def test_samples_are_what_decoding_gives(inputs: dict[str, str], tmp_path: Path) -> None:
     bench = Bench(settings(), inputs, tmp_path)
-    decode_units(settings(), inputs, tmp_path, [unit(rows=(0, 5)), unit(rows=(5, 10))])
+    make_units(settings(), inputs, tmp_path, [unit(rows=(0, 5)), unit(rows=(5, 10))])
     samples = bench.samples(bench.samples_key("teacher", "test", DECODING), "test")
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
     prompts = bench.prompts("teacher", "test")
@@ -183,7 +184,7 @@ def test_only_missing_slices_are_asked_for_whatever_the_batch_size(
     case = [Case("teacher", "entropy", DECODING), Case("teacher", "the same", DECODING)]
     bench = Bench(settings(batch_size=5), inputs, tmp_path)
     assert [each.slice for each in bench.missing(case, "test")] == [(0, 5), (5, 10)]
-    decode_units(bench.config, inputs, tmp_path, [unit(rows=(0, 5))])
+    make_units(bench.config, inputs, tmp_path, [unit(rows=(0, 5))])
     assert [each.slice for each in bench.missing(case, "test")] == [(5, 10)]
     smaller = Bench(settings(batch_size=2), inputs, tmp_path)
     assert [each.slice for each in smaller.missing(case, "test")] == [(4, 6), (6, 8), (8, 10)]
@@ -212,7 +213,7 @@ def test_a_unit_that_the_benchmark_does_not_have_is_refused(
     inputs: dict[str, str], tmp_path: Path, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        decode_units(settings(), inputs, tmp_path, [unit(), wrong])
+        make_units(settings(), inputs, tmp_path, [unit(), wrong])
     assert not list(tmp_path.iterdir()), "no unit is decoded"
 
 
@@ -236,11 +237,11 @@ def test_one_model_is_in_memory_at_every_moment_and_none_at_the_end(
     monkeypatch.setattr(loader, "load_model", counted)
     units = [unit(model, rows) for rows in ((0, 5), (5, 10)) for model in ("student/other", "teacher")]
     certainty = unit("teacher", (0, 1), kind="certainty")
-    decode_units(settings(), inputs, tmp_path, [*units, certainty])
+    make_units(settings(), inputs, tmp_path, [*units, certainty])
     assert loaded == [inputs["student/other"], inputs["teacher"]], "each once"
     assert set(alive) == {0}, "none while one is loaded, and no other while one decodes"
     assert living() == 0
-    decode_units(settings(), inputs, tmp_path, units)
+    make_units(settings(), inputs, tmp_path, units)
     assert len(loaded) == 2, "what is there is not decoded again"
 
 
@@ -257,26 +258,26 @@ def test_what_another_process_decodes_meanwhile_is_kept(
             with monkeypatch.context() as other_process:
                 other_process.setattr(decode, "sample", sample)
                 other_process.setattr(decode, "hardware", lambda: "theirs")
-                decode_units(settings(), inputs, tmp_path, units)
+                make_units(settings(), inputs, tmp_path, units)
         return samples
 
     monkeypatch.setattr(decode, "sample", overtaken)
-    decode_units(settings(), inputs, tmp_path, units)
+    make_units(settings(), inputs, tmp_path, units)
     assert set(bench.samples(key, "test")["hardware"].to_pylist()) == {"theirs"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_memory_of_the_gpu_is_held_after_decoding(inputs: dict[str, str], tmp_path: Path) -> None:
-    decode_units(settings(), inputs, tmp_path / "first", [unit()])  # what cuBLAS keeps for good
+    make_units(settings(), inputs, tmp_path / "first", [unit()])  # what cuBLAS keeps for good
     before = torch.cuda.memory_reserved()
-    decode_units(settings(), inputs, tmp_path / "second", [unit(), unit("student/other")])
+    make_units(settings(), inputs, tmp_path / "second", [unit(), unit("student/other")])
     assert torch.cuda.memory_reserved() <= before
 
 
 def test_decoding_ends_at_a_stop_text_of_the_protocol(inputs: dict[str, str], tmp_path: Path) -> None:
     """The words of the responses are the same up to the stop; the forward passes after it are not spent."""
     plain = Bench(settings(), inputs, tmp_path)
-    decode_units(settings(), inputs, tmp_path, [unit()])
+    make_units(settings(), inputs, tmp_path, [unit()])
     whole = plain.samples(plain.samples_key("teacher", "test", DECODING), "test")
     stop = max((text.split() for text in whole["text"].to_pylist()), key=len)[1]
     with_stop = settings(test={**COINS, "split": "test", "protocol": {"stops": [stop]}})
@@ -286,7 +287,7 @@ def test_decoding_ends_at_a_stop_text_of_the_protocol(inputs: dict[str, str], tm
     assert bench.samples_key("teacher", "validation", DECODING) == plain.samples_key(
         "teacher", "validation", DECODING
     )
-    decode_units(with_stop, inputs, tmp_path, [unit()])
+    make_units(with_stop, inputs, tmp_path, [unit()])
     samples = bench.samples(key, "test")
     pairs = zip(samples["text"].to_pylist(), whole["text"].to_pylist(), strict=True)
     assert all(short == long.partition(stop)[0] for short, long in pairs)

@@ -14,7 +14,7 @@ import pytest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig, Sweep
 from dparallel.evaluation import decode
-from dparallel.evaluation.decode import decode_units
+from dparallel.evaluation.sharing import make_units
 from dparallel.evaluation.stage import run_stage
 from dparallel.models import loader
 from dparallel.models.checkpoints import load_model
@@ -28,10 +28,10 @@ PROBLEMS, SLICE = 12, 6
 WORKER = """
 import json, sys
 from dparallel.config.experiment import BenchmarkConfig
-from dparallel.evaluation.decode import decode_units
+from dparallel.evaluation.sharing import make_units
 asked = json.loads(sys.argv[1])
 config = BenchmarkConfig.model_validate(asked["config"])
-decode_units(config, asked["inputs"], asked["store"], asked["units"])
+make_units(config, asked["inputs"], asked["store"], asked["units"])
 """
 Units = list[dict[str, Any]]
 
@@ -117,7 +117,7 @@ def test_what_a_killed_worker_left_is_redone_and_the_results_are_those_of_one_pr
         asked.append(missing)
         if len(asked) > 1:
             working = True
-            decode_units(settings, inputs, store, missing)
+            make_units(settings, inputs, store, missing)
             working = False
             return []
         process = worker_process(settings, inputs, store, missing)
@@ -159,7 +159,7 @@ def test_units_that_stay_missing_are_named_and_a_run_on_another_machine_decodes_
     def dies(missing: Units) -> list[str]:
         """The worker of the first slices is lost immediately, every time."""
         asked.append(missing)
-        decode_units(settings, inputs, store, [unit for unit in missing if unit["slice"][0] > 0])
+        make_units(settings, inputs, store, [unit for unit in missing if unit["slice"][0] > 0])
         return [f"part 1: Crashed in round {len(asked)}"]
 
     with monkeypatch.context() as there:
@@ -217,7 +217,7 @@ def test_workers_of_another_folder_are_not_asked_again(settings, inputs, tmp_pat
 
     def delegate(missing: Units) -> list[str]:
         asked.append(missing)
-        decode_units(settings, inputs, tmp_path / "another", missing[:1])
+        make_units(settings, inputs, tmp_path / "another", missing[:1])
         return []
 
     with pytest.raises(StageError, match="do all workers share this folder"):
@@ -230,7 +230,7 @@ def test_a_damaged_slice_is_refused_before_any_work(settings, inputs, tmp_path: 
 
     def one_unit(missing: Units) -> list[str]:
         asked.append(missing)
-        decode_units(settings, inputs, store, missing[:1])
+        make_units(settings, inputs, store, missing[:1])
         return []
 
     with pytest.raises(StageError, match="17 of 18"):

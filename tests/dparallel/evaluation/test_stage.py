@@ -9,9 +9,8 @@ import pytest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import Baseline, BenchmarkConfig, Sweep
 from dparallel.evaluation import decode
-from dparallel.evaluation.bench import Bench
+from dparallel.evaluation.bench import Bench, verdicts_key
 from dparallel.evaluation.decode import sample
-from dparallel.evaluation.judge import verdicts_key
 from dparallel.evaluation.stage import run_stage
 from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer, save_model
@@ -237,13 +236,31 @@ def test_a_mended_scorer_judges_again_and_decodes_nothing(
     finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int], monkeypatch
 ) -> None:
     def lenient(problems: Any, responses: Any) -> list[Verdict]:
-        return [{"exact": True} for _ in problems]
+        return [Verdict({"exact": True}) for _ in problems]
 
     mended = replace(SCORERS["exact"], version=99, score=lenient)
     monkeypatch.setitem(SCORERS, "exact", mended)
     run_stage(settings, inputs, tmp_path / "out", store)
     validation = [row for row in results_in(tmp_path / "out")["rows"] if row["split"] == "validation"]
     assert {row["accuracy"] for row in validation} == {1.0}
+    assert set(decoded) <= {6}
+    assert len(decoded) <= 4, "none of validation: only other operating points on the test problems"
+
+
+def test_a_corrected_reference_judges_again_and_decodes_nothing(
+    finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    file = tmp_path / "validation.jsonl"
+    lines = [
+        json.loads(line)
+        for line in Path(settings.validation.sources[0].path).read_text(encoding="utf-8").splitlines()
+    ]
+    lines[0]["reference"] = "something else"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    corrected = settings.model_copy(update={"validation": dataset(file), "max_loss": 0.2})
+    run_stage(corrected, inputs, tmp_path / "out", store)
+    validation = [row for row in results_in(tmp_path / "out")["rows"] if row["split"] == "validation"]
+    assert validation[0]["accuracy"] == pytest.approx(5 / 6), "of the reference decoding, which was 1"
     assert set(decoded) <= {6}
     assert len(decoded) <= 4, "none of validation: only other operating points on the test problems"
 
@@ -257,10 +274,20 @@ def test_verdicts_follow_the_scorers_code_and_all_that_it_reads(
     def key() -> str:
         return verdicts_key("samples", problems, protocol, scorer)
 
+    others = [
+        verdicts_key("other samples", problems, protocol, scorer),
+        verdicts_key("samples", problems, protocol.model_copy(update={"version": 2}), scorer),
+        verdicts_key("samples", problems, protocol.model_copy(update={"stops": ("\n",)}), scorer),
+        verdicts_key("samples", problems, protocol, replace(scorer, version=99)),
+        verdicts_key("samples", problems, protocol, replace(scorer, processes=True)),
+        verdicts_key("samples", problems, protocol, replace(scorer, processes=True, seconds=5.0)),
+    ]
     before = key()
+    assert len({before, *others}) == 7
+    assert verdicts_key("samples", problems, protocol, replace(scorer, seconds=5.0)) == before
     problems = [replace(problem, extra={"tests": "assert True"}) for problem in problems]
     with_tests = key()
-    monkeypatch.setattr("dparallel.evaluation.judge.code_digest", lambda modules: str(sorted(modules)))
+    monkeypatch.setattr("dparallel.evaluation.bench.code_digest", lambda modules: str(sorted(modules)))
     by_code = key()
     assert len({before, with_tests, by_code}) == 3
     monkeypatch.setitem(code.SCORERS, "exact", ("problems/another.py",))

@@ -44,9 +44,12 @@ def test_what_is_there_is_kept_and_no_part_of_a_file_is_seen(tmp_path: Path) -> 
 
 
 def test_verdicts_survive_the_round_trip(tmp_path: Path) -> None:
-    store, verdicts = Store(tmp_path), pa.table({"solution": [True, None]})
+    store, verdicts = Store(tmp_path), pa.table({"row": [0, 1, 2], "solution": [True, None, False]})
     assert store.verdicts("key") is None
-    store.put_verdicts("key", verdicts)
+    store.put_verdicts("key", range(2, 3), verdicts.slice(2))
+    assert not store.has_verdicts("key", range(3))
+    store.put_verdicts("key", range(0, 2), verdicts.slice(0, 2))
+    assert store.has_verdicts("key", range(3))
     assert store.verdicts("key") == verdicts
 
 
@@ -80,15 +83,15 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, spoil) -> None:
 def test_files_that_changed_since_are_named(tmp_path: Path) -> None:
     store, made = Store(tmp_path), tmp_path / "benchmark"
     store.put_samples("a", range(2), slice_of(range(2)))
-    store.put_verdicts("b", pa.table({"solution": [True]}))
+    store.put_verdicts("b", range(1), pa.table({"row": [0], "solution": [True]}))
     digests = store.digests([Keys("a", ("b",)), Keys("a", ("b",))])
-    assert list(digests) == ["samples/a/00000-00002.parquet", "verdicts/b.parquet"]
+    assert list(digests) == ["samples/a/00000-00002.parquet", "verdicts/b/00000-00001.parquet"]
     store.check(digests, made)
-    (tmp_path / "verdicts" / "b.parquet").write_bytes(b"other")
+    (tmp_path / "verdicts" / "b" / "00000-00001.parquet").write_bytes(b"other")
     with pytest.raises(
-        StageError, match=r"verdicts/b.parquet was damaged or edited, and .*benchmark was made"
+        StageError, match=r"verdicts/b/00000-00001.parquet was damaged or edited, and .*benchmark was made"
     ):
         store.check(digests, made)
-    (tmp_path / "verdicts" / "b.parquet").unlink()
-    with pytest.raises(StageError, match=r"verdicts/b.parquet is missing"):
+    (tmp_path / "verdicts" / "b" / "00000-00001.parquet").unlink()
+    with pytest.raises(StageError, match=r"verdicts/b/00000-00001.parquet is missing"):
         store.check(digests, made)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
 from dparallel.models.checkpoints import load_tokenizer, save_model
+from dparallel.problems.judging import score
 from dparallel.problems.prompts import (
     ChatTemplateError,
     encode_chat,
@@ -17,7 +18,7 @@ from dparallel.problems.prompts import (
     render_all,
     tokenizer_fingerprint,
 )
-from dparallel.problems.scoring import score
+from dparallel.problems.scoring import Verdict
 from dparallel.problems.sources import Problem
 from dparallel.tiny.tokenizer import build_tokenizer
 
@@ -241,13 +242,13 @@ def test_an_end_of_turn_before_the_end_of_text_does_not_spoil_the_score() -> Non
     problem, protocol = Problem("p", "s", "2 + 2?", reference="4"), ProtocolConfig(scorers=("exact",))
     for tokens in ("4 <pad> <eos>", "4 <eos>", "4 <pad> 7 <eos>"):
         response = finish(ids(tokens), build_tokenizer(), ids("<eos> <pad>"), protocol.stops)
-        assert score([problem], [response], protocol) == [{"exact": True}]
+        assert score([problem], [response], protocol) == [Verdict({"exact": True})]
 
 
 def test_a_run_on_after_a_stop_text_is_not_scored() -> None:
     protocol = ProtocolConfig(scorers=("flexible_extract",), stops=("first",))
     problem = Problem("p", "s", "2 + 2?", reference="#### 4")
     response = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"), protocol.stops)
-    assert score([problem], [response], protocol) == [{"flexible_extract": True}]
+    assert score([problem], [response], protocol) == [Verdict({"flexible_extract": True})]
     bare = finish(ids("answer 4 first Tom has 7"), build_tokenizer(), ids("<eos>"))
-    assert score([problem], [bare], protocol) == [{"flexible_extract": False}]
+    assert score([problem], [bare], protocol) == [Verdict({"flexible_extract": False})]

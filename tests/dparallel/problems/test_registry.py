@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig
+from dparallel.problems.judging import score
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest
-from dparallel.problems.scoring import Verdict, score
 from dparallel.problems.sources import Problem, ProblemsError
 from tests.dparallel.evaluation.oracle import dataset
 
 
-def judge(config: ProblemsConfig, problem: Problem, response: str) -> Verdict:
+def judge(config: ProblemsConfig, problem: Problem, response: str) -> dict[str, bool | None]:
     [verdict] = score([problem], [response], config.protocol)
-    return verdict
+    return verdict.metrics
 
 
 def test_coins_references_are_right_and_wrong_numbers_are_not() -> None:

@@ -5,14 +5,8 @@ import pytest
 
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems.answers import exact, flexible_extract, plain_number
-from dparallel.problems.scoring import (
-    SCORERS,
-    Verdict,
-    accuracy_metric,
-    check_scorable,
-    score,
-    scorers_of,
-)
+from dparallel.problems.judging import score
+from dparallel.problems.scoring import SCORERS, Verdict, accuracy_metric, check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
 
 
@@ -134,9 +128,9 @@ SOLUTION = "first Tom has 7 coins then Tom buys 2 making 9 then 8 once he gives 
 def test_all_scorers_of_a_protocol_judge_each_response_and_the_first_metric_is_the_accuracy() -> None:
     problems = [Problem("1", "s", COINS, reference="#### 9"), Problem("2", "s", COINS)]
     both = protocol("flexible_extract", "coins")
-    expected: list[Verdict] = [
-        {"flexible_extract": True, "solution": True, "answer": True},
-        {"flexible_extract": None, "solution": False, "answer": True},
+    expected = [
+        Verdict({"flexible_extract": True, "solution": True, "answer": True}),
+        Verdict({"flexible_extract": None, "solution": False, "answer": True}),
     ]
     assert score(problems, [SOLUTION + "answer #### 9", "#### 9"], both) == expected
     assert accuracy_metric(both) == "flexible_extract"
@@ -148,7 +142,8 @@ def test_every_scorer_gives_its_metrics_and_no_two_share_one() -> None:
     problem = Problem("1", "s", COINS, reference="9")
     for name, scorer in SCORERS.items():
         assert scorer.name == name
-        assert [tuple(verdict) for verdict in scorer.score([problem] * 2, ["", "9"])] == [scorer.metrics] * 2
+        judged = scorer.score([problem] * 2, ["", "9"])
+        assert [tuple(verdict.metrics) for verdict in judged] == [scorer.metrics] * 2
     assert len(scorers_of(protocol(*SCORERS))) == len(SCORERS)
 
 
@@ -186,4 +181,4 @@ def test_a_problem_that_cannot_be_judged_is_named_before_any_work(
 def test_a_reference_may_be_missing_where_unknown_is_an_answer() -> None:
     unknown = Problem("p", "s", "1 + 1?")
     check_scorable([unknown], protocol("exact", "flexible_extract"), need_references=False)
-    assert score([unknown], ["2"], protocol("exact")) == [{"exact": None}]
+    assert score([unknown], ["2"], protocol("exact")) == [Verdict({"exact": None})]

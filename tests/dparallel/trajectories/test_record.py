@@ -15,9 +15,9 @@ from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.judging import score
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import load_problems, problems_digest
-from dparallel.problems.scoring import score
 from dparallel.stages.manifest import StageError
 from dparallel.stages.sharing import ROUNDS
 from dparallel.trajectories import record, store
@@ -55,7 +55,7 @@ def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: 
         assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
         assert (row["nfe"], row["num_tokens"]) == (expected.nfe, expected.num_tokens)
         [verdict] = score([problem], [row["response"]], config().problems.protocol)
-        assert row["correct"] == verdict["solution"]
+        assert row["correct"] == verdict.metrics["solution"]
         assert row["seed"] is None
 
 

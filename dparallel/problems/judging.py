@@ -1,0 +1,105 @@
+"""Judge many responses, in this process or in worker processes. No scorer can hang or end the run."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import Any
+
+from dparallel.config.base import UserError
+from dparallel.config.problems import ProtocolConfig
+from dparallel.problems.pool import Outcome, call_each
+from dparallel.problems.scoring import Judge, Scorer, Verdict, scorers_of
+from dparallel.problems.sources import Problem
+from dparallel.problems.worker import NOTE_LENGTH, describe
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0  # between two lines of progress
+
+
+def score(problems: Sequence[Problem], responses: Sequence[str], protocol: ProtocolConfig) -> list[Verdict]:
+    """Verdicts of all scorers of a protocol for each response, with the metrics and notes of all scorers."""
+    metrics: list[dict[str, bool | None]] = [{} for _ in problems]
+    notes: list[list[str]] = [[] for _ in problems]
+    for scorer in scorers_of(protocol):
+        for index, verdict in judged(scorer, problems, responses):
+            metrics[index] |= verdict.metrics
+            notes[index] += [verdict.note] if verdict.note else []
+    return [Verdict(found, "; ".join(why) or None) for found, why in zip(metrics, notes, strict=True)]
+
+
+def judged(
+    scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]
+) -> Generator[tuple[int, Verdict], None, None]:
+    """Judge each response to its problem; yields its index and its verdict when it is known.
+
+    A response is incorrect, with a note, if the scorer raises an exception on it, takes longer than
+    `scorer.seconds`, or ends its process. Close the iterator (`contextlib.closing`) to end early.
+
+    Raises:
+        UserError: the scorer cannot be used on this machine.
+    """
+    if not scorer.processes:
+        yield from enumerate(_judge_here(scorer, problems, responses))
+        return
+    items = list(zip(problems, responses, strict=True))
+    outcomes = call_each(
+        partial(judge_one, scorer.score, scorer.metrics), items, scorer.seconds, scorer.prepare
+    )
+    began, told, failed = time.monotonic(), time.monotonic(), 0
+    with contextlib.closing(outcomes):
+        for count, (index, outcome) in enumerate(outcomes, 1):
+            verdict = _verdict(scorer, outcome)
+            failed += outcome.failure is not None
+            yield index, verdict
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                left = (told - began) / count * (len(items) - count)
+                log.info("%s: judged %d/%d; about %.0f s left", scorer.name, count, len(items), left)
+    if failed:
+        log.warning("%s failed on %d of %d responses, which count as wrong", scorer.name, failed, len(items))
+
+
+def judge_one(score: Judge, metrics: Sequence[str], problem: Problem, response: str) -> dict[str, Any]:
+    """The verdict on one response as JSON values."""
+    [verdict] = score([problem], [response])
+    if tuple(verdict.metrics) != tuple(metrics):
+        raise ValueError(f"the scorer gives the metrics {list(verdict.metrics)}, expected {list(metrics)}")
+    flags = {name: None if flag is None else bool(flag) for name, flag in verdict.metrics.items()}
+    return {"metrics": flags, "note": _cut(verdict.note)}
+
+
+def _judge_here(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+    """Judge the whole batch, or one by one if the scorer raises an exception on one of them."""
+    try:
+        verdicts = scorer.score(problems, responses)
+    except UserError:
+        raise
+    except Exception:
+        log.warning("%s failed on one of %d responses", scorer.name, len(problems), exc_info=True)
+        return [
+            _verdict(scorer, _outcome(judge_one, scorer.score, scorer.metrics, *pair))
+            for pair in zip(problems, responses, strict=True)
+        ]
+    return [Verdict(verdict.metrics, _cut(verdict.note)) for verdict in verdicts]
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> Outcome:
+    try:
+        return Outcome(function(*arguments))
+    except UserError:
+        raise
+    except Exception as error:
+        return Outcome(failure=describe(error))
+
+
+def _verdict(scorer: Scorer, outcome: Outcome) -> Verdict:
+    if outcome.failure is not None:
+        return Verdict(dict.fromkeys(scorer.metrics, False), outcome.failure)
+    return Verdict(**outcome.value)
+
+
+def _cut(note: str | None) -> str | None:
+    return None if note is None else note[:NOTE_LENGTH]
