@@ -120,7 +120,7 @@ def test_a_response_is_cut_and_judged_by_its_protocol(tiny_checkpoint: Path, tmp
     run_stage(config(count=2), inputs(tiny_checkpoint), tmp_path / "whole")
     cut, whole = (store.load(tmp_path / name).to_pylist() for name in ("cut", "whole"))
     assert [row["response"] for row in cut] == [row["response"].split(" ")[0] for row in whole]
-    assert [row["response_ids"] for row in cut] == [row["response_ids"] for row in whole]
+    assert [row["prompt_ids"] for row in cut] == [row["prompt_ids"] for row in whole]
     assert [row["correct"] for row in cut] == [False, False]
 
 
@@ -153,7 +153,7 @@ def test_a_resumed_recording_keeps_its_shards_and_may_decode_in_other_batches(
     (out / "part-00001.parquet").unlink()
     (out / "manifest.json").unlink()
     again = run_stage(config(shard_size=2, batch_size=1), inputs(tiny_checkpoint), out)
-    assert again.how == {"shard_size": 3, "batch_size": 1}
+    assert (again.how["shard_size"], again.how["batch_size"]) == (3, 1)
     assert store.load(out).select(names) == first
 
 
