@@ -47,7 +47,8 @@ def start(mode: Mode, disk: int) -> Start:
     uid = unprivileged() if root else None
     python = (system.interpreter(), *ISOLATED)
     if mode == "unshare":
-        own = () if root else ("--user", "--map-root-user")
+        user = str(UNPRIVILEGED.start)
+        own = () if root else ("--user", f"--map-user={user}", f"--map-group={user}", "--keep-caps")
         return Start(("setpriv", "--pdeathsig", "KILL", *_unshare(), *own, *python), uid, True)
     return Start((*_bubblewrap(), *_places(disk), *(_as_root() if root else _as_user()), *python), uid, False)
 

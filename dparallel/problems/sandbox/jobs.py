@@ -77,6 +77,10 @@ class Job:
     entry_points: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.entry_points, str):
+            raise SandboxError(f"entry_points={self.entry_points!r}: give a tuple of names")
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -78,6 +78,7 @@ def confined(
             stdout=subprocess.DEVNULL,
             stderr=complaints,
             env=confinement.ENVIRONMENT,
+            start_new_session=True,  # else signals to the process group would reach this process
             pass_fds=[end.fileno() for end in ends] + [rules.fileno()] * (not how.enters),
         )
     try:

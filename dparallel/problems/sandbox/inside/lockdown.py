@@ -16,12 +16,13 @@ SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 
 def enter(mounts: Sequence[tuple[str, str, str]], disk: int) -> None:
-    """Make the mounts the file system of this mount namespace.
+    """Make the mounts the file system of these namespaces, and give them a host name.
 
     Args:
         mounts: (kind, source, target) as `system.mounts` gives them.
         disk: bytes of `/tmp`.
     """
+    _call("sethostname", b"sandbox", 7)
     root = "/proc"  # exists everywhere and holds none of the sources
     _mount("", "/", "", MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")

@@ -126,6 +126,11 @@ def test_a_sandbox_that_does_not_start_is_no_verdict(tmp_path: Path, monkeypatch
     confinement._bubblewrap.cache_clear()
 
 
+def test_entry_points_are_names_and_no_letters() -> None:
+    with pytest.raises(SandboxError, match="entry_points='add': give a tuple of names"):
+        Job("", "", entry_points="add")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("field", ["seconds", "wall", "memory", "disk", "processes", "files", "message"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_limits_that_cannot_be_kept_are_refused(field: str, value: float) -> None:

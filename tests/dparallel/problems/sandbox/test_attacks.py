@@ -1,0 +1,170 @@
+"""Hostile candidates fail for the reason that the sandbox gives, and an honest one passes beside each."""
+
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from dparallel.problems.sandbox.jobs import Job, Limits, Mode, Outcome
+from dparallel.problems.sandbox.run import run_all, run_tests
+from tests.dparallel.problems.sandbox.attacks import FILLING, READING, VERDICT, WRITING, Attack
+from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP, EITHER, missing
+
+LIMITS = Limits(memory=256 << 20, disk=8 << 20, processes=4)
+HONEST = Job("def f(x): return 2 * x", "assert f(2) == 4", limits=LIMITS)
+EVERY = {**VERDICT, **READING, **WRITING, **FILLING}
+# Most of the attacks are on what both modes share.
+IN_BOTH = [*READING, *WRITING, "memory", "memory in a file", "large files"]
+IN_BOTH.remove("killing its group")  # the first process of a namespace ignores signals from inside
+
+
+@pytest.fixture(scope="module")
+def facts() -> Iterator[dict[str, str]]:
+    """What the attacks would like to reach: a port, a socket, paths of this machine."""
+    name = f"sandbox-{uuid4().hex}"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"\0{name}")
+        unix.listen()
+        home = Path.home()
+        python = Path(os.path.realpath(sys.executable))
+        seen = {path.relative_to(home).parts[0] for path in [python] if path.is_relative_to(home)}
+        yield {
+            "project": str(Path(__file__).parents[4] / "pyproject.toml"),
+            "home": str(home),
+            "parents": repr(seen or {"none"}),
+            "home_note": "wrong at" if seen else "the candidate raised FileNotFoundError",
+            "host": socket.gethostname(),
+            "port": str(server.getsockname()[1]),
+            "abstract": name,
+            "clone": {"x86_64": "56", "aarch64": "220"}.get(os.uname().machine, "0"),
+        }
+
+
+def filled(text: str, facts: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: facts.get(found[1], found[0]), text)
+
+
+def attacked(attack: Attack, mode: Mode, facts: dict[str, str]) -> Outcome:
+    """The outcome of an attack, after that of an honest candidate at the same time."""
+    job = Job(
+        filled(attack.candidate, facts), filled(attack.tests, facts), limits=replace(LIMITS, wall=attack.wall)
+    )
+    hostile, honest = run_all([job, HONEST], mode, workers=2)
+    assert honest.passed, honest
+    return hostile
+
+
+@BUBBLEWRAP
+@pytest.mark.parametrize("name", EVERY)
+def test_an_attack_fails(name: str, facts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "value")
+    outcome = attacked(EVERY[name], "bubblewrap", facts)
+    assert not outcome.passed
+    assert re.match(filled(EVERY[name].note, facts), outcome.note), outcome
+
+
+@pytest.mark.skipif(bool(missing("unshare")), reason=missing("unshare"))
+@pytest.mark.parametrize("name", IN_BOTH)
+def test_an_attack_fails_in_the_weaker_mode(
+    name: str, facts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "value")
+    outcome = attacked(EVERY[name], "unshare", facts)
+    assert not outcome.passed
+    note = filled(EVERY[name].note, facts)
+    assert re.match(r"\[unshare: weaker sandbox\] " + note, outcome.note), outcome
+
+
+FORKS = """
+import os, time
+def f(most):
+    started = 0
+    for _ in range(most):
+        try:
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+        except OSError:
+            break
+        started += 1
+    return started
+"""
+THREADS = """
+import threading
+event = threading.Event()
+def f(most):
+    started = 0
+    for _ in range(most):
+        try: threading.Thread(target=event.wait, daemon=True).start()
+        except RuntimeError: break
+        started += 1
+    return started
+"""
+
+
+@EITHER
+@pytest.mark.parametrize("candidate", [FORKS, THREADS], ids=["forks", "threads"])
+def test_processes_are_limited(candidate: str, mode: Mode) -> None:
+    """Many are tried only where the limit held for a few."""
+    few = run_tests(Job(candidate, "assert 1 <= f(12) < 12", limits=LIMITS), mode)
+    if not few.passed:
+        pytest.skip(f"the limit of {LIMITS.processes} processes does not hold here: {few.note}")
+    many, honest = run_all([Job(candidate, "assert f(200) < 12", limits=LIMITS), HONEST], mode, workers=2)
+    assert many.passed, many
+    assert honest.passed, honest
+
+
+# A child in a session of its own, which can be seen from outside by its first argument.
+LASTING = """
+import os, sys, time
+def f():
+    if os.fork() == 0:
+        os.setsid()
+        os.execv(sys.executable, ["MARK", "-S", "-c", "import time; time.sleep(60)"])
+    time.sleep(1)
+"""
+
+
+def processes(mark: str) -> list[dict[str, str]]:
+    """What the system says about processes of a name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(mark.encode()):
+                lines = (folder / "status").read_text(encoding="utf-8").splitlines()
+                found.append(
+                    {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                )
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@EITHER
+def test_processes_have_no_rights_and_end_with_the_sandbox(mode: Mode) -> None:
+    mark = f"sandboxed-{uuid4().hex}"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_tests, Job(LASTING.replace("MARK", mark), "assert f() is None"), mode)
+        seen: list[dict[str, str]] = []
+        while not seen and not running.done():
+            seen = processes(mark)
+            time.sleep(0.02)
+        assert running.result().passed, running.result()
+    assert len(seen) == 1
+    status = seen[0]
+    assert set(status["Uid"].split()) == {status["Uid"].split()[0]} != {"0"}
+    assert set(status["Gid"].split()) == {status["Gid"].split()[0]} != {"0"}
+    assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    until = time.monotonic() + 10
+    while processes(mark):
+        assert time.monotonic() < until, "a process outlives its sandbox"
+        time.sleep(0.02)
