@@ -9,7 +9,7 @@ from tasks.benchmark import report, run_benchmark
 from tasks.checks import checked_experiment
 from tasks.merging import merge_student
 from tasks.tracking.run import Run, track
-from tasks.training import draw_loss_curves, train_student
+from tasks.training import train_student
 from tasks.trajectories import record_trajectories
 
 StageName = Literal["trajectories", "training", "merging", "benchmark"]
@@ -62,11 +62,9 @@ def run(
 
 
 def finish(experiment: Experiment, run: Run) -> str:
-    """Plot the loss curves and return the final report."""
+    """Write the report of the finished stages, and return it as text."""
     trainings = {student: experiment.training(student) for student in experiment.config.students}
-    measured = experiment.benchmark()
-    curves = draw_loss_curves(trainings, experiment.folder / f"loss_curves-{measured.out_dir[-10:]}.png")
-    return report(measured, curves, run)
+    return report(experiment.folder, [experiment.benchmark()], trainings, run)
 
 
 if __name__ == "__main__":

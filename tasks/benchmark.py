@@ -4,11 +4,14 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dparallel.evaluation import sharing
+from dparallel.evaluation import plots, sharing
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
+from dparallel.reporting.read import benchmark_name
+from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
+from dparallel.stages.metrics_log import METRICS
 from tasks.stages import publish, run_tracked
 from tasks.tracking.records import how_to_open
 from tasks.tracking.run import Run
@@ -30,22 +33,42 @@ def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
 
 
 @task(name="report", cache_policy=NO_CACHE)
-def report(plan: StagePlan, loss_curves: str, run: Run) -> str:
-    """The final report: results, paths of the plots, and how to open the MLflow UI."""
-    folder = Path(plan.out_dir)
-    table = folder / "table.md"
-    manifest = read_manifest(folder)
-    pictures = [folder / name for name in manifest.files if name.endswith(".png")]
-    pictures.append(Path(loss_curves))
-    files = [str(path.resolve()) for path in (table, *pictures)]
-    run.update(files=files, metrics=manifest.metrics)  # on the parent, where experiments are compared
-    text = table.read_text(encoding="utf-8").strip()
+def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], run: Run) -> str:
+    """The final report: tables, paths of the report and of the pictures, and how to open the MLflow UI.
+
+    Args:
+        home: the experiment's folder.
+        plans: the finished benchmark stages, of the same models.
+        trainings: the finished training stages by student, whose loss curves are drawn.
+        run: the experiment's own run, on which experiments are compared.
+    """
+    stages = [(benchmark_name(Path(plan.out_dir)), Path(plan.out_dir)) for plan in plans]
+    folder = report_folder(home, stages)
+    report_files = write_report(home.name, stages, plans[0].store, plans[0].inputs, folder)
+    curves = folder / "loss_curves.png"
+    plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in trainings.items()}, curves)
+
+    tables = [stage / "table.md" for _, stage in stages]
+    manifests = [read_manifest(stage) for _, stage in stages]
+    pictures = [
+        stage / name
+        for (_, stage), manifest in zip(stages, manifests, strict=True)
+        for name in manifest.files
+        if name.endswith(".png")
+    ]
+    files = [str(path.resolve()) for path in (*tables, *pictures, *report_files, curves)]
+    run.update(
+        files=files, metrics={name: value for each in manifests for name, value in each.metrics.items()}
+    )
+    text = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
     publish("distill", text, run.link)
     lines = [
         text,
         "",
         "pictures:",
-        *(f"  {picture}" for picture in pictures),
+        *(f"  {picture}" for picture in (*pictures, curves)),
+        "report:",
+        f"  {folder / 'report.html'}",
         "MLflow:",
         f"  {how_to_open()}",
     ]

@@ -4,7 +4,6 @@ import torch
 from prefect import get_run_logger, task
 
 from dparallel.config.experiment import LaunchConfig
-from dparallel.evaluation import plots
 from dparallel.stages.experiment import StagePlan, StudentConfig
 from dparallel.stages.files import is_there
 from dparallel.stages.lease import IN_USE, LeaseHeldError
@@ -36,10 +35,3 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
         return verify(folder, plan.stage)
 
     return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, lambda: train(run)))
-
-
-@task(name="draw-loss-curves")
-def draw_loss_curves(plans: dict[str, StagePlan], path: Path) -> str:
-    """Plot the training curves of all students; returns the path."""
-    plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in plans.items()}, path)
-    return str(path)

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_decoding_command(commands, "chat", "hold a conversation; /reset clears it, /exit ends")
     _add_plan(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -111,6 +112,32 @@ def _add_plan(commands: Any) -> None:
         metavar="N",
         type=_positive,
         help="tokens per second through the model (default: measured on this machine)",
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    summary = "compare past runs: one table, paired tests on the same problems, and what differs"
+    command = commands.add_parser("compare", help=summary, description=summary, allow_abbrev=False)
+    command.add_argument(
+        "given",
+        metavar="RUN",
+        nargs="+",
+        type=_text,
+        help="folder of an experiment, a report or a benchmark stage; name of an experiment in the folder of "
+        "runs; or id of an MLflow run recorded there. The others are compared with the first",
+    )
+    command.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        type=_path,
+        default=Path("runs"),
+        help="folder of experiments (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=_path,
+        help="also write the comparison as HTML, JSON and Markdown here",
     )
 
 

@@ -30,6 +30,7 @@ class Record(BaseModel):
             killed.
         tracking_uri: the store that the run is meant for.
         uploaded: the store to which the complete run was uploaded.
+        run_id: id of the run in that store, by which `dparallel compare` finds `folder` or `files`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,7 @@ class Record(BaseModel):
     error: str | None = None
     tracking_uri: str = DEFAULT_STORE
     uploaded: str | None = None
+    run_id: str | None = None
 
 
 def read_record(path: Path) -> Record:

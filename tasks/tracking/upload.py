@@ -56,7 +56,7 @@ def upload_record(path: Path) -> str:
     if record.error is not None:
         client.set_tag(run_id, "error", record.error)
     client.set_terminated(run_id, record.status, record.ended)
-    write_record(path, record.model_copy(update={"uploaded": tracking_uri(record)}))
+    write_record(path, record.model_copy(update={"uploaded": tracking_uri(record), "run_id": run_id}))
     return run_id
 
 

@@ -9,7 +9,7 @@ import pytest
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 
 
-def in_a_browser(page: str, folder: Path) -> str:
+def in_a_browser(page: str, folder: Path, *options: str) -> str:
     """The document as text after the page's scripts have run."""
     file = folder / "page.html"
     file.write_text(page, encoding="utf-8")
@@ -24,6 +24,7 @@ def in_a_browser(page: str, folder: Path) -> str:
         "--disable-component-update",
         "--disable-sync",
         f"--user-data-dir={folder}/user",
+        *options,
         "--dump-dom",
         f"file://{file}",
     ]

@@ -77,15 +77,15 @@ def test_the_whole_pipeline_and_again(
     assert held == [], "training is launched beside no model that this process still holds"
     client = MlflowClient(tracking_uri=local_store)
 
-    # 1. The report: the table, existing plots, how to open MLflow
+    # 1. The report: the table, existing plots, the page, how to open MLflow
     assert text.startswith("| model")
     pictures = [line.strip() for line in text.splitlines() if line.endswith(".png")]
-    assert {Path(each).name.split("-")[0] for each in pictures} == {
-        "certainty.png",
-        "tradeoff.png",
-        "loss_curves",
-    }
+    assert {Path(each).name for each in pictures} == {"certainty.png", "tradeoff.png", "loss_curves.png"}
     assert all(Path(each).is_file() for each in pictures)
+    [page] = [Path(line.strip()) for line in text.splitlines() if line.endswith(".html")]
+    assert "published, entropy" in page.read_text(encoding="utf-8")
+    made = {file.name for file in page.parent.iterdir()}
+    assert made == {"report.html", "report.md", "report.json", "tradeoff-coins.png", "loss_curves.png"}
     assert text.endswith(f"mlflow ui --backend-store-uri {local_store}")
 
     # 2. What MLflow shows
@@ -93,7 +93,7 @@ def test_the_whole_pipeline_and_again(
     assert sorted(children) == STAGES
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["students.published.certainty_weight"] == "2.0"
-    assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml"} <= artifacts(client, parent)
+    assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml", *made} <= artifacts(client, parent)
     assert {"headline/nfe_ratio", "teacher/one_token_per_step/tpf"} <= set(parent.data.metrics)
     trained = children["training published"]
     assert [each.step for each in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
@@ -108,14 +108,14 @@ def test_the_whole_pipeline_and_again(
 
     # 3. A second run: nothing is computed again, and MLflow says so
     runs = tmp_path / "runs" / "small"
-    stages = {path: changed for path, changed in files_below(runs).items() if path.parent.name != "tracking"}
+    written_again = (page.parent, runs / "tracking")  # which belong to no stage
+    stages = {
+        path: changed for path, changed in files_below(runs).items() if path.parent not in written_again
+    }
     assert len([path for path in stages if path.name == MANIFEST]) == len(STAGES)
     assert distill(str(config_file)) == text
     again = files_below(runs)
-    curves = runs / Path(pictures[-1]).name  # drawn again, since it belongs to no stage
-    assert {path: again[path] for path in stages if path != curves} == {
-        path: changed for path, changed in stages.items() if path != curves
-    }
+    assert {path: again[path] for path in stages} == stages
     second, repeated = family(client)
     assert second.info.run_id != parent.info.run_id
     assert sorted(repeated) == STAGES

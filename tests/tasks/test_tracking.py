@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.stages.manifest import Stage, StageError
-from tasks.tracking.records import Record, how_to_open, tracking_uri
+from tasks.tracking.records import Record, how_to_open, read_record, tracking_uri
 from tasks.tracking.registry import ALIAS
 from tasks.tracking.run import track
 from tasks.tracking.upload import upload, upload_record
@@ -126,6 +126,8 @@ def test_a_local_store_gets_everything_at_once(store: MlflowClient, tmp_path: Pa
     track_everything(tmp_path / "runs" / "coins")
     assert_everything_arrived(store, "coins")
     assert pending(tmp_path) == []
+    ids = {read_record(path).run_id for path in tmp_path.glob("**/tracking/*.json")}
+    assert ids == {run.info.run_id for run in runs_of(store, "coins")}
 
 
 def test_uploading_twice_makes_no_duplicates(store: MlflowClient, tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""Read: the results of a finished benchmark stage, and the texts and verdicts behind them in the store."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from dparallel.config.base import plain_message
+from dparallel.config.experiment import STORE
+from dparallel.evaluation.measure import Measurement
+from dparallel.evaluation.selection import Row
+from dparallel.evaluation.store import Keys, Store
+from dparallel.stages.manifest import Manifest, StageError, read_manifest
+
+RESULTS = "results.json"
+ProblemKey = tuple[str, str, int]  # id, prompt, and number of earlier problems that are equal in both
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The responses of a measurement, in the order of its problems.
+
+    Attributes:
+        metric: the metric of `verdicts`, which the accuracy is the share of.
+        problem_ids, prompts, references, responses: texts; a reference may be missing.
+        verdicts: whether each response is correct; None if unknown.
+    """
+
+    metric: str
+    problem_ids: list[str]
+    prompts: list[str]
+    references: list[str | None]
+    responses: list[str]
+    verdicts: list[bool | None]
+
+    @cached_property
+    def places(self) -> dict[ProblemKey, int]:
+        """Index of every problem: problems are the same if their ids and their prompts are."""
+        seen: Counter[tuple[str, str]] = Counter()
+        places = {}
+        for place, key in enumerate(zip(self.problem_ids, self.prompts, strict=True)):
+            places[(*key, seen[key])] = place
+            seen[key] += 1
+        return places
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A finished benchmark stage.
+
+    Attributes:
+        name: of the benchmark.
+        run: label of the run in a comparison of runs; empty in the report of one experiment.
+        folder: the stage's folder.
+        manifest: of the stage.
+        rows: all rows; those of a split are in the order of the results.
+        swept: (model, method) of all sweeps.
+        sweep_split: the split on which whole sweeps were measured.
+        reference: the reference on the test problems.
+        best: operating point of the best student on the test problems.
+        outcome: the headline as a sentence.
+        store: samples and verdicts.
+    """
+
+    name: str
+    run: str
+    folder: Path
+    manifest: Manifest
+    rows: Sequence[Row]
+    swept: frozenset[tuple[str, str]]
+    sweep_split: str
+    reference: Row
+    best: Row
+    outcome: str
+    default_student: str | None
+    store: Store
+    _read: dict[Keys, Answers] = field(default_factory=dict, compare=False, repr=False)
+    _samples: dict[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def reported(self) -> list[Row]:
+        """The rows of tables: reference, fixed decodings, operating points, on the test problems."""
+        return [
+            row
+            for row in self.rows
+            if row.split == "test" and (row.operating_point or (row.model, row.method) not in self.swept)
+        ]
+
+    @property
+    def max_loss(self) -> float:
+        """Accepted loss of accuracy, 0..1."""
+        return float(self.manifest.config.get("max_loss", 0.01))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the test problems are asked and judged."""
+        protocol: dict[str, Any] = self.manifest.config["test"]["protocol"]
+        return protocol
+
+    @property
+    def devices(self) -> list[str]:
+        """Hardware of all rows on the test problems."""
+        return sorted({row.measurement.hardware for row in self.rows if row.split == "test"})
+
+    def answers(self, row: Row) -> Answers:
+        """The texts and verdicts behind a row; StageError if they are missing or damaged."""
+        assert row.keys is not None, "read_benchmark reads rows with their keys"
+        if row.keys not in self._read:
+            self._read[row.keys] = self._answers(row.keys.verdicts[0], next(iter(row.measurement.metrics)))
+        return self._read[row.keys]
+
+    def _answers(self, key: str, metric: str) -> Answers:
+        table = self.store.verdicts(key)
+        if table is None:
+            raise StageError(
+                f"{self.store.folder} lacks the verdicts {key} of {self.folder}: give the folder of runs in "
+                "which it was measured, or run the stage again"
+            )
+        columns = {
+            name: table[name].to_pylist() for name in ("problem_id", "prompt", "reference", "response")
+        }
+        return Answers(metric, *columns.values(), verdicts=table[metric].to_pylist())
+
+    def samples(self, row: Row) -> pa.Table:
+        """The samples of a row with the columns `evaluation.store.SAMPLES`, in the order of the problems."""
+        assert row.keys is not None
+        if row.keys.samples not in self._samples:
+            self._samples[row.keys.samples] = self.store.samples(row.keys.samples)
+        return self._samples[row.keys.samples]
+
+
+def read_benchmark(
+    name: str, folder: str | Path, store: str | Path | None = None, run: str = ""
+) -> Benchmark:
+    """Read a benchmark from its stage's folder.
+
+    Args:
+        store: folder of samples and verdicts; by default that of the folder of runs.
+
+    Raises:
+        StageError: the stage is not finished, or its results are damaged or of another version.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "benchmark")
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        rows = [_row(flat) for flat in results["rows"]]
+        best = _row(results["headline"]["student"])
+        test = [row for row in rows if row.split == "test"]
+        return Benchmark(
+            name=name,
+            run=run,
+            folder=folder,
+            manifest=manifest,
+            rows=rows,
+            swept=frozenset((point["model"], point["method"]) for point in results["chosen"]),
+            sweep_split=results["aup"][0]["split"],
+            reference=test[0],
+            best=next(row for row in test if row.case == best.case),
+            outcome=results["outcome"],
+            default_student=results["default_student"],
+            store=Store(folder.resolve().parents[1] / STORE if store is None else store),
+        )
+    except ValidationError as error:
+        raise StageError(_unreadable(folder, plain_message(error.errors()[0]))) from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
+        raise StageError(_unreadable(folder, f"{type(error).__name__}: {error}")) from error
+
+
+def with_run(benchmark: Benchmark, run: str) -> Benchmark:
+    """The benchmark with another label of its run."""
+    return replace(benchmark, run=run)
+
+
+def benchmark_name(folder: Path) -> str:
+    """Name of the benchmark of a stage's folder `benchmark-<name>-<key>`, otherwise that of its problems."""
+    if named := re.fullmatch(r"benchmark-(.+)-[0-9a-f]{10}", folder.name):
+        return named[1]
+    test: Mapping[str, Any] = read_manifest(folder, "benchmark").config["test"]
+    if sources := test.get("sources"):
+        return Path(sources[0]["path"]).stem
+    return str(test["benchmark"])
+
+
+def _row(flat: Mapping[str, Any]) -> Row:
+    keys = flat["keys"]
+    return Row(
+        flat["model"],
+        flat["method"],
+        flat["split"],
+        Measurement.model_validate(flat),
+        Keys(keys["samples"], tuple(keys["verdicts"])),
+        flat["operating_point"],
+        flat["qualifies"],
+    )
+
+
+def _unreadable(folder: Path, why: str) -> str:
+    return (
+        f"{folder / RESULTS} is damaged, or was written by another version of dparallel ({why}): delete "
+        f"{folder} and run its stage again; samples are reused"
+    )

@@ -1,0 +1,209 @@
+"""Samples for readers: the worst regressions, and problems of every outcome with all their responses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from transformers import PreTrainedTokenizerBase
+
+from dparallel.evaluation.plots import plain
+from dparallel.models.checkpoints import load_tokenizer, read_config
+from dparallel.reporting.read import Answers
+from dparallel.reporting.replay.drawing import Replays
+from dparallel.reporting.summary import Measured
+
+RESPONSES = 8  # of a sample
+CHARACTERS = 3_000  # of a text
+OUTCOMES = {
+    (True, False): "lost",
+    (False, True): "gained",
+    (False, False): "solved by neither",
+    (True, True): "solved by both",
+}
+UNKNOWN = "not judged"
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response to a problem.
+
+    Attributes:
+        label: model, method and threshold.
+        correct: None if unknown.
+        replay: index of its replay in the page; None if there is none.
+    """
+
+    label: str
+    correct: bool | None
+    text: str
+    replay: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A problem with responses."""
+
+    problem_id: str
+    outcome: str
+    prompt: str
+    reference: str | None
+    responses: list[Response]
+
+
+@dataclass(frozen=True)
+class Exhibition:
+    """What a page shows of the comparison of two rows.
+
+    Attributes:
+        before, after: labels of the rows.
+        counts: number of problems by outcome.
+        shown: number of `samples` by outcome.
+        regressions: problems that only `before` solves, those of which `after` is surest first.
+        samples: problems of every outcome, in order; empty if they are not asked for.
+    """
+
+    before: str
+    after: str
+    counts: dict[str, int]
+    shown: dict[str, int]
+    regressions: list[Sample]
+    samples: list[Sample]
+
+    @property
+    def problems(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def filters(self) -> list[tuple[str, int, int]]:
+        """Outcome, number of samples shown, and number of problems."""
+        return [(outcome, self.shown[outcome], count) for outcome, count in self.counts.items()]
+
+
+class Exhibitor:
+    """Chooses what a page shows, and collects the replays.
+
+    Args:
+        models: model folders by name of the input; decodings of others are not replayed.
+        per_outcome: samples of each outcome, and regressions, of a comparison.
+    """
+
+    def __init__(self, models: Mapping[str, str], per_outcome: int):
+        self.replays = Replays(readings=False)
+        self._models = models
+        self._per_outcome = per_outcome
+        self._tokenizer = cache(_tokenizer)
+
+    def show(self, before: Measured, after: Measured, with_samples: bool) -> Exhibition:
+        """Choose regressions and samples of two rows."""
+        first, second = (benchmark.answers(row) for benchmark, row in (before, after))
+        common = [(place, second.places[key]) for key, place in first.places.items() if key in second.places]
+        outcomes = {pair: _outcome(first.verdicts[pair[0]], second.verdicts[pair[1]]) for pair in common}
+        counts = {name: list(outcomes.values()).count(name) for name in [*OUTCOMES.values(), UNKNOWN]}
+        lost = [pair for pair in common if outcomes[pair] == "lost"]
+        worst = self._surest_first(after, lost)[: self._per_outcome]
+        chosen = [
+            pair
+            for name in counts
+            for pair in [pair for pair in common if outcomes[pair] == name][: self._per_outcome]
+            if with_samples
+        ]
+        return Exhibition(
+            before=_label(before),
+            after=_label(after),
+            counts={name: count for name, count in counts.items() if count},
+            shown={name: min(count, self._per_outcome) for name, count in counts.items() if count},
+            regressions=[self._regression(before, after, *pair) for pair in worst],
+            samples=[_sample(_beside(before, after), pair, outcomes[pair], first) for pair in sorted(chosen)],
+        )
+
+    def _surest_first(self, after: Measured, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Problems by the mean confidence of the response's tokens when they were committed."""
+        benchmark, row = after
+
+        def confidence(pair: tuple[int, int]) -> float:
+            [sample] = benchmark.samples(row).slice(pair[1], 1).to_pylist()
+            sure = [value for value in sample["confidence"][: sample["num_tokens"]] if value > 0]
+            return sum(sure) / max(len(sure), 1)
+
+        return sorted(pairs, key=lambda pair: (-confidence(pair), pair))
+
+    def _regression(self, before: Measured, after: Measured, place: int, other: int) -> Sample:
+        first, second = (benchmark.answers(row) for benchmark, row in (before, after))
+        responses = [
+            Response(_label(of), answers.verdicts[at], capped(answers.responses[at]), self._replay(of, at))
+            for of, answers, at in ((before, first, place), (after, second, other))
+        ]
+        return _problem(first, place, "lost", responses)
+
+    def _replay(self, of: Measured, place: int) -> int | None:
+        benchmark, row = of
+        folder = self._models.get(row.model)
+        if folder is None:
+            return None
+        tokenizer, end_token_ids = self._tokenizer(folder)
+        answers = benchmark.answers(row)
+        [sample] = benchmark.samples(row).slice(place, 1).to_pylist()
+        name = f"{benchmark.name}, {answers.problem_ids[place]}"
+        return self.replays.add(
+            subject=f"{name}: {_label(of)}, {'right' if answers.verdicts[place] else 'wrong'}",
+            label=f"{name}: {_label(of)}",
+            prompt=capped(answers.prompts[place]),
+            decoding=row.measurement.decoding,
+            tokenizer=tokenizer,
+            end_token_ids=end_token_ids,
+            tokens=sample["response_ids"],
+            commit_step=sample["commit_step"],
+            confidence=sample["confidence"],
+            nfe=sample["nfe"],
+            num_tokens=sample["num_tokens"],
+        )
+
+
+def capped(text: str) -> str:
+    """The beginning of a long text, with the number of characters left out."""
+    if len(text) <= CHARACTERS:
+        return text
+    return f"{text[:CHARACTERS]} […] ({len(text) - CHARACTERS:,} more characters)"
+
+
+def _tokenizer(folder: str) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
+    return load_tokenizer(folder), read_config(folder).end_token_ids
+
+
+def _outcome(before: bool | None, after: bool | None) -> str:
+    return UNKNOWN if before is None or after is None else OUTCOMES[bool(before), bool(after)]
+
+
+def _beside(before: Measured, after: Measured) -> list[Measured]:
+    """The rows whose responses stand beside each other: both, then other rows of the second run."""
+    benchmark, _ = after
+    others = [(benchmark, row) for row in benchmark.reported if row not in (before[1], after[1])]
+    return [before, after, *others][:RESPONSES]
+
+
+def _sample(rows: Sequence[Measured], pair: tuple[int, int], outcome: str, first: Answers) -> Sample:
+    responses = []
+    for number, (benchmark, row) in enumerate(rows):
+        answers, place = benchmark.answers(row), pair[0 if number == 0 else 1]
+        responses.append(
+            Response(_label((benchmark, row)), answers.verdicts[place], capped(answers.responses[place]))
+        )
+    return _problem(first, pair[0], outcome, responses)
+
+
+def _problem(answers: Answers, place: int, outcome: str, responses: list[Response]) -> Sample:
+    reference = answers.references[place]
+    return Sample(
+        answers.problem_ids[place],
+        outcome,
+        capped(answers.prompts[place]),
+        None if reference is None else capped(reference),
+        responses,
+    )
+
+
+def _label(of: Measured) -> str:
+    benchmark, row = of
+    threshold = "" if row.threshold is None else f" {row.threshold:g}"
+    parts = [benchmark.run, plain(row.model), plain(row.method) + threshold]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,148 @@
+"""The content of reports as JSON values: the papers' table, AUP, and paired comparisons.
+
+All times, which differ between repetitions, lie under the keys `times`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dparallel.evaluation.selection import Row
+from dparallel.reporting.aup import Aup, anchor, aup, aup_2
+from dparallel.reporting.paired import Paired
+from dparallel.reporting.read import Benchmark
+
+Json = dict[str, Any]
+Measured = tuple[Benchmark, Row]
+Pair = tuple[Measured, Measured]  # before, after
+
+
+def summary(benchmarks: Sequence[Benchmark]) -> list[Json]:
+    """A section for each benchmark, with the rows of all its runs.
+
+    Args:
+        benchmarks: in the order of their sections; those of the same name are runs of the same benchmark.
+    """
+    return [_section(name, of_name) for name, of_name in by_name(benchmarks).items()]
+
+
+def by_name(benchmarks: Iterable[Benchmark]) -> dict[str, list[Benchmark]]:
+    """Benchmarks by name, in order."""
+    groups: dict[str, list[Benchmark]] = {}
+    for benchmark in benchmarks:
+        groups.setdefault(benchmark.name, []).append(benchmark)
+    return groups
+
+
+def compared(runs: Sequence[Benchmark]) -> list[Pair]:
+    """Pairs of rows whose accuracies are compared, each as (before, after).
+
+    Every row with the reference of its run; and rows of later runs with those of the first run: the best
+    students, and equal models and methods.
+    """
+    pairs: list[Pair] = []
+    for run in runs:
+        pairs += [((run, run.reference), (run, row)) for row in run.reported if row != run.reference]
+    first, *later = runs
+    before = {(row.model, row.method): row for row in first.reported}
+    for run in later:
+        for row in run.reported:
+            if row == run.best:
+                pairs.append(((first, first.best), (run, row)))
+            elif other := before.get((row.model, row.method)):
+                pairs.append(((first, other), (run, row)))
+    return pairs
+
+
+def paired(before: Measured, after: Measured) -> Paired:
+    """Compare two rows on the problems that both have; equal ids and prompts make equal problems."""
+    first, second = (benchmark.answers(row) for benchmark, row in (before, after))
+    return Paired.of(
+        (first.verdicts[place], second.verdicts[second.places[problem]])
+        for problem, place in first.places.items()
+        if problem in second.places
+    )
+
+
+def _section(name: str, runs: Sequence[Benchmark]) -> Json:
+    two = aup_2(runs)
+    splits = {run.sweep_split for run in runs}
+    over_sweeps = aup(runs) if len(splits) == 1 else None
+    return {
+        "benchmark": name,
+        "runs": [_run(run) for run in runs],
+        "rows": [_row(run, row, two, over_sweeps) for run in runs for row in run.reported],
+        "aup_2": {"split": "test", "y_max": two.y_max},
+        "aup": {"split": splits.pop(), "y_max": over_sweeps.y_max} if over_sweeps else None,
+        "paired": [_pair(*pair) for pair in compared(runs)],
+    }
+
+
+def _run(run: Benchmark) -> Json:
+    return {
+        "run": run.run,
+        "stage": run.folder.name,
+        "problems": run.reference.measurement.samples,
+        "outcome": run.outcome,
+        "default_student": run.default_student,
+        "max_loss": run.max_loss,
+        "protocol": run.protocol,
+        "code": run.manifest.code,
+        "versions": run.manifest.versions,
+        "devices": run.devices,
+    }
+
+
+def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
+    measured, base = row.measurement, run.reference.measurement
+    group = run.run, row.model, row.method
+    begins = anchor(run, row)
+    return {
+        **_named(run, row),
+        "threshold": row.threshold,
+        "operating_point": row.operating_point,
+        "qualifies": row.qualifies,
+        "default": row == run.best and row.qualifies,
+        "samples": measured.samples,
+        "accuracy": measured.accuracy,
+        "accuracy_stderr": measured.accuracy_stderr,
+        "metrics": measured.metrics,
+        "nfe": measured.nfe,
+        "nfe_speed_up": base.nfe / measured.nfe,
+        "tpf": measured.tpf,
+        "aup_2": two.values[group],
+        "aup_2_from": {"model": begins.model, "method": begins.method},
+        "aup": over_sweeps.values.get(group) if over_sweeps else None,
+        "device": measured.hardware,
+        "batch_sizes": list(measured.batch_sizes),
+        "decoding": measured.decoding.model_dump(mode="json"),
+        "times": {
+            "latency": measured.latency,
+            "latency_speed_up": (
+                base.latency / measured.latency
+                if measured.latency and measured.hardware == base.hardware
+                else None
+            ),
+            "tps": measured.tps,
+        },
+    }
+
+
+def _pair(before: Measured, after: Measured) -> Json:
+    found = paired(before, after)
+    low, high = found.interval if found.samples else (None, None)
+    return {
+        "before": _named(*before),
+        "after": _named(*after),
+        "problems": found.samples,
+        "both": found.both,
+        "lost": found.lost,
+        "gained": found.gained,
+        "neither": found.neither,
+        "difference": found.difference if found.samples else None,
+        "interval": [low, high],
+        "p_value": found.p_value,
+    }
+
+
+def _named(run: Benchmark, row: Row) -> Json:
+    return {"run": run.run, "model": row.model, "method": row.method}

@@ -1,0 +1,204 @@
+"""Tables of a report, as texts in columns; Markdown and HTML show the same cells."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from dparallel.evaluation.plots import plain
+
+Json = dict[str, Any]
+INTERVAL = "95 % interval by Newcombe's method 10 for paired proportions; p: exact two-sided McNemar test"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        cell: text of a row.
+        text: whether it holds names, aligned to the left; otherwise numbers.
+        time: whether its cells differ between repetitions.
+    """
+
+    title: str
+    cell: Callable[[Json], str]
+    text: bool = False
+    time: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts with the columns that they belong to."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Json]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Texts, row by row."""
+        return [[column.cell(row) for column in self.columns] for row in self.rows]
+
+    def markdown(self) -> str:
+        """The table as Markdown, also readable in a terminal."""
+        return tabulate(
+            [[cell.replace("|", "\\|") for cell in row] for row in self.cells],
+            [column.title for column in self.columns],
+            tablefmt="pipe",
+            colalign=["left" if column.text else "right" for column in self.columns],
+            disable_numparse=True,
+        )
+
+
+def overview(sections: Sequence[Json]) -> Table:
+    """Methods x benchmarks: accuracy, NFE and its ratio to the reference's."""
+    methods: dict[tuple[str, str, str], Json] = {}
+    for section in sections:
+        for row in section["rows"]:
+            cells = methods.setdefault(
+                (row["run"], row["model"], row["method"]),
+                {**_names(row), "default": False, "qualifies": True},
+            )
+            cells[f"in {section['benchmark']}"] = (
+                f"{_accuracy(row)}{_mark(row)} · {row['nfe']:.1f} · {row['nfe_speed_up']:.2f}x"
+            )
+
+    def cell_of(benchmark: str) -> Callable[[Json], str]:
+        return lambda row: str(row.get(f"in {benchmark}", ""))
+
+    columns = [Column(section["benchmark"], cell_of(section["benchmark"])) for section in sections]
+    rows = list(methods.values())
+    caption = "All benchmarks: accuracy % ± standard error · NFE · NFE of the reference divided by it"
+    return Table(caption, [*_name_columns(rows), *columns], rows)
+
+
+def measurements(section: Json) -> Table:
+    """The rows of a benchmark with all their numbers."""
+    rows = section["rows"]
+    further = list(dict.fromkeys(metric for row in rows for metric in list(row["metrics"])[1:]))
+
+    counts = {row["samples"] for row in rows}
+
+    def metric(name: str) -> Column:
+        return Column(f"{name} %", lambda row: _percent(row["metrics"].get(name)))
+
+    columns = [
+        *_name_columns(rows),
+        Column("threshold", lambda row: "" if row["threshold"] is None else f"{row['threshold']:g}"),
+        Column("accuracy %", _accuracy),
+        *map(metric, further),
+        Column("NFE", lambda row: f"{row['nfe']:.1f}"),
+        Column("NFE ratio", lambda row: f"{row['nfe_speed_up']:.2f}x"),
+        Column("latency s", lambda row: f"{row['times']['latency']:.3g}", time=True),
+        Column("latency ratio", lambda row: _times(row["times"]["latency_speed_up"]), time=True),
+        Column("TPF", lambda row: f"{row['tpf']:.2f}"),
+        Column("TPS", lambda row: f"{row['times']['tps']:.0f}", time=True),
+        Column("AUP_2", lambda row: f"{row['aup_2']:.1f}"),
+        Column("AUP", lambda row: "" if row["aup"] is None else f"{row['aup']:.1f}"),
+        *([Column("problems", lambda row: str(row["samples"]))] if len(counts) > 1 else []),
+        Column("device", lambda row: row["device"], text=True),
+    ]
+    problems = f"{counts.pop():,} test problems" if len(counts) == 1 else "test problems"
+    return Table(f"{section['benchmark']}: {problems}", columns, rows)
+
+
+def differences(section: Json) -> Table:
+    """Paired comparisons of a benchmark."""
+    pairs = section["paired"]
+    columns = [
+        Column("row", lambda pair: _label(pair["after"]), text=True),
+        Column("compared with", lambda pair: _label(pair["before"]), text=True),
+        Column("problems", lambda pair: str(pair["problems"])),
+        Column("lost", lambda pair: str(pair["lost"])),
+        Column("gained", lambda pair: str(pair["gained"])),
+        Column("difference", lambda pair: _points(pair["difference"])),
+        Column("95 % interval", lambda pair: " to ".join(map(_points, pair["interval"]))),
+        Column("p", lambda pair: _p_value(pair["p_value"])),
+    ]
+    return Table(
+        f"{section['benchmark']}: accuracy on the same problems, in percentage points", columns, pairs
+    )
+
+
+def notes(section: Json) -> list[str]:
+    """What the tables of a benchmark mean."""
+    lines = [
+        "± is one standard error. The ratios are speed-ups: NFE and latency (one prompt alone) of the "
+        "reference, which is the first row of its run, divided by those of the row.",
+        f"AUP_2: one token per step and this row; y_max = {section['aup_2']['y_max']:.1f} %.",
+    ]
+    borrowed = [
+        row
+        for row in section["rows"]
+        if row["aup_2_from"]["model"] != row["model"] and not row["model"].startswith("baseline/")
+    ]
+    if borrowed:
+        lines[-1] += (
+            " Models that were not decoded with one token per step begin at the teacher's; published tables "
+            "begin at the model's own."
+        )
+    if section["aup"]:
+        lines.append(
+            f"AUP: all thresholds of a sweep, {section['aup']['split']} problems; y_max = "
+            f"{section['aup']['y_max']:.1f} %."
+        )
+    lines.append(
+        "Lost and gained: problems that only the other row solves, and that only this one solves. "
+        f"{INTERVAL}. Each comparison stands alone: of twenty without any difference, one has p below 0.05."
+    )
+    if any(not row["qualifies"] for row in section["rows"]):
+        lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
+    sizes = sorted({size for row in section["rows"] for size in row["batch_sizes"]})
+    lines.append(f"TPS at batch size {', '.join(map(str, sizes))}.")
+    if len({row["device"] for row in section["rows"]}) > 1:
+        lines.append("Rows were measured on different devices: latency and TPS compare only on the same one.")
+    return lines
+
+
+def _name_columns(rows: Sequence[Json]) -> list[Column]:
+    columns = [
+        Column("model", lambda row: plain(row["model"]), text=True),
+        Column("method", lambda row: _method(row), text=True),
+    ]
+    runs = Column("run", lambda row: row["run"], text=True)
+    return [runs, *columns] if any(row["run"] for row in rows) else columns
+
+
+def _names(row: Json) -> Json:
+    return {name: row[name] for name in ("run", "model", "method")}
+
+
+def _method(row: Json) -> str:
+    return plain(row["method"]) + (" (default)" if row["default"] else "") + _mark(row)
+
+
+def _mark(row: Json) -> str:
+    return "" if row["qualifies"] else " †"
+
+
+def _label(named: Json) -> str:
+    parts = [named["run"], plain(named["model"]), plain(named["method"])]
+    return ", ".join(part for part in parts if part)
+
+
+def _accuracy(row: Json) -> str:
+    return f"{row['accuracy'] * 100:.1f} ± {row['accuracy_stderr'] * 100:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share * 100:.1f}"
+
+
+def _points(share: float | None) -> str:
+    """Signed percentage points; never -0.0."""
+    return "" if share is None else f"{round(share * 100, 1) + 0.0:+.1f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -1,0 +1,154 @@
+"""Finished benchmark stages with verdicts, texts and times given by hand, written by the stage's own code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import STORE, BenchmarkConfig
+from dparallel.evaluation.measure import add_up
+from dparallel.evaluation.report import Results, table
+from dparallel.evaluation.selection import Row
+from dparallel.evaluation.store import SAMPLES, Keys, Store
+from dparallel.stages.manifest import Stage, digest
+from dparallel.tiny.tokenizer import build_tokenizer
+
+SHAPE = {"gen_length": 12, "block_length": 6}
+REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
+TOKENIZER = build_tokenizer()
+WORDS = ["Tom", "has", "7", "coins", "and", "buys", "2", "answer", "9"]
+
+
+def config(prompt: str = "{prompt}", **changes: Any) -> BenchmarkConfig:
+    """Settings with a teacher's and a student's sweep by entropy at the threshold 0.5."""
+    protocol = {"prompt": prompt, "scorers": ["exact"]}
+    problems = {"benchmark": "dataset", "protocol": protocol}
+    settings = {
+        "test": {**problems, "sources": [{"path": "sums.jsonl"}]},
+        "validation": {**problems, "sources": [{"path": "others.jsonl"}]},
+        "reference": REFERENCE.model_dump(),
+        "sweeps": {"entropy": {"decoding": SHAPE, "thresholds": [0.5]}},
+        "teacher_sweeps": ["entropy"],
+        "student_sweeps": ["entropy"],
+        "max_loss": 0.5,
+    }
+    return BenchmarkConfig.model_validate({**settings, **changes})
+
+
+def samples(
+    verdicts: str, steps: int, first_confidence: float, seconds: float, hardware: str
+) -> tuple[pa.Table, list[str]]:
+    """Samples with a response of nine tokens and three of padding each; and their texts."""
+    tokens = TOKENIZER.encode(" ".join(WORDS))
+    assert len(tokens) == 9
+    ids = [*tokens, *[TOKENIZER.eos_token_id] * 3]
+    commit_step = [place * steps // 12 for place in range(12)]
+    confidence = [first_confidence, *[0.5] * 9, 0.0, 0.0]
+    rows = [
+        {
+            "row": place,
+            "prompt_ids": tokens[:4],
+            "response_ids": ids,
+            "text": f"{'right' if verdict == '1' else 'wrong'} answer {place}",
+            "commit_step": commit_step,
+            "confidence": [min(value + 0.01 * place, 1) if value else 0.0 for value in confidence],
+            "nfe": steps,
+            "num_tokens": 10,
+            "seconds": seconds,
+            "seconds_alone": seconds,
+            "batch_size": 4,
+            "hardware": hardware,
+        }
+        for place, verdict in enumerate(verdicts)
+    ]
+    return pa.Table.from_pylist(rows, schema=SAMPLES), [str(row["text"]) for row in rows]
+
+
+def finished_benchmark(
+    runs: Path,
+    teacher: Path,
+    *,
+    experiment: str = "sums",
+    key: str = "0123456789",
+    reference: str = "11110",
+    swept: str = "11010",
+    student: str = "11001",
+    seconds: float = 0.5,
+    hardware: str = "a machine",
+    first_problem: int = 0,
+    prompt: str = "What is {0} + 1?",
+    responses: dict[int, str] | None = None,
+    settings: BenchmarkConfig | None = None,
+) -> Path:
+    """A finished stage with the rows teacher (one token per step, entropy) and student (entropy).
+
+    Args:
+        teacher: folder of the teacher, and of the student.
+        reference, swept, student: a 1 for every problem that is solved, in the order of these rows.
+        seconds: of each sample of the reference; the others take a half and a quarter.
+        first_problem: number of the first problem.
+        responses: texts of the student's responses, by place, other than those made up.
+    """
+    settings = settings or config()
+    store = Store(runs / STORE)
+    split = {}
+    for name in ("validation", "test"):
+        rows = []
+        for model, method, verdicts, steps, share in (
+            ("teacher", "one_token_per_step", reference, 12, 1),
+            ("teacher", "entropy", swept, 6, 2),
+            ("student/fast", "entropy", student, 3, 4),
+        ):
+            found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware)
+            for place, text in (responses or {}).items():
+                texts[place] = text if model == "student/fast" else texts[place]
+            judged = [
+                {
+                    "problem_id": f"sums-{first_problem + place}",
+                    "prompt": prompt.format(first_problem + place),
+                    "reference": f"{first_problem + place + 1}",
+                    "response": texts[place],
+                    "exact": {"1": True, "0": False, "-": None}[verdict],
+                }
+                for place, verdict in enumerate(verdicts)
+            ]
+            schema = pa.schema(
+                [*((column, pa.string()) for column in list(judged[0])[:4]), ("exact", pa.bool_())]
+            )
+            sample_key = digest([experiment, key, name, model, method])[:16]
+            verdict_key = digest(sample_key)[:16]
+            store.put_samples(sample_key, range(len(found)), found)
+            store.put_verdicts(verdict_key, pa.Table.from_pylist(judged, schema=schema))
+            decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
+            measured = add_up(decoding, found, {"exact": [row["exact"] for row in judged]})
+            rows.append(
+                Row(
+                    model,
+                    method,
+                    name,
+                    measured,
+                    Keys(sample_key, (verdict_key,)),
+                    operating_point=method == "entropy",
+                )
+            )
+        split[name] = rows
+    points = split["validation"][1:]
+    results = Results.of(settings, split["validation"], split["test"], points, points[-1])
+    stage = Stage(
+        "benchmark",
+        settings,
+        {"teacher": teacher, "student/fast": teacher},
+        runs / experiment / f"benchmark-{key}",
+    )
+    (stage.folder / "results.json").write_text(json.dumps(results.as_json()), encoding="utf-8")
+    (stage.folder / "table.md").write_text(table(results), encoding="utf-8")
+    stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=results.summary())
+    return stage.folder
+
+
+def unfinished(folder: Path) -> Path:
+    """The folder without its manifest, as an interrupted stage leaves it."""
+    (folder / "manifest.json").unlink()
+    return folder

@@ -1,0 +1,173 @@
+"""Comparisons of past runs: what names a run, what is warned of, and the paired numbers by hand."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dparallel.cli.main import main
+from dparallel.reporting.compare import compare
+from dparallel.reporting.find import RunError, find_run
+from dparallel.reporting.read import benchmark_name
+from dparallel.reporting.report import report_folder, write_report
+from tasks.tracking.records import Record, write_record
+from tests.dparallel.reporting.made import config, finished_benchmark, unfinished
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two experiments with the same problems; the second student solves 11101 instead of 11001 of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    finished_benchmark(folder, tiny_checkpoint)
+    finished_benchmark(folder, tiny_checkpoint, experiment="longer", student="11101")
+    return folder
+
+
+def test_paired_numbers_by_hand(runs: Path) -> None:
+    found = compare(["sums", "longer"], runs)
+    assert found.warnings == []
+    [section] = found.json["benchmarks"]
+    assert [row["run"] for row in section["rows"]] == ["sums"] * 3 + ["longer"] * 3
+    between = [pair for pair in section["paired"] if pair["before"]["run"] != pair["after"]["run"]]
+    assert [(pair["before"]["model"], pair["after"]["method"]) for pair in between] == [
+        ("teacher", "one_token_per_step"),
+        ("teacher", "entropy"),
+        ("student/fast", "entropy"),
+    ]
+    student = between[-1]
+    counts = [student[name] for name in ("problems", "both", "lost", "gained", "neither")]
+    assert counts == [5, 3, 0, 1, 1]
+    assert student["difference"] == pytest.approx(0.2)
+    assert student["p_value"] == 1
+    low, high = student["interval"]
+    assert low < 0 < 0.2 < high
+
+
+def test_the_comparison_is_printed_and_written(runs: Path, tmp_path: Path, capsys) -> None:
+    assert main(["compare", "sums", "longer", "--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# sums and longer\n")
+    assert "| longer" in text
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"comparison.html", "comparison.json", "comparison.md", "tradeoff-sums.png"}
+    assert str(tmp_path / "out" / "comparison.html") in text
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "Samples: sums, fast, entropy 0.5 and longer, fast, entropy 0.5" in page
+    assert "gained (1 of 1)" in page
+    assert 'id="replay"' not in page, "models of past runs are not known"
+
+
+def record(runs: Path, run_id: str | None, folder: Path | None = None, files: tuple[Path, ...] = ()) -> None:
+    """A record of MLflow's run as an upload leaves it."""
+    write_record(
+        runs / "sums" / "tracking" / f"{run_id}.json",
+        Record(
+            id="a-record",
+            parent=None,
+            experiment="sums",
+            stage="any",
+            name="some work",
+            config={},
+            folder=None if folder is None else str(folder),
+            files=[str(file) for file in files],
+            started=0,
+            run_id=run_id,
+        ),
+    )
+
+
+def test_a_run_is_named_in_many_ways(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    stage = finished_benchmark(runs, tiny_checkpoint)
+    stages = [(benchmark_name(stage), stage)]
+    report = report_folder(stage.parent, stages)
+    files = write_report("sums", stages, runs / "measurements", {}, report)
+    record(runs, "0" * 32, folder=stage)
+    record(runs, "1" * 32, files=tuple(files))
+    record(runs, "2" * 32, folder=tmp_path / "gone" / stage.name)
+    (runs / "sums" / "tracking" / "damaged.json").write_text("{", encoding="utf-8")
+    for given in ("sums", str(stage.parent), str(stage), str(report), "0" * 32, "1" * 32, "2" * 32):
+        assert find_run(given, runs).stages == stages, given
+        assert find_run(given, runs).experiment == "sums"
+
+
+def test_the_latest_of_several_results_is_taken_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    older = finished_benchmark(tmp_path, tiny_checkpoint, key="ffffffffff")
+    newer = finished_benchmark(tmp_path, tiny_checkpoint, key="aaaaaaaaaa")
+    manifest = json.loads((older / "manifest.json").read_text(encoding="utf-8"))
+    manifest["finished_at"] = "2020-01-01T00:00:00+00:00"
+    (older / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = find_run("sums", tmp_path)
+    assert found.stages == [("sums", newer)]
+    assert "holds 2 finished benchmarks sums: the latest, benchmark-aaaaaaaaaa, is taken" in found.notes[0]
+    both = compare([str(older), str(newer)], tmp_path)
+    assert both.title == "sums/benchmark-ffffffffff and sums/benchmark-aaaaaaaaaa"
+
+
+def test_what_differs_is_warned_of(runs: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    stage = finished_benchmark(
+        mine,
+        tiny_checkpoint,
+        experiment="elsewhere",
+        hardware="another machine",
+        first_problem=2,
+        settings=config(prompt="Say: {prompt}"),
+    )
+    manifest = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))
+    manifest["code"], manifest["versions"]["dparallel"] = "c00000000000", "9.9"
+    (stage / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = compare(["sums", "elsewhere"], mine)
+    problems, devices, protocols, versions = found.warnings
+    assert "(5 of sums, 5 of elsewhere, 3 in both)" in problems
+    assert "different devices (a machine; another machine)" in devices
+    assert "different protocols (prompt)" in protocols
+    assert "dparallel 0.1.0 and 9.9; code c" in versions
+    assert all(warning in found.html() for warning in ("Before you compare", "another machine"))
+    assert found.markdown().count("**Before you compare**") == 4
+    pairs = [pair for pair in found.json["benchmarks"][0]["paired"] if pair["before"]["run"] == "sums"]
+    assert {pair["problems"] for pair in pairs if pair["after"]["run"] == "elsewhere"} == {3}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["sums"], "give two or more runs"),
+        (["sums", "sums"], "are the same run .*: give each run once"),
+        (["sums", "nowhere"], "nowhere is neither a folder, nor an experiment in .* --runs"),
+        (["sums", "empty"], "empty is neither an experiment nor a report nor a benchmark stage"),
+        (["sums", "begun"], "benchmark-0123456789 is not finished"),
+        (["sums", "begun/benchmark-0123456789"], "is not finished .*: give the command"),
+        (["sums", "other"], "no problem in common .*: compare runs with the same test problems"),
+        (["sums", "5" * 32], "'some work' of sums, without results of a benchmark: give the run of"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_with_the_remedy(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path, capsys, given: list[str], message: str
+) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    (mine / "empty").mkdir()
+    if "begun" in given[-1]:
+        unfinished(finished_benchmark(mine, tiny_checkpoint, experiment="begun"))
+    if given[-1] == "other":
+        finished_benchmark(mine, tiny_checkpoint, experiment="other", first_problem=50)
+    record(mine, "5" * 32)
+    assert main(["compare", *given, "--runs", str(mine)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert error.startswith("dparallel compare: error: ")
+    assert re.search(message, error)
+
+
+def test_runs_of_other_benchmarks_have_nothing_in_common(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    finished_benchmark(mine, tiny_checkpoint, experiment="other", key="proofs-0123456789")
+    with pytest.raises(RunError, match=r"no benchmark in common \(sums: sums; other: proofs\)"):
+        compare(["sums", "other"], mine)
