@@ -31,6 +31,7 @@ class Answers:
         metric: the metric of `verdicts`, which the accuracy is the share of.
         problem_ids, prompts, references, responses: texts; a reference may be missing.
         verdicts: whether each response is correct; None if unknown.
+        notes: reasons of the verdicts, where there are any.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Answers:
     references: list[str | None]
     responses: list[str]
     verdicts: list[bool | None]
+    notes: list[str | None]
 
     @cached_property
     def places(self) -> dict[ProblemKey, int]:
@@ -113,20 +115,19 @@ class Benchmark:
         """The texts and verdicts behind a row; StageError if they are missing or damaged."""
         assert row.keys is not None, "read_benchmark reads rows with their keys"
         if row.keys not in self._read:
-            self._read[row.keys] = self._answers(row.keys.verdicts[0], next(iter(row.measurement.metrics)))
+            self._read[row.keys] = self._answers(row.keys.verdicts[0], row.measurement)
         return self._read[row.keys]
 
-    def _answers(self, key: str, metric: str) -> Answers:
+    def _answers(self, key: str, measured: Measurement) -> Answers:
         table = self.store.verdicts(key)
-        if table is None:
+        if table is None or len(table) < measured.samples:
             raise StageError(
                 f"{self.store.folder} lacks the verdicts {key} of {self.folder}: give the folder of runs in "
                 "which it was measured, or run the stage again"
             )
-        columns = {
-            name: table[name].to_pylist() for name in ("problem_id", "prompt", "reference", "response")
-        }
-        return Answers(metric, *columns.values(), verdicts=table[metric].to_pylist())
+        metric = next(iter(measured.metrics))
+        names = ("problem_id", "prompt", "reference", "response", metric, "note")
+        return Answers(metric, *(table[name].to_pylist() for name in names))
 
     def samples(self, row: Row) -> pa.Table:
         """The samples of a row with the columns `evaluation.store.SAMPLES`, in the order of the problems."""
@@ -184,7 +185,7 @@ def benchmark_name(folder: Path) -> str:
     if named := re.fullmatch(r"benchmark-(.+)-[0-9a-f]{10}", folder.name):
         return named[1]
     test: Mapping[str, Any] = read_manifest(folder, "benchmark").config["test"]
-    if sources := test.get("sources"):
+    if sources := test.get("sources") or test["protocol"].get("data"):
         return Path(sources[0]["path"]).stem
     return str(test["benchmark"])
 

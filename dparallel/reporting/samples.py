@@ -1,7 +1,7 @@
 """Samples for readers: the worst regressions, and problems of every outcome with all their responses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from transformers import PreTrainedTokenizerBase
@@ -30,12 +30,14 @@ class Response:
     Attributes:
         label: model, method and threshold.
         correct: None if unknown.
+        note: reason of the verdict.
         replay: index of its replay in the page; None if there is none.
     """
 
     label: str
     correct: bool | None
     text: str
+    note: str | None
     replay: int | None = None
 
 
@@ -130,7 +132,7 @@ class Exhibitor:
     def _regression(self, before: Measured, after: Measured, place: int, other: int) -> Sample:
         first, second = (benchmark.answers(row) for benchmark, row in (before, after))
         responses = [
-            Response(_label(of), answers.verdicts[at], capped(answers.responses[at]), self._replay(of, at))
+            replace(_response(of, answers, at), replay=self._replay(of, at))
             for of, answers, at in ((before, first, place), (after, second, other))
         ]
         return _problem(first, place, "lost", responses)
@@ -185,10 +187,15 @@ def _sample(rows: Sequence[Measured], pair: tuple[int, int], outcome: str, first
     responses = []
     for number, (benchmark, row) in enumerate(rows):
         answers, place = benchmark.answers(row), pair[0 if number == 0 else 1]
-        responses.append(
-            Response(_label((benchmark, row)), answers.verdicts[place], capped(answers.responses[place]))
-        )
+        responses.append(_response((benchmark, row), answers, place))
     return _problem(first, pair[0], outcome, responses)
+
+
+def _response(of: Measured, answers: Answers, place: int) -> Response:
+    note = answers.notes[place]
+    return Response(
+        _label(of), answers.verdicts[place], capped(answers.responses[place]), note and capped(note)
+    )
 
 
 def _problem(answers: Answers, place: int, outcome: str, responses: list[Response]) -> Sample:

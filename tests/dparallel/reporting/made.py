@@ -106,21 +106,22 @@ def finished_benchmark(
                 texts[place] = text if model == "student/fast" else texts[place]
             judged = [
                 {
+                    "row": place,
                     "problem_id": f"sums-{first_problem + place}",
                     "prompt": prompt.format(first_problem + place),
                     "reference": f"{first_problem + place + 1}",
                     "response": texts[place],
                     "exact": {"1": True, "0": False, "-": None}[verdict],
+                    "note": None if verdict == "1" else "not a <number>",
                 }
                 for place, verdict in enumerate(verdicts)
             ]
-            schema = pa.schema(
-                [*((column, pa.string()) for column in list(judged[0])[:4]), ("exact", pa.bool_())]
-            )
+            columns = [(column, pa.string()) for column in ("problem_id", "prompt", "reference", "response")]
+            schema = pa.schema([("row", pa.int32()), *columns, ("exact", pa.bool_()), ("note", pa.string())])
             sample_key = digest([experiment, key, name, model, method])[:16]
             verdict_key = digest(sample_key)[:16]
             store.put_samples(sample_key, range(len(found)), found)
-            store.put_verdicts(verdict_key, pa.Table.from_pylist(judged, schema=schema))
+            store.put_verdicts(verdict_key, range(len(found)), pa.Table.from_pylist(judged, schema=schema))
             decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
             measured = add_up(decoding, found, {"exact": [row["exact"] for row in judged]})
             rows.append(

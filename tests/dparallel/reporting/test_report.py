@@ -88,6 +88,7 @@ def test_the_markdown_has_the_papers_columns(report: dict[str, str]) -> None:
 def test_the_page_escapes_what_models_write_and_loads_nothing(report: dict[str, str]) -> None:
     page = report[".html"]
     assert "&lt;script&gt;document.title = &#39;taken over&#39;" in page
+    assert "not a &lt;number&gt;" in page
     assert page.count("<script") == 3, "the data of the replays, their script and the page's"
     assert "default-src 'none'" in page
     assert "unsafe-inline'; script-src 'sha256-" in page
