@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from dparallel.reporting.replay import drawing
 from dparallel.reporting.samples import CHARACTERS, RESPONSES, Exhibition, Exhibitor
 from dparallel.reporting.summary import Json, Measured, by_name, summary
 from dparallel.stages.files import replacing, write_atomically
-from dparallel.version import __version__
 
 MAX_BYTES = 12_000_000  # of a page; fewer samples are shown if it would be larger
 PER_OUTCOME = (25, 10, 4, 1)  # samples of each outcome that are tried, in this order
@@ -62,7 +62,7 @@ class Document:
         return {
             "kind": self.kind,
             "title": self.title,
-            "dparallel": __version__,
+            "dparallel": version("dparallel"),
             "warnings": list(self.warnings),
             "benchmarks": self._sections,
         }
