@@ -151,7 +151,8 @@ def test_every_command_sets_its_encodings() -> None:
     for folder in ("dparallel", "flows", "tasks", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            if '__name__ == "__main__"' in text and file.name != "worker.py":  # prints nothing
+            prints = file.name != "worker.py"
+            if '\nif __name__ == "__main__":\n' in text and prints:
                 commands += 1
                 assert "    set_encodings()\n" in text or any(each in text for each in shared), file
     assert commands > 10

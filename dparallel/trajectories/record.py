@@ -1,4 +1,8 @@
-"""The trajectories stage: decode all problems with the teacher and store every response."""
+"""The trajectories stage: decode all problems with the teacher and store every response.
+
+A response that another folder of the experiment holds is not decoded again: a mended scorer or a corrected
+reference only judges it anew.
+"""
 
 import logging
 import time
@@ -12,18 +16,25 @@ import pyarrow.compute as pc
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.decoding.canvas import tokens_per_forward
 from dparallel.decoding.generate import generate
-from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.loader import releasing_memory
-from dparallel.problems.prompts import encode_problems, tokenizer_fingerprint
+from dparallel.problems.prompts import encode_problems, render_all, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
+from dparallel.stages.code import DECODING, STOPS, code_digest
 from dparallel.stages.files import is_there
-from dparallel.stages.manifest import Manifest, Stage, StageError
+from dparallel.stages.manifest import Manifest, Stage, StageError, digest
 from dparallel.stages.sharing import have_made
-from dparallel.trajectories.rows import identity, rows
+from dparallel.trajectories.rows import generations_of, identity, rows
 from dparallel.trajectories.schema import ShardMetadata
-from dparallel.trajectories.store import read_shard, remove_partials, shard_name, write_shard
+from dparallel.trajectories.store import (
+    read_shard,
+    remove_partials,
+    same_recordings,
+    shard_name,
+    write_shard,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +60,8 @@ def run_stage(
 ) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
 
-    After an interruption, complete shards are kept and only missing ones are decoded.
+    After an interruption, complete shards are kept and only missing ones are decoded. Shards that were
+    recorded in another folder of the experiment, by the same decoding of the same prompts, are taken over.
 
     Args:
         delegate: has other processes record the shards with the given indices (with `record_shards`), waits
@@ -69,10 +81,11 @@ def run_stage(
         check_unchanged(stage.folder, done, content)
         return done
 
-    # 1. Record the missing shards.
+    # 1. Take over the shards that were recorded before, and record the others.
     shards = _cut(config, problems, stage.folder)
     metadata = _metadata(config, inputs, stage)
     missing = _missing(shards, metadata)
+    missing = take_over(missing, config, inputs, metadata)
     log.info("recording %d of %d shards (%d problems)", len(missing), len(shards), len(problems))
     began = time.perf_counter()
     if delegate is None:
@@ -147,12 +160,45 @@ def _cut(config: TrajectoriesConfig, problems: list[Problem], folder: Path) -> l
     ]
 
 
+def take_over(
+    missing: Sequence[Shard], config: TrajectoriesConfig, inputs: dict[str, str], metadata: ShardMetadata
+) -> list[Shard]:
+    """Write the shards that another folder of the experiment holds, judged anew; returns the others.
+
+    No model is loaded. The rows are those of a new recording.
+    """
+    if not missing:
+        return []
+    tokenizer = load_tokenizer(inputs["teacher"])
+    end_token_ids = read_config(inputs["teacher"]).end_token_ids
+    left = []
+    for shard in missing:
+        prompts: list[list[int]] | None = None
+        for file, table in same_recordings(shard.path, metadata):
+            prompts = prompts or render_all(shard.problems, config.problems.protocol, tokenizer)
+            if table["prompt_ids"].to_pylist() == prompts:
+                judged = rows(
+                    config, shard.problems, prompts, generations_of(table), tokenizer, end_token_ids
+                )
+                write_shard(shard.path, judged, metadata)
+                log.info("%s: decoded before, in %s; judged anew", shard.path.name, file.parent.name)
+                break
+        else:
+            left.append(shard)
+    return left
+
+
 def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) -> ShardMetadata:
-    return ShardMetadata(
-        teacher=stage.inputs["teacher"],
-        tokenizer=tokenizer_fingerprint(load_tokenizer(inputs["teacher"])),
-        decoding=config.decoding,
-    )
+    teacher, decoding, stops = stage.inputs["teacher"], config.decoding, config.problems.protocol.stops
+    tokenizer = tokenizer_fingerprint(load_tokenizer(inputs["teacher"]))
+    made_from = {
+        "teacher": teacher,
+        "tokenizer": tokenizer,
+        "decoding": decoding.model_dump(mode="json"),
+        "stops": stops if decoding.stop_at_eos else (),  # otherwise they do not affect decoding
+        "code": code_digest((*DECODING, *STOPS)),
+    }
+    return ShardMetadata(teacher=teacher, tokenizer=tokenizer, decoding=decoding, recording=digest(made_from))
 
 
 def _missing(shards: Sequence[Shard], metadata: ShardMetadata) -> list[Shard]:
@@ -165,6 +211,7 @@ def _missing(shards: Sequence[Shard], metadata: ShardMetadata) -> list[Shard]:
 
 def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
     table, found = read_shard(shard.path)
+    found = found.model_copy(update={"recording": metadata.recording})  # the stage's key covers the code
     if found != metadata:
         raise StageError(f"{shard.path} was made by {found!r}, expected {metadata!r}; delete it and rerun")
     asked = [identity(problem) for problem in shard.problems]
@@ -203,7 +250,8 @@ def _decode(
             log.info("%s: recorded by another process meanwhile", shard.path.name)
             continue
         generations = generate(model, here, config.decoding, config.batch_size, stop=stop)
-        write_shard(shard.path, rows(config, shard.problems, here, generations, tokenizer, model), metadata)
+        judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
+        write_shard(shard.path, judged, metadata)
         recorded += len(here)
         seconds = time.perf_counter() - began
         log.info(

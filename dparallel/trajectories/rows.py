@@ -1,17 +1,19 @@
 """The rows of a trajectory shard, one per decoded prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.decoding.canvas import Generation
-from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.judging import score
+from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.scoring import accuracy_metric
+from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem
+
+FROM_ROW = ("commit_step", "confidence", "nfe", "num_tokens")  # of a Generation, named as the columns
 
 
 def identity(problem: Problem) -> dict[str, str | None]:
@@ -30,14 +32,15 @@ def rows(
     prompts: Sequence[list[int]],
     generations: Sequence[Generation],
     tokenizer: PreTrainedTokenizerBase,
-    model: DiffusionTransformer,
+    end_token_ids: Collection[int],
 ) -> list[dict[str, Any]]:
-    """The rows of a shard, in the columns of `schema.COLUMNS`."""
+    """The rows of a shard, in the columns of `schema.SCHEMA`; the responses are ended and judged here."""
     protocol = config.problems.protocol
-    ends = model.config.end_token_ids
-    responses = [finish(generation.tokens, tokenizer, ends, protocol.stops) for generation in generations]
-    verdicts = score(problems, responses, protocol)
-    metric = accuracy_metric(protocol)
+    responses = [
+        finish(generation.tokens, tokenizer, end_token_ids, protocol.stops) for generation in generations
+    ]
+    scorer, metric = scorers_of(protocol)[0], accuracy_metric(protocol)
+    verdicts = dict(judged(scorer, problems, responses))
     return [
         {
             **identity(problem),
@@ -46,12 +49,19 @@ def rows(
             "commit_step": generation.commit_step,
             "confidence": generation.confidence,
             "response": response,
-            "correct": verdict.metrics[metric],
+            "correct": verdicts[place].metrics[metric],
             "nfe": generation.nfe,
             "num_tokens": generation.num_tokens,
             "seed": config.decoding.seed,
         }
-        for problem, prompt, generation, response, verdict in zip(
-            problems, prompts, generations, responses, verdicts, strict=True
+        for place, (problem, prompt, generation, response) in enumerate(
+            zip(problems, prompts, generations, responses, strict=True)
         )
     ]
+
+
+def generations_of(table: pa.Table) -> list[Generation]:
+    """What the model decoded, from the rows of a shard."""
+    names = {"tokens": "response_ids", **{name: name for name in FROM_ROW}}
+    columns = {name: table[column].to_pylist() for name, column in names.items()}
+    return [Generation(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]

@@ -38,14 +38,21 @@ class ForeignShardError(UserError):
 
 
 class ShardMetadata(BaseModel):
-    """Origin of a shard, stored in its Parquet metadata."""
+    """Origin of a shard, stored in its Parquet metadata.
+
+    Attributes:
+        teacher, tokenizer: fingerprints.
+        recording: digest of what determines a response to given prompt ids: teacher, tokenizer, decoding,
+            stop texts and the decoding code. None in shards of earlier versions.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    teacher: str  # fingerprint
-    tokenizer: str  # fingerprint
+    teacher: str
+    tokenizer: str
     decoding: DecodingConfig
+    recording: str | None = None
 
 
 def with_metadata(metadata: ShardMetadata) -> pa.Schema:

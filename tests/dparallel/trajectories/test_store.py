@@ -110,7 +110,7 @@ def test_shards_are_compressed_with_zstd_and_carry_the_contracts_types(recorded:
     assert types["prompt_ids"] == types["response_ids"] == "list<item: int32>"
     assert (types["correct"], types["nfe"], types["seed"]) == ("bool", "int32", "int64")
     stored = json.loads(file.schema_arrow.metadata[METADATA_KEY])
-    assert stored.keys() == {"schema_version", "teacher", "tokenizer", "decoding"}
+    assert stored.keys() == {"schema_version", "teacher", "tokenizer", "decoding", "recording"}
     assert stored["decoding"]["gen_length"] == 4
 
 
