@@ -1,21 +1,23 @@
-from functools import partial
 from typing import Any
 
 from prefect import flow
 
-from dparallel.stages.experiment import Experiment
+from dparallel.evaluation.sharing import Delegate
+from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from flows.dispatch import deal
+from flows.dispatch import workers
 from tasks.benchmark import make_units, run_benchmark
-from tasks.checks import check_ready, checked_experiment
+from tasks.checks import checked_experiment, ready_students
 
 
-def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
-    """Check the parameters and load the experiment."""
+def plan(
+    config: str, overrides: list[str] | None = None, on_pool: bool = False
+) -> tuple[StagePlan, Delegate | None]:
+    """Check the parameters; returns the stage's plan, and how workers decode for it if `on_pool`."""
     here = [] if on_pool else ["benchmark"]
-    experiment = checked_experiment(config, overrides, ["benchmark"], here)
-    check_ready("benchmark", experiment, list(experiment.config.students), config, overrides)
-    return experiment
+    experiment, _ = ready_students("benchmark", config, overrides, here=here)
+    on_workers = workers("measurements/part", "units", experiment, config, overrides)
+    return experiment.benchmark(), on_workers if on_pool else None
 
 
 @flow(name="benchmark")
@@ -31,20 +33,13 @@ def benchmark(
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
             pool, and judged there where that takes long; thresholds are selected in this run.
     """
-    return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
+    return run(plan(config, overrides, on_pool), parent=parent)
 
 
-def run(
-    experiment: Experiment,
-    config: str,
-    overrides: list[str] | None = None,
-    parent: str | None = None,
-    on_pool: bool = False,
-) -> str:
+def run(planned: tuple[StagePlan, Delegate | None], parent: str | None = None, **parameters: object) -> str:
     """Measure on this machine or on the work pool; returns the stage's folder."""
-    settings = {"config": config, "overrides": overrides}
-    on_workers = partial(deal, "measurements/part", "units", experiment.config.launch.parts, settings)
-    return run_benchmark(experiment.benchmark(), parent, on_workers if on_pool else None)
+    stage, on_workers = planned
+    return run_benchmark(stage, parent, on_workers)
 
 
 @flow(name="measurements")

@@ -1,7 +1,8 @@
 """Run flows as deployments on their work pools, wait for them, and report failures to the caller."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
+
+from dparallel.stages.experiment import Experiment
 
 POLL_SECONDS = 3.0
 PATIENCE_SECONDS = 300.0  # how long the server may be unreachable while waiting for a run
@@ -38,6 +41,14 @@ def dispatch(
     """
     if failures := dispatch_all(deployment, {name: parameters}, poll_seconds):
         raise DispatchError(failures[0])
+
+
+def workers(
+    deployment: str, key: str, experiment: Experiment, config: str, overrides: list[str] | None
+) -> Callable[[Sequence[Any]], list[str]]:
+    """The function that has work of a stage done by `launch.parts` runs of `flow/deployment`; see `deal`."""
+    settings = {"config": config, "overrides": overrides}
+    return partial(deal, deployment, key, experiment.config.launch.parts, settings)
 
 
 def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:

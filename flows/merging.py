@@ -2,15 +2,13 @@ from prefect import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import check_ready, checked_experiment, chosen_students
+from tasks.checks import ready_students
 from tasks.merging import merge_student
 
 
 def plan(config: str, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
     """Check the parameters; returns the plans of the students to merge."""
-    experiment = checked_experiment(config, overrides, ["merging"])
-    students = chosen_students(experiment, student)
-    check_ready("merging", experiment, students, config, overrides)
+    experiment, students = ready_students("merging", config, overrides, student)
     return [experiment.merging(name) for name in students]
 
 

@@ -3,7 +3,7 @@ from prefect import flow
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import check_ready, checked_experiment, chosen_students
+from tasks.checks import ready_students
 from tasks.training import train_student
 
 
@@ -11,9 +11,7 @@ def plan(
     config: str, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
     """Check the parameters; returns the launch settings and the plans of the students to train."""
-    experiment = checked_experiment(config, overrides, ["training"], here=["training"])
-    students = chosen_students(experiment, student)
-    check_ready("training", experiment, students, config, overrides)
+    experiment, students = ready_students("training", config, overrides, student, here=["training"])
     return experiment.config.launch, [experiment.training(name) for name in students]
 
 

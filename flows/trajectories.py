@@ -1,18 +1,21 @@
-from functools import partial
-
 from prefect import flow
 
-from dparallel.stages.experiment import Experiment
+from dparallel.stages.experiment import StagePlan
+from dparallel.trajectories.record import Delegate
 from flows.command import main
-from flows.dispatch import deal
+from flows.dispatch import workers
 from tasks.checks import checked_experiment
 from tasks.trajectories import record_shards, record_trajectories
 
 
-def plan(config: str, overrides: list[str] | None = None, on_pool: bool = False) -> Experiment:
-    """Check the parameters and load the experiment."""
+def plan(
+    config: str, overrides: list[str] | None = None, on_pool: bool = False
+) -> tuple[StagePlan, Delegate | None]:
+    """Check the parameters; returns the stage's plan, and how workers record for it if `on_pool`."""
     here = [] if on_pool else ["trajectories"]
-    return checked_experiment(config, overrides, ["trajectories"], here)
+    experiment = checked_experiment(config, overrides, ["trajectories"], here)
+    on_workers = workers("shards/part", "numbers", experiment, config, overrides)
+    return experiment.trajectories(), on_workers if on_pool else None
 
 
 @flow(name="trajectories")
@@ -28,20 +31,13 @@ def trajectories(
         on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool; this run
             checks them and finishes the stage.
     """
-    return run(plan(config, overrides, on_pool), config, overrides, parent, on_pool)
+    return run(plan(config, overrides, on_pool), parent=parent)
 
 
-def run(
-    experiment: Experiment,
-    config: str,
-    overrides: list[str] | None = None,
-    parent: str | None = None,
-    on_pool: bool = False,
-) -> str:
+def run(planned: tuple[StagePlan, Delegate | None], parent: str | None = None, **parameters: object) -> str:
     """Record on this machine or on the work pool; returns the stage's folder."""
-    settings = {"config": config, "overrides": overrides}
-    on_workers = partial(deal, "shards/part", "numbers", experiment.config.launch.parts, settings)
-    return record_trajectories(experiment.trajectories(), parent, on_workers if on_pool else None)
+    stage, on_workers = planned
+    return record_trajectories(stage, parent, on_workers)
 
 
 @flow(name="shards")

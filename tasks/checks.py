@@ -95,6 +95,28 @@ def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
     return list(known) if student is None else [student]
 
 
+def ready_students(
+    stage: str,
+    config: str,
+    overrides: list[str] | None,
+    student: str | None = None,
+    here: Collection[str] = (),
+) -> tuple[Experiment, list[str]]:
+    """Load and check an experiment for one stage, whose inputs must be finished.
+
+    Args:
+        student: the student that the stage is run for; by default all.
+        here: as for `checked_experiment`.
+
+    Returns:
+        The experiment and the names of the students.
+    """
+    experiment = checked_experiment(config, overrides, [stage], here)
+    students = chosen_students(experiment, student)
+    check_ready(stage, experiment, students, config, overrides)
+    return experiment, students
+
+
 def check_ready(
     stage: str, experiment: Experiment, students: list[str], config: str, overrides: list[str] | None
 ) -> None:
