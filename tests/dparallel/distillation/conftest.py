@@ -20,10 +20,10 @@ from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.__main__ import main
-from dparallel.distillation.trainer import Trainer
+from dparallel.distillation.trainer import Trainer, run_stage
 from dparallel.problems import coins
 from dparallel.stages.experiment import StagePlan, StudentConfig
-from dparallel.stages.manifest import Stage
+from dparallel.stages.manifest import Manifest, Stage
 from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import shard_name, write_shard
@@ -187,3 +187,30 @@ def _one_process(plan: Path, output: Path, at_step: Callable[[int], None] | None
 
 def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+CURVE = (
+    "loss",
+    "cross_entropy",
+    "certainty",
+    "teacher_entropy",
+    "student_entropy",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+def curve(folder: Path) -> list[list[float]]:
+    return [[record["train_step"], *(record[name] for name in CURVE)] for record in read_metrics(folder)]
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment set by a launcher, for what happens before the processes communicate."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def run_plan(file: Path) -> Manifest:
+    plan = StagePlan.model_validate_json(file.read_text(encoding="utf-8"))
+    return run_stage(plan.settings(), plan.inputs, plan.out_dir)
