@@ -2,17 +2,16 @@ from typing import Any
 
 from prefect import flow
 
-from dparallel.evaluation.sharing import Delegate
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from flows.dispatch import workers
+from flows.dispatch import Workers, workers
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import checked_experiment, ready_students
 
 
 def plan(
     config: str, overrides: list[str] | None = None, on_pool: bool = False
-) -> tuple[StagePlan, Delegate | None]:
+) -> tuple[StagePlan, Workers | None]:
     """Check the parameters; returns the stage's plan, and how workers decode for it if `on_pool`."""
     here = [] if on_pool else ["benchmark"]
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
@@ -36,7 +35,7 @@ def benchmark(
     return run(plan(config, overrides, on_pool), parent=parent)
 
 
-def run(planned: tuple[StagePlan, Delegate | None], parent: str | None = None, **parameters: object) -> str:
+def run(planned: tuple[StagePlan, Workers | None], parent: str | None = None, **parameters: object) -> str:
     """Measure on this machine or on the work pool; returns the stage's folder."""
     stage, on_workers = planned
     return run_benchmark(stage, parent, on_workers)

@@ -27,6 +27,9 @@ POLL_SECONDS = 3.0
 PATIENCE_SECONDS = 300.0  # how long the server may be unreachable while waiting for a run
 
 
+Workers = Callable[[Sequence[Any]], list[str]]  # has work done, and returns a message for each failure
+
+
 class DispatchError(RuntimeError):
     """A dispatched run did not complete; the message names the run, its state and its message."""
 
@@ -45,7 +48,7 @@ def dispatch(
 
 def workers(
     deployment: str, key: str, experiment: Experiment, config: str, overrides: list[str] | None
-) -> Callable[[Sequence[Any]], list[str]]:
+) -> Workers:
     """The function that has work of a stage done by `launch.parts` runs of `flow/deployment`; see `deal`."""
     settings = {"config": config, "overrides": overrides}
     return partial(deal, deployment, key, experiment.config.launch.parts, settings)

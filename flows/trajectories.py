@@ -1,16 +1,15 @@
 from prefect import flow
 
 from dparallel.stages.experiment import StagePlan
-from dparallel.trajectories.record import Delegate
 from flows.command import main
-from flows.dispatch import workers
+from flows.dispatch import Workers, workers
 from tasks.checks import checked_experiment
 from tasks.trajectories import record_shards, record_trajectories
 
 
 def plan(
     config: str, overrides: list[str] | None = None, on_pool: bool = False
-) -> tuple[StagePlan, Delegate | None]:
+) -> tuple[StagePlan, Workers | None]:
     """Check the parameters; returns the stage's plan, and how workers record for it if `on_pool`."""
     here = [] if on_pool else ["trajectories"]
     experiment = checked_experiment(config, overrides, ["trajectories"], here)
@@ -34,7 +33,7 @@ def trajectories(
     return run(plan(config, overrides, on_pool), parent=parent)
 
 
-def run(planned: tuple[StagePlan, Delegate | None], parent: str | None = None, **parameters: object) -> str:
+def run(planned: tuple[StagePlan, Workers | None], parent: str | None = None, **parameters: object) -> str:
     """Record on this machine or on the work pool; returns the stage's folder."""
     stage, on_workers = planned
     return record_trajectories(stage, parent, on_workers)
