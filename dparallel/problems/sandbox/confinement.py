@@ -59,7 +59,8 @@ def unprivileged() -> int:
     Raises:
         SandboxError: there is none.
     """
-    mapped = _mapped("uid") & _mapped("gid")
+    users, groups = (Path(f"/proc/self/{kind}_map").read_text(encoding="ascii") for kind in ("uid", "gid"))
+    mapped = _mapped(users) & _mapped(groups)
     if not mapped:
         raise SandboxError(
             f"generated code must not run as root, and of the users {UNPRIVILEGED.start} to "
@@ -70,9 +71,10 @@ def unprivileged() -> int:
 
 
 @functools.cache
-def _mapped(kind: str) -> set[int]:
+def _mapped(text: str) -> set[int]:
+    """Those of UNPRIVILEGED in a map of a user namespace: lines of first id, id outside, count."""
     found: set[int] = set()
-    for line in Path(f"/proc/self/{kind}_map").read_text(encoding="ascii").splitlines():
+    for line in text.splitlines():
         first, _, count = map(int, line.split())
         found |= set(range(max(first, UNPRIVILEGED.start), min(first + count, UNPRIVILEGED.stop)))
     return found

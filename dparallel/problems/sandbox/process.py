@@ -34,6 +34,7 @@ inside("limits").limit(**limits)
 inside("limits").become(uid)
 if lockdown:
     inside("lockdown").give_up_capabilities()
+    inside("lockdown").end_with_parent()
     inside("lockdown").forbid(program)
 inside("limits").silence()
 getattr(inside(module), function)(**arguments)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dparallel.problems.sandbox.jobs import SandboxError
 
-SYSTEM_FOLDERS = re.compile(r"(/usr(/local)?)?/lib(32|64)?(/[a-z0-9_]+-linux-[a-z0-9]+)?")
+SYSTEM_FOLDERS = re.compile(r"(/usr)?/lib(32|64)?(/[a-z0-9_]+-linux-[a-z0-9]+)?")
 PACKAGES = ("site-packages", "dist-packages")  # of other people's code: not in the sandbox
 
 

@@ -26,10 +26,13 @@ def serve(source: str, requests: int, replies: int, limit: int) -> None:
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     kept: list[Any] = []  # objects that the tests refer to by their place
+    places: dict[int, int] = {}  # by `id`, which stays theirs while they are kept
 
     def keep(value: Any) -> Reference:
-        kept.append(value)
-        return Reference(len(kept) - 1)
+        place = places.setdefault(id(value), len(kept))
+        if place == len(kept):
+            kept.append(value)
+        return Reference(place)
 
     def resolve(reference: Reference) -> Any:
         if isinstance(reference.key, int):

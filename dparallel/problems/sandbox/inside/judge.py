@@ -19,6 +19,12 @@ NOTE = 300  # characters of a note
 READY = b"ready\n"
 PASSED = b"passed "
 FAILED = b"failed "
+NOT_RAISED = (
+    StopIteration,
+    StopAsyncIteration,
+    UnicodeError,
+    ExceptionGroup,
+)  # the last two take more than a text
 GONE = "the candidate ended its process or closed its pipe"
 
 
@@ -67,12 +73,19 @@ class Channel:
             self.broken = f"the candidate sent {error}"
         if self.broken:
             raise CandidateError(self.broken)
-        kind = getattr(builtins, result[0], None)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
-            self.raised = CandidateError(f"{result[0]}: {result[1]}")
-        else:
-            self.raised = kind(result[1])
+        self.raised = raised(*result)
         raise self.raised
+
+
+def raised(name: str, text: str) -> Exception:
+    """The exception that stands for one of the candidate's.
+
+    `StopIteration` does not: in a `map` or a `zip` of the tests it would end them as if they had passed.
+    """
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_RAISED):
+        return kind(text)
+    return CandidateError(f"{name}: {text}")
 
 
 def _refer(value: Any) -> Reference:

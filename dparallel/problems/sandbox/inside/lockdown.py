@@ -5,13 +5,15 @@ Trusted code, run in new namespaces before any generated code. Imports the stand
 
 import ctypes
 import os
+import signal
 from collections.abc import Sequence
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x20, 0x1000, 0x4000, 0x40000
 MS_NOSUID, MS_NODEV = 0x2, 0x4
 LOCKED = {0x8: 0x8, 0x400: 0x400, 0x800: 0x800, 0x1000: 1 << 21}  # statvfs flag: mount flag; must be kept
 MNT_DETACH = 2
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_CAPBSET_DROP = 38, 22, 2, 24
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 
@@ -55,6 +57,11 @@ def give_up_capabilities() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers unknown here
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
+
+
+def end_with_parent() -> None:
+    """Again, since a process that changes its user forgets it."""
+    _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def forbid(program: bytes) -> None:

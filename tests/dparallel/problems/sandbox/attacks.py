@@ -82,6 +82,15 @@ VERDICT = {
     "exit while loading": Attack("raise SystemExit(0)", note="the candidate raised SystemExit: 0"),
     "interrupt": Attack("def f(x): raise KeyboardInterrupt", note="the candidate raised KeyboardInterrupt"),
     "exit hooks": Attack("import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 5"),
+    "an exception that ends iteration": Attack(
+        "def f(x): raise StopIteration",
+        "assert all(map(lambda pair: f(pair[0]) == pair[1], [(2, 4)]))",
+        "the candidate raised StopIteration: ",
+    ),
+    "exceptions of many parts": Attack(
+        "def f(x): raise ExceptionGroup('g', [UnicodeDecodeError('utf-8', b'', 0, 1, 'r')])",
+        note="the candidate raised ExceptionGroup: g",
+    ),
     "broken exception": Attack(
         "class E(Exception):\n    def __str__(self): raise SystemExit(0)\ndef f(x): raise E",
         note="the candidate raised Exception: E: ",

@@ -36,6 +36,9 @@ def test_honest_programs_pass(mode: Mode) -> None:
         Job("def add(a, b): return a + b", ADD),
         HUMANEVAL,
         Job(NODES, NODE_TESTS + "\nassert root.left.data == 2 and root == root and root.left != root"),
+        Job(
+            NODES, "root = Node(1)\nroot.left = root\nassert root.left == root and root.left.left is not None"
+        ),
         Job("import re\ndef find(s): return re.search('b+', s)", "assert find('abb').group() == 'bb'"),
         Job("def sum(*numbers): return 6", "assert sum(10, 15) == 6", entry_points=("sum",)),
         Job("def root(x): return x ** .5", "assert math.isclose(root(2.0), 1.41421356, rel_tol=1e-6)"),
@@ -124,6 +127,16 @@ def test_a_sandbox_that_does_not_start_is_no_verdict(tmp_path: Path, monkeypatch
     ):
         run_tests(Job("def f(): pass", "f()"))
     confinement._bubblewrap.cache_clear()
+
+
+def test_root_needs_a_user_to_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert confinement._mapped("0 0 4294967295\n") == set(confinement.UNPRIVILEGED)
+    assert confinement._mapped("0 1000 1\n1 100000 61300\n") == set(range(61200, 61301))
+    monkeypatch.setattr(confinement, "_mapped", lambda text: set())
+    with pytest.raises(
+        SandboxError, match="must not run as root, and of the users 61200 .*or as a user other"
+    ):
+        confinement.unprivileged()
 
 
 def test_entry_points_are_names_and_no_letters() -> None:
