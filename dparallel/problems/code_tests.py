@@ -9,6 +9,7 @@ from typing import Any
 from dparallel.problems.programs import program, statements
 from dparallel.problems.pruning import defined
 from dparallel.problems.sandbox.jobs import MODES, Job, Mode, SandboxError
+from dparallel.problems.sandbox.run import check_sandbox
 from dparallel.problems.sources import Problem
 
 MODE_VARIABLE = "DPARALLEL_SANDBOX"
@@ -83,6 +84,15 @@ def _is_source(value: Any) -> bool:
     except (SyntaxError, ValueError):
         return False
     return True
+
+
+def prepare_sandbox() -> None:
+    """Check that generated code can be run on this machine.
+
+    Raises:
+        SandboxError: names what is missing, and the remedy.
+    """
+    check_sandbox(sandbox_mode())
 
 
 def sandbox_mode() -> Mode:

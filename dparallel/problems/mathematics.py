@@ -163,7 +163,7 @@ def minerva(reference: str, response: str) -> bool:
     """Whether `Final Answer: The final answer is ... . I hope it is correct.` states the reference's answer.
 
     The first occurrence counts; the last sentence may be missing. The verdict is that of `exact_match` in
-    lm-eval's tasks `minerva_math`.
+    lm-eval's tasks `minerva_math`. As there, what follows an expression is ignored: `3, 5, 7` equals 3.
     """
     stated = _FINAL_ANSWER.search(response + _HOPE)
     if stated is None:

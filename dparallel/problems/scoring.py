@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from dparallel.config.problems import ProtocolConfig
-from dparallel.problems import answers, coins
+from dparallel.problems import answers, code_tests, coins, gsm8k, mathematics
 from dparallel.problems.pool import nothing
+from dparallel.problems.sandbox.jobs import Job
+from dparallel.problems.sandbox.run import run_tests
 from dparallel.problems.sources import Problem, ProblemsError
 
 
@@ -24,6 +28,12 @@ class Verdict:
 
 
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]
+CODE_SECONDS = 200.0  # more than the sandbox takes to start, and its own limit of a minute
+
+
+def fits(problem: Problem) -> str | None:
+    """Every problem can be judged."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Scorer:
     version: int
     metrics: tuple[str, ...]
     score: Judge
-    misfit: Callable[[Problem], str | None] = lambda problem: None
+    misfit: Callable[[Problem], str | None] = fits
     needs_reference: bool = True
     processes: bool = False
     seconds: float = 10.0
@@ -134,41 +144,101 @@ def _no_coins(problem: Problem) -> str | None:
     return None
 
 
-def _against_reference(metric: str, right: Callable[[str, str], bool]) -> Judge:
-    """A judge with one metric that compares responses with the reference."""
-
-    def judge(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        return [
-            Verdict({metric: None if problem.reference is None else right(problem.reference, response)})
-            for problem, response in zip(problems, responses, strict=True)
-        ]
-
-    return judge
+def _no_box_number(problem: Problem) -> str | None:
+    answer = answers.plain_number(problem.reference or "")
+    if gsm8k.number(answer) is not None:
+        return None
+    return f"compares numbers, but the reference ends in {answer[-40:]!r}: end it in one, as '#### 18'"
 
 
-def _one_by_one(judge_one: Callable[[Problem, str], Verdict]) -> Judge:
-    def judge(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        return [judge_one(*pair) for pair in zip(problems, responses, strict=True)]
+def _no_answer(problem: Problem) -> str | None:
+    return mathematics.no_answer(problem.reference or "")
 
-    return judge
+
+def _against_reference(
+    metric: str, right: Callable[[str, str], bool], problems: Sequence[Problem], responses: Sequence[str]
+) -> list[Verdict]:
+    """Verdicts with one metric: whether `right(reference, response)`."""
+    return [
+        Verdict({metric: None if problem.reference is None else right(problem.reference, response)})
+        for problem, response in zip(problems, responses, strict=True)
+    ]
+
+
+def _compared(
+    name: str,
+    right: Callable[[str, str], bool],
+    misfit: Callable[[Problem], str | None] = fits,
+    version: int = 1,
+    **more: Any,
+) -> Scorer:
+    """A scorer that compares responses with the reference; its metric has its name."""
+    return Scorer(name, version, (name,), partial(_against_reference, name, right), misfit, **more)
+
+
+def _judge_each_coins(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+    return [_judge_coins(*pair) for pair in zip(problems, responses, strict=True)]
+
+
+def _run_tests(
+    job_of: Callable[[Problem, str], Job], problems: Sequence[Problem], responses: Sequence[str]
+) -> list[Verdict]:
+    """Verdicts with the metric `pass_at_1`: whether the program of a response passes its tests."""
+    mode = code_tests.sandbox_mode()
+    verdicts = []
+    for problem, response in zip(problems, responses, strict=True):
+        outcome = run_tests(job_of(problem, response), mode)
+        note = None if outcome.note == "passed" else outcome.note
+        verdicts.append(Verdict({"pass_at_1": outcome.passed}, note))
+    return verdicts
+
+
+def _tested(
+    name: str, job_of: Callable[[Problem, str], Job], misfit: Callable[[Problem], str | None]
+) -> Scorer:
+    """A scorer that runs generated code."""
+    return Scorer(
+        name,
+        1,
+        ("pass_at_1",),
+        partial(_run_tests, job_of),
+        misfit,
+        needs_reference=False,
+        processes=True,
+        seconds=CODE_SECONDS,
+        prepare=code_tests.prepare_sandbox,
+    )
 
 
 SCORERS = {
     scorer.name: scorer
     for scorer in (
-        Scorer("exact", 1, ("exact",), _against_reference("exact", answers.exact)),
-        Scorer(
-            "flexible_extract",
-            2,
-            ("flexible_extract",),
-            _against_reference("flexible_extract", answers.flexible_extract),
-            misfit=_no_number,
+        _compared("exact", answers.exact),
+        _compared("flexible_extract", answers.flexible_extract, _no_number, version=2),
+        _compared("strict_match", gsm8k.strict_match, _no_number),
+        _compared("strict_match_cot", gsm8k.strict_match_cot, _no_number),
+        _compared("boxed", gsm8k.boxed, _no_box_number),
+        _compared(
+            "math_verify",
+            mathematics.math_verify,
+            _no_answer,
+            processes=True,
+            prepare=mathematics.prepare_math_verify,
         ),
+        _compared(
+            "minerva",
+            mathematics.minerva,
+            _no_answer,
+            processes=True,
+            prepare=mathematics.prepare_minerva,
+        ),
+        _tested("humaneval", code_tests.humaneval_job, code_tests.humaneval_misfit),
+        _tested("mbpp", code_tests.mbpp_job, code_tests.mbpp_misfit),
         Scorer(
             "coins",
             1,
             ("solution", "answer"),
-            _one_by_one(_judge_coins),
+            _judge_each_coins,
             misfit=_no_coins,
             needs_reference=False,
         ),

@@ -42,11 +42,25 @@ DECODING = (
 )
 STOPS = ("problems/stops.py",)
 PROMPTS = ("problems/prompts.py", *STOPS)  # rendering problems, and where a response ends
+CODE_TESTS = (
+    "problems/code_tests.py",
+    "problems/programs.py",
+    "problems/pruning.py",
+    "problems/sandbox/jobs.py",
+    "problems/sandbox/inside/*.py",
+)
 # Modules by scorer. Adding a scorer in a module of its own leaves existing results valid.
 SCORERS: dict[str, tuple[str, ...]] = {
     "exact": ("problems/answers.py",),
     "flexible_extract": ("problems/answers.py",),
     "coins": ("problems/coins.py",),
+    "strict_match": ("problems/answers.py", "problems/gsm8k.py"),
+    "strict_match_cot": ("problems/answers.py", "problems/gsm8k.py"),
+    "boxed": ("problems/answers.py", "problems/gsm8k.py", "problems/latex.py"),
+    "math_verify": ("problems/mathematics.py", "problems/latex.py"),
+    "minerva": ("problems/mathematics.py", "problems/latex.py"),
+    "humaneval": CODE_TESTS,
+    "mbpp": CODE_TESTS,
 }
 # As few modules per stage as possible: changes of other modules keep existing results valid. Modules that
 # read problems are not listed, since a stage compares the problems themselves.

@@ -23,6 +23,7 @@ from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH
 from tests.dparallel.problems import hostile
 from tests.dparallel.problems.hostile import IN_PROCESS, IN_PROCESSES
+from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
 
 ROOT = Path(__file__).parents[3]
 
@@ -191,3 +192,22 @@ def test_verdicts_of_several_scorers_are_one(monkeypatch: pytest.MonkeyPatch) ->
         Verdict({"exact": False, "right": False}, "AssertionError: 1 == 2"),
     ]
     assert score([], [], protocol) == []
+
+
+@pytest.mark.slow
+def test_answers_that_cannot_be_computed_time_out() -> None:
+    scorer = replace(SCORERS["math_verify"], seconds=2.0)
+    responses = [r"It is $\boxed{9^{9^{9^{9}}}}$.", r"It is $\boxed{2}$.", r"It is $\boxed{99999999!}$."]
+    late = Verdict({"math_verify": False}, "timed out after 2 s")
+    assert verdicts(scorer, responses) == [late, Verdict({"math_verify": True}), late]
+
+
+@BUBBLEWRAP
+def test_generated_code_runs_in_the_sandbox_from_a_worker() -> None:
+    extra = {"test_list": ["assert f(1) == 2"], "test_setup_code": ""}
+    problems = [Problem(str(row), "s", "", extra=extra) for row in range(2)]
+    responses = ["def f(x):\n    return x + 1\n[DONE]", "```python\ndef f(x):\n    return x\n```"]
+    assert score(problems, responses, ProtocolConfig(scorers=("mbpp",))) == [
+        Verdict({"pass_at_1": True}),
+        Verdict({"pass_at_1": False}, "wrong at `assert f(1) == 2`"),
+    ]

@@ -58,6 +58,13 @@ def test_minerva_takes_reference_answers_and_no_other_answer(at: int) -> None:
         assert not minerva(reference, row["solution"])  # without the sentence
 
 
+@needs_parser
+def test_minerva_reads_the_beginning_of_an_answer() -> None:
+    """As lm-eval does."""
+    assert minerva("3", final("3, 5, 7"))
+    assert not minerva("5", final("3, 5, 7"))
+
+
 @pytest.mark.parametrize(
     ("answer", "plain"),
     [
