@@ -77,8 +77,13 @@ def test_every_failure_costs_one_sample(caplog: pytest.LogCaptureFixture) -> Non
     assert "hostile failed on 10 of 26 responses, which count as wrong" in caplog.text
 
 
-def test_workers_are_few_live_long_and_import_no_torch() -> None:
-    found = verdicts(IN_PROCESSES, ["modules"] * 20)
+def test_workers_are_few_live_long_and_import_no_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(judging, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        found = verdicts(IN_PROCESSES, ["modules"] * 20)
+    assert "hostile: judged 1/20; about " in caplog.text
     assert [verdict.metrics for verdict in found] == [{"right": True}] * 20
     assert len({verdict.note for verdict in found}) <= 2
 
@@ -134,6 +139,7 @@ def test_whoever_stops_early_ends_the_workers() -> None:
         assert next(going) == (0, RIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_ended_run_leaves_no_worker(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C, or a kill, while a scorer hangs."""
@@ -170,15 +176,6 @@ def ended(pid: int, seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-def test_progress_is_told_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(judging, "PROGRESS_SECONDS", 0.0)
-    with caplog.at_level("INFO"):
-        verdicts(IN_PROCESSES, ["2", "2"])
-    assert "hostile: judged 1/2; about " in caplog.text
 
 
 def test_verdicts_of_several_scorers_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "shard": ("part-00000.parquet", lambda folder: trajectories.read_shard(folder / "part-00000.parquet")),
     "samples": ("samples/k/00000-00001.parquet", lambda folder: Store(folder).samples("k")),
     "digest": ("samples/k/00000-00001.parquet", lambda folder: Store(folder).digests([Keys("k", ())])),
-    "verdicts": ("verdicts/k.parquet", lambda folder: Store(folder).verdicts("k")),
+    "verdicts": ("verdicts/k/00000-00001.parquet", lambda folder: Store(folder).verdicts("k")),
     "certainty": ("certainty/k.json", lambda folder: read_certainty(Store(folder).certainty("k"), "teacher")),
     "written text": ("table.md", lambda folder: write_atomically(folder / "table.md", "text")),
     "written table": ("k.parquet", lambda folder: write_table(folder / "k.parquet", SAMPLES.empty_table())),

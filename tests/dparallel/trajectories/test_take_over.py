@@ -1,6 +1,7 @@
 """A recording whose judging or references changed is judged anew; no model is loaded for it."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,15 +54,22 @@ def config(asked: ProblemsConfig, **changes: Any) -> TrajectoriesConfig:
     return TrajectoriesConfig(**{"problems": asked, "decoding": DECODING, "shard_size": 2, **changes})
 
 
-@pytest.fixture
-def asked(tmp_path: Path) -> ProblemsConfig:
-    return problems(tmp_path, ["a", "b", "c", "d", "e"])
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> ProblemsConfig:
+    return problems(tmp_path_factory.mktemp("problems"), ["a", "b", "c", "d", "e"])
+
+
+@pytest.fixture(scope="module")
+def first(asked: ProblemsConfig, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first") / "trajectories-1"
+    run(config(asked), tiny_checkpoint, folder)
+    return folder
 
 
 @pytest.fixture
-def recorded(asked: ProblemsConfig, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+def recorded(first: Path, tmp_path: Path) -> Path:
     """The folder of an experiment with one finished recording."""
-    run(config(asked), tiny_checkpoint, tmp_path / "experiment" / "trajectories-1")
+    shutil.copytree(first, tmp_path / "experiment" / "trajectories-1")
     return tmp_path / "experiment"
 
 
@@ -120,6 +128,7 @@ def by_tests(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verd
     return [Verdict({"passed": problem.extra["tests"] == "f tests"}) for problem in problems]
 
 
+@pytest.mark.slow
 def test_a_scorer_in_worker_processes_judges_recordings(
     recorded: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +144,6 @@ def test_a_scorer_in_worker_processes_judges_recordings(
     "change",
     [
         {"decoding": DECODING.model_copy(update={"threshold": 0.1})},
-        {"decoding": DECODING.model_copy(update={"temperature": 0.5, "seed": 1})},
         {"stops": ("7",)},
         {"prompt": "Now {prompt}"},
         {"code": "another version"},
@@ -147,7 +155,6 @@ def test_what_changes_a_response_is_decoded_anew(
     asked: ProblemsConfig,
     tiny_checkpoint: Path,
     tmp_path: Path,
-    loaded: list[str],
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any],
 ) -> None:
@@ -161,8 +168,14 @@ def test_what_changes_a_response_is_decoded_anew(
         settings = config(asked.model_copy(update={"sources": (source,)}))
     else:
         monkeypatch.setattr(record, "code_digest", lambda modules: change["code"])
-    run(settings, tiny_checkpoint, recorded / "trajectories-2")
-    assert loaded == [str(tiny_checkpoint)]
+
+    def loads(path: str) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(record, "load_model", loads)
+    with pytest.raises(InterruptedError):
+        run(settings, tiny_checkpoint, recorded / "trajectories-2")
+    assert not list((recorded / "trajectories-2").glob("*.parquet")), "all shards, not some"
 
 
 def test_stop_texts_that_do_not_end_decoding_only_end_responses(
