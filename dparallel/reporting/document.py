@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -70,14 +70,14 @@ class Document:
     def markdown(self, pictures: bool = True) -> str:
         """The tables and what they mean."""
         parts = [f"# {self.title}", self.lead]
-        parts += ["\n".join(f"- **Before you compare**: {text}" for text in self.warnings)]
+        parts += [_listed(f"**Before you compare**: {text}" for text in self.warnings)]
         if self._overview:
             parts += [self._overview.caption, self._overview.markdown()]
         for section, picture in zip(self._sections, self._pictures, strict=True):
             parts += [f"## {section['benchmark']}", *self._outcomes(section)]
-            for table in (tables.measurements(section), tables.differences(section)):
-                parts += [table.caption, table.markdown()]
-            parts += ["\n".join(f"- {note}" for note in tables.notes(section))]
+            measured, compared = tables.measurements(section), tables.differences(section)
+            parts += [measured.caption, measured.markdown(), _listed(tables.notes(section))]
+            parts += [compared.caption, compared.markdown(), _listed(tables.PAIRED_NOTES)]
             parts += [f"![Trade-off]({picture})"] if pictures else []
         return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -128,6 +128,7 @@ class Document:
             "measurements": tables.measurements(section),
             "differences": tables.differences(section),
             "notes": tables.notes(section),
+            "paired_notes": tables.PAIRED_NOTES,
             "picture": inline_svg(self._figures[name], _identifier(name), described),
             "exhibitions": exhibitions,
             "runs": section["runs"],
@@ -165,6 +166,10 @@ def exhibited(runs: Sequence[Benchmark]) -> list[tuple[Measured, Measured, bool]
     students = [row for row in first.reported if row.model.startswith(STUDENT)]
     students.sort(key=lambda row: row != first.best)
     return [((first, first.reference), (first, row), row == first.best) for row in students]
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
 
 
 def _identifier(name: str) -> str:

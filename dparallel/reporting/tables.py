@@ -9,7 +9,12 @@ from tabulate import tabulate
 from dparallel.evaluation.plots import plain
 
 Json = dict[str, Any]
-INTERVAL = "95 % interval by Newcombe's method 10 for paired proportions; p: exact two-sided McNemar test"
+# Below `differences`.
+PAIRED_NOTES = [
+    "Lost and gained: problems that only the other row solves, and that only this one solves. 95 % interval "
+    "by Newcombe's method 10 for paired proportions; p: exact two-sided McNemar test. Each comparison stands "
+    "alone: of twenty without any difference, one has p below 0.05."
+]
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,12 @@ def differences(section: Json) -> Table:
 
 
 def notes(section: Json) -> list[str]:
-    """What the tables of a benchmark mean."""
+    """What the table of measurements means."""
+    accuracy = list(dict.fromkeys(next(iter(row["metrics"])) for row in section["rows"]))
     lines = [
-        "± is one standard error. The ratios are speed-ups: NFE and latency (one prompt alone) of the "
-        "reference, which is the first row of its run, divided by those of the row.",
+        f"Accuracy is the metric {' or '.join(accuracy)}; ± is one standard error. The ratios are speed-ups: "
+        "NFE and latency (one prompt alone) of the reference, which is the first row of its run, divided by "
+        "those of the row.",
         f"AUP_2: one token per step and this row; y_max = {section['aup_2']['y_max']:.1f} %.",
     ]
     borrowed = [
@@ -144,10 +151,6 @@ def notes(section: Json) -> list[str]:
             f"AUP: all thresholds of a sweep, {section['aup']['split']} problems; y_max = "
             f"{section['aup']['y_max']:.1f} %."
         )
-    lines.append(
-        "Lost and gained: problems that only the other row solves, and that only this one solves. "
-        f"{INTERVAL}. Each comparison stands alone: of twenty without any difference, one has p below 0.05."
-    )
     if any(not row["qualifies"] for row in section["rows"]):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
     sizes = sorted({size for row in section["rows"] for size in row["batch_sizes"]})

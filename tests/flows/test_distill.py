@@ -11,6 +11,7 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.registry import load_problems
 from dparallel.problems.sources import Problem
+from dparallel.reporting.find import find_run
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
 from tasks.launch import TrainingRefused, launch
@@ -94,6 +95,8 @@ def test_the_whole_pipeline_and_again(
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["students.published.certainty_weight"] == "2.0"
     assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml", *made} <= artifacts(client, parent)
+    measured = find_run(parent.info.run_id, tmp_path / "runs")
+    assert [(name, folder.name.split("-")[0]) for name, folder in measured.stages] == [("coins", "benchmark")]
     assert {"headline/nfe_ratio", "teacher/one_token_per_step/tpf"} <= set(parent.data.metrics)
     trained = children["training published"]
     assert [each.step for each in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,8 +13,7 @@ from dparallel.reporting.samples import CHARACTERS
 from dparallel.stages.manifest import StageError
 from tests.dparallel.browser import in_a_browser, needs_browser
 from tests.dparallel.reporting.made import finished_benchmark, unfinished
-
-TIMED_COLUMNS = ("latency s", "latency ratio", "TPS")
+from tests.dparallel.reporting.times import TIMED_COLUMNS, without_times
 
 
 def written(stage: Path, teacher: Path, out: Path, title: str = "sums") -> dict[str, str]:
@@ -24,26 +22,6 @@ def written(stage: Path, teacher: Path, out: Path, title: str = "sums") -> dict[
     store = stage.parents[1] / "measurements"
     files = write_report(title, [(benchmark_name(stage), stage)], store, models, out)
     return {path.suffix: path.read_text(encoding="utf-8") for path in files if path.suffix != ".png"}
-
-
-def without_times(report: dict[str, str]) -> dict[str, Any]:
-    """The report without what may differ between repetitions."""
-    content = json.loads(report[".json"])
-    for benchmark in content["benchmarks"]:
-        for row in benchmark["rows"]:
-            assert set(row.pop("times")) == {"latency", "latency_speed_up", "tps"}
-    lines = report[".md"].splitlines()
-    for table in [at for at, line in enumerate(lines) if "latency s" in line]:
-        titles = [cell.strip() for cell in lines[table].split("|")]
-        for at in range(table, len(lines)):
-            if not lines[at].startswith("|"):
-                break
-            cells = [cell.strip() for cell in lines[at].split("|")]
-            lines[at] = "|".join(
-                cell for title, cell in zip(titles, cells, strict=True) if title not in TIMED_COLUMNS
-            )
-    page = re.sub(r'(<td class="number time">)[^<]*', r"\1", report[".html"])
-    return {".json": content, ".md": "\n".join(lines), ".html": page}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +112,29 @@ def test_a_page_that_would_be_too_large_shows_fewer_samples(
     monkeypatch.setattr(document, "MAX_BYTES", size - 1)
     page = written(stage, tiny_checkpoint, tmp_path / "small")[".html"]
     assert "10 of 30 problems: the first 10 of each outcome; 20 are left out." in page
+
+
+def test_several_benchmarks_have_one_table_above(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A method that one of them lacks leaves a cell empty."""
+    stages = [
+        ("sums", finished_benchmark(tmp_path / "runs", tiny_checkpoint)),
+        (
+            "proofs",
+            finished_benchmark(tmp_path / "runs", tiny_checkpoint, key="proofs-0123456789", student="1" * 5),
+        ),
+    ]
+    files = write_report("both", stages, tmp_path / "runs" / "measurements", {}, tmp_path / "out")
+    markdown, page = (
+        next(path for path in files if path.suffix == suffix).read_text(encoding="utf-8")
+        for suffix in (".md", ".html")
+    )
+    table = [line for line in markdown.split("## ")[0].splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0] == ["model", "method", "sums", "proofs"]
+    assert cells[-1] == ["fast", "entropy", "60.0 ± 21.9 · 3.0 · 4.00x", "100.0 ± 0.0 · 3.0 · 4.00x"]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {path.name for path in files} >= {"tradeoff-sums.png", "tradeoff-proofs.png"}
 
 
 def test_only_times_differ_between_repetitions(tiny_checkpoint: Path, tmp_path: Path) -> None:
