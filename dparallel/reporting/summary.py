@@ -36,20 +36,19 @@ def by_name(benchmarks: Iterable[Benchmark]) -> dict[str, list[Benchmark]]:
 def compared(runs: Sequence[Benchmark]) -> list[Pair]:
     """Pairs of rows whose accuracies are compared, each as (before, after).
 
-    Every row with the reference of its run; and rows of later runs with those of the first run: the best
-    students, and equal models and methods.
+    Rows of later runs with those of the first run: the best students, and equal models and methods. Then
+    every row with the reference of its run.
     """
-    pairs: list[Pair] = []
-    for run in runs:
-        pairs += [((run, run.reference), (run, row)) for row in run.reported if row != run.reference]
     first, *later = runs
+    pairs: list[Pair] = []
     before = {(row.model, row.method): row for row in first.reported}
     for run in later:
         for row in run.reported:
-            if row == run.best:
-                pairs.append(((first, first.best), (run, row)))
-            elif other := before.get((row.model, row.method)):
+            other = first.best if row == run.best else before.get((row.model, row.method))
+            if other is not None:
                 pairs.append(((first, other), (run, row)))
+    for run in runs:
+        pairs += [((run, run.reference), (run, row)) for row in run.reported if row != run.reference]
     return pairs
 
 
