@@ -87,12 +87,12 @@ def _bubblewrap() -> tuple[str, ...]:
         where = INSTALL if sys.platform == "linux" else "judge on a Linux machine"
         raise SandboxError(
             f"generated code runs in bubblewrap, whose command bwrap is not on this machine: {where}. "
-            "Weaker, and only if you ask for it: the mode 'unshare'"
+            "Weaker, and only if you ask for it: DPARALLEL_SANDBOX=unshare"
         )
     if seccomp.program(os.uname().machine) is None:
         raise SandboxError(
             f"there is no system call filter for {os.uname().machine}: judge on x86_64 or aarch64. Weaker, "
-            "and only if you ask for it: the mode 'unshare'"
+            "and only if you ask for it: DPARALLEL_SANDBOX=unshare"
         )
     return (
         found,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -118,7 +119,8 @@ def test_a_worker_that_cannot_start_ends_the_judging() -> None:
 
 
 def test_functions_that_workers_cannot_import_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for inner in (lambda problems, responses: [], functools.partial(lambda: None)):
+    inners: list[Any] = [lambda problems, responses: [], functools.partial(lambda: None)]
+    for inner in inners:
         with pytest.raises(UserError, match="define the function at the top level of a module"):
             verdicts(replace(IN_PROCESSES, score=inner), ["2"])
     monkeypatch.setattr(sys.modules["__main__"], "each", hostile.each, raising=False)
