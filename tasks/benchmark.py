@@ -48,19 +48,22 @@ def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], 
     curves = folder / "loss_curves.png"
     plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in trainings.items()}, curves)
 
+    manifests = {name: read_manifest(stage) for name, stage in stages}
     tables = [stage / "table.md" for _, stage in stages]
-    manifests = [read_manifest(stage) for _, stage in stages]
     pictures = [
-        stage / name
-        for (_, stage), manifest in zip(stages, manifests, strict=True)
-        for name in manifest.files
-        if name.endswith(".png")
+        stage / file for name, stage in stages for file in manifests[name].files if file.endswith(".png")
     ]
-    files = [str(path.resolve()) for path in (*tables, *pictures, *report_files, curves)]
-    run.update(
-        files=files, metrics={name: value for each in manifests for name, value in each.metrics.items()}
-    )
     text = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
+    metrics = next(iter(manifests.values())).metrics
+    uploaded = [*report_files, curves]
+    if len(stages) == 1:
+        uploaded += [*tables, *pictures]
+    else:  # whose files have equal names
+        text = (folder / "report.md").read_text(encoding="utf-8").strip()
+        metrics = {
+            f"{name}/{key}": value for name in manifests for key, value in manifests[name].metrics.items()
+        }
+    run.update(files=[str(path.resolve()) for path in uploaded], metrics=metrics)
     publish("distill", text, run.link)
     lines = [
         text,

@@ -1,4 +1,4 @@
-"""The report of an experiment that was killed and given again, beside that of an undisturbed one."""
+"""The report of an experiment: of several benchmarks, and of a killed run beside an undisturbed one."""
 
 import os
 import signal
@@ -8,7 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from prefect import flow
 
+from dparallel.stages.experiment import StagePlan
+from dparallel.stages.metrics_log import METRICS
+from tasks.benchmark import report
+from tasks.tracking.run import track
+from tests.dparallel.reporting.made import finished_benchmark
 from tests.dparallel.reporting.times import without_times
 
 SMALL = ["benchmark.test.count=8", "benchmark.validation.count=8", "trajectories.problems.count=8"]
@@ -34,6 +41,57 @@ def report_of(config_file: Path, runs: Path) -> dict[str, str]:
     assert started(config_file, runs).wait(timeout=600) == 0, log.read_text(encoding="utf-8")
     files = runs.glob("small/report-*/report.*")
     return {path.suffix: path.read_text(encoding="utf-8") for path in files}
+
+
+def training(folder: Path) -> StagePlan:
+    """A finished training with a loss."""
+    folder.mkdir()
+    (folder / METRICS).write_text('{"train_step": 1, "loss": 0.5}\n', encoding="utf-8")
+    return StagePlan(stage="training", student="fast", config={}, inputs={}, out_dir=str(folder))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_several_benchmarks_are_reported_together(
+    tiny_checkpoint: Path, tmp_path: Path, local_store: str
+) -> None:
+    home = tmp_path / "runs" / "sums"
+    stages = [
+        finished_benchmark(home.parent, tiny_checkpoint, key=f"{name}-0123456789") for name in ("a", "b")
+    ]
+    plans = [
+        StagePlan(
+            stage="benchmark",
+            config={},
+            inputs={"teacher": str(tiny_checkpoint), "student/fast": str(tiny_checkpoint)},
+            out_dir=str(stage),
+            store=str(home.parent / "measurements"),
+        )
+        for stage in stages
+    ]
+
+    @flow
+    def reported() -> str:
+        with track(home, "distill", "sums", {}) as run:
+            return report(home, plans, {"fast": training(home / "training-fast")}, run)
+
+    text = reported()
+    assert text.startswith("# sums\n")
+    assert "\n## a\n" in text
+    assert "\n## b\n" in text
+    client = MlflowClient(tracking_uri=local_store)
+    [experiment] = client.search_experiments(filter_string="name = 'sums'")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "config.yaml",
+        "loss_curves.png",
+        "report.html",
+        "report.json",
+        "report.md",
+        "tradeoff-a.png",
+        "tradeoff-b.png",
+    }
+    assert run.data.metrics["a/student/fast/entropy/accuracy"] == 0.6
+    assert run.data.metrics["b/student/fast/entropy/accuracy"] == 0.6
 
 
 @pytest.mark.slow
