@@ -137,7 +137,8 @@ def step_shape(config: TrainingConfig, views: int, processes: int) -> StepShape:
     if wanted % (views * processes):
         raise ConfigError(
             f"views_per_step={wanted} is not divisible by {processes} processes x {views} views of a "
-            f"sample: choose a multiple of {views * processes}"
+            f"sample: choose a multiple of {views * processes}, or another number of processes, which a "
+            "training already begun can go on with"
         )
     per_process = wanted // processes
     micro = min(config.micro_batch_size, per_process)

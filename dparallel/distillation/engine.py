@@ -16,14 +16,14 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dparallel.config.base import UserError
 from dparallel.config.experiment import OptimizerConfig, TrainingConfig
-from dparallel.distillation import resuming
+from dparallel.distillation import resuming, state
 from dparallel.distillation.optimizer import adamw, learning_rate_factor
-from dparallel.distillation.resuming import Checkpoint
-from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, check_deepspeed, offloads_optimizer
+from dparallel.distillation.settings import REDUCE_BUCKET_SIZE, check_deepspeed, compiles_optimizer
 from dparallel.stages.files import FileError, give_usual_modes, naming_the_file, write_atomically
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,11 @@ def precision(asked: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[asked]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as text, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def deepspeed_config(
     config: TrainingConfig, processes: int, micro_views: int, accumulation: int, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -113,25 +118,37 @@ def deepspeed_config(
     }
 
 
-def place(student: PeftModel, settings: dict[str, Any]) -> PeftModel:
-    """With ZeRO stage 3, partition the weights over the processes; no device ever holds all of them."""
+def start_engine(
+    student: PeftModel,
+    optimizer: OptimizerConfig,
+    train_steps: int,
+    settings: dict[str, Any],
+    done: int = 0,
+    state_file: Path | None = None,
+) -> DeepSpeedEngine:
+    """Start DeepSpeed with AdamW and its learning rate schedule.
+
+    With ZeRO stage 3, the weights are partitioned over the processes; no device ever holds all of them.
+
+    Args:
+        done: number of train steps done before.
+        state_file: state of adapter and optimizer after `done` train steps; None to start anew.
+    """
+    if state_file is not None:
+        state.load_weights(student, state_file)
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.zero.Init(module=student, config_dict_or_path=settings)
-    return student
-
-
-def start_engine(
-    student: PeftModel, optimizer: OptimizerConfig, train_steps: int, settings: dict[str, Any]
-) -> DeepSpeedEngine:
-    """Start DeepSpeed with AdamW and its learning rate schedule."""
-    trainable = [weight for weight in student.parameters() if weight.requires_grad]
-    optimizing = adamw(trainable, optimizer, offloads_optimizer(settings))
+    trained = [weight for _, weight in state.trained_weights(student)]
+    optimizing = adamw(trained, optimizer, compiles_optimizer(settings))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizing, lambda done: learning_rate_factor(optimizer, done, train_steps)
+        optimizing, lambda steps: learning_rate_factor(optimizer, done + steps, train_steps)
     )
     engine, _, _, _ = deepspeed.initialize(
         model=student, optimizer=optimizing, lr_scheduler=schedule, config=settings
     )
+    state.link(engine)
+    if state_file is not None:
+        state.load_optimizer(engine, state_file, done)
     return engine
 
 
@@ -141,33 +158,24 @@ def gradient_norm(engine: DeepSpeedEngine) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan
 
 
-def save_checkpoint(
-    engine: DeepSpeedEngine, folder: Path, train_step: int, layout: dict[str, Any], process: Process
-) -> None:
+def save_checkpoint(engine: DeepSpeedEngine, folder: Path, train_step: int, process: Process) -> None:
     """Save a checkpoint of adapter and optimizer; when it is complete, the oldest one is removed.
 
     Raises:
         FileError: the disk is full; existing checkpoints remain intact.
     """
-    if process.first:
-        resuming.remove_unfinished(folder)
-    torch.distributed.barrier()
+    gathered = state.gather(engine, kept=process.first)
+    if not process.first:
+        return
     try:
         with naming_the_file(folder / resuming.step_tag(train_step)):
-            engine.save_checkpoint(
-                str(folder), tag=resuming.UNFINISHED, save_latest=False, exclude_frozen_parameters=True
-            )
+            file = resuming.begin(folder)
+            save_file(gathered, file)
+            give_usual_modes([file])
     except FileError:
         resuming.remove_unfinished(folder)
         raise
-    torch.distributed.barrier()
-    if process.first:
-        resuming.keep(folder, train_step, layout)
-
-
-def load_checkpoint(engine: DeepSpeedEngine, folder: Path, found: Checkpoint) -> None:
-    """Load adapter and optimizer state of a checkpoint into the engine."""
-    engine.load_checkpoint(str(folder), tag=found.tag, load_module_strict=False)
+    resuming.keep(folder, train_step, dtype_name(engine.get_data_types()[0]))
 
 
 def leave() -> None:
@@ -185,8 +193,8 @@ def from_first(value: Any, process: Process) -> Any:
 def save_adapter(engine: DeepSpeedEngine, folder: Path, process: Process) -> list[str]:
     """Save the adapter in PEFT's format; returns the file names."""
     student: PeftModel = engine.module
-    trainable = [weight for weight in student.parameters() if weight.requires_grad]
-    with deepspeed.zero.GatheredParameters(trainable, enabled=engine.zero_optimization_partition_weights()):
+    trained = [weight for _, weight in state.trained_weights(student)]
+    with deepspeed.zero.GatheredParameters(trained, enabled=engine.zero_optimization_partition_weights()):
         if process.first:
             with naming_the_file(folder):
                 student.save_pretrained(str(folder), save_embedding_layers=False)

@@ -10,14 +10,11 @@ from dparallel.config.experiment import OptimizerConfig
 
 
 def adamw(
-    weights: Iterable[torch.nn.Parameter], settings: OptimizerConfig, offloaded: bool
+    weights: Iterable[torch.nn.Parameter], settings: OptimizerConfig, compiled: bool
 ) -> torch.optim.Optimizer:
-    """Torch's AdamW, or DeepSpeed's CPU AdamW if the optimizer state is offloaded.
-
-    DeepSpeed's is compiled at first use, which takes minutes; torch's needs no compilation.
-    """
+    """Torch's AdamW, or DeepSpeed's for the CPU, which is compiled at first use; that takes minutes."""
     trained = list(weights)
-    if offloaded:
+    if compiled:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(
             trained,
             lr=settings.learning_rate,

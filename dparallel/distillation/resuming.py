@@ -1,43 +1,43 @@
 """Training checkpoints on disk: validate them, choose the one to resume from, and remove old ones.
 
 A checkpoint is written to a temporary folder, described by `checkpoint.json` with the sizes and hashes of its
-files, and then renamed to `step-00000100`. This module does not depend on DeepSpeed.
+files, and then renamed to `step-00000100`. Any number of processes can resume from it, at any ZeRO stage and
+with any offloading. This module does not depend on DeepSpeed.
 """
 
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dparallel.distillation.settings import KEPT_CHECKPOINTS, offloads_optimizer
+from dparallel.distillation.settings import KEPT_CHECKPOINTS
 from dparallel.stages.files import write_atomically
 from dparallel.stages.manifest import FileRecord, StageError, file_digest
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "checkpoint.json"
+STATE = "state.safetensors"
 UNFINISHED = "unfinished"  # folder of a checkpoint being written; never read
-DIVIDING = ("sub_group_size", "round_robin_gradients", "zero_hpz_partition_size")  # of the optimizer state
-SET_BY = {"processes": "launch.processes", "precision": "training.precision"}
 
 
 class Checkpoint(BaseModel):
-    """Content of `checkpoint.json`.
-
-    `layout` describes how the optimizer state is divided into files and tensors; only a launch with the same
-    layout can load the checkpoint.
-    """
+    """Content of `checkpoint.json`; `precision` is the dtype of the launch that wrote it, as text."""
 
     train_step: int
-    layout: dict[str, Any]
+    precision: str | None = None
     files: dict[str, FileRecord]
 
     @property
     def tag(self) -> str:
         return step_tag(self.train_step)
+
+    @property
+    def state_file(self) -> Path:
+        """The state of adapter and optimizer, relative to the checkpoints' folder."""
+        return Path(self.tag, STATE)
 
 
 def step_tag(train_step: int) -> str:
@@ -45,20 +45,14 @@ def step_tag(train_step: int) -> str:
     return f"step-{train_step:08d}"
 
 
-def layout(settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The launch and DeepSpeed settings that determine how a checkpoint is divided."""
-    zero = settings["zero_optimization"]
-    made = {
-        "processes": processes,
-        "precision": "bf16" if settings["bf16"]["enabled"] else "fp32",
-        "stage": zero["stage"],
-    }
-    if offloads_optimizer(settings):
-        made["offload_optimizer"] = zero["offload_optimizer"]["device"]
-    return made | {name: zero[name] for name in DIVIDING if name in zero}
+def begin(folder: Path) -> Path:
+    """The file to write the state of a new checkpoint to, in a new temporary folder."""
+    remove_unfinished(folder)
+    (folder / UNFINISHED).mkdir(parents=True)
+    return folder / UNFINISHED / STATE
 
 
-def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
+def keep(folder: Path, train_step: int, precision: str) -> None:
     """Flush the unfinished checkpoint to disk and rename it; keep the last two."""
     unfinished = folder / UNFINISHED
     files = sorted(file for file in unfinished.rglob("*") if file.is_file())
@@ -71,7 +65,7 @@ def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
         )
         for file in files
     }
-    made = Checkpoint(train_step=train_step, layout=layout, files=records)
+    made = Checkpoint(train_step=train_step, precision=precision, files=records)
     write_atomically(unfinished / DESCRIPTION, made.model_dump_json(indent=1))
     if (folder / made.tag).exists():  # it is damaged, otherwise this run had resumed from it
         shutil.rmtree(folder / made.tag)
@@ -82,19 +76,23 @@ def keep(folder: Path, train_step: int, layout: dict[str, Any]) -> None:
         shutil.rmtree(old)
 
 
-def newest_whole(folder: Path, layout: dict[str, Any]) -> Checkpoint | None:
+def newest_whole(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint; None if none was ever finished.
 
     Damaged checkpoints are kept and logged.
 
     Raises:
-        StageError: all checkpoints are damaged, or this launch divides the optimizer state differently.
+        StageError: all checkpoints are damaged, or were written by an earlier version.
     """
     damaged: list[str] = []
     for tag in _newest_first(folder):
         found = _read_whole(tag)
         if isinstance(found, Checkpoint):
-            _check_layout(folder, found, layout)
+            if STATE not in found.files:
+                raise StageError(
+                    f"{tag} was written by an earlier version and holds no {STATE}: finish this training "
+                    f"with that version, or delete {folder} to train from the start"
+                )
             for why in damaged:
                 log.warning("%s; going on from train step %d", why, found.train_step)
             return found
@@ -138,14 +136,3 @@ def _read_whole(folder: Path) -> Checkpoint | str:
         if not whole:
             return f"{file} is damaged"
     return found
-
-
-def _check_layout(folder: Path, found: Checkpoint, layout: dict[str, Any]) -> None:
-    for name in sorted({*found.layout, *layout}):
-        there, here = found.layout.get(name), layout.get(name)
-        if there != here:
-            setting = SET_BY.get(name, f"training.deepspeed.zero_optimization.{name}")
-            raise StageError(
-                f"{folder} was written with {name}={there}, this launch has {here} and cannot read it: go on "
-                f"with {setting} as it was ({there}), or delete {folder} to train from the start"
-            )

@@ -124,14 +124,33 @@ def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
             raise ConfigError(f"{section}.{key} is deprecated in DeepSpeed: set {extra['new_param']} instead")
     if zero.get("compute_grad_norm") is False:
         raise ConfigError(f"{section}.compute_grad_norm=False: gradients are clipped by their norm; drop it")
-    for key in ("offload_param", "offload_optimizer"):
-        offload = zero.get(key) or {}
-        if offload.get("device") == "nvme" and not offload.get("nvme_path"):
-            raise ConfigError(f"{section}.{key}.device=nvme needs nvme_path: a folder on that device")
+    offload = zero.get("offload_param") or {}
+    if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+        raise ConfigError(f"{section}.offload_param.device=nvme needs nvme_path: a folder on that device")
+    _check_optimizer_within_reach(section, zero)
     if _device(zero, "offload_param") != "none" and zero["stage"] != 3:
         raise ConfigError(
             f"{section}.offload_param at stage {zero['stage']}: DeepSpeed ignores it there; set stage: 3, "
             "or drop offload_param"
+        )
+
+
+def _check_optimizer_within_reach(section: str, zero: Mapping[str, Any]) -> None:
+    """Reject settings with which checkpoints would lack AdamW's state, which DeepSpeed keeps elsewhere."""
+    offload = zero.get("offload_optimizer") or {}
+    elsewhere = {}
+    if offload.get("device") == "nvme":
+        elsewhere["offload_optimizer.device"] = "nvme"
+    if offload.get("ratio", 1) < 1:
+        elsewhere["offload_optimizer.ratio"] = offload["ratio"]
+    if offload.get("super_offload"):
+        elsewhere["offload_optimizer.super_offload"] = True
+    if zero.get("zenflow"):
+        elsewhere["zenflow"] = zero["zenflow"]
+    for key, value in elsewhere.items():
+        raise ConfigError(
+            f"{section}.{key}={value}: checkpoints cannot hold the state of such an optimizer; drop the key, "
+            "or write offload_optimizer: {device: cpu} (12 bytes of host memory for each adapter weight)"
         )
 
 
@@ -190,8 +209,13 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
 
 
 def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
-    """Whether the optimizer state is offloaded to the CPU or a disk."""
+    """Whether the optimizer state is offloaded to the CPU."""
     return _offloads(settings, "offload_optimizer")
+
+
+def compiles_optimizer(settings: Mapping[str, Any]) -> bool:
+    """Whether AdamW is DeepSpeed's for offloading, which is compiled at first use, instead of torch's."""
+    return offloads_optimizer(settings) and settings.get("zero_force_ds_cpu_optimizer", True)
 
 
 def offloads_weights(settings: Mapping[str, Any]) -> bool:
@@ -231,7 +255,7 @@ def check_builds(settings: Mapping[str, Any]) -> None:
 
     The lock belongs to DeepSpeed's optimizer for offloading, which is compiled at first use.
     """
-    if not offloads_optimizer(settings):
+    if not compiles_optimizer(settings):
         return
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     for lock in [*Path(root).glob("cpu_adam/lock"), *Path(root).glob("*/cpu_adam/lock")]:

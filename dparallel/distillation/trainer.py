@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -95,12 +94,11 @@ def run_stage(
 
     with contextlib.ExitStack() as stack:
         # 2. Rank 0 holds the folder's lease and chooses the checkpoint that all processes resume from
-        layout = resuming.layout(settings, process.count)
         finished, found, still_held = None, None, None
         if process.first:
             still_held = stack.enter_context(lease.held(folder))
             finished = stage.done  # by another run meanwhile
-            found = None if finished else resuming.newest_whole(folder / CHECKPOINTS, layout)
+            found = None if finished else resuming.newest_whole(folder / CHECKPOINTS)
         ds.join(process)
         stack.callback(ds.leave)
         finished, found = ds.from_first((finished, found), process)
@@ -109,22 +107,24 @@ def run_stage(
 
         # 3. Student and engine
         torch.manual_seed(training.seed)
-        student = ds.place(load_student(inputs["teacher"], training, dtype, process), settings)
+        student = load_student(inputs["teacher"], training, dtype, process)
         train_steps = training.train_steps or math.ceil((training.epochs or 0) * len(samples) / shape.samples)
-        engine = ds.start_engine(student, training.optimizer, train_steps, settings)
-        if found:
-            ds.load_checkpoint(engine, folder / CHECKPOINTS, found)
+        done = found.train_step if found else 0
+        if found and found.precision != ds.dtype_name(dtype) and process.first:
+            log.warning("trained in %s before, goes on in %s", found.precision, ds.dtype_name(dtype))
+        state_file = folder / CHECKPOINTS / found.state_file if found else None
+        engine = ds.start_engine(student, training.optimizer, train_steps, settings, done, state_file)
 
         # 4. Train and save the adapter
-        trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, layout, still_held)
-        trainer.train(found.train_step if found else 0)
+        trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, still_held)
+        trainer.train(done)
         files = ds.save_adapter(engine, folder / "adapter", process)
         if process.first:
             stage.finish(
                 files=[f"adapter/{name}" for name in files],
                 counts={**counts, "train_steps": train_steps},
                 metrics=last_metrics(folder),
-                details={"processes": process.count, "precision": str(dtype).removeprefix("torch.")},
+                details={"processes": process.count, "precision": ds.dtype_name(dtype)},
             )
         torch.distributed.barrier()
         return read_manifest(folder)
@@ -158,7 +158,6 @@ class Trainer:
     process: ds.Process
     folder: Path
     train_steps: int
-    layout: dict[str, Any]  # layout of its checkpoints
     still_held: Callable[[], None] | None = None  # raises StageError if the folder's lease was lost
 
     def train(self, done: int) -> None:
@@ -192,9 +191,7 @@ class Trainer:
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
                 if self.still_held is not None:
                     self.still_held()
-                ds.save_checkpoint(
-                    self.engine, self.folder / CHECKPOINTS, train_step, self.layout, self.process
-                )
+                ds.save_checkpoint(self.engine, self.folder / CHECKPOINTS, train_step, self.process)
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
         """Run one optimizer step; returns its metrics, averaged over all processes."""

@@ -100,7 +100,7 @@ def disk_needed(
     sizes = Sizes(
         trajectory=(max(prompts) + gen_length) * (torch.int32.itemsize + TEXT_BYTES)
         + gen_length * (torch.int16.itemsize + torch.float32.itemsize),
-        checkpoint=adapter + 3 * trainable * torch.float32.itemsize,
+        checkpoint=3 * trainable * torch.float32.itemsize,  # weights and two moments
         adapter=adapter,
         merged=stored_bytes(config.teacher),
     )

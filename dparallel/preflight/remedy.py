@@ -2,10 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dparallel.config.base import ConfigError
+from dparallel.config.base import HOW, ConfigError
 from dparallel.config.experiment import DistillConfig, TrainingConfig
 from dparallel.distillation.quantization import whole_blocks
 from dparallel.distillation.settings import zero_stage
@@ -37,8 +37,20 @@ def _remedy(config: DistillConfig, shape: TrainingShape, gpu_bytes: int) -> str:
         memory = students_memory(model, config, config.training.model_copy(update=changes), shape)
         if memory.peak + RESERVED <= gpu_bytes:
             settings = " ".join(_setting(key, value) for key, value in changes.items())
-            return f"with --set {settings} it needs {size(memory.peak)}"
-    return "no setting makes it fit: use larger GPUs, more of them with ZeRO stage 3, or a smaller lora.rank"
+            return (
+                f"with --set {settings} it needs {size(memory.peak)}; {_what_becomes_of_the_begun(changes)}"
+            )
+    return (
+        "no setting makes it fit: use larger GPUs, or more of them with ZeRO stage 3 (a training already "
+        "begun goes on from its checkpoint), or a smaller lora.rank (it starts anew)"
+    )
+
+
+def _what_becomes_of_the_begun(changes: Iterable[str]) -> str:
+    deciding = [key for key in changes if HOW not in TrainingConfig.model_fields[key].metadata]
+    if deciding:
+        return f"training.{deciding[0]} changes the result, so a training already begun starts anew"
+    return "a training already begun goes on from its checkpoint"
 
 
 def ways_to_save_memory(

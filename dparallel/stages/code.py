@@ -78,6 +78,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/engine.py",
         "distillation/optimizer.py",
         "distillation/quantization.py",
+        "distillation/state.py",
         "distillation/trainer.py",
     ),
     "merging": (*MODEL, "distillation/merging.py", "models/lora.py"),

@@ -24,6 +24,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAYS_NO_ROOM = (
     "No space left on device",
     "Disk quota exceeded",
+    "File too large",
     "PytorchStreamWriter failed writing",
     "inline_container.cc",
 )

@@ -80,6 +80,26 @@ def test_neither_forwards_nor_processes_change_a_step(
         torch.testing.assert_close(its_gradient, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_any_number_of_processes_draws_the_same_canvases(
+    tiny_model: DiffusionTransformer, samples: Samples
+) -> None:
+    """So a training may go on with another number of processes."""
+
+    def drawn(train_step: int, processes: int) -> list[tuple[list[int], list[bool]]]:
+        shape = step_shape(training_config(views_per_step=16), D2F.views, processes)
+        rows = []
+        for rank in range(processes):
+            for batch in step_batches(samples, D2F, shape, tiny_model.config, 3, train_step, rank, processes):
+                real = torch.ones_like(batch.read) if batch.attention_mask is None else batch.attention_mask
+                for canvas, read, kept in zip(batch.canvas, batch.read, real, strict=True):
+                    rows.append((canvas[kept].tolist(), read[kept].tolist()))
+        return sorted(rows)
+
+    for train_step in (1, 2, 5):
+        assert drawn(train_step, 1) == drawn(train_step, 2) == drawn(train_step, 4)
+    assert drawn(1, 1) != drawn(2, 1)
+
+
 def test_inverse_ratio_is_one_mean_over_the_step(samples: Samples) -> None:
     """1/p of every position read, divided by their number; not a mean of means."""
     rng = np.random.default_rng(1)

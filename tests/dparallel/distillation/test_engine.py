@@ -6,7 +6,7 @@ import torch
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import OptimizerConfig
 from dparallel.distillation import engine
-from dparallel.distillation.optimizer import learning_rate_factor
+from dparallel.distillation.optimizer import adamw, learning_rate_factor
 from dparallel.distillation.settings import REDUCE_BUCKET_SIZE
 from tests.dparallel.distillation.conftest import training_config
 
@@ -19,6 +19,12 @@ def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
     optimizer = OptimizerConfig(learning_rate=1, schedule=schedule, warmup_ratio=0.2)
     # 10 steps, 2 of warm-up, 8 of schedule: its middle is after 6
     assert [learning_rate_factor(optimizer, done, 10) for done in (0, 1, 2, 6)] == pytest.approx(expected)
+
+
+def test_adamw_has_the_settings_of_the_optimizer() -> None:
+    settings = OptimizerConfig(learning_rate=1e-3, betas=(0.8, 0.95), weight_decay=0.25)
+    (group,) = adamw([torch.nn.Parameter(torch.zeros(2))], settings, compiled=False).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-3, (0.8, 0.95), 0.25)
 
 
 def test_deepspeed_settings_are_filled_in() -> None:

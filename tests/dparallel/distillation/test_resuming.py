@@ -1,32 +1,19 @@
-"""The checkpoint from which training resumes: the newest intact one that this launch can read."""
+"""The checkpoint from which training resumes: the newest intact one."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from dparallel.distillation import engine, resuming
+from dparallel.distillation import resuming
 from dparallel.stages.manifest import StageError
-from tests.dparallel.distillation.conftest import training_config
 
 
-def settings_of(**zero) -> dict:
-    config = training_config(deepspeed={"zero_optimization": {"stage": 2, **zero}})
-    return engine.deepspeed_config(config, 1, 2, 1, torch.float32)
-
-
-LAYOUT = resuming.layout(settings_of(), processes=2)
-
-
-def save(folder: Path, train_step: int, layout: dict = LAYOUT) -> Path:
-    """A checkpoint of two files, as written by DeepSpeed."""
-    unfinished = folder / resuming.UNFINISHED
-    unfinished.mkdir(parents=True)
-    (unfinished / "model_states.pt").write_bytes(b"model %d" % train_step)
-    (unfinished / "optim_states.pt").write_bytes(b"optimizer %d" % train_step)
-    resuming.keep(folder, train_step, layout)
+def save(folder: Path, train_step: int) -> Path:
+    """A checkpoint with a state of a few bytes."""
+    resuming.begin(folder).write_bytes(b"state %d" % train_step)
+    resuming.keep(folder, train_step, "float32")
     return folder / resuming.step_tag(train_step)
 
 
@@ -35,14 +22,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
-    assert resuming.newest_whole(tmp_path, LAYOUT) is None
+    assert resuming.newest_whole(tmp_path) is None
     for train_step in (5, 10, 15):
         save(tmp_path, train_step)
     assert steps(tmp_path) == [10, 15]
-    found = resuming.newest_whole(tmp_path, LAYOUT)
+    found = resuming.newest_whole(tmp_path)
     assert found is not None
     assert (found.train_step, found.tag) == (15, "step-00000015")
-    assert found.files.keys() == {"model_states.pt", "optim_states.pt"}
+    assert found.files.keys() == {resuming.STATE}
+    assert (tmp_path / found.state_file).read_bytes() == b"state 15"
 
 
 def cut(file: Path) -> None:
@@ -50,7 +38,7 @@ def cut(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    file.write_bytes(b"M" + file.read_bytes()[1:])
+    file.write_bytes(b"S" + file.read_bytes()[1:])
 
 
 def replace_by_folder(file: Path) -> None:
@@ -59,10 +47,10 @@ def replace_by_folder(file: Path) -> None:
 
 
 DAMAGES = {
-    "cut": lambda tag: cut(tag / "optim_states.pt"),
-    "empty": lambda tag: (tag / "optim_states.pt").write_bytes(b""),
-    "changed": lambda tag: flip(tag / "model_states.pt"),
-    "missing": lambda tag: (tag / "model_states.pt").unlink(),
+    "cut": lambda tag: cut(tag / resuming.STATE),
+    "empty": lambda tag: (tag / resuming.STATE).write_bytes(b""),
+    "changed": lambda tag: flip(tag / resuming.STATE),
+    "missing": lambda tag: (tag / resuming.STATE).unlink(),
     "description empty": lambda tag: (tag / resuming.DESCRIPTION).write_bytes(b""),
     "description cut": lambda tag: cut(tag / resuming.DESCRIPTION),
     "description missing": lambda tag: (tag / resuming.DESCRIPTION).unlink(),
@@ -76,7 +64,7 @@ def test_from_a_damaged_one_it_goes_back_to_the_older_and_says_why(tmp_path: Pat
     save(tmp_path, 5)
     newest = save(tmp_path, 10)
     damage(newest)
-    found = resuming.newest_whole(tmp_path, LAYOUT)
+    found = resuming.newest_whole(tmp_path)
     assert found is not None
     assert found.train_step == 5
     assert str(newest) in caplog.text
@@ -89,60 +77,51 @@ def test_from_a_damaged_one_it_goes_back_to_the_older_and_says_why(tmp_path: Pat
 def test_a_missing_one_is_not_missed(tmp_path: Path) -> None:
     save(tmp_path, 5)
     shutil.rmtree(save(tmp_path, 10))
-    found = resuming.newest_whole(tmp_path, LAYOUT)
+    found = resuming.newest_whole(tmp_path)
     assert found is not None
     assert found.train_step == 5
 
 
 def test_where_none_is_whole_the_remedy_is_named_and_nothing_deleted(tmp_path: Path) -> None:
     for train_step in (5, 10):
-        cut(save(tmp_path, train_step) / "model_states.pt")
+        cut(save(tmp_path, train_step) / resuming.STATE)
     with pytest.raises(StageError, match=f"{tmp_path} holds no whole checkpoint .*: delete it to train from"):
-        resuming.newest_whole(tmp_path, LAYOUT)
+        resuming.newest_whole(tmp_path)
     assert steps(tmp_path) == [5, 10]
 
 
 def test_what_a_killed_run_left_unfinished_is_never_read(tmp_path: Path) -> None:
     (tmp_path / resuming.UNFINISHED).mkdir()
-    (tmp_path / resuming.UNFINISHED / "model_states.pt").write_bytes(b"half")
-    assert resuming.newest_whole(tmp_path, LAYOUT) is None
+    (tmp_path / resuming.UNFINISHED / resuming.STATE).write_bytes(b"half")
+    assert resuming.newest_whole(tmp_path) is None
     resuming.remove_unfinished(tmp_path)
     save(tmp_path, 5)
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000005"]
     assert set(json.loads((tmp_path / "step-00000005" / resuming.DESCRIPTION).read_bytes())["files"]) == {
-        "model_states.pt",
-        "optim_states.pt",
+        resuming.STATE
     }
 
 
-@pytest.mark.parametrize(
-    ("launch", "message"),
-    [
-        (resuming.layout(settings_of(), 1), r"processes=2, this launch has 1 .*launch\.processes as it was"),
-        (resuming.layout(settings_of(stage=3), 2), r"stage=2, this launch has 3 .*zero_optimization\.stage"),
-        (
-            resuming.layout(settings_of(offload_optimizer={"device": "cpu"}), 2),
-            "offload_optimizer=None, this launch has cpu",
-        ),
-        ({**LAYOUT, "precision": "bf16"}, r"precision=fp32, this launch has bf16 .*training\.precision"),
-    ],
-)
-def test_what_this_launch_cannot_read_is_refused_and_kept(tmp_path: Path, launch: dict, message: str) -> None:
-    save(tmp_path, 5)
-    with pytest.raises(StageError, match=message):
-        resuming.newest_whole(tmp_path, launch)
-    assert resuming.newest_whole(tmp_path, LAYOUT)
-
-
-def test_settings_that_divide_nothing_may_change(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    other = resuming.layout(settings_of(overlap_comm=True, reduce_bucket_size=1000), 2)
-    assert resuming.newest_whole(tmp_path, other)
+def test_a_checkpoint_of_an_earlier_version_is_refused_and_kept(tmp_path: Path) -> None:
+    """It held DeepSpeed's own files, which only a launch of the same layout could read."""
+    tag = save(tmp_path, 5)
+    (tag / resuming.STATE).rename(tag / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    description = json.loads((tag / resuming.DESCRIPTION).read_bytes())
+    record = description["files"].pop(resuming.STATE)
+    description["files"]["zero_pp_rank_0_mp_rank_00_optim_states.pt"] = record
+    del description["precision"]
+    description["layout"] = {"processes": 2, "precision": "fp32", "stage": 2}
+    (tag / resuming.DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(
+        StageError, match=rf"^{tag} was written by an earlier version .*, or delete {tmp_path}"
+    ):
+        resuming.newest_whole(tmp_path)
+    assert steps(tmp_path) == [5]
 
 
 def test_what_is_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step-by-step.txt").touch()
-    assert resuming.newest_whole(tmp_path, LAYOUT) is None
+    assert resuming.newest_whole(tmp_path) is None
     save(tmp_path, 5)
     save(tmp_path, 10)
     assert save(tmp_path, 15).is_dir()
@@ -162,6 +141,6 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
 
     read = resuming.file_digest
     monkeypatch.setattr(resuming, "file_digest", refuse)
-    found = resuming.newest_whole(tmp_path, LAYOUT)
+    found = resuming.newest_whole(tmp_path)
     assert found is not None
     assert found.train_step == 5

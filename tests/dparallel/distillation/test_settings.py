@@ -99,7 +99,23 @@ def zero(stage: int = 2, **settings: Any) -> dict[str, Any]:
         (zero(offload_optimizer={"devise": "cpu"}), r"offload_optimizer\.devise is unknown; .* device\?"),
         (zero(offload_optimizer={"device": "CPU"}), r"\.device='CPU': Input should be 'none', 'cpu' or 'nv"),
         (zero(offload_optimizer="cpu"), r"offload_optimizer='cpu'.*: write offload_optimizer: {device: cpu}"),
-        (zero(offload_optimizer={"device": "nvme"}), r"offload_optimizer\.device=nvme needs nvme_path"),
+        (zero(3, offload_param={"device": "nvme"}), r"offload_param\.device=nvme needs nvme_path"),
+        (
+            zero(3, offload_optimizer={"device": "nvme"}),
+            r"offload_optimizer\.device=nvme: checkpoints cannot h",
+        ),
+        (
+            zero(3, offload_optimizer={"device": "cpu", "ratio": 0.5}),
+            r"offload_optimizer\.ratio=0\.5: .*\{device: cpu\}",
+        ),
+        (
+            zero(3, offload_optimizer={"device": "cpu", "super_offload": True}),
+            r"offload_optimizer\.super_offload=True: checkpoints cannot hold",
+        ),
+        (
+            zero(offload_optimizer={"device": "cpu"}, zenflow={"topk_ratio": 0.1}),
+            r"zenflow=.*: checkpoints can",
+        ),
         (zero(offload_optimizer={"device": "cpu", "ratio": 0.5}), r"only supported for ZeRO Stage 3"),
         (
             zero(offload_param={"device": "cpu"}),

@@ -59,7 +59,7 @@ def test_parameters_memory_and_disk() -> None:
     # 1,500 rows: 48 ids and texts of 5 bytes, 36 steps of 2 bytes and confidences of 4
     assert made.disk["trajectories"] == 1500 * (48 * (4 + 5) + 36 * (2 + 4))
     # three students, each with two checkpoints, and one being written
-    assert made.disk["checkpoints"] == (3 * 2 + 1) * (2 + 12) * ADAPTER
+    assert made.disk["checkpoints"] == (3 * 2 + 1) * 12 * ADAPTER
     stored = (ROOT / "teachers" / "tiny" / "model.safetensors").stat().st_size
     assert made.disk["merged models"] == 3 * stored == pytest.approx(3 * 4 * made.parameters, rel=0.01)
     # one row reads a block of 12: its logits and five float32 copies, the widest layer, rotation
@@ -134,6 +134,8 @@ def test_the_remedy_fits() -> None:
         words = shlex.split(message.partition("with --set ")[2].partition(" it needs")[0])
         assert words, message
         remedies.add(tuple(words))
+        goes_on = message.endswith("; a training already begun goes on from its checkpoint")
+        assert goes_on == (not any("quantization" in word for word in words))
         check_fits(plan("launch.processes=1", *words), limit, 10**12)
     assert "training.gradient_checkpointing=true" in {word for words in remedies for word in words}
 
@@ -250,7 +252,7 @@ def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch
     def needed() -> dict[str, int]:
         return plan(*setting).disk
 
-    adapter, checkpoint = 2 * ADAPTER, 14 * ADAPTER
+    adapter, checkpoint = 2 * ADAPTER, 12 * ADAPTER
     whole = needed()
     assert "copies in MLflow" not in whole
     config = plan(*setting).config
