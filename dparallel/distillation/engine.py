@@ -17,7 +17,7 @@ import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
 from peft import PeftModel
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dparallel.config.base import UserError
 from dparallel.config.experiment import OptimizerConfig, TrainingConfig
@@ -119,7 +119,7 @@ def deepspeed_config(
 
 
 def start_engine(
-    student: PeftModel,
+    student: nn.Module,
     optimizer: OptimizerConfig,
     train_steps: int,
     settings: dict[str, Any],

@@ -138,7 +138,7 @@ def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
 def _check_optimizer_within_reach(section: str, zero: Mapping[str, Any]) -> None:
     """Reject settings with which checkpoints would lack AdamW's state, which DeepSpeed keeps elsewhere."""
     offload = zero.get("offload_optimizer") or {}
-    elsewhere = {}
+    elsewhere: dict[str, Any] = {}
     if offload.get("device") == "nvme":
         elsewhere["offload_optimizer.device"] = "nvme"
     if offload.get("ratio", 1) < 1:

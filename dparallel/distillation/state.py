@@ -8,6 +8,7 @@ step are functions of it.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -21,9 +22,8 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from peft import PeftModel
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW names them
@@ -48,7 +48,7 @@ def gather(engine: DeepSpeedEngine, kept: bool) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(student: PeftModel, file: Path) -> None:
+def load_weights(student: nn.Module, file: Path) -> None:
     """Load the weights of a state into a student that DeepSpeed does not divide yet, rounded to its dtype."""
     with safe_open(file, framework="pt") as state:
         for name, weight in trained_weights(student):
@@ -93,7 +93,7 @@ def link(engine: DeepSpeedEngine) -> None:
         )
 
 
-def trained_weights(student: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def trained_weights(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The weights of the adapter, by name."""
     return ((name, weight) for name, weight in student.named_parameters() if weight.requires_grad)
 
@@ -122,7 +122,7 @@ def _step_count(adamw: torch.optim.Optimizer, train_step: int, device: torch.dev
     return torch.tensor(float(train_step), device=device if adamw.defaults["fused"] else "cpu")
 
 
-def _set(weight: torch.nn.Parameter, part: str, whole: Tensor) -> None:
+def _set(weight: Any, part: str, whole: Tensor) -> None:
     """Set this process's part of a weight's float32 value or moment."""
     if not hasattr(weight, "ds_tensor"):  # ZeRO stages 1 and 2
         if part == WEIGHT:
@@ -133,7 +133,7 @@ def _set(weight: torch.nn.Parameter, part: str, whole: Tensor) -> None:
     # Stage 3 divides every weight evenly. DeepSpeed's own division of a whole value does not pad it.
     processes = torch.distributed.get_world_size(weight.ds_process_group)
     share = weight.ds_tensor.numel()
-    padded = torch.nn.functional.pad(whole.flatten(), (0, share * processes - whole.numel()))
+    padded = nn.functional.pad(whole.flatten(), (0, share * processes - whole.numel()))
     own = padded.split(share)[torch.distributed.get_rank(weight.ds_process_group)]
     if part == WEIGHT:
         safe_set_local_fp32_param(weight, own)

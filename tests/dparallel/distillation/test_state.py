@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ TRAIN_STEPS, DONE = 20, 7
 CPU = {"offload_optimizer": {"device": "cpu"}}
 TORCH_ON_CPU = {"zero_force_ds_cpu_optimizer": False}
 COMPILED = ("stage 2, compiled optimizer", "stage 3, compiled optimizer")
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "stage 1": {"zero_optimization": {"stage": 1}},
     "stage 1, float32 gradients": {
         "zero_optimization": {"stage": 1},

@@ -111,12 +111,12 @@ def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     state = out / "checkpoints" / "step-00000010" / resuming.STATE
     state.write_bytes(state.read_bytes()[:100])
 
-    zero3 = {"zero_optimization": {"stage": 3}}
+    zero1 = {"zero_optimization": {"stage": 1}}
     how = {
         "micro_batch_size": 4,
         "gradient_checkpointing": True,
         "checkpoint_every": 7,
-        "deepspeed": zero3,
+        "deepspeed": zero1,
     }
     assert write_plan(tmp_path, tiny_checkpoint, trajectories, **how) == (plan, out)
     code, output = run_forked(plan)
@@ -134,7 +134,7 @@ def test_settings_of_how_the_work_is_done_go_on_from_the_checkpoint(
     ]
     assert verify(out).counts == verify(trained).counts
     assert verify(out).how["training"]["micro_batch_size"] == 4
-    assert verify(out).how["training"]["deepspeed"] == zero3
+    assert verify(out).how["training"]["deepspeed"] == zero1
     assert not (out / LEASE).exists()
 
     # Only what is damaged is written again
