@@ -35,8 +35,8 @@ def judged(
 ) -> Generator[tuple[int, Verdict], None, None]:
     """Judge each response to its problem; yields its index and its verdict when it is known.
 
-    A response is incorrect, with a note, if the scorer raises an exception on it, takes longer than
-    `scorer.seconds`, or ends its process. Close the iterator (`contextlib.closing`) to end early.
+    A response is incorrect, with a note, if the scorer raises an exception on it, or twice takes longer than
+    `scorer.seconds` or ends its process. Close the iterator (`contextlib.closing`) to end early.
 
     Raises:
         UserError: the scorer cannot be used on this machine.

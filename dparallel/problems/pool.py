@@ -1,7 +1,8 @@
 """Call a function on many items in worker processes, each call with a time limit.
 
-An item whose call hangs, raises, or ends its process costs only itself: the process is killed and replaced.
-`concurrent.futures` can do neither.
+An item whose call hangs, raises, or ends its process costs only itself: the process is killed and replaced
+(`concurrent.futures` can do neither). A call that hung or ended its process is repeated once, since a busy
+machine may have been the reason.
 """
 
 import contextlib
@@ -72,21 +73,25 @@ def call_each(
         return
     setup = _setup(function, prepare)
     count = min(workers or len(os.sched_getaffinity(0)), len(items), MOST_WORKERS)
-    waiting, staff = deque(enumerate(items)), list[_Worker]()
+    waiting, staff, repeated = deque(enumerate(items)), list[_Worker](), set[int]()
     try:
         while waiting or any(member.index is not None for member in staff):
             while len(staff) < count and len(staff) < len(waiting) + sum(
                 member.index is not None for member in staff
             ):
                 staff.append(_Worker(setup))
+            for member in staff:
+                if waiting and member.ready and member.index is None:
+                    member.start(*waiting.popleft(), seconds)
             for member in _heard_of(staff):
                 index, outcome = member.index, member.outcome(seconds)
                 if member.ended:
                     staff.remove(member)
-                if index is not None and outcome is not None:
+                if index is not None and member.ended and index not in repeated:
+                    repeated.add(index)
+                    waiting.append((index, items[index]))
+                elif index is not None:
                     yield index, outcome
-                if not member.ended and waiting:
-                    member.start(*waiting.popleft(), seconds)
     finally:
         for member in staff:
             member.kill()
@@ -109,7 +114,7 @@ _TOP_LEVEL = "define the function at the top level of a module"
 def _heard_of(staff: "Sequence[_Worker]") -> "list[_Worker]":
     """Wait until some workers have replied, ended or passed their deadline, and return these."""
     left = min(member.deadline for member in staff) - time.monotonic()
-    replied = wait([member.connection for member in staff], max(left, 0.0))
+    replied = wait([member.connection for member in staff], min(max(left, 0.0), START_SECONDS))
     now = time.monotonic()
     return [member for member in staff if member.connection in replied or member.deadline <= now]
 
@@ -141,8 +146,8 @@ class _Worker:
         with contextlib.suppress(ConnectionError):
             self.connection.send_bytes(pickle.dumps(item))
 
-    def outcome(self, seconds: float) -> Outcome | None:
-        """The outcome of its item, None if it had none; it is killed if it does not reply properly."""
+    def outcome(self, seconds: float) -> Outcome:
+        """The outcome of its item, empty if it had none; it is killed if it does not reply properly."""
         reply, problem = self._reply(seconds if self.ready else START_SECONDS)
         if "refused" in reply:
             raise PoolError(reply["refused"])

@@ -51,7 +51,8 @@ class Scorer:
         misfit: why no response to a problem can be judged correct; None if there is no such reason.
         needs_reference: whether problems without a reference cannot be judged.
         processes: judge in worker processes, which import `score` and `prepare` by name.
-        seconds: wall-clock limit for a response, with `processes`; a response that exceeds it is incorrect.
+        seconds: wall-clock limit for a response, with `processes`; a response that exceeds it twice is
+            incorrect.
         prepare: imports libraries and raises a UserError if this machine cannot judge (a library or program
             is missing); called before problems are accepted, and in every worker before its first response.
     """

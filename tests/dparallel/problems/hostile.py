@@ -21,6 +21,11 @@ def act(problem: Problem, response: str) -> Verdict:
             sum(range(10**12))
         case ["die", code]:
             os._exit(int(code))
+        case ["stumble", file] if not Path(file).exists():  # the first time only
+            Path(file).touch()
+            os._exit(1)
+        case ["stumble", _]:
+            return Verdict({"right": True})
         case ["exit"]:
             sys.exit("enough")
         case ["crash"]:

@@ -135,6 +135,12 @@ def test_a_killed_worker_takes_its_children_along(tmp_path: Path) -> None:
     assert ended(int(file.read_text(encoding="utf-8")))
 
 
+def test_a_worker_that_was_lost_once_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As if the machine had been out of memory for a moment."""
+    assert verdicts(IN_PROCESSES, [f"stumble {tmp_path / 'mark'}", "2"]) == [RIGHT, RIGHT]
+    assert not caplog.text
+
+
 def test_whoever_stops_early_ends_the_workers() -> None:
     problems = [Problem(str(row), "s", "1 + 1?", reference="2") for row in range(3)]
     with contextlib.closing(judged(IN_PROCESSES, problems, ["2", "hang", "hang"])) as going:
