@@ -17,6 +17,8 @@ __all__ = [
     "SourceConfig",
 ]  # re-exported: all settings of problems are imported from here
 
+LM_EVAL = "lm_eval"  # benchmark, and the scorers of its tasks
+FROM_TASK = ("prompt", "examples", "prefill", "stops", "scorers", "extra", "data", "file", "separator")
 COINS_LIMIT = 100_000  # drawing a distinct problem takes up to 0.1 ms; each split has millions of them
 
 
@@ -25,23 +27,33 @@ class ProblemsConfig(Config):
 
     Args:
         benchmark: `coins` generates problems from `split`, `count` and `seed`. `dataset` reads all `sources`
-            in order, or, without sources, the data that the protocol names.
+            in order, or, without sources, the data that the protocol names. `lm_eval` takes a task of lm-eval
+            that generates text: its prompts, stops, filters and metrics.
         split: of `coins`.
         rows: slice of all problems of a `dataset`, such as `[:200]` or `[200:]`.
         count, seed: of `coins`; of a `dataset`, the number of problems: the first ones of these rows, or a
             random selection if `seed` is given.
         path: local copy of the protocol's data, read instead of the Hub: a file, or a folder.
         sources: data sets of `dataset`.
-        protocol: how problems are asked and responses are scored.
+        task: name of a task of `lm_eval`, such as `gsm8k_cot_zeroshot`.
+        metric: metric of the task used as the accuracy, such as `exact_match,flexible-extract`; by default
+            the first one.
+        num_fewshot: number of examples; by default the task's own. They are drawn as lm-eval draws them.
+        data_files: local files by split, read instead of the task's data set on the Hub.
+        protocol: how problems are asked and responses are scored; of `lm_eval`, whether in a chat.
     """
 
-    benchmark: Literal["coins", "dataset"]
+    benchmark: Literal["coins", "dataset", "lm_eval"]
     split: Literal["train", "distillation", "validation", "test"] = "train"
     count: PositiveInt | None = None
     seed: NonNegativeInt | None = None
     rows: str | None = Field(default=None, pattern=ROWS)
     path: LocalPath | None = None
     sources: tuple[SourceConfig, ...] = ()
+    task: str | None = Field(default=None, pattern=r"^[^:\s]+$")
+    metric: str | None = Field(default=None, min_length=1)
+    num_fewshot: NonNegativeInt | None = None
+    data_files: dict[str, LocalPath] = {}
     protocol: ProtocolConfig = ProtocolConfig()
 
     def reads(self) -> list[tuple[SourceConfig, SourceConfig]]:
@@ -53,6 +65,7 @@ class ProblemsConfig(Config):
     def files(self) -> list[Path]:
         """All local files that determine these problems; changes to them change the stage key."""
         files = [file for source, _ in self.reads() for file in source.files()]
+        files += filter(Path.is_file, map(Path, self.data_files.values()))
         template = self.protocol.chat_template
         return files if template is None else [*files, Path(template)]
 
@@ -61,16 +74,44 @@ class ProblemsConfig(Config):
     def _scorers_of_benchmark(cls, protocol: ProtocolConfig, info: ValidationInfo) -> ProtocolConfig:
         if info.data.get("benchmark") == "coins" and "scorers" not in protocol.model_fields_set:
             return protocol.model_copy(update={"scorers": ("coins",)})
+        if info.data.get("benchmark") == LM_EVAL:
+            if given := [name for name in FROM_TASK if name in protocol.model_fields_set]:
+                raise ValueError(
+                    f"{', '.join(given)}: with benchmark='lm_eval', the task gives them; drop them"
+                )
+            scorer = ":".join(filter(None, [LM_EVAL, info.data.get("task"), info.data.get("metric")]))
+            return protocol.model_copy(update={"scorers": (scorer,)})
         return protocol
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProblemsConfig":
-        problem = self._misfit_of_coins() if self.benchmark == "coins" else self._misfit_of_data()
+        check = {
+            "coins": self._misfit_of_coins,
+            "dataset": self._misfit_of_data,
+            LM_EVAL: self._misfit_of_task,
+        }
+        problem = self._misfit_of_others() or check[self.benchmark]()
         if problem is not None:
             raise ValueError(f"benchmark={self.benchmark!r} {problem}")
         if self.benchmark == "coins" and self.seed is None:
             self.__dict__["seed"] = 0  # during construction, before the object is frozen
         return self
+
+    def _misfit_of_others(self) -> str | None:
+        """Settings of another benchmark."""
+        given = [name for name in ("task", "metric", "num_fewshot", "data_files") if getattr(self, name)]
+        if given and self.benchmark != LM_EVAL:
+            return f"with {', '.join(given)}: they belong to benchmark='lm_eval'; drop them"
+        if self.seed is not None and self.count is None:
+            return f"with seed={self.seed}: it draws count problems; give count, or drop seed"
+        return None
+
+    def _misfit_of_task(self) -> str | None:
+        if self.task is None:
+            return "needs task: the name of a task of lm-eval, such as gsm8k_cot_zeroshot"
+        if self.sources or self.path is not None or self.split != "train":
+            return "with sources, path or split: the task names its data; give local files as data_files"
+        return None
 
     def _misfit_of_data(self) -> str | None:
         if self.split != "train":
@@ -79,8 +120,6 @@ class ProblemsConfig(Config):
             return f"with path={self.path!r} and sources: path replaces the data of the protocol; drop one"
         if not self.sources and not self.protocol.data:
             return "needs sources (a list of data sets, each with its path), or a protocol with data"
-        if self.seed is not None and self.count is None:
-            return f"with seed={self.seed}: it draws count problems; give count, or drop seed"
         return None
 
     def _misfit_of_coins(self) -> str | None:

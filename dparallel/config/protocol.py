@@ -117,8 +117,8 @@ class ProtocolConfig(Config):
         ColumnText(self.prefill, "prefill")
         if self.chat_template is not None and not self.chat:
             raise ValueError(f"chat_template={self.chat_template!r} has no effect with chat=false")
-        if self.examples_as == "text" and not (self.chat and self.examples):
-            raise ValueError("examples_as='text' has no effect without chat=true and examples: drop it")
+        if self.examples_as == "text" and not self.chat:
+            raise ValueError("examples_as='text' has no effect without chat=true: drop it")
         if "" in self.stops:
             raise ValueError("stops holds an empty text, which would end every response: drop it")
         for name in ("stops", "scorers", "extra"):

@@ -18,11 +18,10 @@ from dparallel.evaluation.certainty import CertaintyMap, read_certainty
 from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer
 from dparallel.problems.prompts import render_all
-from dparallel.problems.registry import check_disjoint, load_problems, problems_digest
-from dparallel.problems.scoring import SCORERS, Scorer, check_scorable, scorers_of
+from dparallel.problems.registry import check_disjoint, load_problems, problems_digest, protocol_of
+from dparallel.problems.scoring import Scorer, check_scorable, scorer_named, scorers_of
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest
-from dparallel.stages.code import SCORERS as SCORER_MODULES
+from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest, scorer_modules
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import StageError, digest, fingerprint
 
@@ -88,7 +87,7 @@ class Bench:
         problems = {split: load_problems(config) for split, config in splits.items()}
         check_disjoint({f"benchmark.{split}": of_split for split, of_split in problems.items()})
         for split, of_split in problems.items():
-            check_scorable(of_split, splits[split].protocol)
+            check_scorable(of_split, self.protocol(split))
         return problems
 
     @property
@@ -99,7 +98,7 @@ class Bench:
     def protocol(self, split: Split) -> ProtocolConfig:
         """How a split's problems are asked and judged."""
         problems: ProblemsConfig = getattr(self.config, split)
-        return problems.protocol
+        return protocol_of(problems)
 
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
         """The tokenizer of an input."""
@@ -123,7 +122,7 @@ class Bench:
     def verdicts_key(self, samples_key: str, split: Split, scorer: str) -> str:
         """Key of verdicts: a digest of responses, problems, and the code that ends and judges responses."""
         problems, protocol = self.problems[split], self.protocol(split)
-        return verdicts_key(samples_key, problems, protocol, SCORERS[scorer])
+        return verdicts_key(samples_key, problems, protocol, scorer_named(scorer))
 
     def certainty_key(self, unit: Unit) -> str:
         """Key of a certainty map: a digest of model, prompt, decoding and code."""
@@ -268,7 +267,7 @@ def verdicts_key(
         "protocol": protocol.version,
         "stops": protocol.stops,
         "scorer": [scorer.name, scorer.version, scorer.seconds if scorer.processes else None],
-        "code": code_digest({*PROMPTS, *SCORER_MODULES.get(scorer.name, ())}),
+        "code": code_digest({*PROMPTS, *scorer_modules(scorer.name)}),
     }
     return digest(made_from)[:16]
 

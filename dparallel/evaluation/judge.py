@@ -13,7 +13,7 @@ from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.models.checkpoints import read_config
 from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.scoring import SCORERS, Scorer, Verdict, scorers_of
+from dparallel.problems.scoring import Scorer, Verdict, scorer_named, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import StageError
 
@@ -43,7 +43,7 @@ def judge_here(bench: Bench, units: Sequence[Unit]) -> None:
     missing = [unit for unit in units if bench.is_missing(unit)]
     for name in dict.fromkeys(unit.scorer for unit in missing):
         if name is not None:
-            _judge(bench, SCORERS[name], [unit for unit in missing if unit.scorer == name])
+            _judge(bench, scorer_named(name), [unit for unit in missing if unit.scorer == name])
 
 
 @dataclass

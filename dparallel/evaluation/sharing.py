@@ -8,7 +8,7 @@ from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.decode import decode_here
 from dparallel.evaluation.judge import judge_here
-from dparallel.problems.scoring import SCORERS
+from dparallel.problems.scoring import scorer_named
 from dparallel.stages.sharing import have_made
 
 Delegate = Callable[[list[dict[str, Any]]], Sequence[str]]
@@ -61,4 +61,4 @@ def have_units_made(bench: Bench, delegate: Delegate, units: Sequence[Unit]) -> 
 
 
 def _is_fast(unit: Unit) -> bool:
-    return unit.scorer is not None and not SCORERS[unit.scorer].processes
+    return unit.scorer is not None and not scorer_named(unit.scorer).processes

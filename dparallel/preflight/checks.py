@@ -21,7 +21,7 @@ from dparallel.models.lora import check_targets
 from dparallel.models.placement import empty_model
 from dparallel.preflight.prompts import PromptLengths, measured_decodings
 from dparallel.problems.prompts import encode_problems
-from dparallel.problems.registry import check_disjoint, load_problems
+from dparallel.problems.registry import check_disjoint, load_problems, protocol_of
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.stages.files import is_there
@@ -143,10 +143,10 @@ def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> No
 
 def _check_references(settings: DistillConfig, sets: dict[str, list[Problem]]) -> None:
     """Check that all measured problems can be scored, and that some training problem can."""
-    check_scorable(sets["benchmark.test"], settings.benchmark.test.protocol)
-    check_scorable(sets["benchmark.validation"], settings.benchmark.validation.protocol)
+    check_scorable(sets["benchmark.test"], protocol_of(settings.benchmark.test))
+    check_scorable(sets["benchmark.validation"], protocol_of(settings.benchmark.validation))
     recorded = sets["trajectories.problems"]
-    scorer = scorers_of(settings.trajectories.problems.protocol)[0]
+    scorer = scorers_of(protocol_of(settings.trajectories.problems))[0]
     without = scorer.needs_reference and all(problem.reference is None for problem in recorded)
     if settings.training.only_correct and without:
         raise ProblemsError(
@@ -164,7 +164,9 @@ def _check_recording(
 ) -> list[int]:
     """Check that the teacher can decode all problems, and that some trajectory is within max_length."""
     recording, max_length = settings.trajectories, settings.training.max_length
-    prompts = encode_problems(problems, recording.problems.protocol, tokenizer, teacher, recording.decoding)
+    prompts = encode_problems(
+        problems, protocol_of(recording.problems), tokenizer, teacher, recording.decoding
+    )
     lengths = [len(prompt) for prompt in prompts]
     shortest = min(lengths) + recording.decoding.gen_length
     if max_length is not None and max_length < shortest:
@@ -191,8 +193,10 @@ def _check_measuring(
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from error
     longest = max(decodings.values(), key=lambda decoding: decoding.gen_length)
-    on_test = encode_problems(test, benchmark.test.protocol, tokenizer, teacher, longest)
-    on_validation = encode_problems(validation, benchmark.validation.protocol, tokenizer, teacher, longest)
+    on_test = encode_problems(test, protocol_of(benchmark.test), tokenizer, teacher, longest)
+    on_validation = encode_problems(
+        validation, protocol_of(benchmark.validation), tokenizer, teacher, longest
+    )
     return [len(prompt) for prompt in on_test], [len(prompt) for prompt in on_validation]
 
 
@@ -201,5 +205,5 @@ def _check_baselines(settings: DistillConfig, test: Sequence[Problem], validatio
     benchmark = settings.benchmark
     for baseline in benchmark.baselines.values():
         model, tokenizer = empty_model(read_config(baseline.model)), load_tokenizer(baseline.model)
-        encode_problems(test, benchmark.test.protocol, tokenizer, model, baseline.decoding)
-        encode_problems(validation, benchmark.validation.protocol, tokenizer, model, baseline.decoding)
+        encode_problems(test, protocol_of(benchmark.test), tokenizer, model, baseline.decoding)
+        encode_problems(validation, protocol_of(benchmark.validation), tokenizer, model, baseline.decoding)

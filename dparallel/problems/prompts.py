@@ -106,6 +106,7 @@ def _ask(
     messages: Messages = []
     if protocol.system is not None:
         messages.append({"role": "system", "content": protocol.system})
+    messages += [{"role": role, "content": text} for role, text in problem.turns]
     if protocol.examples_as == "text":
         question = protocol.separator.join([*shown, problem.prompt])
     else:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 
-from dparallel.config.problems import ColumnText, ProblemsConfig
+from dparallel.config.problems import LM_EVAL, ColumnText, ProblemsConfig
+from dparallel.config.protocol import ProtocolConfig
 from dparallel.problems import coins
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
@@ -19,10 +20,23 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
         ProblemsError: a data set is missing, empty, too short or not as declared; a scorer is unknown or
             cannot judge responses to one of the problems.
     """
-    scorers_of(config.protocol)  # raises before data is read
+    scorers_of(config.protocol)  # raises before data are read
     problems = LOADERS[config.benchmark](config)
     check_scorable(problems, config.protocol, need_references=False)
     return problems
+
+
+def protocol_of(config: ProblemsConfig) -> ProtocolConfig:
+    """The protocol by which the problems of `config` are asked and judged.
+
+    Raises:
+        ProblemsError: the task of lm-eval that says it is unknown.
+    """
+    if config.benchmark != LM_EVAL:
+        return config.protocol
+    from dparallel.problems.lm_eval_tasks import protocol_of_task  # imported here because lm-eval is optional
+
+    return protocol_of_task(config)
 
 
 def check_disjoint(sets: Mapping[str, Sequence[Problem]]) -> None:
@@ -55,6 +69,8 @@ def _content(problem: Problem, extra: bool) -> dict:
     }
     if problem.prefill:
         content["prefill"] = problem.prefill
+    if problem.turns:
+        content["turns"] = problem.turns
     if extra and problem.extra:
         content["extra"] = problem.extra
     return content
@@ -83,4 +99,11 @@ def coins_problems(config: ProblemsConfig) -> list[Problem]:
     ]
 
 
-LOADERS = {"coins": coins_problems, "dataset": dataset_problems}
+def lm_eval_problems(config: ProblemsConfig) -> list[Problem]:
+    """The problems of a task of lm-eval."""
+    from dparallel.problems.lm_eval_tasks import task_problems  # imported here because lm-eval is optional
+
+    return task_problems(config)
+
+
+LOADERS = {"coins": coins_problems, "dataset": dataset_problems, LM_EVAL: lm_eval_problems}

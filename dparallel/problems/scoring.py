@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dparallel.config.problems import ProtocolConfig
+from dparallel.config.problems import LM_EVAL, ProtocolConfig
 from dparallel.problems import answers, code_tests, coins, gsm8k, mathematics
 from dparallel.problems.pool import nothing
 from dparallel.problems.sandbox.jobs import Job
@@ -74,15 +74,24 @@ def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
     Raises:
         ProblemsError: a scorer is unknown, or two scorers have a metric of the same name.
     """
-    if unknown := [name for name in protocol.scorers if name not in SCORERS]:
-        raise ProblemsError(f"protocol.scorers: unknown scorer {unknown[0]!r}; known: {', '.join(SCORERS)}")
-    scorers = [SCORERS[name] for name in protocol.scorers]
+    scorers = list(map(scorer_named, protocol.scorers))
     metrics = [metric for scorer in scorers for metric in scorer.metrics]
     if twice := [metric for metric in metrics if metrics.count(metric) > 1]:
         raise ProblemsError(
             f"protocol.scorers={list(protocol.scorers)}: more than one of them gives {twice[0]!r}; drop one"
         )
     return scorers
+
+
+def scorer_named(name: str) -> Scorer:
+    """A scorer of `SCORERS`, or the scorer of a task of lm-eval."""
+    if name.startswith(f"{LM_EVAL}:"):
+        from dparallel.problems.lm_eval_tasks import scorer  # imported here because lm-eval is optional
+
+        return scorer(name)
+    if name not in SCORERS:
+        raise ProblemsError(f"protocol.scorers: unknown scorer {name!r}; known: {', '.join(SCORERS)}")
+    return SCORERS[name]
 
 
 def accuracy_metric(protocol: ProtocolConfig) -> str:

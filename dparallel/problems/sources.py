@@ -30,6 +30,7 @@ class Problem:
     Attributes:
         prompt: the question, without system text, few-shot examples and chat template.
         prefill: start of the assistant's response, which the model continues.
+        turns: chat turns before the question that belong to this problem, as (role, text).
         reference: a correct response; None if unknown.
         extra: columns for scorers only, as JSON values; not stored in trajectory shards.
     """
@@ -40,6 +41,7 @@ class Problem:
     prefill: str = ""
     reference: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 def dataset_problems(config: ProblemsConfig) -> list[Problem]:
@@ -107,7 +109,7 @@ def _read(
                 prompt=prompt.fill(texts),
                 prefill=prefill.fill(texts),
                 reference=_text(where, reference, record[reference]),
-                extra={name: _json_value(where, name, record[name]) for name in protocol.extra},
+                extra={name: json_value(where, name, record[name]) for name in protocol.extra},
             )
         )
     return problems
@@ -210,12 +212,12 @@ def _check_characters(where: str, name: str, text: str) -> None:
         ) from error
 
 
-def _json_value(where: str, name: str, value: Any) -> Any:
+def json_value(where: str, name: str, value: Any) -> Any:
     """Check that a value for scorers can be stored as JSON."""
     if isinstance(value, dict):
-        return {str(key): _json_value(where, name, inner) for key, inner in value.items()}
+        return {str(key): json_value(where, name, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(where, name, inner) for inner in value]
+        return [json_value(where, name, inner) for inner in value]
     if value is None or isinstance(value, str | int | float):
         return value
     raise ProblemsError(

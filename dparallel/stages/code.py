@@ -61,6 +61,7 @@ SCORERS: dict[str, tuple[str, ...]] = {
     "minerva": ("problems/mathematics.py", "problems/latex.py"),
     "humaneval": CODE_TESTS,
     "mbpp": CODE_TESTS,
+    "lm_eval": ("problems/lm_eval_tasks.py",),
 }
 # As few modules per stage as possible: changes of other modules keep existing results valid. Modules that
 # read problems are not listed, since a stage compares the problems themselves.
@@ -97,7 +98,12 @@ def stage_digest(stage: str, config: Config) -> str | None:
         return None
     protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]
     scorers = {name for protocol in protocols for name in protocol.scorers}
-    return code_digest({*modules, *(module for name in scorers for module in SCORERS.get(name, ()))})
+    return code_digest({*modules, *(module for name in scorers for module in scorer_modules(name))})
+
+
+def scorer_modules(name: str) -> tuple[str, ...]:
+    """Modules of a scorer by its name; `lm_eval:TASK` is a scorer of `lm_eval`."""
+    return SCORERS.get(name.partition(":")[0], ())
 
 
 def code_digest(of: Iterable[str], package: Path = PACKAGE) -> str:

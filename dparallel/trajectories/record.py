@@ -19,7 +19,7 @@ from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.loader import releasing_memory
 from dparallel.problems.prompts import encode_problems, render_all, tokenizer_fingerprint
-from dparallel.problems.registry import check_unchanged, load_problems, problems_digest
+from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, protocol_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
 from dparallel.stages.code import DECODING, STOPS, code_digest
@@ -175,7 +175,7 @@ def take_over(
     for shard in missing:
         prompts: list[list[int]] | None = None
         for file, table in same_recordings(shard.path, metadata):
-            prompts = prompts or render_all(shard.problems, config.problems.protocol, tokenizer)
+            prompts = prompts or render_all(shard.problems, protocol_of(config.problems), tokenizer)
             if table["prompt_ids"].to_pylist() == prompts:
                 judged = rows(
                     config, shard.problems, prompts, generations_of(table), tokenizer, end_token_ids
@@ -189,7 +189,7 @@ def take_over(
 
 
 def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) -> ShardMetadata:
-    teacher, decoding, stops = stage.inputs["teacher"], config.decoding, config.problems.protocol.stops
+    teacher, decoding, stops = stage.inputs["teacher"], config.decoding, protocol_of(config.problems).stops
     tokenizer = tokenizer_fingerprint(load_tokenizer(inputs["teacher"]))
     made_from = {
         "teacher": teacher,
@@ -239,11 +239,11 @@ def _decode(
     if not shards:
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
+    protocol = protocol_of(config.problems)
     prompts = [
-        encode_problems(shard.problems, config.problems.protocol, tokenizer, model, config.decoding)
-        for shard in shards
+        encode_problems(shard.problems, protocol, tokenizer, model, config.decoding) for shard in shards
     ]
-    stop = stop_at(tokenizer, config.problems.protocol.stops)
+    stop = stop_at(tokenizer, protocol.stops)
     recorded, began = 0, time.perf_counter()
     for count, (shard, here) in enumerate(zip(shards, prompts, strict=True), 1):
         if is_there(shard.path):

@@ -10,6 +10,7 @@ from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
+from dparallel.problems.registry import protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem
 
@@ -35,7 +36,7 @@ def rows(
     end_token_ids: Collection[int],
 ) -> list[dict[str, Any]]:
     """The rows of a shard, in the columns of `schema.SCHEMA`; the responses are ended and judged here."""
-    protocol = config.problems.protocol
+    protocol = protocol_of(config.problems)
     responses = [
         finish(generation.tokens, tokenizer, end_token_ids, protocol.stops) for generation in generations
     ]

@@ -142,7 +142,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (ProblemsConfig, {"benchmark": "coins", "count": 1, "protocol": {"extra": ["a"]}}, "has no columns"),
         (ProtocolConfig, {"stops": [""]}, "would end every response"),
         (ProtocolConfig, {"scorers": ["exact", "exact"]}, "names something twice"),
-        (ProtocolConfig, {"examples_as": "text"}, "no effect without chat=true and examples"),
+        (ProtocolConfig, {"examples_as": "text"}, "no effect without chat=true"),
         (ProtocolConfig, {"prompt": "put it in {}"}, "must name the columns"),
         (TeacherConfig, {"out": "a", "check_problems": 10_000_000_000}, "less than or equal to 100000"),
         (SourceConfig, {"path": "a", "prompt": "put it in \\boxed{}"}, "must name the columns"),

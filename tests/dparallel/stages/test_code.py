@@ -9,6 +9,7 @@ import pytest
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig, MergingConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
+from dparallel.config.problems import LM_EVAL
 from dparallel.problems import scoring
 from dparallel.stages import code
 from dparallel.stages.code import MODULES, PACKAGE, code_digest, stage_digest, statements_digest
@@ -153,6 +154,6 @@ def test_the_scorers_that_a_protocol_names_count_and_no_others() -> None:
 
 
 def test_the_modules_of_every_scorer_are_known() -> None:
-    assert set(code.SCORERS) == set(scoring.SCORERS)
+    assert set(code.SCORERS) == {*scoring.SCORERS, LM_EVAL}
     for modules in code.SCORERS.values():
         code_digest(modules)
