@@ -16,7 +16,7 @@ from dparallel.config.teacher import TeacherConfig
 from dparallel.distillation.data import step_shape
 from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
-from dparallel.problems.scoring import Verdict, scorers_of
+from dparallel.problems.scoring import scorers_of
 from dparallel.stages.manifest import verify
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -109,7 +109,7 @@ def test_gsm8k_is_asked_as_published(name, prompt, tmp_path):
     assert problems[0].prompt == prompt
     assert (len(problems), len(load_problems(test))) == (200, 2)
     verdicts = score(problems[:1], ["the answer is \\boxed{2}."], validation.protocol)
-    assert verdicts == [Verdict({"flexible_extract": True})]
+    assert [verdict.metrics["flexible_extract"] for verdict in verdicts] == [True]
     assert validation.protocol.chat
 
 
