@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ CURVE = (
 )
 
 
-D2F = {
+D2F: dict[str, Any] = {
     "recipe": shipped("d2f"),
     "lora": LoraSettings(rank=4, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
     "train_steps": 6,
@@ -79,7 +80,7 @@ def test_d2f_goes_on_in_one_process_and_in_parts_as_in_two(
         assert student != pytest.approx(teacher, rel=1e-3)  # the teacher has full attention and no adapter
 
     folder = stopped_at(3, shared, tmp_path / "parts")
-    parts = {"micro_batch_size": 4, "deepspeed": ZERO3, "gradient_checkpointing": True}
+    parts: dict[str, Any] = {"micro_batch_size": 4, "deepspeed": ZERO3, "gradient_checkpointing": True}
     plan, resumed = write_plan(folder, tiny_checkpoint, trajectories, **D2F, **parts)
     code, output = run_forked(plan)
     assert code == 0, output
