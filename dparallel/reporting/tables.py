@@ -75,7 +75,7 @@ def overview(sections: Sequence[Json]) -> Table:
 
     columns = [Column(section["benchmark"], cell_of(section["benchmark"])) for section in sections]
     rows = list(methods.values())
-    caption = "All benchmarks: accuracy % ± standard error · NFE · NFE of the reference divided by it"
+    caption = "All benchmarks: accuracy % ± standard error · NFE · how many times fewer than the reference"
     return Table(caption, [*_name_columns(rows), *columns], rows)
 
 
