@@ -24,7 +24,7 @@ from benchmarks.recipes_report import figure, headlines, numbers, speed_table, t
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.streams import set_encodings
-from tasks.checks import checked_experiment
+from tasks.checks import checked_experiment, chosen
 from tasks.tracking.run import track
 
 
@@ -37,12 +37,12 @@ def listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def run(config: str, seed: int, more: Sequence[str]) -> StagePlan:
-    """Run the experiment with a training seed; returns the finished benchmark stage."""
+def run(config: str, benchmark: str, seed: int, more: Sequence[str]) -> StagePlan:
+    """Run the experiment with a training seed; returns the finished stage of a benchmark."""
     settings = overrides(seed, more)
     command = [sys.executable, "-m", "flows.distill", "--config", config, "--set", *settings]
     subprocess.run(command, check=True)
-    return checked_experiment(config, settings, stages=[]).benchmark()
+    return checked_experiment(config, settings, stages=[]).benchmark(benchmark)
 
 
 def main() -> None:
@@ -51,6 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
+    parser.add_argument("--benchmark", help="name of a benchmark in the config (default: its first one)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="for side-by-side timing")
     parser.add_argument("--problems", type=int, default=64, help="limit of problems decoded in a round")
@@ -58,15 +59,17 @@ def main() -> None:
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()
     experiment = checked_experiment(options.config, options.more)
+    benchmarks = experiment.config.benchmarks
+    [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
-        plans = [run(options.config, seed, options.more) for seed in options.seeds]
+        plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
         results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
         metrics = [read_manifest(folder, "benchmark").metrics for folder in folders]
         speeds = measure_speeds(
             contenders(results[0]["rows"]),
             plans[0].inputs,
-            experiment.config.benchmark.test,
+            benchmarks[benchmark].test,
             options.batch_sizes,
             options.problems,
             options.rounds,

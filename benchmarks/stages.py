@@ -66,7 +66,7 @@ RUNS = Path("runs")
 PROBLEMS = 32  # for training, and as many for measuring
 VALIDATION_PROBLEMS = 8
 TRAIN_STEPS = 20
-STUDENT = "certainty_forcing"
+STUDENT, BENCHMARK = "certainty_forcing", "random_problems"
 FASTER = 4  # tokens per forward pass of the sweep relative to the reference
 
 
@@ -153,14 +153,16 @@ def experiment_config(folder: Path, shape: Shape) -> DistillConfig:
                 block_length=shape.block_length, masking="random", complement=True, certainty_weight=2.0
             )
         },
-        benchmark=BenchmarkConfig(
-            test=problems(f"{PROBLEMS}:{2 * PROBLEMS}"),
-            validation=problems(f"{2 * PROBLEMS}:"),
-            reference=decoding,
-            sweeps={"entropy_budget": Sweep(decoding=faster, thresholds=(threshold,))},
-            teacher_sweeps=("entropy_budget",),
-            student_sweeps=("entropy_budget",),
-        ),
+        benchmarks={
+            BENCHMARK: BenchmarkConfig(
+                test=problems(f"{PROBLEMS}:{2 * PROBLEMS}"),
+                validation=problems(f"{2 * PROBLEMS}:"),
+                reference=decoding,
+                sweeps={"entropy_budget": Sweep(decoding=faster, thresholds=(threshold,))},
+                teacher_sweeps=("entropy_budget",),
+                student_sweeps=("entropy_budget",),
+            )
+        },
     )
 
 
@@ -203,7 +205,7 @@ def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
         "trajectories": lambda: _run_here(record.run_stage, experiment.trajectories()),
         "training": lambda: run_training(experiment.training(STUDENT), config.launch),
         "merging": lambda: _run_here(merging.run_stage, experiment.merging(STUDENT)),
-        "benchmark": lambda: _run_benchmark(experiment.benchmark()),
+        "benchmark": lambda: _run_benchmark(experiment.benchmark(BENCHMARK)),
     }
     write_problems(folder / "problems.jsonl", shape)
     _, seconds, peak = clocked(

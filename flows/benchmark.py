@@ -6,51 +6,63 @@ from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
 from tasks.benchmark import make_units, run_benchmark
-from tasks.checks import checked_experiment, ready_students
+from tasks.checks import checked_experiment, chosen, ready_students
+
+Planned = list[tuple[StagePlan, Workers | None]]
 
 
 def plan(
-    config: str, overrides: list[str] | None = None, on_pool: bool = False
-) -> tuple[StagePlan, Workers | None]:
-    """Check the parameters; returns the stage's plan, and how workers decode for it if `on_pool`."""
+    config: str, overrides: list[str] | None = None, benchmark: str | None = None, on_pool: bool = False
+) -> Planned:
+    """Check the parameters; returns the stages' plans, and how workers decode for each if `on_pool`."""
     here = [] if on_pool else ["benchmark"]
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
-    on_workers = workers("measurements/part", "units", experiment, config, overrides)
-    return experiment.benchmark(), on_workers if on_pool else None
+    planned: Planned = []
+    for name in chosen("benchmark", experiment.config.benchmarks, benchmark):
+        on_workers = workers("measurements/part", "units", experiment, config, overrides, benchmark=name)
+        planned.append((experiment.benchmark(name), on_workers if on_pool else None))
+    return planned
 
 
 @flow(name="benchmark")
 def benchmark(
-    config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
-) -> str:
+    config: str,
+    overrides: list[str] | None = None,
+    benchmark: str | None = None,
+    parent: str | None = None,
+    on_pool: bool = False,
+) -> list[str]:
     """Measure the teacher and all students: accuracy, forward passes, speed.
 
     Args:
         config: a YAML file, see configs/.
         overrides: settings `key.sub=value` that override the file.
+        benchmark: name of a benchmark in the config; by default all benchmarks.
         parent: the distill run that this stage belongs to.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
             pool, and judged there where that takes long; thresholds are selected in this run.
     """
-    return run(plan(config, overrides, on_pool), parent=parent)
+    return run(plan(config, overrides, benchmark, on_pool), parent=parent)
 
 
-def run(planned: tuple[StagePlan, Workers | None], parent: str | None = None, **parameters: object) -> str:
-    """Measure on this machine or on the work pool; returns the stage's folder."""
-    stage, on_workers = planned
-    return run_benchmark(stage, parent, on_workers)
+def run(planned: Planned, parent: str | None = None, **parameters: object) -> list[str]:
+    """Measure on this machine or on the work pool; returns the stages' folders."""
+    return [run_benchmark(stage, parent, on_workers) for stage, on_workers in planned]
 
 
 @flow(name="measurements")
-def measurements(config: str, units: list[dict[str, Any]], overrides: list[str] | None = None) -> str:
-    """Decode and judge some units of the benchmark; other runs do the rest.
+def measurements(
+    config: str, benchmark: str, units: list[dict[str, Any]], overrides: list[str] | None = None
+) -> str:
+    """Decode and judge some units of a benchmark; other runs do the rest.
 
     Args:
         config: a YAML file, see configs/.
+        benchmark: name of the benchmark in the config.
         units: the units, as requested by the benchmark flow.
         overrides: settings `key.sub=value` that override the file.
     """
-    return make_units(checked_experiment(config, overrides, stages=[]).benchmark(), units)
+    return make_units(checked_experiment(config, overrides, stages=[]).benchmark(benchmark), units)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
         metavar="key.sub=value",
         help="settings that override the file",
     )
-    if "student" in inspect.signature(flow.fn).parameters:
-        parser.add_argument("--student", help="one student of the config (default: all of them)")
+    for choice in ("student", "benchmark"):
+        if choice in inspect.signature(flow.fn).parameters:
+            parser.add_argument(f"--{choice}", help=f"one {choice} of the config (default: all of them)")
     arguments = vars(parser.parse_args())
     try:
         planned = plan(**arguments)

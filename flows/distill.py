@@ -22,7 +22,7 @@ def plan(config: str, overrides: list[str] | None = None, on_pools: tuple[StageN
 
 @flow(name="distill")
 def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
-    """Distil all students of a config, merge them, and compare them with the teacher.
+    """Distil all students of a config, merge them, and compare them with the teacher on all benchmarks.
 
     Args:
         config: a YAML file, see configs/.
@@ -56,15 +56,17 @@ def run(
                 train_student(experiment.training(student), experiment.config.launch, tracked.id)
             if not sent("merging", student=student):
                 merge_student(experiment.merging(student), tracked.id)
-        if not sent("benchmark"):
-            run_benchmark(experiment.benchmark(), tracked.id)
+        for name in experiment.config.benchmarks:
+            if not sent("benchmark", benchmark=name):
+                run_benchmark(experiment.benchmark(name), tracked.id)
         return finish(experiment, tracked)
 
 
 def finish(experiment: Experiment, run: Run) -> str:
     """Write the report of the finished stages, and return it as text."""
     trainings = {student: experiment.training(student) for student in experiment.config.students}
-    return report(experiment.folder, [experiment.benchmark()], trainings, run)
+    measured = [experiment.benchmark(name) for name in experiment.config.benchmarks]
+    return report(experiment.folder, measured, trainings, run)
 
 
 if __name__ == "__main__":

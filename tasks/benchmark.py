@@ -7,7 +7,6 @@ from prefect.cache_policies import NO_CACHE
 from dparallel.evaluation import plots, sharing
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
-from dparallel.reporting.read import benchmark_name
 from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
@@ -17,7 +16,7 @@ from tasks.tracking.records import how_to_open
 from tasks.tracking.run import Run
 
 
-@task(name="run-benchmark", cache_policy=NO_CACHE)
+@task(name="run-benchmark", task_run_name="benchmark {plan.benchmark}", cache_policy=NO_CACHE)
 def run_benchmark(plan: StagePlan, parent: str | None = None, delegate: Delegate | None = None) -> str:
     """Measure teacher and students, in this process or with `delegate`; returns the stage's folder."""
     return run_tracked(
@@ -42,9 +41,10 @@ def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], 
         trainings: the finished training stages by student, whose loss curves are drawn.
         run: the experiment's own run, on which experiments are compared.
     """
-    stages = [(benchmark_name(Path(plan.out_dir)), Path(plan.out_dir)) for plan in plans]
+    stages = [(plan.benchmark or "benchmark", Path(plan.out_dir)) for plan in plans]
+    models = {name: path for plan in plans for name, path in plan.inputs.items()}
     folder = report_folder(home, stages)
-    report_files = write_report(home.name, stages, plans[0].store, plans[0].inputs, folder)
+    report_files = write_report(home.name, stages, plans[0].store, models, folder)
     curves = folder / "loss_curves.png"
     plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in trainings.items()}, curves)
 

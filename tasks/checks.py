@@ -1,7 +1,7 @@
 """Checks of the flows before any work starts: inputs, disk space, and GPUs of this machine."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -52,8 +52,8 @@ def checked_experiment(
     folder_of = cache(checkpoint_folder)  # once: the hub's snapshot may change
     fingerprint(folder_of(settings.teacher))  # refuses damaged files; what is hashed is hashed once a process
     if "benchmark" in stages:
-        for baseline in settings.benchmark.baselines.values():
-            fingerprint(folder_of(baseline.model))
+        for model in settings.baseline_models():
+            fingerprint(folder_of(model))
     return Experiment(settings, folder_of)
 
 
@@ -87,12 +87,12 @@ def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherC
     return settings
 
 
-def chosen_students(experiment: Experiment, student: str | None) -> list[str]:
-    """The given student, or all students of the config."""
-    known = experiment.config.students
-    if student is not None and student not in known:
-        raise ConfigError(f"unknown student {student!r}; this config trains {', '.join(known)}")
-    return list(known) if student is None else [student]
+def chosen(kind: str, known: Iterable[str], name: str | None) -> list[str]:
+    """The student or benchmark (`kind`) named `name`; all `known` ones if it is None."""
+    names = list(known)
+    if name is not None and name not in names:
+        raise ConfigError(f"unknown {kind} {name!r}; this config has {', '.join(names)}")
+    return names if name is None else [name]
 
 
 def ready_students(
@@ -112,7 +112,7 @@ def ready_students(
         The experiment and the names of the students.
     """
     experiment = checked_experiment(config, overrides, [stage], here)
-    students = chosen_students(experiment, student)
+    students = chosen("student", experiment.config.students, student)
     check_ready(stage, experiment, students, config, overrides)
     return experiment, students
 

@@ -25,7 +25,7 @@ def run_tracked(
         work: the library call, which returns immediately if the stage is finished.
         home: the experiment's folder; by default the parent of the stage's folder.
     """
-    name = " ".join(filter(None, (plan.stage, plan.student)))
+    name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
     with track(
         home or Path(plan.out_dir).parent,
         plan.stage,

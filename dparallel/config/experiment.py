@@ -4,56 +4,35 @@ Unknown keys, wrong types and invalid combinations raise a `ConfigError` before 
 the key, the value and what would be valid.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form
+from dparallel.config.base import HOW, Config, ConfigError, LocalPath
+from dparallel.config.benchmark import (
+    Baseline,
+    BenchmarkConfig,
+    Name,
+    Sweep,
+    refuse_same_names,
+    refuse_unrepeatable,
+)
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
 __all__ = [
+    "Baseline",
+    "BenchmarkConfig",
     "ConfigError",
     "DecodingConfig",
     "RecipeConfig",
+    "Sweep",
 ]  # re-exported: all settings are imported from here
 
-# Used in folder names, metric names and names of registered models, which have at most 255 characters.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range of torch's seeds
 
 CodeDigest = Annotated[str, Field(pattern=r"^c[0-9a-f]{11}$")]
-
-
-def _refuse_unrepeatable(decodings: Mapping[str, DecodingConfig]) -> None:
-    """Raise if a decoding samples without a seed; `decodings` is keyed by the setting's name."""
-    for place, decoding in decodings.items():
-        if decoding.temperature > 0 and decoding.seed is None:
-            raise ValueError(
-                f"{place}.temperature={decoding.temperature} without {place}.seed: give a seed; otherwise a "
-                "stage that was interrupted would go on with other draws"
-            )
-
-
-def _refuse_same_names(names: Iterable[tuple[str, str]]) -> None:
-    """Raise if two names are equal up to case; `names` holds pairs (description, name)."""
-    seen: dict[str, str] = {}
-    for what, name in names:
-        if other := seen.get(name.lower()):
-            raise ValueError(
-                f"{what} {name!r} and {other} have the same name in folders and metrics; rename one of them"
-            )
-        seen[name.lower()] = f"{what} {name!r}"
 
 
 class TrajectoriesConfig(Config):
@@ -73,7 +52,7 @@ class TrajectoriesConfig(Config):
 
     @model_validator(mode="after")
     def _repeatable(self) -> "TrajectoriesConfig":
-        _refuse_unrepeatable({"decoding": self.decoding})
+        refuse_unrepeatable({"decoding": self.decoding})
         return self
 
 
@@ -181,117 +160,6 @@ class MergingConfig(Config):
     tolerance: PositiveFloat = 1e-4
 
 
-class Sweep(Config):
-    """A decoding at several thresholds."""
-
-    decoding: DecodingConfig
-    thresholds: tuple[NonNegativeFloat, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _every_threshold_makes_sense(self) -> "Sweep":
-        self.decodings()
-        return self
-
-    def decodings(self) -> list[DecodingConfig]:
-        """The decoding at each threshold, in the order given."""
-        settings = self.decoding.model_dump()
-        return [DecodingConfig(**{**settings, "threshold": threshold}) for threshold in self.thresholds]
-
-
-SweepNames = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Baseline(Config):
-    """Another model to compare with, such as an autoregressive one, and how it is decoded.
-
-    Args:
-        model: checkpoint folder or Hugging Face Hub id.
-        decoding: how it is decoded.
-    """
-
-    model: LocalPath
-    decoding: DecodingConfig
-
-
-class BenchmarkConfig(Config):
-    """Measure teacher and students; select thresholds on validation problems, report on test problems.
-
-    Args:
-        test: problems for the reported numbers.
-        validation: problems for the selection of thresholds and students.
-        reference: the teacher's decoding that accuracy is compared with: one token per step.
-        fixed: further decodings of the teacher by name, such as one with few steps.
-        sweeps: decodings at several thresholds, by name. The operating point of a sweep is the threshold
-            with the highest TPF (tokens per forward pass) whose accuracy on the validation problems is at
-            most `max_loss` below the reference's.
-        teacher_sweeps: names of the sweeps measured with the teacher.
-        student_sweeps: names of the sweeps measured with the students: one list for all students, or a
-            list per student name.
-        baselines: other models by name, measured on the same problems without selection.
-        max_loss: accepted loss of accuracy; 0.01 is one percentage point.
-        sweep_test: also decode all sweeps on the test problems, for AUP and the plot. Otherwise AUP and
-            plot use the validation problems and are labelled so, and a teacher's sweep is decoded on the
-            test problems only from its operating point to a threshold that keeps the accuracy.
-        batch_size: responses decoded together.
-    """
-
-    test: ProblemsConfig
-    validation: ProblemsConfig
-    reference: DecodingConfig
-    fixed: dict[Name, DecodingConfig] = {}
-    sweeps: dict[Name, Sweep]
-    teacher_sweeps: tuple[str, ...] = Field(min_length=1)
-    student_sweeps: Annotated[
-        Annotated[SweepNames, Tag(LIST)] | Annotated[dict[Name, SweepNames], Tag(SECTION)],
-        Discriminator(form, "wrong_form", "Give a list of sweeps, or such a list for every student by name"),
-    ]
-    baselines: dict[Name, Baseline] = {}
-    max_loss: NonNegativeFloat = 0.01
-    sweep_test: bool = False
-    batch_size: Annotated[PositiveInt, HOW] = 64
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "BenchmarkConfig":
-        unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
-        if unknown:
-            raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
-        methods = [("the reference", self.reference_name)]
-        methods += [("fixed", name) for name in self.fixed] + [("sweeps", name) for name in self.sweeps]
-        _refuse_same_names(methods + ([("the baselines' method", "baseline")] if self.baselines else []))
-        _refuse_same_names(("baselines", name) for name in self.baselines)
-        decodings = {"reference": self.reference}
-        decodings |= {f"fixed.{name}": decoding for name, decoding in self.fixed.items()}
-        decodings |= {f"sweeps.{name}.decoding": sweep.decoding for name, sweep in self.sweeps.items()}
-        decodings |= {f"baselines.{name}.decoding": rival.decoding for name, rival in self.baselines.items()}
-        _refuse_unrepeatable(decodings)
-        return self
-
-    @property
-    def reference_name(self) -> str:
-        """Method name of the reference in tables and metrics."""
-        one_token = self.reference.steps == self.reference.gen_length
-        return "one_token_per_step" if one_token else "reference"
-
-    @property
-    def all_student_sweeps(self) -> tuple[str, ...]:
-        """The sweeps measured with at least one student."""
-        if isinstance(self.student_sweeps, dict):
-            return tuple(dict.fromkeys(name for names in self.student_sweeps.values() for name in names))
-        return self.student_sweeps
-
-    def sweeps_of(self, student: str) -> tuple[str, ...]:
-        """The sweeps measured with a student."""
-        return self.student_sweeps[student] if isinstance(self.student_sweeps, dict) else self.student_sweeps
-
-    def check_students(self, students: Iterable[str]) -> None:
-        """Raise a ConfigError unless `student_sweeps` is one list or has exactly these students as keys."""
-        if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(students):
-            raise ConfigError(
-                f"benchmark.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "
-                f"{', '.join(students)}: give a list for every student, or one list for all"
-            )
-
-
 class LaunchConfig(Config):
     """Distribution over processes and machines; does not affect results.
 
@@ -327,7 +195,7 @@ STORE = "measurements"  # folder in `runs` for the samples and verdicts of all e
 
 
 class DistillConfig(Config):
-    """An experiment: a teacher, one student per recipe, and the benchmark that compares them.
+    """An experiment: a teacher, one student per recipe, and the benchmarks that compare them.
 
     Args:
         name: name of the experiment in folders and in MLflow.
@@ -335,8 +203,9 @@ class DistillConfig(Config):
         runs: folder for all results.
         code: code digests by stage. A stage listed here keeps the result that code with this digest made
             (see its `manifest.json`): you vouch that later code changes do not affect it.
-        trajectories, training, merging, benchmark: settings of the stages.
+        trajectories, training, merging: settings of these stages.
         students: recipes by student name.
+        benchmarks: benchmarks by name; each is a stage of its own.
         launch: distribution over processes and machines.
     """
 
@@ -348,8 +217,13 @@ class DistillConfig(Config):
     training: TrainingConfig
     students: dict[Name, RecipeConfig] = Field(min_length=1)
     merging: MergingConfig = MergingConfig()
-    benchmark: BenchmarkConfig
+    benchmarks: dict[Name, BenchmarkConfig] = Field(min_length=1)
     launch: LaunchConfig = LaunchConfig()
+
+    def baseline_models(self) -> list[str]:
+        """The models of all baselines, once each."""
+        benchmarks = self.benchmarks.values()
+        return list(dict.fromkeys(rival.model for bench in benchmarks for rival in bench.baselines.values()))
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
@@ -357,6 +231,8 @@ class DistillConfig(Config):
             raise ValueError(
                 f"name={self.name!r}: {self.runs}/{STORE} holds all experiments' samples; choose another name"
             )
-        _refuse_same_names(("students", name) for name in self.students)
-        self.benchmark.check_students(self.students)
+        refuse_same_names(("students", name) for name in self.students)
+        refuse_same_names(("benchmarks", name) for name in self.benchmarks)
+        for name, benchmark in self.benchmarks.items():
+            benchmark.check_students(self.students, f"benchmarks.{name}")
         return self

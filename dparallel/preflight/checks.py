@@ -2,12 +2,13 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.base import ConfigError, UserError
+from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.experiment import DistillConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
@@ -54,24 +55,29 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     _check_teacher(settings, teacher)
     if not {"trajectories", "benchmark"} & set(stages):
         return PromptLengths()
-    benchmark = settings.benchmark
-    sets = {
-        "trajectories.problems": load_problems(settings.trajectories.problems),
-        "benchmark.test": load_problems(benchmark.test),
-        "benchmark.validation": load_problems(benchmark.validation),
+    recorded = load_problems(settings.trajectories.problems)
+    measured = {
+        name: {split: load_problems(problems) for split, problems in benchmark.splits().items()}
+        for name, benchmark in settings.benchmarks.items()
     }
-    recorded, test, validation = sets.values()
-    check_disjoint(sets)
-    _check_references(settings, sets)
+    for name, by_split in measured.items():
+        sets = {f"benchmarks.{name}.{split}": problems for split, problems in by_split.items()}
+        check_disjoint({"trajectories.problems": recorded, **sets})
+        for split, problems in by_split.items():
+            check_scorable(problems, protocol_of(settings.benchmarks[name].splits()[split]))
+    _check_references(settings, recorded)
     tokenizer = load_tokenizer(settings.teacher)
     trajectories: list[int] = []
     if "trajectories" in stages:
         trajectories = _check_recording(settings, recorded, teacher, tokenizer)
     if "benchmark" not in stages:
         return PromptLengths(trajectories)
-    on_test, on_validation = _check_measuring(settings, test, validation, teacher, tokenizer)
-    _check_baselines(settings, test, validation)
-    return PromptLengths(trajectories, on_test, on_validation)
+    lengths = {}
+    for name, by_split in measured.items():
+        benchmark = settings.benchmarks[name]
+        lengths[name] = _check_measuring(f"benchmarks.{name}", benchmark, by_split, teacher, tokenizer)
+        _check_baselines(benchmark, by_split)
+    return PromptLengths(trajectories, lengths)
 
 
 def check_folder(folder: Path) -> None:
@@ -109,20 +115,22 @@ def _check_recipes(settings: DistillConfig) -> None:
                 f"students.{name}.{misfit} does not divide "
                 f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
             )
-        for sweep in settings.benchmark.sweeps_of(name):
-            mode = settings.benchmark.sweeps[sweep].decoding.mode
-            if (mode == "pipelined") != (recipe.attention == "block_causal"):
-                raise ConfigError(
-                    f"students.{name}.attention={recipe.attention} with benchmark.sweeps.{sweep}.decoding."
-                    f"mode={mode}: a block_causal student is decoded with mode: pipelined, and no other is; "
-                    f"give {name} its own sweeps in benchmark.student_sweeps"
-                )
+        for place, benchmark in settings.benchmarks.items():
+            for sweep in benchmark.sweeps_of(name):
+                mode = benchmark.sweeps[sweep].decoding.mode
+                if (mode == "pipelined") != (recipe.attention == "block_causal"):
+                    raise ConfigError(
+                        f"students.{name}.attention={recipe.attention} with "
+                        f"benchmarks.{place}.sweeps.{sweep}.decoding.mode={mode}: a block_causal student is "
+                        f"decoded with mode: pipelined, and no other is; give {name} its own sweeps in "
+                        f"benchmarks.{place}.student_sweeps"
+                    )
 
 
 def _check_whole(settings: DistillConfig, stages: Collection[str]) -> None:
     """What the manifest beside a model lists is there, and of its size; nothing is hashed."""
-    baselines = settings.benchmark.baselines.values() if "benchmark" in stages else ()
-    for model in (settings.teacher, *(baseline.model for baseline in baselines)):
+    models = [settings.teacher, *(settings.baseline_models() if "benchmark" in stages else ())]
+    for model in models:
         folder = checkpoint_folder(model, with_weights=False)
         if is_there(folder / MANIFEST):
             verify(folder, hashed=False)
@@ -141,11 +149,8 @@ def _check_teacher(settings: DistillConfig, teacher: DiffusionTransformer) -> No
         )
 
 
-def _check_references(settings: DistillConfig, sets: dict[str, list[Problem]]) -> None:
-    """Check that all measured problems can be scored, and that some training problem can."""
-    check_scorable(sets["benchmark.test"], protocol_of(settings.benchmark.test))
-    check_scorable(sets["benchmark.validation"], protocol_of(settings.benchmark.validation))
-    recorded = sets["trajectories.problems"]
+def _check_references(settings: DistillConfig, recorded: Sequence[Problem]) -> None:
+    """Check that some training problem can be scored if training needs it."""
     scorer = scorers_of(protocol_of(settings.trajectories.problems))[0]
     without = scorer.needs_reference and all(problem.reference is None for problem in recorded)
     if settings.training.only_correct and without:
@@ -178,32 +183,31 @@ def _check_recording(
 
 
 def _check_measuring(
-    settings: DistillConfig,
-    test: Sequence[Problem],
-    validation: Sequence[Problem],
+    setting: str,
+    benchmark: BenchmarkConfig,
+    problems: Mapping[Split, Sequence[Problem]],
     teacher: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[int], list[int]]:
+) -> dict[Split, list[int]]:
     """Check that models of the teacher's shape can decode all problems with every measured decoding."""
-    benchmark = settings.benchmark
-    decodings = measured_decodings(benchmark)
+    decodings = measured_decodings(benchmark, setting)
     for name, decoding in decodings.items():
         try:
             check_prompts(teacher, [], decoding)
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from error
     longest = max(decodings.values(), key=lambda decoding: decoding.gen_length)
-    on_test = encode_problems(test, protocol_of(benchmark.test), tokenizer, teacher, longest)
-    on_validation = encode_problems(
-        validation, protocol_of(benchmark.validation), tokenizer, teacher, longest
-    )
-    return [len(prompt) for prompt in on_test], [len(prompt) for prompt in on_validation]
+    lengths: dict[Split, list[int]] = {}
+    for split, of_split in problems.items():
+        protocol = protocol_of(benchmark.splits()[split])
+        lengths[split] = list(map(len, encode_problems(of_split, protocol, tokenizer, teacher, longest)))
+    return lengths
 
 
-def _check_baselines(settings: DistillConfig, test: Sequence[Problem], validation: Sequence[Problem]) -> None:
+def _check_baselines(benchmark: BenchmarkConfig, problems: Mapping[Split, Sequence[Problem]]) -> None:
     """Check that the baselines can decode all measured problems."""
-    benchmark = settings.benchmark
     for baseline in benchmark.baselines.values():
         model, tokenizer = empty_model(read_config(baseline.model)), load_tokenizer(baseline.model)
-        encode_problems(test, protocol_of(benchmark.test), tokenizer, model, baseline.decoding)
-        encode_problems(validation, protocol_of(benchmark.validation), tokenizer, model, baseline.decoding)
+        for split, of_split in problems.items():
+            protocol = protocol_of(benchmark.splits()[split])
+            encode_problems(of_split, protocol, tokenizer, model, baseline.decoding)

@@ -62,7 +62,7 @@ def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Pl
     """Estimate the requirements of an experiment that passed `preflight.checks`.
 
     Args:
-        lengths: prompt lengths of all three sets of problems.
+        lengths: prompt lengths of all sets of problems.
         on_gpu: whether it runs on GPUs, where `precision: auto` is bf16.
 
     Raises:

@@ -1,28 +1,37 @@
 """Prompt lengths and the decodings applied to them, the basis of all estimates."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import BenchmarkConfig, DistillConfig
+from dparallel.config.experiment import DistillConfig
 
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """Prompt lengths in tokens by set of problems; empty for a set that was not read."""
+    """Prompt lengths in tokens by set of problems; empty for a set that was not read.
+
+    Attributes:
+        trajectories: of the problems of the recording.
+        benchmarks: by name of the benchmark and split.
+    """
 
     trajectories: Sequence[int] = ()
-    test: Sequence[int] = ()
-    validation: Sequence[int] = ()
+    benchmarks: Mapping[str, Mapping[Split, Sequence[int]]] = field(default_factory=dict)
 
 
-def measured_decodings(benchmark: BenchmarkConfig) -> dict[str, DecodingConfig]:
-    """The decodings with which teacher and students are measured (one threshold each), by setting name."""
+def measured_decodings(benchmark: BenchmarkConfig, setting: str) -> dict[str, DecodingConfig]:
+    """The decodings with which teacher and students are measured (one threshold each), by setting name.
+
+    Args:
+        setting: name of the setting that `benchmark` is.
+    """
     sweeps = dict.fromkeys((*benchmark.teacher_sweeps, *benchmark.all_student_sweeps))
     return {
-        "benchmark.reference": benchmark.reference,
-        **{f"benchmark.fixed.{name}": decoding for name, decoding in benchmark.fixed.items()},
-        **{f"benchmark.sweeps.{name}.decoding": benchmark.sweeps[name].decoding for name in sweeps},
+        f"{setting}.reference": benchmark.reference,
+        **{f"{setting}.fixed.{name}": decoding for name, decoding in benchmark.fixed.items()},
+        **{f"{setting}.sweeps.{name}.decoding": benchmark.sweeps[name].decoding for name in sweeps},
     }
 
 
@@ -32,7 +41,10 @@ def decodings(
     """Pairs of a set's prompt lengths and a decoding applied to this set."""
     if lengths.trajectories:
         yield lengths.trajectories, config.trajectories.decoding
-    baselines = [baseline.decoding for baseline in config.benchmark.baselines.values()]
-    for prompts in filter(None, (lengths.test, lengths.validation)):
-        for decoding in (*measured_decodings(config.benchmark).values(), *baselines):
-            yield prompts, decoding
+    for name, by_split in lengths.benchmarks.items():
+        benchmark = config.benchmarks[name]
+        measured = measured_decodings(benchmark, name).values()
+        baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
+        for prompts in by_split.values():
+            for decoding in (*measured, *baselines):
+                yield prompts, decoding

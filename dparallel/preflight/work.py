@@ -6,11 +6,12 @@ responses to be decoded to their end.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import BenchmarkConfig, DistillConfig
+from dparallel.config.experiment import DistillConfig
 from dparallel.evaluation.decode import LATENCY_SAMPLES
 from dparallel.preflight.prompts import PromptLengths
 
@@ -35,7 +36,10 @@ def forwards_by_stage(
     return {
         "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding, most),
         "training": _trained(config, len(lengths.trajectories), trained_length),
-        "benchmark": _total(_measured(config.benchmark, lengths, config.students, most)),
+        **{
+            f"benchmark {name}": _total(_measured(config.benchmarks[name], by_split, config.students, most))
+            for name, by_split in lengths.benchmarks.items()
+        },
     }
 
 
@@ -51,7 +55,7 @@ def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
 
 
 def _measured(
-    benchmark: BenchmarkConfig, lengths: PromptLengths, students: Iterable[str], most: bool
+    benchmark: BenchmarkConfig, lengths: Mapping[Split, Sequence[int]], students: Iterable[str], most: bool
 ) -> Iterator[Forwards]:
     """Forward passes of all measurements, including the timing of single prompts.
 
@@ -60,16 +64,18 @@ def _measured(
     """
     baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
     for decoding in (benchmark.reference, *benchmark.fixed.values(), *baselines):
-        yield _decoded(lengths.test, decoding, most, LATENCY_SAMPLES)
-        yield _decoded(lengths.validation, decoding, most, LATENCY_SAMPLES)
+        yield from (_decoded(prompts, decoding, most, LATENCY_SAMPLES) for prompts in lengths.values())
     models = [(benchmark.teacher_sweeps, most or benchmark.sweep_test)]
     models += [(benchmark.sweeps_of(student), benchmark.sweep_test) for student in students]
     for names, all_on_test in models:
         for name in names:
             decodings = benchmark.sweeps[name].decodings()
             on_test = decodings if all_on_test else decodings[:1]
-            for prompts, measured in ((lengths.validation, decodings), (lengths.test, on_test)):
-                yield from (_decoded(prompts, decoding, most, LATENCY_SAMPLES) for decoding in measured)
+            on_split = {"validation": decodings, "test": on_test}
+            for split, prompts in lengths.items():
+                yield from (
+                    _decoded(prompts, decoding, most, LATENCY_SAMPLES) for decoding in on_split[split]
+                )
 
 
 def _decoded(prompts: Sequence[int], decoding: DecodingConfig, most: bool, timed: int = 0) -> Forwards:

@@ -52,6 +52,7 @@ class StagePlan(BaseModel):
     Attributes:
         stage: stage name, a key of `SETTINGS`.
         student: student name, for training and merging.
+        benchmark: benchmark name, for benchmarks.
         config: settings of the stage as JSON values.
         inputs: folders of the inputs, by name.
         out_dir: folder of the stage.
@@ -63,6 +64,7 @@ class StagePlan(BaseModel):
 
     stage: str
     student: str | None = None
+    benchmark: str | None = None
     config: dict[str, Any]
     inputs: dict[str, str]
     out_dir: str
@@ -96,13 +98,13 @@ class Experiment:
 
     def trajectories(self) -> StagePlan:
         """Plan of the trajectories stage."""
-        return self._plan("trajectories", None, self.config.trajectories, {"teacher": self._teacher})
+        return self._plan("trajectories", self.config.trajectories, {"teacher": self._teacher})
 
     def training(self, student: str) -> StagePlan:
         """Plan of a student's training; StageError if an input is not finished."""
         config = StudentConfig(training=self.config.training, recipe=self._recipe(student))
         inputs = {"teacher": self._teacher, "trajectories": self.trajectories().out_dir}
-        return self._plan("training", student, config, inputs)
+        return self._plan("training", config, inputs, student)
 
     def merging(self, student: str) -> StagePlan:
         """Plan of a student's merging; StageError if an input is not finished."""
@@ -111,17 +113,22 @@ class Experiment:
             "trajectories": self.trajectories().out_dir,
             "training": self.training(student).out_dir,
         }
-        return self._plan("merging", student, self.config.merging, inputs)
+        return self._plan("merging", self.config.merging, inputs, student)
 
-    def benchmark(self) -> StagePlan:
-        """Plan of the benchmark; StageError if an input is not finished."""
-        students = {f"student/{name}": self.merging(name).out_dir for name in self.config.students}
-        baselines = self.config.benchmark.baselines
+    def benchmark(self, name: str) -> StagePlan:
+        """Plan of a benchmark; StageError if an input is not finished."""
+        if name not in self.config.benchmarks:
+            raise ConfigError(
+                f"unknown benchmark {name!r}; this config has {', '.join(self.config.benchmarks)}"
+            )
+        settings = self.config.benchmarks[name]
+        students = {f"student/{student}": self.merging(student).out_dir for student in self.config.students}
         others = {
-            f"baseline/{name}": str(self._folder_of(baseline.model)) for name, baseline in baselines.items()
+            f"baseline/{rival}": str(self._folder_of(baseline.model))
+            for rival, baseline in settings.baselines.items()
         }
         inputs = {"teacher": self._teacher, **students, **others}
-        return self._plan("benchmark", None, self.config.benchmark, inputs)
+        return self._plan("benchmark", settings, inputs, benchmark=name)
 
     @property
     def _teacher(self) -> str:
@@ -134,20 +141,28 @@ class Experiment:
             )
         return self.config.students[student]
 
-    def _plan(self, stage: str, student: str | None, config: Config, inputs: dict[str, str]) -> StagePlan:
+    def _plan(
+        self,
+        stage: str,
+        config: Config,
+        inputs: dict[str, str],
+        student: str | None = None,
+        benchmark: str | None = None,
+    ) -> StagePlan:
         try:
-            made_from = {name: fingerprint(path) for name, path in inputs.items()}
+            made_from = {key: fingerprint(path) for key, path in inputs.items()}
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
         code = vouched or stage_digest(stage, config)
-        label = f"{stage}-{student}" if student else stage
+        label = "-".join(filter(None, (stage, student or benchmark)))
         folder = self.folder / f"{label}-{stage_key(config, made_from, code)}"
         if not folder.exists():
             self._tell_of_other_code(label, config, made_from)
         return StagePlan(
             stage=stage,
             student=student,
+            benchmark=benchmark,
             config=config.model_dump(mode="json"),
             inputs=inputs,
             out_dir=str(folder),

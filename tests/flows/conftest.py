@@ -43,14 +43,18 @@ def small_settings(teacher: Path, runs: Path) -> dict[str, Any]:
             "no_certainty": {**block, "complement": True},
         },
         "merging": {"check_prompts": 2},
-        "benchmark": {
-            "test": {**coins, "split": "test"},
-            "validation": {**coins, "split": "validation"},
-            "reference": {**DECODING, "rule": "steps", "steps": 36},
-            "sweeps": {"entropy": {"decoding": {**DECODING, "rule": "entropy"}, "thresholds": [0.5, 5.0]}},
-            "teacher_sweeps": ["entropy"],
-            "student_sweeps": ["entropy"],
-            "max_loss": 1.0,
+        "benchmarks": {
+            "coins": {
+                "test": {**coins, "split": "test"},
+                "validation": {**coins, "split": "validation"},
+                "reference": {**DECODING, "rule": "steps", "steps": 36},
+                "sweeps": {
+                    "entropy": {"decoding": {**DECODING, "rule": "entropy"}, "thresholds": [0.5, 5.0]}
+                },
+                "teacher_sweeps": ["entropy"],
+                "student_sweeps": ["entropy"],
+                "max_loss": 1.0,
+            }
         },
     }
 

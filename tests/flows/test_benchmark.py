@@ -27,7 +27,7 @@ from tests.dparallel.evaluation.oracle import disturbed
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-TWO_SLICES = ["benchmark.validation.count=66", "benchmark.batch_size=16"]
+TWO_SLICES = ["benchmarks.coins.validation.count=66", "benchmarks.coins.batch_size=16"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +113,7 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
 ) -> None:
     overrides = [*settings(config_file, "shared"), "launch.parts=2"]
     with worker(config_file, dies_at={0}):
-        folder = benchmark(str(config_file), overrides, on_pool=True)
+        [folder] = benchmark(str(config_file), overrides, on_pool=True)
     runs = parts(config_file)
     one, other, redone, *test = [run.parameters["units"] for run in runs]
     assert [run.name for run in runs][:2] == ["measurements, part 1 of 2", "measurements, part 2 of 2"]
@@ -122,9 +122,10 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
     assert len(test) == 2
     (experiment,) = MlflowClient(tracking_uri=local_store).search_experiments(filter_string="name = 'small'")
     (tracked,) = MlflowClient(tracking_uri=local_store).search_runs([experiment.experiment_id])
-    assert (tracked.info.run_name, tracked.info.status) == ("benchmark", "FINISHED")
+    assert (tracked.info.run_name, tracked.info.status) == ("benchmark coins", "FINISHED")
 
-    assert results(folder) == results(benchmark(str(config_file), settings(config_file, "local")))
+    [alone] = benchmark(str(config_file), settings(config_file, "local"))
+    assert results(folder) == results(alone)
 
 
 def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(

@@ -53,15 +53,21 @@ def refusal(
         ("trajectories.decoding.rule=guess", "trajectories.decoding.rule: unknown"),
         ("trajectories.decoding.gen_length=35", "gen_length=35 is not divisible by block_length=12"),
         ("trajectories.decoding={gen_length: 60, block_length: 12}", "takes at most 4"),
-        ("benchmark.reference.gen_length=72", "benchmark.reference: gen_length=72 is longer than"),
         (
-            "benchmark.test={benchmark: dataset, sources: [{path: nowhere.jsonl}]}",
+            "benchmarks.coins.reference.gen_length=72",
+            "benchmarks.coins.reference: gen_length=72 is longer than",
+        ),
+        (
+            "benchmarks.coins.test={benchmark: dataset, sources: [{path: nowhere.jsonl}]}",
             "nowhere.jsonl: no such problems file",
         ),
         ("students.published.block_length=10", "does not divide trajectories.decoding.gen_length=36"),
         ("launch.processes=3", "views_per_step=4 is not divisible by 3 processes"),
-        ("benchmark.test.split=validation", "benchmark.test and benchmark.validation share"),
-        ("trajectories.problems.split=test", "trajectories.problems and benchmark.test share"),
+        (
+            "benchmarks.coins.test.split=validation",
+            "benchmarks.coins.test and benchmarks.coins.validation share",
+        ),
+        ("trajectories.problems.split=test", "trajectories.problems and benchmarks.coins.test share"),
         ("training.lora.targets=[q_proj, k_prj]", "LoRA target 'k_prj' matches in 0 of 2 layers"),
         ("training.max_length=40", "training.max_length=40 leaves nothing to train on"),
         ("training.deepspeed={zero_optimization: {stage: 5}}", "zero_optimization.stage=5"),
@@ -218,7 +224,7 @@ def rows(folder: Path, name: str, references: list[str | None]) -> str:
 def test_a_row_that_cannot_be_scored_is_found_before_anything_is_recorded(
     section: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
 ) -> None:
-    setting = f"benchmark.{section}={rows(tmp_path, 'coins', ['1', None, '3'])}"
+    setting = f"benchmarks.coins.{section}={rows(tmp_path, 'coins', ['1', None, '3'])}"
     said = refusal(flows.distill, ["--config", str(config_file), "--set", setting], monkeypatch, capsys)
     assert "problem coins-00002" in said
     assert "has no reference" in said

@@ -21,7 +21,7 @@ from tests.test_architecture import deployments
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
 STAGES = [
-    "benchmark",
+    "benchmark coins",
     "merging no_certainty",
     "merging published",
     "training no_certainty",
@@ -107,7 +107,7 @@ def test_the_whole_pipeline_and_again(
     version = client.get_model_version_by_alias("small-published", ALIAS)
     assert version.run_id == children["merging published"].info.run_id
     assert "model/model.safetensors" in artifacts(client, children["merging published"], "model")
-    assert "tradeoff.png" in artifacts(client, children["benchmark"])
+    assert "tradeoff.png" in artifacts(client, children["benchmark coins"])
 
     # 3. A second run: nothing is computed again, and MLflow says so
     runs = tmp_path / "runs" / "small"
@@ -141,7 +141,7 @@ def test_the_whole_pipeline_and_again(
     assert sorted(sent) == STAGES
     _, changed = family(client)
     anew = {name for name, run in changed.items() if run.data.tags["reused"] == "false"}
-    assert anew == {"training published", "merging published", "benchmark"}
+    assert anew == {"training published", "merging published", "benchmark coins"}
 
 
 def test_training_that_fails_fails_the_flow(config_file: Path, local_store: str, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def overrides(data: Path, tmp_path: Path) -> list[str]:
         f"runs={tmp_path}",
         "launch.processes=1",
         f"trajectories.problems.sources=[{{path: {train}, prompt: '{{question}}'}}]",
-        f"benchmark.test.sources=[{{{source}}}]",  # of which it takes the rows [200:]
-        f"benchmark.validation.sources=[{{{source}}}]",
+        f"benchmarks.gsm8k.test.sources=[{{{source}}}]",  # of which it takes the rows [200:]
+        f"benchmarks.gsm8k.validation.sources=[{{{source}}}]",
     ]
 
 
@@ -134,7 +134,8 @@ def test_a_baseline_on_the_hub_is_found_beforehand_and_by_its_folder(
     settings = [
         f"runs={tmp_path}",
         f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}",
-        "benchmark.baselines={rival: {model: org/rival, decoding: {gen_length: 36, block_length: 12}}}",
+        "benchmarks.coins.baselines={rival: {model: org/rival, decoding: {gen_length: 36, "
+        "block_length: 12}}}",
     ]
     with pytest.raises(CheckpointError, match="org/rival"):
         checked_experiment(str(CONFIGS / "tiny.yaml"), settings)
@@ -144,7 +145,7 @@ def test_a_baseline_on_the_hub_is_found_beforehand_and_by_its_folder(
     for student in experiment.config.students:
         finish(experiment.training(student))
         finish(experiment.merging(student))
-    assert experiment.benchmark().inputs["baseline/rival"] == str(folder)
+    assert experiment.benchmark("coins").inputs["baseline/rival"] == str(folder)
 
 
 def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
@@ -158,18 +159,18 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
     [
         (
             "tiny",
-            "benchmark.fixed.rival={mode: autoregressive, gen_length: 36}",
+            "benchmarks.coins.fixed.rival={mode: autoregressive, gen_length: 36}",
             r"mode='autoregressive' with a model that states no attention_pattern",
         ),
         (
             "tiny",
             "students.consistency=../configs/recipes/d2f.yaml",
-            r"consistency.attention=block_causal with benchmark.sweeps.entropy.*give consistency its own",
+            r"consistency.attention=block_causal with benchmarks.coins.sweeps.entropy.*give consistency its",
         ),
         (
             "tiny_d2f",
             "students.d2f=../configs/recipes/consistency.yaml",
-            r"d2f.attention=full with benchmark.sweeps.pipelined.decoding.mode=pipelined",
+            r"d2f.attention=full with benchmarks.coins.sweeps.pipelined.decoding.mode=pipelined",
         ),
         (
             "tiny",
@@ -178,7 +179,7 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
         ),
         (
             "tiny_recipes",
-            "benchmark.student_sweeps={d2f: [pipelined]}",
+            "benchmarks.coins.student_sweeps={d2f: [pipelined]}",
             "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for every",
         ),
     ],
@@ -200,7 +201,7 @@ def test_a_damaged_model_is_refused_before_anything_starts(tmp_path: Path, model
     settings = [
         f"runs={tmp_path / 'runs'}",
         f"teacher={damaged if model == 'teacher' else tiny}",
-        f"benchmark.baselines={{rival: {{model: {damaged}, decoding: {decoding}}}}}",
+        f"benchmarks.coins.baselines={{rival: {{model: {damaged}, decoding: {decoding}}}}}",
     ]
     config = str(CONFIGS / "tiny.yaml")
     checked_experiment(config, settings)

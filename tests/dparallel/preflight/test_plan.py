@@ -76,13 +76,13 @@ def test_forwards_by_hand() -> None:
     # Each measurement decodes 8 prompts again, alone: 300 + 8 validation problems, 1000 + 8 test problems.
     both = 308 + 1008
     teacher = 36 * both + 9 * both + (5 + 7) * 36 * both  # all thresholds on both splits, the worst case
-    assert work["benchmark"].rows == teacher + 3 * 36 * (7 * 308 + 1008)
-    swept = plan("benchmark.sweep_test=true").forwards["benchmark"].rows
+    assert work["benchmark coins"].rows == teacher + 3 * 36 * (7 * 308 + 1008)
+    swept = plan("benchmarks.coins.sweep_test=true").forwards["benchmark coins"].rows
     assert swept == teacher + 3 * 36 * 7 * both
     # At least, a threshold commits a block of 12 in a forward pass, and the first of each sweep is chosen
     fewest = plan().fewest
     teacher = 36 * both + 9 * both + 3 * (12 * 308 + 2 * 1008)
-    assert fewest["benchmark"].rows == teacher + 3 * 3 * (7 * 308 + 1008)
+    assert fewest["benchmark coins"].rows == teacher + 3 * 3 * (7 * 308 + 1008)
     assert {name: fewest[name] for name in ("trajectories", "training")} == {
         name: work[name] for name in ("trajectories", "training")
     }
@@ -179,7 +179,7 @@ def test_merged_models_are_as_wide_as_an_original_is_stored(dtype: torch.dtype, 
     """Independent of the dtype in its config.json."""
     folder = publish(tmp_path / "teacher", "llada", dtype)
     config = load_config(DistillConfig, CONFIG, [f"teacher={folder}"])
-    made = make_plan(config, PromptLengths([12], [12], [12]), on_gpu=True)
+    made = make_plan(config, PromptLengths([12], {"coins": {"test": [12], "validation": [12]}}), on_gpu=True)
     files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert made.disk["merged models"] == 3 * files >= 3 * dtype.itemsize * made.parameters
     assert made.decoding.weights == files
@@ -317,7 +317,7 @@ def test_the_command_prints_the_plan(capsys) -> None:
         (["--set", "training.max_length=47"], "training.max_length=47 leaves nothing to train on"),
         (["--set", "merging.format=original"], "which is in our own format"),
         (["--set", "trajectories.problems.protocol.chat=true"], "chat template"),
-        (["--set", "benchmark.test.split=distillation"], "share 1000 prompts"),
+        (["--set", "benchmarks.coins.test.split=distillation"], "share 1000 prompts"),
         (["--set", f"runs={LONG}/runs"], "cannot be written to (File name too long"),
         (["--set", f"name={LONG}"], "name: String should have at most 100 characters"),
         (["--set", f"students.{LONG}=../configs/recipes/consistency.yaml"], "at most 100 characters"),

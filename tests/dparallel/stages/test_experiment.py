@@ -36,7 +36,7 @@ def test_each_stage_waits_for_the_ones_before_it(config):
     for student in config.students:
         finish(experiment.training(student))
         finish(experiment.merging(student))
-    plan = experiment.benchmark()
+    plan = experiment.benchmark("coins")
     assert set(plan.inputs) == {"teacher", *(f"student/{name}" for name in config.students)}
 
 
@@ -121,9 +121,10 @@ def test_the_same_bytes_by_other_code_leave_later_stages_as_they_are(config, oth
 
 def test_a_baseline_is_found_where_its_name_leads(config, tiny_checkpoint):
     """A Hub id is resolved to a folder when it is needed."""
-    baseline = Baseline(model="owner/name", decoding=config.benchmark.reference)
-    benchmark = config.benchmark.model_copy(update={"baselines": {"other": baseline}})
-    named = config.model_copy(update={"teacher": "owner/teacher", "benchmark": benchmark})
+    [(name, coins)] = config.benchmarks.items()
+    baseline = Baseline(model="owner/name", decoding=coins.reference)
+    benchmarks = {name: coins.model_copy(update={"baselines": {"other": baseline}})}
+    named = config.model_copy(update={"teacher": "owner/teacher", "benchmarks": benchmarks})
     asked = []
 
     def folder_of(name: str) -> Path:
@@ -136,7 +137,7 @@ def test_a_baseline_is_found_where_its_name_leads(config, tiny_checkpoint):
     for student in config.students:
         finish(experiment.training(student))
         finish(experiment.merging(student))
-    plan = experiment.benchmark()
+    plan = experiment.benchmark("coins")
     assert plan.inputs["baseline/other"] == plan.inputs["teacher"] == str(tiny_checkpoint)
     assert asked == ["owner/teacher", "owner/name"]
 
@@ -145,6 +146,8 @@ def test_stages_and_students_that_are_unknown(config):
     finish(Experiment(config).trajectories())
     with pytest.raises(ConfigError, match="unknown student 'nobody'; this config trains certainty_forcing"):
         Experiment(config).training("nobody")
+    with pytest.raises(ConfigError, match="unknown benchmark 'maths'; this config has coins"):
+        Experiment(config).benchmark("maths")
     with pytest.raises(ConfigError, match="unknown stage 'tea'; known: teacher, trajectories"):
         StagePlan(stage="tea", config={}, inputs={}, out_dir="out").settings()
     settings = {"out": "out", "train_steps": 3}
