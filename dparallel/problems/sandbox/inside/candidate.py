@@ -3,13 +3,18 @@
 Nothing here is secret or trusted: whatever the candidate does to it, the tests receive plain data.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
 
 from dparallel.problems.sandbox.inside.codec import Reference, decode, encode, receive, send
+
+TYPE_CHECKING = False  # as in codec.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 HELLO = b"ready"
 

@@ -4,10 +4,16 @@ Decoding makes exact builtin types and calls no code of the sender, unlike pickl
 of a plain type is sent as the plain type. Runs inside the sandbox: imports the standard library only.
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+
+# Both processes of every verdict import this module: `typing` and the like would double their start.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 DEPTH = 100  # nesting of containers
 HEADER = 8  # bytes of a message's length

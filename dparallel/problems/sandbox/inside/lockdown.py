@@ -3,10 +3,15 @@
 Trusted code, run in new namespaces before any generated code. Imports the standard library only.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # as in codec.py
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x20, 0x1000, 0x4000, 0x40000
 MS_NOSUID, MS_NODEV = 0x2, 0x4

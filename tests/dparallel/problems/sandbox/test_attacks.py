@@ -72,6 +72,7 @@ def test_an_attack_fails(name: str, facts: dict[str, str], monkeypatch: pytest.M
     assert re.match(filled(EVERY[name].note, facts), outcome.note), outcome
 
 
+@pytest.mark.slow  # most of it is what both modes share
 @pytest.mark.skipif(bool(missing("unshare")), reason=missing("unshare"))
 @pytest.mark.parametrize("name", IN_BOTH)
 def test_an_attack_fails_in_the_weaker_mode(
