@@ -19,7 +19,7 @@ LOCKED = {0x8: 0x8, 0x400: 0x400, 0x800: 0x800, 0x1000: 1 << 21}  # statvfs flag
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 SECCOMP_MODE_FILTER = 2
-SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 
 
 def enter(mounts: Sequence[tuple[str, str, str]], disk: int) -> None:
