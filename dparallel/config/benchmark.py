@@ -74,7 +74,8 @@ class BenchmarkConfig(Config):
 
     Args:
         test: problems for the reported numbers.
-        validation: problems for the selection of thresholds and students.
+        validation: problems for the selection of thresholds and students. Without them, nothing is selected:
+            every sweep has exactly one threshold, such as the published one, and no student is the default.
         reference: the teacher's decoding that accuracy is compared with: one token per step.
         fixed: further decodings of the teacher by name, such as one with few steps.
         sweeps: decodings at several thresholds, by name. The operating point of a sweep is the threshold
@@ -92,15 +93,15 @@ class BenchmarkConfig(Config):
     """
 
     test: ProblemsConfig
-    validation: ProblemsConfig
+    validation: ProblemsConfig | None = None
     reference: DecodingConfig
     fixed: dict[Name, DecodingConfig] = {}
-    sweeps: dict[Name, Sweep]
-    teacher_sweeps: tuple[str, ...] = Field(min_length=1)
+    sweeps: dict[Name, Sweep] = {}
+    teacher_sweeps: tuple[str, ...] = ()
     student_sweeps: Annotated[
-        Annotated[SweepNames, Tag(LIST)] | Annotated[dict[Name, SweepNames], Tag(SECTION)],
+        Annotated[tuple[str, ...], Tag(LIST)] | Annotated[dict[Name, SweepNames], Tag(SECTION)],
         Discriminator(form, "wrong_form", "Give a list of sweeps, or such a list for every student by name"),
-    ]
+    ] = ()
     baselines: dict[Name, Baseline] = {}
     max_loss: NonNegativeFloat = 0.01
     sweep_test: bool = False
@@ -111,6 +112,13 @@ class BenchmarkConfig(Config):
         unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
         if unknown:
             raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+        several = {name: sweep.thresholds for name, sweep in self.sweeps.items() if len(sweep.thresholds) > 1}
+        if self.validation is None and several:
+            name, thresholds = next(iter(several.items()))
+            raise ValueError(
+                f"sweeps.{name}.thresholds={list(thresholds)} without validation: give validation problems "
+                "to choose a threshold with, or one threshold: the test problems must not choose it"
+            )
         methods = [("the reference", self.reference_name)]
         methods += [("fixed", name) for name in self.fixed] + [("sweeps", name) for name in self.sweeps]
         refuse_same_names(methods + ([("the baselines' method", "baseline")] if self.baselines else []))
@@ -141,10 +149,17 @@ class BenchmarkConfig(Config):
 
     def splits(self) -> dict[Split, ProblemsConfig]:
         """The sets of problems by name."""
+        if self.validation is None:
+            return {"test": self.test}
         return {"test": self.test, "validation": self.validation}
 
     def check_students(self, students: Iterable[str], setting: str = "benchmark") -> None:
         """Raise a ConfigError unless `student_sweeps` is one list or has exactly these students as keys."""
+        if not self.student_sweeps:
+            raise ConfigError(
+                f"{setting}.student_sweeps is empty, so no student would be measured: name sweeps of "
+                f"{setting}.sweeps"
+            )
         if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(students):
             raise ConfigError(
                 f"{setting}.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "

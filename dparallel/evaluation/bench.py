@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import UserError, plain_message
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
-from dparallel.config.problems import ProblemsConfig, ProtocolConfig
+from dparallel.config.problems import ProtocolConfig
 from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap, read_certainty
 from dparallel.evaluation.store import Store
@@ -83,8 +83,7 @@ class Bench:
     @cached_property
     def problems(self) -> dict[Split, list[Problem]]:
         """Problems by split; ProblemsError if splits overlap or a problem cannot be judged."""
-        splits: dict[Split, ProblemsConfig] = {"validation": self.config.validation, "test": self.config.test}
-        problems = {split: load_problems(config) for split, config in splits.items()}
+        problems = {split: load_problems(config) for split, config in self.config.splits().items()}
         check_disjoint({f"benchmark.{split}": of_split for split, of_split in problems.items()})
         for split, of_split in problems.items():
             check_scorable(of_split, self.protocol(split))
@@ -92,13 +91,12 @@ class Bench:
 
     @property
     def content(self) -> str:
-        """Digest of the problems of both splits."""
-        return problems_digest([*self.problems["validation"], *self.problems["test"]])
+        """Digest of the problems of all splits."""
+        return problems_digest([*self.problems.get("validation", []), *self.problems["test"]])
 
     def protocol(self, split: Split) -> ProtocolConfig:
         """How a split's problems are asked and judged."""
-        problems: ProblemsConfig = getattr(self.config, split)
-        return protocol_of(problems)
+        return protocol_of(self.config.splits()[split])
 
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
         """The tokenizer of an input."""
@@ -174,8 +172,9 @@ class Bench:
         return samples
 
     def certainty_unit(self, model: str, decoding: DecodingConfig) -> Unit:
-        """The unit that records certainty on the first validation problem."""
-        return Unit(model=model, split="validation", decoding=decoding, slice=(0, 1), kind="certainty")
+        """The unit that records certainty on the first validation problem, or else test problem."""
+        split: Split = "validation" if "validation" in self.problems else "test"
+        return Unit(model=model, split=split, decoding=decoding, slice=(0, 1), kind="certainty")
 
     def certainty(self, unit: Unit) -> CertaintyMap:
         """Result of a certainty unit, labelled with kind and name of its model."""

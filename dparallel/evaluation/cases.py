@@ -59,6 +59,11 @@ def cases(config: BenchmarkConfig, models: Collection[str]) -> Cases:
     return Cases(students, reference, fixed, swept)
 
 
+def first_student(asked: Cases) -> Case:
+    """The first sweep of the first student, which is compared with the teacher if nothing is selected."""
+    return next(case for case in asked.sweeps if case.model in asked.students)
+
+
 def _reference_name(decoding: DecodingConfig) -> str:
     return "one_token_per_step" if decoding.steps == decoding.gen_length else "reference"
 

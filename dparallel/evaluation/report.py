@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation import plots
+from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
@@ -29,8 +30,9 @@ class Results:
         reported: the test rows of the table: reference, fixed decodings, operating points.
         swept: the rows of the split on which whole sweeps were measured.
         aup: AUP by (model, method), on that split.
-        headline: the best student compared with the teacher, on the test problems.
-        keeping: names of the students that keep the accuracy on both splits.
+        headline: the best student compared with the teacher, on the test problems; without validation
+            problems, the first student.
+        keeping: names of the students that keep the accuracy on all splits.
     """
 
     config: BenchmarkConfig
@@ -50,15 +52,15 @@ class Results:
         validation: Sequence[Row],
         test: Sequence[Row],
         points: Sequence[Row],
-        best: Row,
+        best: Case,
     ) -> "Results":
         """Compare rows of both splits, in which operating points are marked.
 
         Args:
-            best: operating point of the best student, as a row of the validation problems.
+            best: operating point of the best student; of the first one without validation problems.
         """
-        swept = test if config.sweep_test else validation
-        student = next(row for row in test if row.operating_point and row.case == best.case)
+        swept = test if config.sweep_test or not validation else validation
+        student = next(row for row in test if row.operating_point and row.case == best)
         teacher = [row for row in test if row.model == test[0].model]
         return cls(
             config=config,
@@ -82,8 +84,14 @@ class Results:
 
     @property
     def default_student(self) -> str | None:
-        """Name of the default student; None if no student keeps the accuracy on the validation problems."""
-        return self.headline.student.model if self.headline.student.qualifies else None
+        """Name of the default student; None if none is selected, or keeps the accuracy on validation."""
+        chosen = self.selects and self.headline.student.qualifies
+        return self.headline.student.model if chosen else None
+
+    @property
+    def selects(self) -> bool:
+        """Whether thresholds and a student were selected, on validation problems."""
+        return self.config.validation is not None
 
     @property
     def hardware(self) -> list[str]:
@@ -164,7 +172,7 @@ def table(results: Results) -> str:
         "samples",
     ]
     body = tabulate(
-        [_cells(row, metrics, results.headline.student) for row in results.reported],
+        [_cells(row, metrics, results) for row in results.reported],
         titles,
         tablefmt="pipe",
         colalign=["left", "left", *["right"] * (len(titles) - 2)],
@@ -173,9 +181,9 @@ def table(results: Results) -> str:
     return f"{body}\n\n{notes(results)}\n"
 
 
-def _cells(row: Row, metrics: Sequence[str], best: Row) -> list[str]:
+def _cells(row: Row, metrics: Sequence[str], results: Results) -> list[str]:
     measured = row.measurement
-    is_default = best.qualifies and row.case == best.case
+    is_default = results.default_student is not None and row.case == results.headline.student.case
     shares = [f"{measured.metrics[name] * 100:.1f}" if name in measured.metrics else "" for name in metrics]
     shares[0] += f" ± {measured.accuracy_stderr * 100:.1f}"
     return [
@@ -194,9 +202,10 @@ def _cells(row: Row, metrics: Sequence[str], best: Row) -> list[str]:
 def notes(results: Results) -> str:
     """Explanation of the table, and the outcome as a sentence."""
     sizes = ", ".join(map(str, results.batch_sizes))
+    chosen = "chosen on the validation problems" if results.selects else "as given"
     lines = [
         outcome(results),
-        "Test problems; thresholds chosen on the validation problems. ± is one standard error. "
+        f"Test problems; thresholds {chosen}. ± is one standard error. "
         f"Times: {'; '.join(results.hardware)}; TPS at batch size {sizes}, latency of one prompt alone.",
     ]
     for kind, values in (("hardware", results.hardware), ("batch sizes", results.batch_sizes)):
@@ -215,6 +224,13 @@ def outcome(results: Results) -> str:
     head, best = results.headline, results.headline.teacher_best
     student = f"{plain(head.student.model)}, {plain(head.student.method)}"
     reference, allowed = plain(results.reference.method), f"{results.config.max_loss * 100:.1f} points"
+    if not results.selects:
+        kept = "keeps" if head.keeps_accuracy else "does not keep"
+        return (
+            f"No default student: none is chosen without validation problems. {student} {kept} the accuracy: "
+            f"it is {_points(-head.accuracy_loss)} points from the teacher's at {reference} ({allowed} may "
+            f"be lost), with {head.nfe_ratio:.2f} times fewer forwards."
+        )
     if not head.student.qualifies:
         return (
             f"No default student: {NONE_KEEPS}. The best one, {student}, is {_points(-head.accuracy_loss)} "

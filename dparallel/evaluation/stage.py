@@ -6,12 +6,13 @@ only the results.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Split, Unit
-from dparallel.evaluation.cases import TEACHER, Case, cases
+from dparallel.evaluation.cases import TEACHER, Case, cases, first_student
 from dparallel.evaluation.judge import verdicts_of
 from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, write_report
@@ -58,17 +59,24 @@ def run_stage(
     if delegate is not None:
         make = partial(have_units_made, bench, delegate)
 
-    # 2. Select thresholds and a student on the validation problems
-    swept = [asked.reference, *([] if config.sweep_test else asked.fixed), *asked.sweeps]
-    validation = measure(bench, make, swept, "validation")
-    points = operating_points(validation, asked.sweeps, config.max_loss)
-    best = best_student(points)
+    # 2. Select thresholds and a student on the validation problems, if there are any
+    validation: list[Row] = []
+    points: list[Row] = []
+    best = first_student(asked)
+    if config.validation is not None:
+        swept = [asked.reference, *([] if config.sweep_test else asked.fixed), *asked.sweeps]
+        validation = measure(bench, make, swept, "validation")
+        points = operating_points(validation, asked.sweeps, config.max_loss)
+        best = best_student(points).case
 
     # 3. Measure the selection on the test problems
-    seen = [bench.certainty_unit(model, best.measurement.decoding) for model in (TEACHER, best.model)]
-    chosen = asked.sweeps if config.sweep_test else [point.case for point in points]
-    test = mark(measure(bench, make, [asked.reference, *asked.fixed, *chosen], "test", seen), points)
-    if not config.sweep_test:
+    seen = [bench.certainty_unit(model, best.decoding) for model in (TEACHER, best.model)]
+    chosen = [point.case for point in points] if points and not config.sweep_test else asked.sweeps
+    test = measure(bench, make, [asked.reference, *asked.fixed, *chosen], "test", seen)
+    if config.validation is None:
+        points = [replace(row, operating_point=True) for row in test if row.case in asked.sweeps]
+    test = mark(test, points)
+    if validation and not config.sweep_test:
         test += slower_teachers(bench, make, mark(validation, points), test)
 
     # 4. Report

@@ -25,7 +25,7 @@ CONFIG = BenchmarkConfig.model_validate(
 def results(points: Sequence[Row], test: Sequence[Row], reference: Row = REFERENCE) -> Results:
     """Results with students only; the first is the best."""
     validation = mark([reference, *points], points)
-    return Results.of(CONFIG, validation, mark([reference, *test], points), points, points[0])
+    return Results.of(CONFIG, validation, mark([reference, *test], points), points, points[0].case)
 
 
 def student(accuracy: float, tpf: float = 5.0, **changes: Any) -> Row:

@@ -434,7 +434,7 @@ def test_students_without_sweeps_are_named(settings, inputs, store: Path, tmp_pa
 
 def test_validation_and_test_problems_must_not_overlap(settings, inputs, store: Path, tmp_path: Path) -> None:
     mixed = settings.model_copy(update={"validation": settings.test})
-    with pytest.raises(ValueError, match="benchmark.validation and benchmark.test share 6 prompts"):
+    with pytest.raises(ValueError, match="benchmark.test and benchmark.validation share 6 prompts"):
         run_stage(mixed, inputs, tmp_path / "out", store)
 
 

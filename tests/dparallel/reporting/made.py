@@ -136,7 +136,7 @@ def finished_benchmark(
             )
         split[name] = rows
     points = split["validation"][1:]
-    results = Results.of(settings, split["validation"], split["test"], points, points[-1])
+    results = Results.of(settings, split["validation"], split["test"], points, points[-1].case)
     stage = Stage(
         "benchmark",
         settings,

@@ -1,0 +1,64 @@
+"""A benchmark without validation problems measures thresholds as given, and chooses nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dparallel.config.base import ConfigError
+from dparallel.config.experiment import BenchmarkConfig
+from dparallel.evaluation.stage import run_stage
+from dparallel.reporting.read import read_benchmark
+from tests.dparallel.evaluation.oracle import disturbed
+
+SHAPE = {"gen_length": 12, "block_length": 6}
+
+
+def settings(*thresholds: float, **changes: Any) -> BenchmarkConfig:
+    sweeps = {"entropy": {"decoding": SHAPE, "thresholds": thresholds}}
+    return BenchmarkConfig.model_validate(
+        {
+            "test": {"benchmark": "coins", "split": "test", "count": 6},
+            "reference": {**SHAPE, "rule": "steps", "steps": 12},
+            "sweeps": sweeps,
+            "teacher_sweeps": ["entropy"],
+            "student_sweeps": ["entropy"],
+            **changes,
+        }
+    )
+
+
+def test_thresholds_are_measured_as_given(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    students = {f"student/{name}": disturbed(tiny_checkpoint, tmp_path / name) for name in ("one", "two")}
+    inputs = {"teacher": str(tiny_checkpoint), **{name: str(path) for name, path in students.items()}}
+    folder = tmp_path / "runs" / "experiment" / "benchmark-coins-0123456789"
+    run_stage(settings(2.0), inputs, folder, tmp_path / "runs" / "measurements")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [(row["model"], row["split"], row["operating_point"]) for row in results["rows"]] == [
+        ("teacher", "test", False),
+        ("teacher", "test", True),
+        ("student/one", "test", True),
+        ("student/two", "test", True),
+    ]
+    assert results["default_student"] is None
+    assert results["headline"]["student"]["model"] == "student/one", "the first of the config"
+    assert {entry["split"] for entry in results["aup"]} == {"test"}
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert "No default student: none is chosen without validation problems." in table
+    assert "Test problems; thresholds as given." in table
+    assert "(default)" not in table
+    read = read_benchmark("coins", folder)
+    assert [row.model for row in read.reported] == ["teacher", "teacher", "student/one", "student/two"]
+    assert read.default_student is None
+
+
+def test_a_threshold_to_choose_needs_validation_problems() -> None:
+    with pytest.raises(ValidationError, match=r"thresholds=\[0.5, 2.0\] without validation: give"):
+        settings(0.5, 2.0)
+
+
+def test_students_without_a_sweep_are_refused() -> None:
+    with pytest.raises(ConfigError, match="benchmarks.coins.student_sweeps is empty, so no student"):
+        settings(0.5, student_sweeps=()).check_students(["one"], "benchmarks.coins")
