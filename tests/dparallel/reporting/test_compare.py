@@ -132,6 +132,23 @@ def test_what_differs_is_warned_of(runs: Path, tiny_checkpoint: Path, tmp_path: 
     assert {pair["problems"] for pair in pairs if pair["after"]["run"] == "elsewhere"} == {3}
 
 
+def test_sweeps_on_different_problems_have_no_common_aup(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    finished_benchmark(mine, tiny_checkpoint, experiment="third", settings=config(sweep_test=True))
+    found = compare(["sums", "longer", "third"], mine)
+    assert [warning.split(": ")[1][:40] for warning in found.warnings] == [
+        "sums measured whole sweeps on validation"
+    ]
+    [section] = found.json["benchmarks"]
+    assert section["aup"] is None
+    assert {row["aup"] for row in section["rows"]} == {None}
+    assert {row["run"] for row in section["rows"]} == {"sums", "longer", "third"}
+    assert found.html().count("Samples: sums, fast") == 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
