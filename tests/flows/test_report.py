@@ -19,7 +19,11 @@ from tasks.tracking.run import track
 from tests.dparallel.reporting.made import finished_benchmark
 from tests.dparallel.reporting.times import without_times
 
-SMALL = ["benchmark.test.count=8", "benchmark.validation.count=8", "trajectories.problems.count=8"]
+SMALL = [
+    "benchmarks.coins.test.count=8",
+    "benchmarks.coins.validation.count=8",
+    "trajectories.problems.count=8",
+]
 
 
 def started(config_file: Path, runs: Path) -> subprocess.Popen:
@@ -56,18 +60,19 @@ def test_several_benchmarks_are_reported_together(
     tiny_checkpoint: Path, tmp_path: Path, local_store: str
 ) -> None:
     home = tmp_path / "runs" / "sums"
-    stages = [
-        finished_benchmark(home.parent, tiny_checkpoint, key=f"{name}-0123456789") for name in ("a", "b")
-    ]
+    stages = {
+        name: finished_benchmark(home.parent, tiny_checkpoint, key=f"{name}-0123456789") for name in "ab"
+    }
     plans = [
         StagePlan(
             stage="benchmark",
+            benchmark=name,
             config={},
             inputs={"teacher": str(tiny_checkpoint), "student/fast": str(tiny_checkpoint)},
             out_dir=str(stage),
             store=str(home.parent / "measurements"),
         )
-        for stage in stages
+        for name, stage in stages.items()
     ]
 
     @flow
