@@ -24,7 +24,7 @@ PROTOCOL = {"prompt": "{task} {tests[1]}", "extra": ["tests"], "data": [HUB]}
 def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
     return path
 
 
@@ -153,10 +153,10 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], message
         ("nowhere.jsonl", None, r"path=.*nowhere\.jsonl: no such file or folder"),
         ("nowhere", None, "path=.*nowhere: no such file or folder"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: damaged or no gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"task": "a"}\n' * 9)[:-12], "damaged or no gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"task": "a"}\n' * 9, mtime=0)[:-12], "damaged or no gzip file"),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"task": "a", "tests": []}\n'),
+            gzip.compress(b'{"task": "a", "tests": []}\n', mtime=0),
             r"no column 'answer'; its columns: ta",
         ),
         ("a.jsonl", b'{"task": "a", "answer": "1"}\n', r"no column 'tests.*'; its columns: task, answer"),
