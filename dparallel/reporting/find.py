@@ -68,8 +68,8 @@ def _in_folder(given: str, folder: Path) -> Found:
             raise RunError(f"{given}: {stages[0].name} is not finished: give the experiment's command again")
         raise RunError(
             f"{given} is neither an experiment nor a report nor a benchmark stage: it holds no benchmark-* "
-            f"folder, no {REPORT} and no {MANIFEST}; give an experiment's folder, or its command again if it has "
-            "not come to its benchmark"
+            f"folder, no {REPORT} and no {MANIFEST}; give an experiment's folder, or its command again if "
+            "it has not come to its benchmark"
         )
     notes = []
     for name, of_name in latest.items():
