@@ -19,7 +19,8 @@ from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest, protocol_of
-from dparallel.problems.scoring import Scorer, check_scorable, scorer_named, scorers_of
+from dparallel.problems.scorer import Scorer
+from dparallel.problems.scoring import check_scorable, scorer_named, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest, scorer_modules
 from dparallel.stages.files import is_there

@@ -13,7 +13,8 @@ from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.models.checkpoints import read_config
 from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.scoring import Scorer, Verdict, scorer_named, scorers_of
+from dparallel.problems.scorer import Scorer, Verdict
+from dparallel.problems.scoring import scorer_named, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import StageError
 

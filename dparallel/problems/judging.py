@@ -10,7 +10,8 @@ from typing import Any
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems.pool import Outcome, call_each
-from dparallel.problems.scoring import Judge, Scorer, Verdict, scorers_of
+from dparallel.problems.scorer import Judge, Scorer, Verdict
+from dparallel.problems.scoring import scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH, describe
 

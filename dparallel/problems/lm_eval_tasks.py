@@ -15,7 +15,7 @@ from typing import Any
 
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
-from dparallel.problems.scoring import Scorer, Verdict, scorers_of
+from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.sources import Problem, ProblemsError, json_value, selected
 
 EXAMPLE_SEED = 1234  # lm-eval's default seed of few-shot examples
@@ -65,9 +65,9 @@ def task_problems(config: ProblemsConfig) -> list[Problem]:
 def _check_metrics(config: ProblemsConfig, problem: Problem) -> None:
     """Raise a ProblemsError for a metric that is not 0 or 1 for right, half right and empty responses."""
     right = problem.reference or ""
-    for one in scorers_of(config.protocol):
+    for name in (name for name in config.protocol.scorers if name.startswith(f"{LM_EVAL}:")):
         for response in ("", right, right[: len(right) // 2], f"{right} {right}"):
-            one.score([problem], [response])
+            scorer(name).score([problem], [response])
 
 
 def _asked(task: Any, doc: dict[str, Any], protocol: ProtocolConfig) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from dparallel.config.experiment import Sweep
 from dparallel.evaluation.bench import Bench, verdicts_key
 from dparallel.evaluation.stage import run_stage
 from dparallel.evaluation.store import Store
-from dparallel.problems.scoring import SCORERS, Verdict
+from dparallel.problems.scorer import Verdict
+from dparallel.problems.scoring import SCORERS
 from dparallel.stages import code
 from dparallel.stages.manifest import StageError, verify
 from tests.dparallel.evaluation.oracle import dataset, disturbed

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dparallel.config.base import UserError
-from dparallel.problems.scoring import Scorer, Verdict
+from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.sources import Problem
 
 

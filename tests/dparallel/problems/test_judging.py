@@ -19,7 +19,8 @@ from dparallel.config.base import UserError
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems import judging
 from dparallel.problems.judging import judged, score
-from dparallel.problems.scoring import SCORERS, Scorer, Verdict, check_scorable
+from dparallel.problems.scorer import Scorer, Verdict
+from dparallel.problems.scoring import SCORERS, check_scorable
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH
 from tests.dparallel.problems import hostile

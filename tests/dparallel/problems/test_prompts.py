@@ -18,7 +18,7 @@ from dparallel.problems.prompts import (
     render_all,
     tokenizer_fingerprint,
 )
-from dparallel.problems.scoring import Verdict
+from dparallel.problems.scorer import Verdict
 from dparallel.problems.sources import Problem
 from dparallel.tiny.tokenizer import build_tokenizer
 

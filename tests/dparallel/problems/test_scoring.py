@@ -6,7 +6,8 @@ import pytest
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems.answers import exact, flexible_extract, plain_number
 from dparallel.problems.judging import score
-from dparallel.problems.scoring import SCORERS, Verdict, accuracy_metric, check_scorable, scorers_of
+from dparallel.problems.scorer import Verdict
+from dparallel.problems.scoring import SCORERS, accuracy_metric, check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
 
 

@@ -13,7 +13,8 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.models.checkpoints import load_model
-from dparallel.problems.scoring import SCORERS, Scorer, Verdict
+from dparallel.problems.scorer import Scorer, Verdict
+from dparallel.problems.scoring import SCORERS
 from dparallel.problems.sources import Problem
 from dparallel.stages import code
 from dparallel.stages.manifest import Manifest
