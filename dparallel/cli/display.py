@@ -93,21 +93,24 @@ def _colour(step: int, latest: int) -> Style:
 
 
 @contextmanager
-def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Observer]:
-    """Show the number of finished prompts: updated in place on a terminal, otherwise a line per tenth."""
+def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show the number of finished prompts: updated in place on a terminal, otherwise a line per tenth.
+
+    Yields a function to be called for every prompt that is finished.
+    """
     in_place = stream.isatty()
     written = done
 
-    def observe(forward: list[Step]) -> None:
+    def count() -> None:
         nonlocal done, written
-        done += sum(step.done for step in forward)
+        done += 1
         if done > written and (in_place or done * 10 // total > written * 10 // total):
             stream.write(f"\r{done}/{total} prompts" if in_place else f"{done}/{total} prompts\n")
             stream.flush()
             written = done
 
     try:
-        yield observe
+        yield count
     finally:
         if in_place:
             stream.write("\r\N{ESCAPE}[K")

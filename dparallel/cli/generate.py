@@ -87,12 +87,14 @@ def _decode_rows(
     def count_rows(forward: list[Step]) -> None:
         rows_together.add(len(forward))
 
-    def keep(place: int, generation: Generation) -> None:
-        response = text_of(generation, tokenizer, model.config, options.stop)
-        results.add(rows[place], Result(response, generation.nfe, generation.num_tokens))
-
     with display.progress(sys.stderr, len(prompts), len(prompts) - len(rows)) as count:
-        observe = display.combine(count, count_rows, trace)
+
+        def keep(place: int, generation: Generation) -> None:
+            response = text_of(generation, tokenizer, model.config, options.stop)
+            results.add(rows[place], Result(response, generation.nfe, generation.num_tokens))
+            count()
+
+        observe = display.combine(count_rows, trace)
         wanted = [prompts[row] for row in rows]
         stop = stop_at(tokenizer, options.stop)
         generations, seconds = timed_generate(

@@ -1,4 +1,4 @@
-"""The command line: `dparallel generate`, `chat`, `plan` and `compare`.
+"""The command line: `dparallel generate`, `chat`, `plan`, `eval` and `compare`.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -15,6 +15,7 @@ from types import FrameType
 
 from dparallel.cli.chat import chat
 from dparallel.cli.compare import print_comparison
+from dparallel.cli.eval import evaluate
 from dparallel.cli.generate import generate
 from dparallel.cli.parser import build_parser
 from dparallel.cli.plan import print_plan
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 generate(options)
             elif options.command == "chat":
                 chat(options)
+            elif options.command == "eval":
+                evaluate(options)
             elif options.command == "compare":
                 print_comparison(options.given, options.runs, options.out)
             else:

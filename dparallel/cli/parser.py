@@ -10,9 +10,11 @@ from typing import Any, NoReturn, get_args
 from pydantic import ValidationError
 
 from dparallel.config.base import ConfigError, explain
+from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import parse_yaml
 
+BATCH_SIZE = BenchmarkConfig.model_fields["batch_size"].default
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -31,12 +33,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_decoding_command(commands, "chat", "hold a conversation; /reset clears it, /exit ends")
     _add_plan(commands)
+    _add_eval(commands)
     _add_compare(commands)
     return parser
 
 
-def decoding_of(options: argparse.Namespace) -> DecodingConfig:
+def decoding_of(options: argparse.Namespace, published: DecodingConfig | None = None) -> DecodingConfig:
     """The decoding settings given as flags, with defaults for the others.
+
+    Args:
+        published: the decoding that the flags change; by default `DecodingConfig()`. Its settings of another
+            rule, mode or cache than the given ones do not count.
 
     Raises:
         ConfigError: names the flag, its value and the valid values.
@@ -46,8 +53,9 @@ def decoding_of(options: argparse.Namespace) -> DecodingConfig:
         for name, value in vars(options).items()
         if name in DecodingConfig.model_fields
     }
+    kept = {} if published is None else published.settings_beside(given)
     try:
-        return DecodingConfig.model_validate(given)
+        return DecodingConfig.model_validate({**kept, **given})
     except ValidationError as error:
         raise ConfigError(explain(error, _flag)) from error
 
@@ -115,6 +123,65 @@ def _add_plan(commands: Any) -> None:
     )
 
 
+def _add_eval(commands: Any) -> None:
+    summary = "measure a model on published benchmarks: decode, judge, print a row for each"
+    command = commands.add_parser(
+        "eval",
+        help=summary,
+        description=f"{summary}. What is decoded and judged is kept; the same command again continues.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(command)
+    command.add_argument(
+        "--protocol",
+        metavar="PROTOCOL",
+        action="append",
+        required=True,
+        type=_text,
+        help="how a benchmark is asked and judged: a file, the name of one in configs/protocols/, or "
+        "lm_eval:TASK; may be given several times",
+    )
+    command.add_argument(
+        "--path",
+        metavar="PATH",
+        type=_text,
+        help="local copy of the data, a file or a folder, read instead of the Hugging Face Hub",
+    )
+    command.add_argument(
+        "--limit", metavar="N", type=_positive, help="measure the first N problems (default: all)"
+    )
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_text,
+        help="other settings of the problems, such as count=100 seed=1 (a random selection), num_fewshot=5 "
+        "or protocol.chat=false",
+    )
+    command.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        type=_path,
+        default=Path("runs"),
+        help="samples and verdicts are kept in its folder `measurements`, which all experiments of this "
+        "folder share (default: %(default)s)",
+    )
+    command.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=_positive,
+        default=BATCH_SIZE,
+        help="responses decoded together (default: %(default)s)",
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print a JSON object for each protocol instead of a table"
+    )
+    _add_decoding(command, defaults=False)
+
+
 def _add_compare(commands: Any) -> None:
     summary = "compare past runs: one table, paired tests on the same problems, and what differs"
     command = commands.add_parser("compare", help=summary, description=summary, allow_abbrev=False)
@@ -150,9 +217,7 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument(
-        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
-    )
+    _add_model(command)
     command.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     command.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
@@ -166,16 +231,31 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
         help="end a response before this text; may be given several times",
     )
     command.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
+    _add_decoding(command)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
+    )
+
+
+def _add_decoding(command: argparse.ArgumentParser, defaults: bool = True) -> None:
+    """Add a flag for every setting of decoding; those that are not given are absent from the options.
+
+    Args:
+        defaults: show the defaults of the settings.
+    """
     decoding = command.add_argument_group("decoding", inspect.getdoc(DecodingConfig))
     for field, info in DecodingConfig.model_fields.items():
-        known = None if info.default is None else f"default: {info.default}"
+        known = None if info.default is None or not defaults else f"default: {info.default}"
         common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field, "help": known}
         if info.annotation is bool:
             decoding.add_argument(_flag(field), action=argparse.BooleanOptionalAction, **common)
         else:
             words = [word for word in get_args(info.annotation) if isinstance(word, str)]
             decoding.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
-    return command
 
 
 def _text(argument: str) -> str:

@@ -85,6 +85,29 @@ class DecodingConfig(Config):
         """Whether every position attends to its own and earlier blocks only."""
         return self.mode in ("pipelined", "autoregressive")
 
+    def settings_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of this decoding that `changes` leave as they are.
+
+        Settings that belong to a rule, mode or cache that `changes` replace are left out, and so are settings
+        that follow from others.
+        """
+        mode, rule = MODES[self.mode], RULES[self.rule]
+        next_mode = MODES.get(changes.get("mode", self.mode), mode)
+        next_rule = RULES.get(changes.get("rule", self.rule), rule)
+        out = {
+            *changes,
+            *self._fixed(),
+            *next_mode.fixed,
+            *(["block_length"] if next_rule.whole_response else []),
+        }
+        if next_rule != rule or "rule" in next_mode.fixed:
+            out |= {*rule.settings}
+        if changes.get("mode", self.mode) != self.mode:
+            out |= {*mode.defaults, *mode.cached, "cache"}
+        if changes.get("cache", self.cache) != self.cache:
+            out |= {*mode.cached}
+        return {name: value for name, value in self.model_dump().items() if name not in out}
+
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, rule: str) -> str:

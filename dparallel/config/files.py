@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +31,41 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
         ConfigError: names the file, the key, the value and the remedy.
     """
     path = Path(os.path.expanduser(path))
-    data = _read(path)
+    return make_config(model, read_settings(path), str(path), overrides, path.parent)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML or JSON file with its included files, not validated.
+
+    Raises:
+        ConfigError: names the file and the reason.
+    """
+    return _read(Path(os.path.expanduser(path)))
+
+
+def make_config(
+    model: type[Loaded],
+    settings: dict[str, Any],
+    named: str,
+    overrides: Sequence[str] | None = None,
+    folder: str | Path = ".",
+) -> Loaded:
+    """Apply overrides to settings, and validate.
+
+    Args:
+        named: name of the settings, for messages.
+        overrides: as in `load_config`.
+        folder: files that overrides name are relative to it.
+
+    Raises:
+        ConfigError: starts with `named`, and names the key, the value and the remedy.
+    """
     for override in overrides or []:
-        data = _override(data, override, path.parent)
+        settings = _override(settings, override, Path(folder))
     try:
-        return model.model_validate(data)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from error
+        raise ConfigError(f"{named}: {explain(error)}") from error
 
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,11 +24,17 @@ from dparallel.problems.stops import stop_at
 
 log = logging.getLogger(__name__)
 
+Finished = Callable[[int, Generation], None]  # index of a prompt among those decoded, and its response
+
 LATENCY_SAMPLES = 8  # problems of a split that are also decoded with batch size 1
 
 
-def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
-    """Decode the units that no other process has decoded meanwhile, grouped by model."""
+def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None = None) -> None:
+    """Decode the units that no other process has decoded meanwhile, grouped by model.
+
+    Args:
+        finished: called with every response when it is decoded, to show progress.
+    """
     models = list(dict.fromkeys(unit.model for unit in units))
     began = time.perf_counter()
     with Loader(bench.inputs) as loader:
@@ -36,12 +42,18 @@ def decode_here(bench: Bench, units: Sequence[Unit]) -> None:
             if not bench.is_missing(unit):
                 log.info("%s: decoded by another process meanwhile", unit.label)
                 continue
-            summary = _decode(bench, unit, *loader.load(unit.model))
+            summary = _decode(bench, unit, *loader.load(unit.model), finished)
             left = (time.perf_counter() - began) / count * (len(units) - count)
             log.info("%d/%d: %s: %s; about %.0f s left", count, len(units), unit.label, summary, left)
 
 
-def _decode(bench: Bench, unit: Unit, model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase) -> str:
+def _decode(
+    bench: Bench,
+    unit: Unit,
+    model: DiffusionTransformer,
+    tokenizer: PreTrainedTokenizerBase,
+    finished: Finished | None,
+) -> str:
     """Decode a unit into the store; returns a summary for the log."""
     prompts = bench.prompts(unit.model, unit.split)[slice(*unit.slice)]
     stops = bench.stops(unit.split)
@@ -50,7 +62,7 @@ def _decode(bench: Bench, unit: Unit, model: DiffusionTransformer, tokenizer: Pr
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return f"{len(certainty['probability'])} steps"
     batch_size, first = bench.config.batch_size, unit.slice[0]
-    samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops)
+    samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)
     nfe, seconds = samples["nfe"].to_pylist(), sum(samples["seconds"].to_pylist())
@@ -65,6 +77,7 @@ def sample(
     batch_size: int,
     first_row: int = 0,
     stops: Sequence[str] = (),
+    finished: Finished | None = None,
 ) -> pa.Table:
     """Decode prompts; returns a table with the columns `SAMPLES`. Timing starts after a warm-up.
 
@@ -72,12 +85,13 @@ def sample(
         first_row: index of the first prompt in its split; prompts with an index below `LATENCY_SAMPLES` are
             also decoded with batch size 1.
         stops: stop texts, at which decoding ends.
+        finished: called with every response when it is decoded.
 
     Raises:
         UserError: a prompt does not fit the model.
     """
     stop = stop_at(tokenizer, stops)
-    generations, seconds = _timed(model, prompts, decoding, batch_size, stop)
+    generations, seconds = _timed(model, prompts, decoding, batch_size, stop, finished)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
     _, seconds_alone = _timed(model, alone, decoding, 1, stop) if alone else ([], 0.0)
     rows = [
@@ -122,12 +136,13 @@ def _timed(
     decoding: DecodingConfig,
     batch_size: int,
     stop: Stop | None,
+    finished: Finished | None = None,
 ) -> tuple[list[Generation], float]:
     """Generations, and the wall seconds of decoding after a warm-up with the same shapes."""
     longest = sorted(prompts, key=len, reverse=True)[:batch_size]
     generate(model, *warm_up(longest, decoding), batch_size)
     began = time.perf_counter()
-    generations = generate(model, prompts, decoding, batch_size, stop=stop)
+    generations = generate(model, prompts, decoding, batch_size, finished=finished, stop=stop)
     return generations, time.perf_counter() - began
 
 

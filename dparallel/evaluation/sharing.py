@@ -6,7 +6,7 @@ from typing import Any
 
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Unit
-from dparallel.evaluation.decode import decode_here
+from dparallel.evaluation.decode import Finished, decode_here
 from dparallel.evaluation.judge import judge_here
 from dparallel.problems.scoring import scorer_named
 from dparallel.stages.sharing import have_made
@@ -31,9 +31,13 @@ def make_units(
     make_here(bench, bench.units(units))
 
 
-def make_here(bench: Bench, units: Sequence[Unit]) -> None:
-    """Decode and judge units in this process; their samples are judged in worker processes where needed."""
-    decode_here(bench, [unit for unit in units if unit.kind != "verdicts"])
+def make_here(bench: Bench, units: Sequence[Unit], finished: Finished | None = None) -> None:
+    """Decode and judge units in this process; their samples are judged in worker processes where needed.
+
+    Args:
+        finished: called with every response when it is decoded.
+    """
+    decode_here(bench, [unit for unit in units if unit.kind != "verdicts"], finished)
     judge_here(bench, [unit for unit in units if unit.kind == "verdicts"])
 
 

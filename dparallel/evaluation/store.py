@@ -53,29 +53,29 @@ class Store:
 
     def put_samples(self, key: str, rows: range, samples: pa.Table) -> None:
         """Store the samples of these rows."""
-        write_table(_slice(self._samples(key), rows), samples, replace=False)
+        write_table(_slice(self.samples_folder(key), rows), samples, replace=False)
 
     def samples(self, key: str) -> pa.Table:
         """The stored samples of a key, in the order of their rows."""
-        tables = [_read(file, SAMPLES) for file in _slices(self._samples(key))]
+        tables = [_read(file, SAMPLES) for file in _slices(self.samples_folder(key))]
         return _joined([SAMPLES.empty_table(), *tables])
 
     def has_samples(self, key: str, rows: range) -> bool:
         """Whether samples of all these rows are stored, judging by file names."""
-        return _cover(self._samples(key), rows)
+        return _cover(self.samples_folder(key), rows)
 
     def put_verdicts(self, key: str, rows: range, verdicts: pa.Table) -> None:
         """Store the verdicts on the samples of these rows, with their numbers in the column `row`."""
-        write_table(_slice(self._verdicts(key), rows), verdicts, replace=False)
+        write_table(_slice(self.verdicts_folder(key), rows), verdicts, replace=False)
 
     def verdicts(self, key: str) -> pa.Table | None:
         """The stored verdicts of a key, in the order of their rows; None if there are none."""
-        tables = [_read(file) for file in _slices(self._verdicts(key))]
+        tables = [_read(file) for file in _slices(self.verdicts_folder(key))]
         return _joined(tables) if tables else None
 
     def has_verdicts(self, key: str, rows: range) -> bool:
         """Whether verdicts on all these rows are stored, judging by file names."""
-        return _cover(self._verdicts(key), rows)
+        return _cover(self.verdicts_folder(key), rows)
 
     def put_certainty(self, key: str, text: str) -> None:
         """Store a certainty map as JSON text."""
@@ -89,7 +89,7 @@ class Store:
         """SHA-256 of every file of these keys, by path relative to the store."""
         files = set[Path]()
         for key in keys:
-            for folder in (self._samples(key.samples), *map(self._verdicts, key.verdicts)):
+            for folder in (self.samples_folder(key.samples), *map(self.verdicts_folder, key.verdicts)):
                 files |= set(_slices(folder))
         return {file.relative_to(self.folder).as_posix(): file_digest(file) for file in sorted(files)}
 
@@ -104,10 +104,12 @@ class Store:
                     "stage again; only what is missing is measured again"
                 )
 
-    def _samples(self, key: str) -> Path:
+    def samples_folder(self, key: str) -> Path:
+        """Folder of the samples of a key."""
         return self.folder / "samples" / key
 
-    def _verdicts(self, key: str) -> Path:
+    def verdicts_folder(self, key: str) -> Path:
+        """Folder of the verdicts of a key."""
         return self.folder / "verdicts" / key
 
 

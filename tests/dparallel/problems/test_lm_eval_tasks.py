@@ -14,7 +14,7 @@ from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import load_problems, problems_digest, protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import ProblemsError
-from tests.dparallel.byte_level import LLADA, QWEN, byte_level
+from dparallel.tiny.byte_level import LLADA, QWEN, byte_level
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is missing")
 if importlib.util.find_spec("lm_eval") is not None:

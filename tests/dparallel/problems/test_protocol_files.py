@@ -17,7 +17,7 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
 from dparallel.problems.prompts import ChatTemplateError, render
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
-from tests.dparallel.byte_level import LLADA, QWEN, byte_level
+from dparallel.tiny.byte_level import LLADA, QWEN, byte_level
 
 PROTOCOLS = Path(__file__).parents[3] / "configs" / "protocols"
 NAMES = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))

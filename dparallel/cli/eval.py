@@ -1,0 +1,286 @@
+"""`dparallel eval`: measure a model on benchmarks, without the config of an experiment.
+
+Samples and verdicts are those of the benchmark stage: equal models, problems and decodings have equal keys in
+the store of a `runs` folder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dparallel.cli import display
+from dparallel.cli.parser import decoding_of
+from dparallel.config.base import ConfigError, UserError, nearest
+from dparallel.config.benchmark import BenchmarkConfig
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import STORE
+from dparallel.config.files import make_config, read_settings
+from dparallel.config.problems import LM_EVAL, ProblemsConfig
+from dparallel.decoding.generate import DecodingError, check_prompts
+from dparallel.evaluation.bench import Bench, Unit
+from dparallel.evaluation.cases import Case
+from dparallel.evaluation.judge import verdicts_of
+from dparallel.evaluation.metrics import accuracy
+from dparallel.evaluation.selection import Row
+from dparallel.evaluation.sharing import make_here
+from dparallel.evaluation.stage import measure
+from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from dparallel.models.placement import empty_model
+from dparallel.preflight.checks import check_folder
+from dparallel.problems.prompts import encode_problems
+from dparallel.problems.scoring import scorers_of
+from dparallel.reporting.tables import Column, Table
+
+MODEL = "model"  # name of the only input
+PROTOCOLS = Path("configs", "protocols")
+CLONE = Path(__file__).parents[2]  # of the repository, where the package is not a copy without configs/
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A measurement: the model on the problems of a protocol, with a decoding."""
+
+    name: str
+    changes: Sequence[str]
+    bench: Bench
+    case: Case
+
+    @property
+    def total(self) -> int:
+        return len(self.bench.problems["test"])
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure `--model` by every `--protocol`, and print the results.
+
+    Raises:
+        UserError: an option, the model, the data or this machine cannot be used; raised before decoding.
+    """
+    # 1. Check everything, first what does not need the weights.
+    check_folder(options.runs)
+    folder = checkpoint_folder(options.model, with_weights=False)
+    everything = [ask(name, options, folder) for name in dict.fromkeys(options.protocol)]
+    for asked in everything:
+        with _named(asked.name):
+            check(asked, options.model)
+    checkpoint_folder(options.model)
+
+    # 2. Measure
+    results = []
+    for asked in everything:
+        result = _result(asked, options.model, _measure(asked))
+        if options.json:
+            print(json.dumps(result), flush=True)
+        results.append(result)
+
+    # 3. Report
+    if not options.json:
+        print(report(results))
+
+
+def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
+    """The measurement of the model in `folder` by a protocol.
+
+    Raises:
+        ConfigError: the protocol is unknown or invalid, or an option does not fit it.
+    """
+    name, settings = problem_settings(protocol)
+    given: Json = {"path": options.path, "rows": None if options.limit is None else f"[:{options.limit}]"}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    problems = make_config(ProblemsConfig, settings, name, options.set)
+    if problems.rows != settings.get("rows", problems.rows):
+        raise ConfigError(f"--limit {options.limit} with rows={problems.rows} in --set: give one of them")
+    with _named(name):
+        decoding = decoding_of(options, problems.protocol.decoding)
+        _check_repeatable(decoding)
+        config = BenchmarkConfig(test=problems, reference=decoding, batch_size=options.batch_size)
+    bench = Bench(config, {MODEL: str(folder)}, options.runs / STORE)
+    return Asked(name, options.set, bench, Case(MODEL, name, decoding))
+
+
+def problem_settings(protocol: str) -> tuple[str, Json]:
+    """Name and problem settings of a protocol: a file, the name of one, or `lm_eval:TASK`."""
+    kind, colon, task = protocol.partition(":")
+    if kind == LM_EVAL and colon:
+        return protocol, {"benchmark": LM_EVAL, "task": task}
+    file = protocol_file(protocol)
+    return file.stem, {"benchmark": "dataset", "protocol": read_settings(file)}
+
+
+def protocol_file(given: str) -> Path:
+    """The file of a protocol that is given by its path, or by its name in `configs/protocols/`.
+
+    Names are looked for in the working folder, then in the clone of the repository that holds the package.
+
+    Raises:
+        ConfigError: there is no such protocol; names those that exist.
+    """
+    path = Path(given).expanduser()
+    if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
+        return path
+    folders = [folder for folder in (PROTOCOLS, CLONE / PROTOCOLS) if folder.is_dir()]
+    for folder in folders:
+        if (file := folder / f"{given}.yaml").is_file():
+            return file
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    if not known:
+        raise ConfigError(
+            f"--protocol {given}: protocols have names in a clone of the repository, which this is not; give "
+            f"the path of a protocol's file, or {LM_EVAL}:TASK"
+        )
+    raise ConfigError(
+        f"--protocol {given}: unknown; {nearest(given, known)}known: {', '.join(known)}; or give a file, or "
+        f"{LM_EVAL}:TASK"
+    )
+
+
+def check(asked: Asked, model: str) -> None:
+    """Check the data, what the scorers need, and that the model can decode every prompt.
+
+    Raises:
+        UserError: names what cannot be used, and the remedy.
+    """
+    problems = asked.bench.problems["test"]  # reads the data and checks that they can be judged
+    tokenizer, empty = load_tokenizer(model), empty_model(read_config(model))
+    check_prompts(empty, [], asked.case.decoding)
+    encode_problems(problems, asked.bench.protocol("test"), tokenizer, empty, asked.case.decoding)
+
+
+def _check_repeatable(decoding: DecodingConfig) -> None:
+    if decoding.temperature > 0 and decoding.seed is None:
+        raise ConfigError(
+            f"--temperature {decoding.temperature:g} without a seed: give --seed; otherwise a measurement "
+            "that was interrupted would go on with other draws"
+        )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors name the protocol that they belong to."""
+    try:
+        yield
+    except UserError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _measure(asked: Asked) -> Row:
+    """Decode and judge what is missing, with progress on stderr.
+
+    An exception gets a note that says what is kept and how to continue.
+    """
+    bench, case, total = asked.bench, asked.case, asked.total
+    missing = sum(unit.slice[1] - unit.slice[0] for unit in bench.missing([case], "test"))
+    here = f"; {total - missing} are in {bench.store.folder}" if missing < total else ""
+    _say(f"{asked.name}: {missing} of {total} responses to decode{here}")
+
+    def make(units: Sequence[Unit]) -> None:
+        if units and units[0].kind == "samples":
+            with display.progress(sys.stderr, total, total - missing) as count:
+                make_here(bench, units, lambda place, generation: count())
+        elif units:
+            _say(f"{asked.name}: judging")
+            make_here(bench, units)
+
+    try:
+        [row] = measure(bench, make, [case], "test")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DecodingError(f"{asked.name}: {error}") from error
+    except BaseException as error:
+        kept = len(bench.store.samples(bench.samples_key(MODEL, "test", case.decoding)))
+        error.add_note(
+            f"{asked.name}: {kept} of {total} responses are kept in {bench.store.folder}; run the same "
+            "command again to continue"
+        )
+        raise
+    return row
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _result(asked: Asked, model: str, row: Row) -> Json:
+    """Everything that is reported of a measurement, as JSON values."""
+    bench, measured = asked.bench, row.measurement
+    protocol, store = bench.protocol("test"), bench.store
+    found = verdicts_of(bench, MODEL, "test", measured.decoding)
+    metrics = {}
+    for flags in found.values():
+        for metric, values in flags.items():
+            known = [flag for flag in values if flag is not None]
+            share, stderr = accuracy(known) if known else (None, None)
+            metrics[metric] = {"share": share, "stderr": stderr, "judged": len(known)}
+    assert row.keys is not None
+    names = [scorer.name for scorer in scorers_of(protocol)]
+    verdicts = {
+        name: str(store.verdicts_folder(key)) for name, key in zip(names, row.keys.verdicts, strict=True)
+    }
+    return {
+        "model": model,
+        "protocol": asked.name,
+        "version": protocol.version,
+        "licence": protocol.licence,
+        "set": list(asked.changes),
+        "metrics": metrics,
+        **measured.model_dump(
+            mode="json", include={"samples", "nfe", "tpf", "tps", "latency", "batch_sizes", "hardware"}
+        ),
+        "decoding": measured.decoding.model_dump(mode="json"),
+        "files": {"samples": str(store.samples_folder(row.keys.samples)), "verdicts": verdicts},
+    }
+
+
+def report(results: Sequence[Json]) -> str:
+    """A table with a row for each measurement, then how they were decoded and where the files are."""
+    columns = [
+        Column("protocol", lambda row: row["protocol"], text=True),
+        Column("version", lambda row: str(row["version"])),
+        Column("accuracy %", lambda row: "".join(_shares(row)[:1])),
+        Column("further metrics %", lambda row: ", ".join(_shares(row)[1:]), text=True),
+        Column("NFE", lambda row: f"{row['nfe']:.1f}"),
+        Column("TPF", lambda row: f"{row['tpf']:.2f}"),
+        Column("TPS", lambda row: f"{row['tps']:.0f}"),
+        Column("latency s", lambda row: f"{row['latency']:.3g}"),
+        Column("samples", lambda row: str(row["samples"])),
+    ]
+    table = Table(results[0]["model"], columns, results)
+    note = "± is one standard error; latency is that of one prompt alone, TPS that of a batch."
+    return "\n\n".join([table.caption, table.markdown(), note, *map(_details, results)])
+
+
+def _shares(row: Json) -> list[str]:
+    """Every metric of a measurement with its value and standard error in percent."""
+    return [
+        f"{name} {found['share'] * 100:.1f} ± {found['stderr'] * 100:.1f}"
+        for name, found in row["metrics"].items()
+        if found["judged"]
+    ]
+
+
+def _details(row: Json) -> str:
+    settings = [f"{name} {value}" for name, value in row["decoding"].items() if _is_told(name, value)]
+    changes = [f"  with       {' '.join(row['set'])}"] if row["set"] else []
+    return "\n".join(
+        [
+            row["protocol"],
+            *changes,
+            f"  decoding   {', '.join(settings)}",
+            f"  device     {row['hardware']}; batch size {', '.join(map(str, row['batch_sizes']))}",
+            f"  samples    {row['files']['samples']}",
+            *(f"  verdicts   {folder} ({name})" for name, folder in row["files"]["verdicts"].items()),
+        ]
+    )
+
+
+def _is_told(name: str, value: Any) -> bool:
+    """Whether a setting of decoding is shown: the main ones, and those that are not at their default."""
+    default = DecodingConfig.model_fields[name].default
+    return name in ("gen_length", "block_length", "rule") or value != default

@@ -1,0 +1,367 @@
+"""`dparallel eval` on the four benchmarks: real rows, a random model of bytes, the real sandbox."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dparallel.cli.main import main
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import BenchmarkConfig
+from dparallel.config.files import load_config
+from dparallel.config.protocol import ProtocolConfig
+from dparallel.evaluation.bench import Bench
+from dparallel.evaluation.cases import cases
+from dparallel.evaluation.store import Store
+from dparallel.models import loader
+from dparallel.models.checkpoints import save_model
+from dparallel.problems.sandbox import confinement
+from dparallel.problems.sandbox.run import check_sandbox
+from dparallel.tiny.byte_level import LLADA, QWEN, byte_level, save_checkpoint
+from tests.conftest import ROOT, random_model
+from tests.dparallel.problems.rows import DATA, rows
+from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
+
+SHAPE = ["--gen-length", "8", "--block-length", "8", "--threshold", "10"]
+DECODING = {"gen_length": 8, "block_length": 8, "rule": "entropy", "threshold": 10.0}
+METRICS = {
+    "gsm8k": ["flexible_extract", "strict_match", "boxed"],
+    "math500": ["math_verify", "minerva"],
+    "humaneval": ["pass_at_1"],
+    "mbpp": ["pass_at_1"],
+}
+HELD = {"gsm8k": 8, "math500": 8, "humaneval": 6, "mbpp": 5}  # of the first 8 problems
+TIMES = ("seconds", "seconds_alone")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("byte_level")
+    save_checkpoint(folder, LLADA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of the published names; MBPP's first ten tasks are not measured."""
+    folder = tmp_path_factory.mktemp("data")
+    names = {"gsm8k": "gsm8k_test", "math500": "math500_test", "humaneval": "HumanEval"}
+    for name, file in names.items():
+        text = (DATA / f"{name}.jsonl").read_text(encoding="utf-8")
+        (folder / f"{file}.jsonl").write_text(text, encoding="utf-8")
+    others = [{**rows("mbpp")[0], "task_id": number} for number in range(1, 11)]
+    lines = [json.dumps(row) + "\n" for row in [*others, *rows("mbpp")]]
+    (folder / "mbpp.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def measured(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """The objects that `--json` prints, and stderr."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def command(checkpoint: Path, data: Path, *protocols: str) -> list[str]:
+    named = [word for protocol in protocols for word in ("--protocol", protocol)]
+    return ["eval", "--model", str(checkpoint), *named, "--path", str(data), "--limit", "8", *SHAPE]
+
+
+def plumbing(
+    benchmark: str, model: str, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One benchmark from its file to the verdicts."""
+    protocol = load_config(ProtocolConfig, ROOT / "configs" / "protocols" / f"{benchmark}_{model}.yaml")
+    [row], err = measured(capsys, command(checkpoint, data, f"{benchmark}_{model}"))
+    assert (row["protocol"], row["version"]) == (f"{benchmark}_{model}", protocol.version)
+    assert (row["samples"], row["nfe"]) == (HELD[benchmark], 1.0)
+    assert {name: row["decoding"][name] for name in DECODING} == DECODING
+    assert list(row["metrics"]) == METRICS[benchmark]
+    assert {found["judged"] for found in row["metrics"].values()} == {HELD[benchmark]}
+    assert {(found["share"], found["stderr"]) for found in row["metrics"].values()} == {(0.0, 0.0)}
+    [samples] = Path(row["files"]["samples"]).glob("*.parquet")
+    assert pq.read_table(samples).num_rows == HELD[benchmark]
+    assert list(row["files"]["verdicts"]) == list(protocol.scorers)
+    for folder in row["files"]["verdicts"].values():
+        [verdicts] = Path(folder).glob("*.parquet")
+        notes = pq.read_table(verdicts)["note"].to_pylist()
+        assert not any("sandbox" in (note or "") for note in notes)
+    assert f"{HELD[benchmark]}/{HELD[benchmark]} prompts" in err
+
+
+BENCHMARKS = [
+    "gsm8k",
+    pytest.param("math500", marks=pytest.mark.slow),
+    pytest.param("humaneval", marks=BUBBLEWRAP),
+    pytest.param("mbpp", marks=[BUBBLEWRAP, pytest.mark.slow]),
+]  # prompts with examples are thousands of bytes long
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_is_measured_from_its_file_to_the_verdicts(
+    benchmark: str, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plumbing(benchmark, "llada", checkpoint, data, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_is_measured_as_dream_is_asked(
+    benchmark: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "dream", QWEN)
+    plumbing(benchmark, "dream", tmp_path / "dream", data, capsys)
+
+
+def test_the_row_of_a_model_that_answers(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table for people; a protocol of the user's own, given as a file."""
+    lines = [json.dumps({"question": f"Tom {n} coins", "answer": ""}) + "\n" for n in range(4)]
+    (tmp_path / "own.jsonl").write_text("".join(lines), encoding="utf-8")
+    protocol = {
+        "version": 3,
+        "prompt": "{question}",
+        "data": [{"path": "owner/own", "reference": "answer"}],
+        "decoding": {**DECODING, "cache": "prefix"},
+    }
+    (tmp_path / "own.json").write_text(json.dumps(protocol), encoding="utf-8")
+    arguments = ["eval", "--model", str(tiny_checkpoint), "--protocol", "own.json", "--path", "own.jsonl"]
+    [found], err = measured(capsys, arguments)
+    exact = found["metrics"]["exact"]
+    assert exact["share"] in (0.25, 0.5, 0.75), "some responses are empty, and some are not"
+    assert exact["stderr"] == pytest.approx(math.sqrt(exact["share"] * (1 - exact["share"]) / 4))
+    assert err.startswith("own: 4 of 4 responses to decode\n")
+    assert main(arguments) == 0
+    lines = (out := capsys.readouterr().out).splitlines()
+    assert lines[0] == str(tiny_checkpoint)
+    heads, cells = ([cell.strip() for cell in lines[place].strip("|").split("|")] for place in (2, 4))
+    row = dict(zip(heads, cells, strict=True))
+    assert {name: row[name] for name in ("protocol", "version", "accuracy %", "samples")} == {
+        "protocol": "own",
+        "version": "3",
+        "accuracy %": f"exact {exact['share'] * 100:.1f} ± {exact['stderr'] * 100:.1f}",
+        "samples": "4",
+    }
+    assert "gen_length 8, block_length 8, rule entropy, threshold 10.0, cache prefix" in out
+    folders = [line.split()[1] for line in lines if line.strip().startswith(("samples ", "verdicts "))]
+    assert len(folders) == 2
+    assert all(list(Path(folder).glob("*.parquet")) for folder in folders)
+
+
+def test_a_second_run_decodes_and_judges_nothing(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first], _ = measured(capsys, command(checkpoint, data, "gsm8k_llada"))
+    monkeypatch.setattr(loader, "load_model", lambda path: pytest.fail("nothing is left to decode"))
+    [again], err = measured(capsys, command(checkpoint, data, "gsm8k_llada"))
+    assert again == first
+    assert "gsm8k_llada: 0 of 8 responses to decode; 8 are in runs/measurements" in err
+    assert "judging" not in err
+
+
+def test_samples_and_verdicts_are_those_of_the_benchmark_stage(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An experiment in the same folder of runs that measures the same model decodes and judges nothing."""
+    measured(capsys, command(checkpoint, data, "gsm8k_llada"))
+    protocol = load_config(ProtocolConfig, ROOT / "configs" / "protocols" / "gsm8k_llada.yaml")
+    sweep = {"decoding": {"gen_length": 8, "block_length": 8}, "thresholds": [10.0]}
+    config = BenchmarkConfig.model_validate(
+        {
+            "test": {"benchmark": "dataset", "protocol": protocol, "path": str(data), "count": 8},
+            "reference": {**DECODING, "rule": "steps", "steps": 8, "threshold": None},
+            "sweeps": {"entropy": sweep},
+            "teacher_sweeps": ["entropy"],
+            "student_sweeps": ["entropy"],
+            "batch_size": 4,
+        }
+    )
+    inputs = {"teacher": str(checkpoint), "student/same": str(checkpoint)}
+    bench, asked = Bench(config, inputs, Path("runs", "measurements")), cases(config, inputs)
+    assert len(asked.sweeps) == 2
+    assert not bench.missing(asked.sweeps, "test")
+    assert not bench.unjudged(asked.sweeps, "test")
+    assert bench.missing([asked.reference], "test"), "another decoding"
+
+
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dparallel.evaluation.bench.SLICE_BATCHES", 1)
+    monkeypatch.setattr("dparallel.evaluation.bench.SLICE_PROBLEMS", 4)
+
+
+def untimed(folder: str) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder).sort_by("row").to_pylist()
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def same_but_for_times(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    timed = ("tps", "latency", "files")
+    return all(one[name] == other[name] for name in one if name not in timed)
+
+
+def test_after_ctrl_c_the_same_command_continues(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_slices(monkeypatch)
+    arguments = [*command(checkpoint, data, "gsm8k_llada"), "--batch-size", "4"]
+    [whole], _ = measured(capsys, [*arguments, "--runs", "undisturbed"])
+    put = Store.put_samples
+
+    def put_and_interrupt(*given: Any) -> None:
+        put(*given)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_samples", put_and_interrupt)
+        assert main(arguments) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        "Interrupted; gsm8k_llada: 4 of 8 responses are kept in runs/measurements; run the same command "
+        "again to continue."
+    )
+    [row], err = measured(capsys, arguments)
+    assert "gsm8k_llada: 4 of 8 responses to decode; 4 are in runs/measurements" in err
+    assert same_but_for_times(row, whole)
+    assert untimed(row["files"]["samples"]) == untimed(whole["files"]["samples"])
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_the_same_command_continues(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The problems are so many that they make two slices."""
+    text = (data / "gsm8k_test.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "gsm8k_test.jsonl").write_text(text * 12, encoding="utf-8")
+    arguments = command(checkpoint, tmp_path, "gsm8k_llada")
+    arguments[arguments.index("--limit") + 1] = "128"
+    arguments += ["--batch-size", "8"]
+    [whole], _ = measured(capsys, [*arguments, "--runs", "undisturbed"])
+    process = subprocess.Popen([sys.executable, "-m", "dparallel", *arguments])
+    deadline = time.monotonic() + 300
+    while not list(Path("runs").glob("measurements/samples/*/*.parquet")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    [row], err = measured(capsys, arguments)
+    assert "gsm8k_llada: 64 of 128 responses to decode; 64 are in runs/measurements" in err
+    assert same_but_for_times(row, whole)
+    assert untimed(row["files"]["samples"]) == untimed(whole["files"]["samples"])
+    for name, folder in row["files"]["verdicts"].items():
+        [kept], [other] = (
+            [file.read_bytes() for file in Path(each).iterdir()]
+            for each in (folder, whole["files"]["verdicts"][name])
+        )
+        assert kept == other, name
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line with which a command is refused before any decoding."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert not Path("runs").exists()
+    return line.removeprefix("dparallel eval: error: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["--protocol", "gsm8k_lada"],
+            "--protocol gsm8k_lada: unknown; did you mean 'gsm8k_llada'? known: gsm8k_d2f, ",
+        ),
+        (["--protocol", "mine/gsm8k.yaml"], "mine/gsm8k.yaml: no such config file (looked in "),
+        (["--path", "nowhere"], "gsm8k_llada: path=nowhere: no such file or folder (looked in "),
+        (["--temperature", "0.5"], "gsm8k_llada: --temperature 0.5 without a seed: give --seed; "),
+        (["--steps", "4"], "gsm8k_llada: steps=4 has no effect with rule='entropy': "),
+        (["--set", 'rows="[8:]"'], "--limit 8 with rows=[8:] in --set: give one of them"),
+        (["--set", "seed=1"], "gsm8k_llada: benchmark='dataset' with seed=1: it draws count problems; "),
+        (["--set", "protocol.scorers=[boxd]"], "gsm8k_llada: protocol.scorers: unknown scorer 'boxd'; known"),
+        (["--set", 'protocol.stops=[""]'], "gsm8k_llada: protocol: stops holds an empty text"),
+        (
+            ["--gen-length", "16384"],
+            "gsm8k_llada: problem gsm8k-00001 (openai/gsm8k main test): prompt 0 has ",
+        ),
+        (["--mode", "autoregressive"], "gsm8k_llada: mode='autoregressive' with a model that states no "),
+        (["--model", "nowhere/at/all"], "nowhere/at/all: no such folder (looked in "),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    change: list[str], message: str, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(checkpoint, data, *([] if change[0] == "--protocol" else ["gsm8k_llada"]))
+    if change[0] == "--mode":
+        arguments = arguments[: -len(SHAPE)]
+    assert refused(capsys, [*arguments, *change]).startswith(message)
+
+
+def test_what_the_machine_the_data_or_the_model_lack_is_named(
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "solution": "2"}\n', encoding="utf-8")
+    line = refused(capsys, command(checkpoint, tmp_path / "rows.jsonl", "gsm8k_llada"))
+    assert "gsm8k_llada: " in line
+    assert "no column 'answer'; its columns: question, solution" in line
+    tokenizer = byte_level()
+    tokenizer.chat_template = None
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    save_model(random_model(**shape, **ids), tmp_path / "base", tokenizer=tokenizer)
+    line = refused(capsys, command(tmp_path / "base", data, "gsm8k_llada"))
+    assert line.startswith("gsm8k_llada: ")
+    assert "has no chat template" in line
+    check_sandbox.cache_clear()
+    confinement._bubblewrap.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = refused(capsys, command(checkpoint, data, "gsm8k_llada", "humaneval_llada"))
+    assert line.startswith(
+        "humaneval_llada: generated code runs in bubblewrap, whose command bwrap is not on "
+    )
+
+
+def test_a_task_of_lm_eval_is_named_and_what_it_lacks_is_said(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "--model", str(checkpoint), "--protocol", "lm_eval:gsm8k", "--limit", "8"]
+    assert refused(capsys, arguments).startswith("lm_eval:gsm8k: ")
+    line = refused(capsys, [*arguments, "--path", "here.jsonl"])
+    assert "benchmark='lm_eval' with sources, path or split" in line
+    assert "data_files" in line
+
+
+def test_flags_change_the_protocols_decoding() -> None:
+    published = DecodingConfig(
+        gen_length=64, block_length=32, rule="stability", threshold=0.9, cache="prefix"
+    )
+    kept = published.settings_beside({"rule": "entropy"})
+    assert (kept["gen_length"], kept["cache"]) == (64, "prefix")
+    assert not {"rule", "threshold", "stability_threshold", "steps"} & {k for k, v in kept.items() if v}
+    assert DecodingConfig(**kept, rule="entropy") == DecodingConfig(
+        gen_length=64, block_length=32, rule="entropy", cache="prefix"
+    )
+    whole = DecodingConfig(gen_length=64, rule="dream_entropy", steps=64)
+    assert DecodingConfig(**whole.settings_beside({"gen_length": 128}), gen_length=128).block_length == 128
+    blocks = DecodingConfig(mode="multi_block", cache="prefix", refresh_every=4)
+    assert DecodingConfig(
+        **blocks.settings_beside({"mode": "pipelined"}), mode="pipelined"
+    ) == DecodingConfig(mode="pipelined")
+    assert DecodingConfig(**blocks.settings_beside({"cache": "none"}), cache="none").refresh_every is None
