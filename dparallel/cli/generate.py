@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
 from dparallel.cli.model import answer, open_model, open_tokenizer, text_of, timed_generate
-from dparallel.cli.outputs import check_writable
+from dparallel.cli.outputs import check_different, check_writable
 from dparallel.cli.parser import decoding_of
 from dparallel.cli.prompts import Request, Result, encode, read_requests
 from dparallel.cli.results import Results, collect
@@ -41,6 +41,7 @@ def generate(options: argparse.Namespace) -> None:
         requests = [Request("--prompt", options.prompt)]
     check_writable("--out", options.out)
     check_writable("--trace", options.trace)
+    check_different(options.out, options.trace)
     tokenizer, model = open_tokenizer(options), open_model(options)
     prompts = encode(requests, tokenizer, model, decoding, options.raw)
 

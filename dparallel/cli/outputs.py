@@ -8,6 +8,14 @@ from dparallel.config.base import ConfigError
 from dparallel.stages.files import is_written_through
 
 
+def check_different(out: Path | None, trace: Path | None) -> None:
+    """Raise a ConfigError if the page of `--trace` would replace the results of `--out`."""
+    if out is None or trace is None or is_written_through(out):
+        return
+    if os.path.realpath(out) == os.path.realpath(trace):
+        raise ConfigError(f"--out {out} and --trace {trace} are the same file; name two files")
+
+
 def check_writable(flag: str, path: Path | None) -> None:
     """Raise an error if a path cannot be written to.
 

@@ -14,6 +14,8 @@ from dparallel.config.modes import GEN_LENGTH, MODES
 from dparallel.config.rules import RULES
 
 MIN_TEMPERATURE = 1e-6  # resolution of float32 log-probabilities; much smaller values overflow 1 / T
+MAX_TEMPERATURE = 1e6  # all tokens are equally likely well before; larger values overflow in float32
+MIN_TOP_P = 1e-6  # smaller values underflow in float32; the most likely token alone is left long before
 
 
 class DecodingConfig(Config):
@@ -212,6 +214,16 @@ class DecodingConfig(Config):
             yield (
                 f"temperature={self.temperature} is too small to draw tokens in float32: give at least "
                 f"{MIN_TEMPERATURE}, or 0 to take the most likely ones"
+            )
+        if self.temperature > MAX_TEMPERATURE:
+            yield (
+                f"temperature={self.temperature} is too large to draw tokens in float32: give at most "
+                f"{MAX_TEMPERATURE:g}, at which all tokens are equally likely"
+            )
+        if self.top_p is not None and self.top_p < MIN_TOP_P:
+            yield (
+                f"top_p={self.top_p} is too small to draw tokens in float32: give at least {MIN_TOP_P}, or "
+                "temperature=0 to take the most likely ones"
             )
 
 

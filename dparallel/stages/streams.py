@@ -37,5 +37,15 @@ def restart_in_utf8_mode(program: str) -> None:
     if is_utf8 or spec is None or spec.name != program or "utf8" in sys._xoptions:
         return
     os.environ["PYTHONUTF8"] = "1"
-    arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.orig_argv[1:]]
+    arguments = map(_as_utf8, sys.orig_argv[1:])
     os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8", *arguments])
+
+
+def _as_utf8(argument: str) -> bytes:
+    """An argument in UTF-8. Bytes that are UTF-8 already, such as names of files, stay as they were given."""
+    given = os.fsencode(argument)
+    try:
+        given.decode("utf-8")
+    except UnicodeDecodeError:
+        return argument.encode("utf-8", "surrogateescape")
+    return given

@@ -66,6 +66,28 @@ def test_files_and_pipes_are_utf_8_in_any_locale(tiny_checkpoint, tmp_path, requ
     assert prompts == [TEXT, ARGUMENT if locale == "C" else ARGUMENT.replace("€", "£")]
 
 
+RESTARTED = """
+import os, sys
+from dparallel.stages.streams import restart_in_utf8_mode
+restart_in_utf8_mode("program")
+print(ascii(sys.argv[1:]), [os.path.exists(name) for name in sys.argv[1:]])
+"""
+
+
+def test_arguments_survive_the_restart_of_a_flow(latin_1, tmp_path):
+    """Names of files are mostly in UTF-8, whatever the locale; texts are in either encoding."""
+    (tmp_path / "program.py").write_text(RESTARTED, encoding="utf-8")
+    (tmp_path / "Größe.yaml").touch()
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), str(tmp_path)])
+    ran = subprocess.run(
+        [sys.executable, "-m", "program", "Größe.yaml".encode(), "Größe".encode("latin-1")],
+        cwd=tmp_path,
+        env={**os.environ, **latin_1, "PYTHONUTF8": "0", "PYTHONPATH": paths},
+        capture_output=True,
+    )
+    assert ran.stdout.decode("ascii") == f"{['Größe.yaml', 'Größe']!a} [True, False]\n", ran.stderr
+
+
 def _prompt_in(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     assert "←" in text

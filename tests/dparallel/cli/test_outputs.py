@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dparallel.cli.main import main
-from dparallel.cli.outputs import check_writable
+from dparallel.cli.outputs import check_different, check_writable
 from dparallel.config.base import ConfigError
 
 
@@ -129,3 +129,12 @@ def test_the_longest_names_can_be_written(command, tmp_path):
     assert main([*command, "--out", str(out), "--trace", str(trace)]) == 0
     assert out.is_file()
     assert trace.is_file()
+
+
+def test_the_trace_does_not_replace_the_results(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "out.jsonl")
+    for trace in ("out.jsonl", "link"):
+        with pytest.raises(ConfigError, match="are the same file; name two files"):
+            check_different(tmp_path / "out.jsonl", tmp_path / trace)
+    check_different(tmp_path / "out.jsonl", tmp_path / "page.html")
+    check_different(Path("/dev/null"), Path("/dev/null"))

@@ -121,6 +121,14 @@ MULTI_BLOCK = {"mode": "multi_block"}
             {"temperature": 1e-40},
             r"temperature=1e-40 is too small to draw .* float32: give at least 1e-06, or 0 to take",
         ),
+        (
+            {"temperature": 1e39},
+            r"temperature=1e\+39 is too large to draw .* float32: give at most 1e\+06, at which all tokens",
+        ),
+        (
+            {"temperature": 1.0, "top_p": 1e-60},
+            r"top_p=1e-60 is too small to draw .* float32: give at least 1e-06, or temperature=0",
+        ),
         ({"top_p": 0.9}, r"top_p=0\.9 has no effect at temperature=0\.0: raise temperature or drop top_p"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, DecodingError, generate
-from dparallel.config.decoding import MIN_TEMPERATURE
+from dparallel.config.decoding import MAX_TEMPERATURE, MIN_TEMPERATURE, MIN_TOP_P
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
@@ -347,5 +347,25 @@ def test_the_lowest_temperature_is_greedy(settings):
     model = random_model(3)
     [greedy] = generate(model, [[5, 6]], DecodingConfig(gen_length=16, **settings))
     drawing = DecodingConfig(gen_length=16, **settings, temperature=MIN_TEMPERATURE, seed=1)
+    [drawn] = generate(model, [[5, 6]], drawing)
+    assert drawn.tokens == greedy.tokens
+
+
+@pytest.mark.parametrize("temperature", [1e3, MAX_TEMPERATURE])
+def test_the_highest_temperature_draws_evenly(temperature):
+    """Above it, T overflows in float32, and the first token of the vocabulary would be sampled."""
+    model = random_model(3)
+    drawing = DecodingConfig(
+        gen_length=32, block_length=8, temperature=temperature, seed=1, stop_at_eos=False
+    )
+    [drawn] = generate(model, [[5, 6]], drawing)
+    assert len(set(drawn.tokens)) > 10
+
+
+def test_the_lowest_top_p_is_greedy():
+    """Below it, no token would be left, and the first token of the vocabulary would be sampled."""
+    model = random_model(3)
+    [greedy] = generate(model, [[5, 6]], DecodingConfig(gen_length=16, block_length=8))
+    drawing = DecodingConfig(gen_length=16, block_length=8, temperature=1.0, top_p=MIN_TOP_P, seed=1)
     [drawn] = generate(model, [[5, 6]], drawing)
     assert drawn.tokens == greedy.tokens
