@@ -8,20 +8,25 @@ from flows.dispatch import Workers, workers
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import checked_experiment, chosen, ready_students
 
-Planned = list[tuple[StagePlan, Workers | None]]
+Planned = tuple[list[tuple[StagePlan, Workers | None]], list[str]]
 
 
 def plan(
     config: str, overrides: list[str] | None = None, benchmark: str | None = None, on_pool: bool = False
 ) -> Planned:
-    """Check the parameters; returns the stages' plans, and how workers decode for each if `on_pool`."""
+    """Check the parameters.
+
+    Returns:
+        Pairs of a stage's plan and, if `on_pool`, how workers decode for it; and the folders of all
+        benchmarks of the experiment.
+    """
     here = [] if on_pool else ["benchmark"]
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
-    planned: Planned = []
+    planned: list[tuple[StagePlan, Workers | None]] = []
     for name in chosen("benchmark", experiment.config.benchmarks, benchmark):
         on_workers = workers("measurements/part", "units", experiment, config, overrides, benchmark=name)
         planned.append((experiment.benchmark(name), on_workers if on_pool else None))
-    return planned
+    return planned, experiment.benchmark_folders()
 
 
 @flow(name="benchmark")
@@ -47,7 +52,8 @@ def benchmark(
 
 def run(planned: Planned, parent: str | None = None, **parameters: object) -> list[str]:
     """Measure on this machine or on the work pool; returns the stages' folders."""
-    return [run_benchmark(stage, parent, on_workers) for stage, on_workers in planned]
+    stages, benchmarks = planned
+    return [run_benchmark(stage, parent, on_workers, benchmarks) for stage, on_workers in stages]
 
 
 @flow(name="measurements")

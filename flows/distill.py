@@ -56,9 +56,10 @@ def run(
                 train_student(experiment.training(student), experiment.config.launch, tracked.id)
             if not sent("merging", student=student):
                 merge_student(experiment.merging(student), tracked.id)
+        benchmarks = experiment.benchmark_folders()
         for name in experiment.config.benchmarks:
             if not sent("benchmark", benchmark=name):
-                run_benchmark(experiment.benchmark(name), tracked.id)
+                run_benchmark(experiment.benchmark(name), tracked.id, benchmarks=benchmarks)
         return finish(experiment, tracked)
 
 

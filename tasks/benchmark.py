@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,23 @@ from tasks.tracking.run import Run
 
 
 @task(name="run-benchmark", task_run_name="benchmark {plan.benchmark}", cache_policy=NO_CACHE)
-def run_benchmark(plan: StagePlan, parent: str | None = None, delegate: Delegate | None = None) -> str:
-    """Measure teacher and students, in this process or with `delegate`; returns the stage's folder."""
+def run_benchmark(
+    plan: StagePlan,
+    parent: str | None = None,
+    delegate: Delegate | None = None,
+    benchmarks: Iterable[str] = (),
+) -> str:
+    """Measure teacher and students, in this process or with `delegate`; returns the stage's folder.
+
+    Args:
+        benchmarks: folders of all benchmarks of the experiment: a student becomes the candidate in MLflow
+            when it keeps the accuracy in all of them. By default this one alone.
+    """
     return run_tracked(
-        plan, parent, lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, delegate)
+        plan,
+        parent,
+        lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, delegate),
+        benchmarks=benchmarks,
     )
 
 

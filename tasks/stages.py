@@ -1,7 +1,7 @@
 """What all stages' tasks have in common: an MLflow run and a Prefect artifact."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -16,7 +16,11 @@ from tasks.tracking.run import Run, track
 
 
 def run_tracked(
-    plan: StagePlan, parent: str | None, work: Callable[[Run], Manifest], home: Path | None = None
+    plan: StagePlan,
+    parent: str | None,
+    work: Callable[[Run], Manifest],
+    home: Path | None = None,
+    benchmarks: Iterable[str] = (),
 ) -> str:
     """Run a stage's work as a run of the tracking server; returns the stage's folder.
 
@@ -24,6 +28,7 @@ def run_tracked(
         parent: record id of the `distill` run; None for a stage that runs by itself.
         work: the library call, which returns immediately if the stage is finished.
         home: the experiment's folder; by default the parent of the stage's folder.
+        benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
     """
     name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
     with track(
@@ -35,6 +40,7 @@ def run_tracked(
         plan.out_dir,
         reused=is_there(Path(plan.out_dir) / MANIFEST),
         student=plan.student,
+        benchmarks=benchmarks,
     ) as run:
         manifest = work(run)
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)

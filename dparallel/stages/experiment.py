@@ -130,6 +130,10 @@ class Experiment:
         inputs = {"teacher": self._teacher, **students, **others}
         return self._plan("benchmark", settings, inputs, benchmark=name)
 
+    def benchmark_folders(self) -> list[str]:
+        """Folders of all benchmarks; StageError if an input is not finished."""
+        return [self.benchmark(name).out_dir for name in self.config.benchmarks]
+
     @property
     def _teacher(self) -> str:
         return str(self._folder_of(self.config.teacher))

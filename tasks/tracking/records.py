@@ -26,6 +26,7 @@ class Record(BaseModel):
         folder: the stage's folder, whose manifest, `metrics.jsonl` and files belong to the run.
         reused: whether the stage was already finished; its metrics are logged again, its files are not.
         files, metrics: further files (paths) and metrics.
+        benchmarks: of a benchmark: the folders of all benchmarks of the experiment, this one's included.
         host, process: the process that does the work. If it is gone while the run is RUNNING, the run was
             killed.
         tracking_uri: the store that the run is meant for.
@@ -46,6 +47,7 @@ class Record(BaseModel):
     reused: bool = False
     files: list[str] = []
     metrics: dict[str, float] = {}
+    benchmarks: list[str] = []
     host: str = ""
     process: int = 0
     started: int

@@ -1,7 +1,7 @@
 """MLflow's model registry: merged models are versions of `<experiment>-<student>`.
 
-A version is registered by the merging stage. It gets the alias `candidate` when a benchmark has shown that
-the student keeps the teacher's accuracy.
+A version is registered by the merging stage. It gets the alias `candidate` when all benchmarks of the
+experiment have shown that the student keeps the teacher's accuracy.
 """
 
 import logging

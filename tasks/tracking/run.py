@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,14 @@ def track(
     folder: str | None = None,
     reused: bool = False,
     student: str | None = None,
+    benchmarks: Iterable[str] = (),
 ) -> Iterator[Run]:
-    """Track the enclosed work as a run of the experiment with the folder `home`."""
+    """Track the enclosed work as a run of the experiment with the folder `home`.
+
+    The other arguments are attributes of the `Record`.
+    """
     record = Record(
-        id=f"{datetime.now():%Y%m%d-%H%M%S}-{stage}-{uuid.uuid4().hex[:6]}",
+        id=f"{datetime.now():%Y%m%d-%H%M%S-%f}-{stage}-{uuid.uuid4().hex[:6]}",
         parent=parent,
         experiment=Path(home).name,
         stage=stage,
@@ -85,6 +89,7 @@ def track(
         config=config,
         folder=None if folder is None else str(Path(folder).resolve()),
         reused=reused,
+        benchmarks=[str(Path(other).resolve()) for other in benchmarks],
         host=socket.gethostname(),
         process=os.getpid(),
         started=now(),

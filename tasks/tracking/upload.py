@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from dparallel.stages import metrics_log
-from dparallel.stages.manifest import Manifest, read_manifest
+from dparallel.stages.files import is_there
+from dparallel.stages.manifest import MANIFEST, Manifest, read_manifest
 from dparallel.stages.metrics_log import METRICS
 from tasks.tracking.records import LOCAL_UI, Record, one_line, read_record, tracking_uri, write_record
-from tasks.tracking.registry import nominate, register
+from tasks.tracking.registry import ALIAS, nominate, register
 
 log = logging.getLogger("dparallel.tracking")
 
 RECORD_TAG = "record"
+KEEPING = "students_that_keep_the_accuracy"  # detail of a benchmark's manifest
 
 
 class TrackingError(RuntimeError):
@@ -150,9 +152,8 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
     if record.stage == "trajectories":
         client.log_inputs(run_id, [_dataset(manifest, folder)])
     if record.stage == "benchmark":
-        for student in manifest.details["students_that_keep_the_accuracy"]:
-            name = student.rpartition("/")[2]
-            nominate(client, f"{record.experiment}-{name}", manifest.inputs[student])
+        for name, fingerprint in _candidates(record.benchmarks or [str(folder)]):
+            nominate(client, f"{record.experiment}-{name}", fingerprint)
     if record.reused:
         return
     for file in manifest.files:
@@ -160,6 +161,26 @@ def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) 
             client.log_artifact(run_id, str(folder / file), _artifact_folder(record.stage, file))
     if record.stage == "merging":
         register(client, run_id, f"{record.experiment}-{record.student}", manifest.fingerprint)
+
+
+def _candidates(benchmarks: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and fingerprints of the students that keep the accuracy in all benchmarks, once these are done.
+
+    Args:
+        benchmarks: folders of the benchmarks.
+    """
+    unfinished = [folder for folder in benchmarks if not is_there(Path(folder) / MANIFEST)]
+    if unfinished:
+        log.info("no student becomes %s yet: %s is not finished", ALIAS, ", ".join(unfinished))
+        return []
+    manifests = [read_manifest(folder, "benchmark") for folder in benchmarks]
+    keeping = [
+        {(student, manifest.inputs[student]) for student in manifest.details[KEEPING]}
+        for manifest in manifests
+    ]
+    return sorted(
+        (student.rpartition("/")[2], fingerprint) for student, fingerprint in set.intersection(*keeping)
+    )
 
 
 def _artifact_folder(stage: str, file: str) -> str | None:

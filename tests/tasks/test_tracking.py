@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -375,27 +375,85 @@ def test_nothing_is_asked_of_the_store_while_there_is_no_new_line(
     assert sent == [2]
 
 
-def track_benchmark(home: Path, merged: Path, keeping: list[str]) -> None:
-    """A finished benchmark of the students in `merged`, some of which keep the accuracy."""
-    folder = home / f"benchmark-{len(keeping)}"
-    stage = Stage("benchmark", MergingConfig(), {"student/random": merged}, folder)
-    stage.finish([], details={"students_that_keep_the_accuracy": keeping})
-    with track(home, "benchmark", "benchmark", {}, folder=str(folder)):
+STUDENT = "student/random"
+
+
+def track_merging(home: Path, seed: int = 0) -> Path:
+    """The folder of a finished merging of the student, which is registered."""
+    merged = home / f"merging-random-{seed}"
+    Stage("merging", MergingConfig(check_prompts=seed + 1), {}, merged).finish([])
+    with track(home, "merging", "merging random", {}, folder=str(merged), student="random"):
         pass
+    return merged
+
+
+def track_benchmark(folder: Path, merged: Path, keeping: list[str], beside: Sequence[Path] = ()) -> None:
+    """A finished benchmark of the student in `merged`, as one of the experiment's benchmarks `beside`."""
+    if not folder.exists():
+        stage = Stage("benchmark", MergingConfig(), {STUDENT: merged}, folder)
+        stage.finish([], details={"students_that_keep_the_accuracy": keeping})
+    benchmarks = [str(other) for other in beside]
+    with track(folder.parent, "benchmark", "benchmark", {}, folder=str(folder), benchmarks=benchmarks):
+        pass
+
+
+def candidate(store: MlflowClient) -> int | None:
+    """Version of the candidate among the student's models."""
+    version = store.get_registered_model("coins-random").aliases.get(ALIAS)
+    return None if version is None else int(version)
 
 
 def test_only_a_student_that_keeps_the_accuracy_becomes_the_candidate(
     store: MlflowClient, tmp_path: Path
 ) -> None:
     home = tmp_path / "runs" / "coins"
-    for seed in range(2):
-        merged = home / f"merging-random-{seed}"
-        Stage("merging", MergingConfig(check_prompts=seed + 1), {}, merged).finish([])
-        with track(home, "merging", "merging random", {}, folder=str(merged), student="random"):
-            pass
-    track_benchmark(home, home / "merging-random-0", [])
-    assert not store.get_registered_model("coins-random").aliases
-    track_benchmark(home, home / "merging-random-0", ["student/random"])
+    merged, _ = track_merging(home), track_merging(home, seed=1)
+    track_benchmark(home / "benchmark-lost", merged, [])
+    assert candidate(store) is None
+    track_benchmark(home / "benchmark-kept", merged, [STUDENT])
     first = min(store.search_model_versions("name = 'coins-random'"), key=lambda each: int(each.version))
-    candidate = store.get_model_version_by_alias("coins-random", ALIAS)
-    assert candidate.version == first.version, "the version that was measured, not the newest"
+    assert candidate(store) == int(first.version), "the version that was measured, not the newest"
+
+
+def test_a_candidate_keeps_the_accuracy_in_all_benchmarks(store: MlflowClient, tmp_path: Path) -> None:
+    """The last one to finish nominates, also by itself; a benchmark of another model does not count."""
+    home = tmp_path / "runs" / "coins"
+    merged, other = track_merging(home), track_merging(home, seed=1)
+    easy, hard, mended = (home / f"benchmark-{name}" for name in ("easy", "hard", "mended"))
+    track_benchmark(easy, merged, [STUDENT], beside=[easy, hard])
+    assert candidate(store) is None, "the other benchmark is not finished"
+    track_benchmark(hard, merged, [], beside=[easy, hard])
+    assert candidate(store) is None, "it does not keep the accuracy there"
+    track_benchmark(mended, other, [STUDENT], beside=[easy, mended])
+    assert candidate(store) is None, "no model kept it in both"
+    track_benchmark(home / "benchmark-again", merged, [STUDENT], beside=[easy, home / "benchmark-again"])
+    assert candidate(store) == 1
+
+
+def test_benchmarks_that_are_uploaded_later_nominate(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "runs" / "coins"
+    folders = [home / f"benchmark-{name}" for name in "ab"]
+    with monkeypatch.context() as unreachable:
+        unreachable.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        merged = track_merging(home)
+        for folder in folders:
+            track_benchmark(folder, merged, [STUDENT], beside=folders)
+    assert not store.search_registered_models()
+    assert upload(tmp_path) == []
+    assert candidate(store) == 1
+
+
+def test_a_reused_benchmark_nominates_when_the_others_are_finished(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    """As after a run that ended between a stage and its upload."""
+    home = tmp_path / "runs" / "coins"
+    merged = track_merging(home)
+    folders = [home / f"benchmark-{name}" for name in "ab"]
+    track_benchmark(folders[0], merged, [STUDENT], beside=folders)
+    stage = Stage("benchmark", MergingConfig(), {STUDENT: merged}, folders[1])
+    stage.finish([], details={"students_that_keep_the_accuracy": [STUDENT]})
+    track_benchmark(folders[0], merged, [STUDENT], beside=folders)
+    assert candidate(store) == 1
