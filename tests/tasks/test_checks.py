@@ -1,5 +1,6 @@
 """The published experiments, checked completely with a small teacher from a Hub cache and local data."""
 
+import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dparallel.cli.main import main
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
@@ -23,6 +25,7 @@ from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment
 from tests.conftest import random_model
+from tests.dparallel.byte_level import LLADA, QWEN, byte_level
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUMBERS = range(1, 211)
@@ -80,6 +83,94 @@ def test_the_published_experiments_fit_together(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     experiment = checked_experiment(str(CONFIGS / f"{config}.yaml"), overrides(data, tmp_path))
     assert experiment.trajectories().inputs == {"teacher": str(folder)}
+
+
+SAMPLES = CONFIGS.parent / "tests" / "dparallel" / "problems" / "data"
+COPIES = {  # of benchmarks: the published file, the rows it is made of here, and their number
+    "gsm8k": ("gsm8k_test.jsonl", "gsm8k.jsonl", 3),
+    "math": ("math_test.jsonl", "math500.jsonl", 3),
+    "humaneval": ("HumanEval.jsonl", "humaneval.jsonl", 3),
+    "mbpp": ("mbpp.jsonl", "mbpp.jsonl", 13),  # the test problems follow on 10 others
+}
+
+
+@pytest.fixture
+def copies(data: Path, tmp_path: Path) -> list[str]:
+    """Overrides with the data of a table's experiment: a few rows of each, in one folder."""
+    for file, sample, count in COPIES.values():
+        rows = (SAMPLES / sample).read_text(encoding="utf-8").splitlines()
+        text = "\n".join(itertools.islice(itertools.cycle(rows), count))
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    return [
+        f"runs={tmp_path / 'runs'}",
+        f"trajectories.problems.sources=[{{path: {data / 'train.parquet'}}}]",
+        *(f"benchmarks.{name}.test.path={tmp_path}" for name in COPIES),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "teacher", "template"),
+    [
+        ("table1_llada", "GSAI-ML/LLaDA-8B-Instruct", LLADA),
+        ("table2_dream", "Dream-org/Dream-v0-Instruct-7B", QWEN),
+    ],
+)
+def test_the_tables_are_planned(
+    config: str,
+    teacher: str,
+    template: str,
+    copies: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """On local copies of all data: checked like a run, then its hours for each stage."""
+    repository = tmp_path / f"models--{teacher.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    tokenizer = byte_level(template)
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = random_model(vocab_size=len(tokenizer), max_position_embeddings=8192, **ids)
+    save_model(model, repository / "snapshots" / "abc", tokenizer=tokenizer)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    path = str(CONFIGS / f"{config}.yaml")
+    checked_experiment(path, [*copies, "launch.processes=1"])
+
+    assert main(["plan", path, "--set", *copies, "--gpu-memory", "80GB", "--rate", "1000"]) == 0
+    printed = capsys.readouterr().out
+    stages = [line.strip() for line in printed.splitlines() if line.endswith("hours")]
+    names = ["trajectories", "training", *(f"benchmark {name}" for name in COPIES), "together"]
+    assert [line.startswith(name) for line, name in zip(stages, names, strict=True)] == [True] * len(names)
+    # 256 steps twice, 64 once, and seven thresholds with 8 (blocks) to 256 forwards; of three prompts, all of
+    # which are decoded once more, alone, for their latency
+    least, most = 3 * 2 * (256 + 256 + 64 + 7 * 8), 3 * 2 * (256 + 256 + 64 + 7 * 256)
+    assert all(f" {least:,} to {most:,} " in line for line in stages[2:-1])
+
+
+@pytest.mark.parametrize("config", ["table1_llada", "table2_dream", "tiny_table"])
+def test_the_tables_have_the_rows_of_the_papers(config: str) -> None:
+    """Of every benchmark, at exactly the published thresholds."""
+    settings = load_config(DistillConfig, CONFIGS / f"{config}.yaml")
+    assert list(settings.students) == ["certainty_forcing", "consistency", "d3llm", "d2f"]
+    for name, benchmark in settings.benchmarks.items():
+        length = benchmark.reference.gen_length
+        assert benchmark.reference.steps == length
+        assert benchmark.fixed["few_step"].steps == length // 4
+        assert (benchmark.fixed["dual_cache"].cache, benchmark.fixed["dual_cache"].steps) == ("dual", length)
+        assert benchmark.teacher_sweeps == ("confidence",)
+        assert [benchmark.sweeps_of(student) for student in settings.students] == [
+            ("entropy", "multi_block"),
+            ("entropy",),
+            ("entropy", "multi_block"),
+            ("pipelined",),
+        ]
+        assert benchmark.sweeps["confidence"].thresholds == (0.9,)
+        if config != "tiny_table":
+            published = benchmark.test.protocol.decoding
+            assert published is not None
+            assert benchmark.sweeps["entropy"].thresholds == (published.threshold,), name
+            assert (length, benchmark.sweeps["entropy"].decoding.block_length) == (256, 32)
 
 
 def test_a_teacher_without_a_chat_template_is_refused(data: Path, tmp_path: Path) -> None:
