@@ -21,11 +21,11 @@ from dparallel.preflight.memory import RESERVED
 from dparallel.problems.prompts import ChatTemplateError
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import Stage, StageError
+from dparallel.tiny.byte_level import LLADA, QWEN, byte_level
 from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment
 from tests.conftest import random_model
-from tests.dparallel.byte_level import LLADA, QWEN, byte_level
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUMBERS = range(1, 211)
@@ -129,7 +129,6 @@ def test_the_tables_are_planned(
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc", encoding="utf-8")
     tokenizer = byte_level(template)
-    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
     ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = random_model(vocab_size=len(tokenizer), max_position_embeddings=8192, **ids)
     save_model(model, repository / "snapshots" / "abc", tokenizer=tokenizer)
