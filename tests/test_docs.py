@@ -6,17 +6,25 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dparallel.cli.parser import build_parser
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.config.protocol import ProtocolConfig
 from dparallel.config.teacher import TeacherConfig
+from dparallel.problems.scoring import scorers_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/extending.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "benchmarks", "extending")),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("FILE", "CONFIG", "ID")  # placeholders for the reader's own values
 
@@ -107,6 +115,30 @@ def test_flows_have_the_options_and_settings_that_the_pages_give_them(
         if config not in NOT_HERE:
             model = TeacherConfig if words[2] == "flows.teacher" else DistillConfig
             load_config(model, config, overrides)
+
+
+def test_the_command_line_takes_the_options_that_the_pages_give_it() -> None:
+    shown = [words[1:] for _, words in commands() if words[0] == "dparallel"]
+    assert {words[0] for words in shown} >= {"compare", "eval"}
+    for words in shown:
+        build_parser().parse_args(words)  # exits where an option is unknown
+    named = {value for words in shown for flag, value in pairwise(words) if flag == "--protocol"}
+    assert named <= {file.stem for file in (ROOT / "configs" / "protocols").glob("*.yaml")}
+
+
+def test_every_protocol_is_on_the_page_of_benchmarks() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "All protocols are at version 1." in page
+    for file in (ROOT / "configs" / "protocols").glob("*.yaml"):
+        protocol = load_config(ProtocolConfig, file)
+        benchmark, _, ending = file.stem.partition("_")
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{benchmark}` |")]
+        for part in (protocol.data[0].path, protocol.file.names[0], protocol.licence):
+            assert f"| {part} |" in row, file
+        metrics = [metric for scorer in scorers_of(protocol) for metric in scorer.metrics]
+        assert all(f"`{metric}`" in row for metric in metrics), file
+        assert f"\n| `_{ending}` |" in page
+        assert protocol.version == 1, file
 
 
 def test_benchmark_commands_name_modules() -> None:

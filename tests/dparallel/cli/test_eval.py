@@ -25,6 +25,7 @@ from dparallel.models import loader
 from dparallel.models.checkpoints import save_model
 from dparallel.problems.sandbox import confinement
 from dparallel.problems.sandbox.run import check_sandbox
+from dparallel.problems.scoring import scorers_of
 from dparallel.tiny.byte_level import LLADA, QWEN, byte_level, save_checkpoint
 from tests.conftest import ROOT, random_model
 from tests.dparallel.problems.rows import DATA, rows
@@ -32,12 +33,6 @@ from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
 
 SHAPE = ["--gen-length", "8", "--block-length", "8", "--threshold", "10"]
 DECODING = {"gen_length": 8, "block_length": 8, "rule": "entropy", "threshold": 10.0}
-METRICS = {
-    "gsm8k": ["flexible_extract", "strict_match", "boxed"],
-    "math500": ["math_verify", "minerva"],
-    "humaneval": ["pass_at_1"],
-    "mbpp": ["pass_at_1"],
-}
 HELD = {"gsm8k": 8, "math500": 8, "humaneval": 6, "mbpp": 5}  # of the first 8 problems
 TIMES = ("seconds", "seconds_alone")
 
@@ -85,7 +80,7 @@ def plumbing(
     assert (row["protocol"], row["version"]) == (f"{benchmark}_{model}", protocol.version)
     assert (row["samples"], row["nfe"]) == (HELD[benchmark], 1.0)
     assert {name: row["decoding"][name] for name in DECODING} == DECODING
-    assert list(row["metrics"]) == METRICS[benchmark]
+    assert list(row["metrics"]) == [metric for scorer in scorers_of(protocol) for metric in scorer.metrics]
     assert {found["judged"] for found in row["metrics"].values()} == {HELD[benchmark]}
     assert {(found["share"], found["stderr"]) for found in row["metrics"].values()} == {(0.0, 0.0)}
     [samples] = Path(row["files"]["samples"]).glob("*.parquet")
@@ -158,7 +153,7 @@ def test_the_row_of_a_model_that_answers(
     assert all(list(Path(folder).glob("*.parquet")) for folder in folders)
 
 
-def test_a_second_run_decodes_and_judges_nothing(
+def test_a_second_run_and_the_benchmark_stage_decode_and_judge_nothing(
     checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [first], _ = measured(capsys, command(checkpoint, data, "gsm8k_llada"))
@@ -168,12 +163,7 @@ def test_a_second_run_decodes_and_judges_nothing(
     assert "gsm8k_llada: 0 of 8 responses to decode; 8 are in runs/measurements" in err
     assert "judging" not in err
 
-
-def test_samples_and_verdicts_are_those_of_the_benchmark_stage(
-    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An experiment in the same folder of runs that measures the same model decodes and judges nothing."""
-    measured(capsys, command(checkpoint, data, "gsm8k_llada"))
+    # Nor does the benchmark of an experiment in the same folder of runs that measures the same model.
     protocol = load_config(ProtocolConfig, ROOT / "configs" / "protocols" / "gsm8k_llada.yaml")
     sweep = {"decoding": {"gen_length": 8, "block_length": 8}, "thresholds": [10.0]}
     config = BenchmarkConfig.model_validate(

@@ -153,7 +153,6 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
             {**BENCHMARK, "fixed": {"entropy": {}}},
             "sweeps 'entropy' and fixed 'entropy' have the same name .*; rename one of them",
         ),
-        (BenchmarkConfig, {**BENCHMARK, "student_sweeps": []}, "at least 1 item"),
         (
             BenchmarkConfig,
             {**BENCHMARK, "teacher_sweeps": ["entrpy"]},
