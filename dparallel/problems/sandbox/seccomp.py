@@ -12,8 +12,9 @@ EPERM, ENOSYS = 1, 38
 CLONE_NEWUSER = 0x10000000
 X32 = 0x40000000  # numbers from here on are those of another calling convention
 
-# Memory that no limit counts: memfd, System V and POSIX IPC. New namespaces and mounts: file systems without
-# a size. Other processes, and parts of the kernel that candidates have no use for.
+# Memory that no limit counts: memfd, System V and POSIX IPC, extended attributes of files in `/tmp`. New
+# namespaces and mounts: file systems without a size. Other processes, and parts of the kernel that candidates
+# have no use for.
 _NEWER = {  # of the same number on all machines
     "io_uring_setup": 425,
     "open_tree": 428,
@@ -25,6 +26,7 @@ _NEWER = {  # of the same number on all machines
     "pidfd_getfd": 438,
     "mount_setattr": 442,
     "memfd_secret": 447,
+    "setxattrat": 463,
 }
 _FORBIDDEN = {
     "x86_64": _NEWER
@@ -53,6 +55,9 @@ _FORBIDDEN = {
         "keyctl": 250,
         "name_to_handle_at": 303,
         "open_by_handle_at": 304,
+        "setxattr": 188,
+        "lsetxattr": 189,
+        "fsetxattr": 190,
     },
     "aarch64": _NEWER
     | {
@@ -80,10 +85,17 @@ _FORBIDDEN = {
         "keyctl": 219,
         "name_to_handle_at": 264,
         "open_by_handle_at": 265,
+        "setxattr": 5,
+        "lsetxattr": 6,
+        "fsetxattr": 7,
     },
 }
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+# Unix, IPv4 and IPv6: their addresses belong to the network namespace. Those of a virtual machine's sockets
+# (AF_VSOCK) reach the host from any namespace.
+FAMILIES = (1, 2, 10)
 CLONE3 = 435  # its flags lie in memory, which a filter cannot read; libraries then use clone
 
 
@@ -104,7 +116,11 @@ def program(machine: str) -> bytes | None:
     ]
     for number in sorted(_FORBIDDEN[machine].values()):
         code += [_one(JUMP_EQUAL, number, no=1), refuse]
+    code += [_one(JUMP_EQUAL, _SOCKET[machine], no=2 + len(FAMILIES)), _one(LOAD, FIRST_ARGUMENT)]
+    code += [_one(JUMP_EQUAL, family, yes=len(FAMILIES) - place) for place, family in enumerate(FAMILIES)]
     code += [
+        refuse,
+        _one(LOAD, NUMBER),
         _one(JUMP_EQUAL, _CLONE[machine], no=3),
         _one(LOAD, FIRST_ARGUMENT),
         _one(JUMP_SET, CLONE_NEWUSER, no=1),

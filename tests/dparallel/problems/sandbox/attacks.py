@@ -181,6 +181,7 @@ READING = {
         "assert f()",
         "the candidate raised ConnectionRefusedError",
     ),
+    "sockets of the virtual machine": Attack("import socket\ndef f(): socket.socket(40)", "f()", REFUSED),
     "names of hosts": Attack(
         "import socket\ndef f(): return socket.getaddrinfo('localhost.localdomain', 80)",
         "assert f()",
@@ -249,6 +250,12 @@ FILLING = {
     ),
     "shared memory": Attack(
         "import mmap\ndef f(): return len(mmap.mmap(-1, 300 << 20))", "f()", "the candidate raised OSError"
+    ),
+    "memory of file attributes": Attack(
+        "import os\ndef f():\n    open('/tmp/x', 'w').close()\n"
+        "    os.setxattr('/tmp/x', 'user.x', bytes(1 << 15))",
+        "f()",
+        REFUSED,
     ),
     "memory in a file": Attack("import os\ndef f(): return os.memfd_create('x')", "f()", REFUSED),
     "memory of System V": Attack(
