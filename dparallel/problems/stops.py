@@ -21,8 +21,9 @@ def is_settled(text: str, stops: Sequence[str]) -> bool:
     """Whether `text` contains a stop text and nothing written after it can move the cut forward.
 
     A longer stop text may have begun before the first complete one: of the stops `b` and `abc`, the text `ab`
-    contains `b`, but `abc` would cut before it.
+    contains `b`, but `abc` would cut before it. U+FFFD at the end may be the first bytes of a character.
     """
+    text = text.rstrip("\ufffd")
     found = _first(text, stops)
     if found is None:
         return False

@@ -24,6 +24,13 @@ def test_a_longer_stop_that_has_begun_is_waited_for() -> None:
     assert not is_settled("a", ["ab"])
 
 
+def test_the_first_bytes_of_a_character_may_belong_to_a_longer_stop() -> None:
+    assert cut("\u00e9b\u00e9", ["b", "\u00e9b\u00e9"]) == ""
+    assert not is_settled("\u00e9b\ufffd", ["b", "\u00e9b\u00e9"])
+    assert is_settled("\u00e9bx", ["b", "\u00e9b\u00e9"])
+    assert not is_settled("x\ufffd", ["\ufffd"])
+
+
 @given(texts, texts, some_stops)
 def test_what_follows_changes_nothing_once_it_is_settled(text, more, stops):
     if is_settled(text, stops):
