@@ -13,7 +13,7 @@ LONGEST = 200  # characters of a box that holds a number
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(
-    rf"(?<![\w.,])(?P<sign>-?) ?(?:(?P<whole>[0-9]+) (?=[0-9]+/))?(?P<over>{_DECIMAL})"
+    rf"(?<![\w.,])(?P<sign>[-+]?) ?(?:(?P<whole>[0-9]+) (?=[0-9]+/))?(?P<over>{_DECIMAL})"
     rf"(?: ?/ ?(?P<under>{_DECIMAL}))?(?![,.]?[0-9])(?![eE][-+]?[0-9])"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{([^{}]*)\}|([0-9])) ?(?:\{([^{}]*)\}|([0-9]))")
@@ -88,4 +88,4 @@ def number(text: str) -> Fraction | None:
     if not under:
         return None
     value = int(found["whole"] or 0) + over / under
-    return -value if found["sign"] else value
+    return -value if found["sign"] == "-" else value

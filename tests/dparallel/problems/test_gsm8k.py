@@ -202,4 +202,6 @@ def test_the_last_box_counts() -> None:
     assert not boxed("#### 18", "18")
     assert not boxed("#### 18", "")
     assert not boxed("none", r"\boxed{none}")
+    assert boxed("#### 18", r"\boxed{+18}")
+    assert not boxed("#### 18", r"\boxed{3 +18}")
     assert boxed("5 * 14,000 = 70000\n#### 70,000", r"\boxed{\$70{,}000.00}")
