@@ -1,11 +1,14 @@
 """The statements of a Python program that some of its names need. Syntax only: nothing is run."""
 
 import ast
+import builtins
 import symtable
 from collections.abc import Collection, Iterator, Sequence
 
 # Code that looks names up by their text may need any of them.
 _DYNAMIC = frozenset({"eval", "exec", "globals", "locals", "vars", "__import__"})
+# Calls of the others, such as `print(table)`, do not change what they are given.
+_CHANGE_NOTHING = frozenset(dir(builtins)) - {"setattr", "delattr", "next"}
 _OWN_SCOPE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
 
@@ -20,7 +23,9 @@ def pruned(statements: Sequence[ast.stmt], roots: Collection[str]) -> list[ast.s
     Examples, tests, input, output and the main block are left out: they could fail, or wait for input,
     although the program is right. `from __future__` imports come first.
     """
-    bound = [_bound(statement) for statement in statements]
+    variables = _variables(statements)
+    changes = _changes(statements, variables)
+    bound = [_bound(statement) | _changed(statement, variables, changes, roots) for statement in statements]
     used = [_used(statement) for statement in statements]
     needed, kept = set(roots), set[int]()
     while True:
@@ -57,6 +62,53 @@ def _bound(statement: ast.stmt) -> set[str]:
             case ast.ExceptHandler(name=str(name)):
                 names.add(name)
     return names
+
+
+def _variables(statements: Sequence[ast.stmt]) -> set[str]:
+    """Names that the program defines itself, other than functions and imports."""
+    others = {
+        name
+        for statement in statements
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.Import | ast.ImportFrom)
+        for name in _bound(statement)
+    }
+    return defined(statements) - others
+
+
+def _changes(statements: Sequence[ast.stmt], variables: Collection[str]) -> dict[str, set[str]]:
+    """By function, the variables of the module that its own body assigns or changes."""
+    found: dict[str, set[str]] = {}
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef):
+            body = [name for inner in statement.body for name in _bound(inner)]
+            found[statement.name] = set(body) & set(variables) & _used(statement)
+    return found
+
+
+def _changed(
+    statement: ast.stmt, variables: Collection[str], changes: dict[str, set[str]], roots: Collection[str]
+) -> set[str]:
+    """Names that a statement changes by a call: of a function that changes them, or is given them.
+
+    Calls of the roots, or with them, are examples and tests. `@f.register` and `@f` change, too.
+    """
+    names = set[str]()
+    for node in _in_this_scope(statement):
+        match node:
+            case ast.Expr(value=ast.Call(func=function, args=given)):
+                if isinstance(function, ast.Name) and function.id not in roots:
+                    names |= changes.get(function.id, set())
+                if isinstance(function, ast.Name) and function.id in _CHANGE_NOTHING:
+                    continue
+                names |= {root for value in given for root in _root(value)} & set(variables) - set(roots)
+            case ast.FunctionDef(decorator_list=found) | ast.ClassDef(decorator_list=found):
+                for decorator in found:
+                    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+                    if isinstance(function, ast.Attribute):
+                        names |= _root(function) & {*variables, *changes}
+                    elif isinstance(function, ast.Name):
+                        names |= changes.get(function.id, set())
+    return names - {statement.name} if isinstance(statement, ast.FunctionDef | ast.ClassDef) else names
 
 
 def _in_this_scope(node: ast.AST) -> Iterator[ast.AST]:

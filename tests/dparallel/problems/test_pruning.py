@@ -46,6 +46,33 @@ def kept(source: str, *roots: str) -> str:
         ("class Tree: pass\ndef f(t: Tree): return [g for g in t]", "g = 1"),
         ("x = 1\nclass f:\n    y = x\n    def g(self, z): return [z for z in self.y]", "y = z = self = 2"),
         ("table = {'g': 1}\ndef f(name): return eval(name)", "print(table)"),
+        (
+            "memo = {}\ndef fill():\n    for n in range(9):\n        memo[n] = n\nfill()\n"
+            "def f(n): return memo[n]",
+            "def main(): print(f(int(input())))\nmain()",
+        ),
+        (
+            "table = None\ndef start():\n    global table\n    table = [1]\nstart()\ndef f(): return table",
+            "def stop():\n    table = 2\nstop()",
+        ),
+        (
+            "from heapq import heappush\nheap = []\nheappush(heap, 9)\ndef f(): return heap",
+            "def check(g): assert g() == 1\ncheck(f)",
+        ),
+        (
+            "class A: pass\nsetattr(A, 'v', 9)\ndef f(): return A.v",
+            "class B: pass\nsetattr(B, 'v', 9)",
+        ),
+        (
+            "from functools import singledispatch\n@singledispatch\ndef f(n): return 0\n"
+            "@f.register(int)\ndef g(n): return n",
+            "@singledispatch\ndef h(n): return 0\n@h.register(int)\ndef i(n): return n",
+        ),
+        (
+            "known = {}\ndef keep(g):\n    known[g.__name__] = g\n    return g\n@keep\ndef g(): return 1\n"
+            "def f(): return known['g']()",
+            "def twice(g): return g\n@twice\ndef h(): return 2",
+        ),
         ("if (n := 3) > 2:\n    def f(): return n", "with open('x') as file: pass"),
     ],
 )
