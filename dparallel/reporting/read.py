@@ -96,6 +96,11 @@ class Benchmark:
         ]
 
     @property
+    def selects(self) -> bool:
+        """Whether thresholds were chosen, on validation problems."""
+        return any(row.split == "validation" for row in self.rows)
+
+    @property
     def max_loss(self) -> float:
         """Accepted loss of accuracy, 0..1."""
         return float(self.manifest.config.get("max_loss", 0.01))

@@ -51,7 +51,9 @@ def _lead(benchmarks: Sequence[Benchmark]) -> str:
     models = dict.fromkeys(row.model for benchmark in benchmarks for row in benchmark.reported)
     students = sum(model.startswith("student/") for model in models)
     names = ", ".join(benchmark.name for benchmark in benchmarks)
-    return (
-        f"{students} student{'s' if students != 1 else ''} and the teacher on {names}. Thresholds are chosen "
-        "on validation problems and measured on test problems."
-    )
+    lead = f"{students} student{'s' if students != 1 else ''} and the teacher on {names}."
+    selecting = [benchmark.name for benchmark in benchmarks if benchmark.selects]
+    if not selecting:
+        return f"{lead} Thresholds are as given, and measured on test problems."
+    where = "" if len(selecting) == len(benchmarks) else f" of {', '.join(selecting)}; elsewhere as given"
+    return f"{lead} Thresholds are chosen on validation problems{where}, and measured on test problems."

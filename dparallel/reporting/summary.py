@@ -100,7 +100,7 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
         "threshold": row.threshold,
         "operating_point": row.operating_point,
         "qualifies": row.qualifies,
-        "default": row == run.best and row.qualifies,
+        "default": run.default_student is not None and row == run.best and row.qualifies,
         "samples": measured.samples,
         "accuracy": measured.accuracy,
         "accuracy_stderr": measured.accuracy_stderr,

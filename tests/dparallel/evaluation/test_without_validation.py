@@ -11,6 +11,7 @@ from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.stage import run_stage
 from dparallel.reporting.read import read_benchmark
+from dparallel.reporting.report import write_report
 from tests.dparallel.evaluation.oracle import disturbed
 
 SHAPE = {"gen_length": 12, "block_length": 6}
@@ -52,6 +53,10 @@ def test_thresholds_are_measured_as_given(tiny_checkpoint: Path, tmp_path: Path)
     read = read_benchmark("coins", folder)
     assert [row.model for row in read.reported] == ["teacher", "teacher", "student/one", "student/two"]
     assert read.default_student is None
+    write_report("sums", [("coins", folder)], folder.parents[1] / "measurements", inputs, tmp_path / "report")
+    report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "Thresholds are as given, and measured on test problems." in report
+    assert "(default)" not in report
 
 
 def test_a_threshold_to_choose_needs_validation_problems() -> None:
