@@ -86,6 +86,10 @@ def complete(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, row: int) -> list[int]:
     if isinstance(prompt, str):
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:  # half a surrogate pair
+            raise DecodingError(f"prompt {row} is {prompt!r}, not a text in UTF-8: {error.reason}") from error
         [ids] = render_all([Problem(f"prompt {row}", "texts", prompt)], PLAIN_TEXT, tokenizer)
         return ids
     turns = [turn for turn in prompt if isinstance(turn, Mapping)] if isinstance(prompt, Sequence) else []

@@ -9,11 +9,11 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
@@ -58,8 +58,9 @@ class DeepSpeedSettings(BaseModel):
     zero_force_ds_cpu_optimizer: bool = True
     communication_data_type: Literal["fp16", "bf16", "bfp16", "fp32"] | None = None
     data_types: DataTypes = DataTypes()
-    prescale_gradients: bool = False
-    gradient_predivide_factor: PositiveFloat = 1.0
+    # Of these two, ZeRO implements only the defaults, and says so when training starts.
+    prescale_gradients: Literal[False] = False
+    gradient_predivide_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
     comms_logger: dict[str, Any] = {}
     flops_profiler: dict[str, Any] = {}
     wall_clock_breakdown: bool = False

@@ -140,6 +140,7 @@ def test_a_beginning_of_text_is_put_in_front_once() -> None:
         ({"role": "user", "content": "Tom"}, "prompts is one text or one conversation"),
         ([[5, 6]], r"prompt 0 is \[5, 6\]: give a text, or a conversation .* generate takes token ids"),
         (["Tom", 7], "prompt 1 is 7: give a text"),
+        (["Tom", "\ud83d"], r"prompt 1 is '\\ud83d', not a text in UTF-8: surrogates not allowed"),
         ((text for text in ["Tom"]), "prompts is a generator: give a list of texts or conversations"),
         (5, "prompts is a int: give a list of texts"),
         (None, "prompts is a NoneType: give a list of texts"),

@@ -150,7 +150,11 @@ def zero(stage: int = 2, **settings: Any) -> dict[str, Any]:
             {"data_types": {"grad_accum_dtype": "fp17"}},
             r"grad_accum_dtype='fp17': Input should be 'fp16', 'b",
         ),
-        ({"gradient_predivide_factor": 0}, r"gradient_predivide_factor=0: Input should be greater than 0"),
+        (
+            {"gradient_predivide_factor": 4},
+            r"gradient_predivide_factor=4: Input should be less than or equal",
+        ),
+        ({"prescale_gradients": True}, r"prescale_gradients=True: Input should be False"),
     ],
 )
 def test_wrong_deepspeed_settings_are_named_with_what_is_valid(given: dict[str, Any], message: str) -> None:
@@ -169,6 +173,7 @@ def test_wrong_deepspeed_settings_are_named_with_what_is_valid(given: dict[str, 
         zero(offload_optimizer=None, offload_param={"device": "none"}),
         zero(3, offload_param={"device": "cpu"}, stage3_prefetch_bucket_size=1e6),
         {"wall_clock_breakdown": True, "communication_data_type": "fp32"},
+        {"prescale_gradients": False, "gradient_predivide_factor": 1.0},
         {"flops_profiler": {"enabled": True, "output_file": "flops.txt", "recompute_fwd_factor": 1}},
         {"comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}, "aio": {"block_size": 1048576}},
         {"data_types": {"grad_accum_dtype": "fp32", "keep_in_fp32_modules": ["norm"]}},
