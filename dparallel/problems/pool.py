@@ -164,9 +164,14 @@ class _Worker:
             self.kill()
             return {}, f"timed out after {seconds:g} s"
         try:
-            return json.loads(self.connection.recv_bytes(LARGEST_REPLY)), None
+            reply = json.loads(self.connection.recv_bytes(LARGEST_REPLY))
+            assert isinstance(reply, dict)
+            return reply, None
         except (EOFError, ConnectionError):
             return {}, f"the process that judged it ended ({_how(self.kill())})"
+        except (ValueError, AssertionError):  # the function wrote to the socket
+            self.kill()
+            return {}, "no proper reply of the process that judged it"
         except OSError:  # the reply is too large
             self.kill()
             return {}, f"more than {LARGEST_REPLY} bytes of result"

@@ -1,5 +1,6 @@
 """Scorers that fail in every way; what they do is said by the response. Imported by worker processes."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -40,6 +41,10 @@ def act(problem: Problem, response: str) -> Verdict:
             for _ in range(64):
                 os.write(1, b"x" * (1 << 20))
                 print("y" * (1 << 20), file=sys.stderr)
+        case ["babble"]:  # into everything that is open, so also into the socket of the replies
+            for descriptor in range(3, 20):
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, b"\0\0\0\5hello")
         case ["explain"]:
             return Verdict({"right": False}, "z" * (8 << 20))
         case ["unreadable"]:

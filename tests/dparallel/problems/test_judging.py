@@ -136,6 +136,13 @@ def test_a_killed_worker_takes_its_children_along(tmp_path: Path) -> None:
     assert ended(int(file.read_text(encoding="utf-8")))
 
 
+def test_a_worker_that_writes_into_its_replies_costs_one_sample() -> None:
+    assert verdicts(IN_PROCESSES, ["babble", "2"]) == [
+        wrong("no proper reply of the process that judged it"),
+        RIGHT,
+    ]
+
+
 def test_a_worker_that_was_lost_once_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As if the machine had been out of memory for a moment."""
     assert verdicts(IN_PROCESSES, [f"stumble {tmp_path / 'mark'}", "2"]) == [RIGHT, RIGHT]
