@@ -7,6 +7,7 @@ are random bytes.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def byte_level(template: str = LLADA) -> PreTrainedTokenizerFast:
 def random_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> DiffusionTransformer:
     """A small model with random weights, whose predictions are far from uniform."""
     torch.manual_seed(seed)
-    ends = [token for token in END_OF_TURN if token in tokenizer.get_vocab()]
+    ids = tokenizer.get_vocab()
+    ends = [ids[token] for token in (EOS, *END_OF_TURN) if token in ids]
     return DiffusionTransformer(
         DiffusionConfig(
             vocab_size=len(tokenizer),
@@ -73,7 +75,7 @@ def random_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Diffusion
             num_attention_heads=2,
             max_position_embeddings=LONGEST,
             mask_token_id=tokenizer.mask_token_id,
-            eos_token_id=[tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)],
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             initializer_range=0.3,
@@ -103,6 +105,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
     options = parser.parse_args()
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # read by DeepSpeed, which saving imports; avoids its warning
     try:
         save_checkpoint(options.folder, TEMPLATES[options.template], options.seed)
     except UserError as error:
