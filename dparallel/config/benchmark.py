@@ -112,6 +112,12 @@ class BenchmarkConfig(Config):
         unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
         if unknown:
             raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+        judged = [problems.protocol.scorers for problems in self.splits().values()]
+        if any(scorers[0] != judged[0][0] for scorers in judged):
+            raise ValueError(
+                f"test is judged by {judged[0][0]!r} and validation by {judged[1][0]!r}: what chooses a "
+                "threshold must be what is reported; name the same first scorer in both protocols"
+            )
         several = {name: sweep.thresholds for name, sweep in self.sweeps.items() if len(sweep.thresholds) > 1}
         if self.validation is None and several:
             name, thresholds = next(iter(several.items()))

@@ -129,6 +129,9 @@ def _check_zero(section: str, zero: Mapping[str, Any]) -> None:
     if offload.get("device") == "nvme" and not offload.get("nvme_path"):
         raise ConfigError(f"{section}.offload_param.device=nvme needs nvme_path: a folder on that device")
     _check_optimizer_within_reach(section, zero)
+    for key, value in zero.items():
+        if key.startswith("zero_quantized_") and value and not torch.cuda.is_available():
+            raise ConfigError(f"{section}.{key}={value} needs a GPU, and this machine has none: drop it")
     if _device(zero, "offload_param") != "none" and zero["stage"] != 3:
         raise ConfigError(
             f"{section}.offload_param at stage {zero['stage']}: DeepSpeed ignores it there; set stage: 3, "
@@ -168,6 +171,10 @@ def _refuse_auto(section: str, settings: Mapping[str, Any]) -> None:
 
 def _validate(section: str, model: type[BaseModel], settings: Mapping[str, Any]) -> None:
     """Validate with a pydantic model; the first error is raised as a ConfigError."""
+    for key, value in settings.items():
+        field = model.model_fields.get(key)
+        if isinstance(value, bool) and field is not None and bool not in _types(field.annotation):
+            raise ConfigError(f"{section}.{key}={value}: give a number, not true or false")
     try:
         model(**settings)
     except ValidationError as error:
@@ -185,6 +192,11 @@ def _validate(section: str, model: type[BaseModel], settings: Mapping[str, Any])
         raise ConfigError(f"{value}: {first['msg'].removeprefix('Assertion failed, ')}{remedy}") from error
     except TypeError as error:  # a key is not a text
         raise ConfigError(f"{section}: {error}") from error
+
+
+def _types(annotation: Any) -> set[Any]:
+    """A type, all types inside it, and those of the values that it lists."""
+    return {annotation, type(annotation)}.union(*(_types(inner) for inner in get_args(annotation)))
 
 
 def _known(model: type[BaseModel], path: Iterable[str]) -> list[str]:

@@ -93,7 +93,7 @@ class Bench:
     @property
     def content(self) -> str:
         """Digest of the problems of all splits."""
-        return problems_digest([*self.problems.get("validation", []), *self.problems["test"]])
+        return problems_digest([*self.problems.get("validation", []), *self.problems["test"]], extra=True)
 
     def protocol(self, split: Split) -> ProtocolConfig:
         """How a split's problems are asked and judged."""

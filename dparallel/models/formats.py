@@ -102,6 +102,11 @@ class NativeFields(Fields):
 
     qkv_bias: bool | None = None
     predicts_next: bool | None = None
+    # Switches of other architectures, which a file may name only at the value that this model has.
+    hidden_act: Literal["silu"] = "silu"
+    use_sliding_window: Off = None
+    use_mrope: Off = None
+    mlp_bias: Off = None
 
     def to_config(self) -> DiffusionConfig:
         return DiffusionConfig.from_dict(self.model_dump(exclude_none=True))

@@ -34,6 +34,8 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     Raises:
         CheckpointError: neither a folder nor a Hub id, or the download fails or does not fit on the disk.
     """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"the path of a model is {path!r}: give a folder or a Hub id as text")
     here = Path(path).expanduser() if str(path).startswith("~/") else Path(path)
     try:
         if here.is_dir():

@@ -67,7 +67,7 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
 
     Raises:
         AdapterError: there is no adapter, it belongs to another architecture or shape, or matrices are
-            missing.
+            missing or not finite.
     """
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file():
@@ -76,6 +76,9 @@ def load_adapter(model: DiffusionTransformer, folder: str | Path) -> PeftModel:
     try:
         with safe_open(weights, framework="pt") as file:
             held = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+            for name in held:
+                if not file.get_tensor(name).isfinite().all():
+                    raise AdapterError(f"{weights}: {name} is not finite: the training diverged; train again")
     except SafetensorError as error:
         raise AdapterError(f"{weights} is damaged or cut short: {error}") from error
     for name, shape in held.items():

@@ -70,6 +70,12 @@ def _refuse_unreadable(root: Path) -> None:
         pass
 
 
+def looks_like_rows(file: Path) -> bool:
+    """Whether a file seems to hold rows of a data set, also of a kind or spelling that is not read."""
+    suffixes = {suffix.lower() for suffix in file.suffixes[-2:]}
+    return bool(suffixes & {".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".zst"})
+
+
 def is_metadata(file: Path) -> bool:
     """Whether a file describes a data set instead of containing its rows."""
     return file.name in FILES_TO_IGNORE

@@ -99,13 +99,17 @@ def sliced(spec: str, splits: _Splits) -> list[Part]:
 
 
 def _folder(source: SourceConfig) -> dict[str, list[Path]]:
-    from dparallel.problems.folders import is_metadata, read_folder  # imported here because it takes a second
+    from dparallel.problems.folders import (
+        is_metadata,
+        looks_like_rows,
+        read_folder,
+    )  # imported here because it takes a second
 
     splits, left_out = read_folder(Path(source.path).absolute(), source.subset)
     parts = "; ".join(f"{split} ({listed(files)})" for split, files in splits.items())
     _tell(logging.INFO, f"{source.label}: the splits of this folder are {parts}")
     if left_out:
-        problems = [file for file in left_out if kind_of(file) in PROBLEM_FILES and not is_metadata(file)]
+        problems = [file for file in left_out if looks_like_rows(file) and not is_metadata(file)]
         level = logging.WARNING if problems else logging.INFO
         _tell(level, f"{source.label}: files in no split, which are not read: {listed(left_out)}")
     return splits

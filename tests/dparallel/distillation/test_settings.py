@@ -93,6 +93,7 @@ def zero(stage: int = 2, **settings: Any) -> dict[str, Any]:
         (zero(reduce_bucket_size="5e8"), r"reduce_bucket_size='5e8': Input should be a valid integer"),
         (zero(reduce_bucket_size=5.5), r"reduce_bucket_size=5\.5: Input should be a valid integer"),
         (zero(reduce_bucket_size=0), r"reduce_bucket_size=0: Input should be greater than 0"),
+        (zero(reduce_bucket_size=True), r"reduce_bucket_size=True: give a number, not true or false"),
         (zero(overlap_comm="yes please"), r"overlap_comm='yes please': Input should be a valid boolean"),
         (zero(reduce_buket_size=1), r"reduce_buket_size is unknown; did you mean reduce_bucket_size\?"),
         (zero(stage3_max_live_parameter=1), r"did you mean stage3_max_live_parameters\?"),

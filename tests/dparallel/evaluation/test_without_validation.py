@@ -64,6 +64,18 @@ def test_a_threshold_to_choose_needs_validation_problems() -> None:
         settings(0.5, 2.0)
 
 
+def test_what_chooses_a_threshold_is_what_is_reported() -> None:
+    sources = [{"path": "rows.jsonl"}]
+    test, validation = (
+        {"benchmark": "dataset", "sources": sources, "protocol": {"scorers": [scorer]}}
+        for scorer in ("exact", "flexible_extract")
+    )
+    with pytest.raises(
+        ValidationError, match="test is judged by 'exact' and validation by 'flexible_extract'"
+    ):
+        settings(0.5, test=test, validation=validation)
+
+
 def test_students_without_a_sweep_are_refused() -> None:
     with pytest.raises(ConfigError, match="benchmarks.coins.student_sweeps is empty, so no student"):
         settings(0.5, student_sweeps=()).check_students(["one"], "benchmarks.coins")

@@ -215,6 +215,8 @@ def edited(tiny_checkpoint, tmp_path, **fields):
         ({"vocab_size": "50"}, r"config\.json has vocab_size='50', expected int"),
         ({"rope_theta": "1e4"}, r"config\.json has rope_theta='1e4', expected number"),
         ({"num_attention_heads": True}, "num_attention_heads=True, expected int"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*only 'silu'"),
+        ({"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window=True.*only False"),
         ({"num_hidden_layers": 3}, r"another architecture: missing \['layers.2"),
         ({"num_hidden_layers": 1}, r"surplus \['layers.1"),
         ({"intermediate_size": 65}, r"layers\.0\.feed_forward\.\w+\.weight has shape"),
@@ -223,6 +225,11 @@ def edited(tiny_checkpoint, tmp_path, **fields):
 def test_foreign_checkpoints_are_refused(tiny_checkpoint, tmp_path, fields, message):
     with pytest.raises(CheckpointError, match=message):
         load_model(edited(tiny_checkpoint, tmp_path, **fields))
+
+
+def test_a_path_is_a_text():
+    with pytest.raises(CheckpointError, match="the path of a model is None: give a folder or a Hub id"):
+        load_model(None)
 
 
 ABSENT = object()

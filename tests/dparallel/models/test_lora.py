@@ -88,6 +88,11 @@ def test_an_adapter_of_another_rank_or_cut_short_is_refused(tmp_path: Path) -> N
     with pytest.raises(AdapterError, match=r"has shape \(4, \d+\), by its .* should have \(8, \d+\)"):
         load_adapter(random_model(), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
+    tensors = saved_adapter(tmp_path)
+    first = min(tensors)
+    save_file({**tensors, first: tensors[first] * float("nan")}, file)
+    with pytest.raises(AdapterError, match=f"{first} is not finite: the training diverged; train again"):
+        load_adapter(random_model(), tmp_path)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is damaged or cut short"):
         load_adapter(random_model(), tmp_path)

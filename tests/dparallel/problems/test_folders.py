@@ -79,6 +79,15 @@ def test_a_problems_file_whose_name_says_no_split_is_left_out_with_a_warning(
     assert warning.getMessage().endswith("files in no split, which are not read: more.jsonl")
 
 
+@pytest.mark.parametrize("name", ["B.JSONL", "b.jsonl.zst", "b.csv", "b.TSV"])
+def test_rows_of_a_kind_that_is_not_read_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    assert read(make(tmp_path, "a.jsonl", name)) == ["a.jsonl"]
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.getMessage().endswith(f"files in no split, which are not read: {name}")
+
+
 def test_names_say_the_split_and_sub_folders_are_included(tmp_path: Path) -> None:
     make(tmp_path / "plain", "b.jsonl", "sub/a.jsonl")
     assert sorted(read(tmp_path / "plain")) == ["b.jsonl", "sub/a.jsonl"]
