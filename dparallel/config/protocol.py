@@ -48,7 +48,7 @@ class ProtocolConfig(Config):
             example are concatenated without it.
         chat_template: file with a Jinja template, for checkpoints without a chat template.
         prefill: a format string over the columns: the start of the assistant's response, which the model
-            continues.
+            continues; scorers judge it together with the response.
         stops: the response is cut before the first occurrence of any of these texts, and decoding ends there
             (not with `stop_at_eos: false`).
         scorers: names from `dparallel.problems.scoring.SCORERS`; the first metric of the first scorer is the

@@ -95,6 +95,12 @@ class Bench:
         """Digest of the problems of all splits."""
         return problems_digest([*self.problems.get("validation", []), *self.problems["test"]], extra=True)
 
+    @property
+    def judges(self) -> str:
+        """Digest of everything that determines verdicts on given responses."""
+        names = dict.fromkeys(name for split in self.problems for name in self.protocol(split).scorers)
+        return digest([[scorer_named(name).identity(), code_digest(scorer_modules(name))] for name in names])
+
     def protocol(self, split: Split) -> ProtocolConfig:
         """How a split's problems are asked and judged."""
         return protocol_of(self.config.splits()[split])
@@ -266,7 +272,7 @@ def verdicts_key(
         "problems": problems_digest(problems, extra=True),
         "protocol": protocol.version,
         "stops": protocol.stops,
-        "scorer": [scorer.name, scorer.version, scorer.seconds if scorer.processes else None],
+        "scorer": scorer.identity(),
         "code": code_digest({*PROMPTS, *scorer_modules(scorer.name)}),
     }
     return digest(made_from)[:16]

@@ -53,8 +53,11 @@ def run_stage(
     stage = Stage("benchmark", config, inputs, out_dir)
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
-        bench.store.check(done.details["measurements"], stage.folder)
-        return done
+        if done.details["judges"] == bench.judges:
+            bench.store.check(done.details["measurements"], stage.folder)
+            return done
+        log.warning("%s was judged by scorers of another version or environment: judging again", stage.folder)
+        stage.reopen()
     make: Make = partial(make_here, bench)
     if delegate is not None:
         make = partial(have_units_made, bench, delegate)
@@ -88,6 +91,7 @@ def run_stage(
         metrics=results.as_metrics(),
         details={
             "problems": content,
+            "judges": bench.judges,
             **results.summary(),
             "measurements": bench.store.digests(row.keys for row in results.rows if row.keys),
         },

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import os
+import platform
 import sys
 from typing import Any
 
@@ -93,6 +94,11 @@ def prepare_sandbox() -> None:
         SandboxError: names what is missing, and the remedy.
     """
     check_sandbox(sandbox_mode())
+
+
+def environment() -> str:
+    """What decides verdicts on this machine besides the code: the kind of sandbox, and Python's version."""
+    return f"{sandbox_mode()}, Python {platform.python_version()}"
 
 
 def sandbox_mode() -> Mode:

@@ -117,6 +117,18 @@ def prepare_minerva() -> None:
     import sympy.parsing.latex  # noqa: F401
 
 
+def environment() -> str:
+    """Versions of the libraries that decide verdicts."""
+    named = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
+    found = []
+    for library in named:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:  # named when the scorer is prepared
+            continue
+    return ", ".join(found)
+
+
 def _require(library: str, wanted: str) -> None:
     try:
         found = version(library)

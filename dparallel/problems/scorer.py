@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dparallel.problems.pool import nothing
 from dparallel.problems.sources import Problem
@@ -48,6 +49,8 @@ class Scorer:
             incorrect.
         prepare: imports libraries and raises a UserError if this machine cannot judge (a library or program
             is missing); called before problems are accepted, and in every worker before its first response.
+        environment: what else decides its verdicts on this machine, such as versions of libraries or the kind
+            of sandbox; part of the key of every stored verdict.
     """
 
     name: str
@@ -59,3 +62,9 @@ class Scorer:
     processes: bool = False
     seconds: float = 10.0
     prepare: Callable[[], None] = nothing
+    environment: Callable[[], str] = str
+
+    def identity(self) -> list[Any]:
+        """What determines verdicts besides problems, responses and code, as JSON values."""
+        limit = self.seconds if self.processes else None
+        return [self.name, self.version, limit, self.environment()]

@@ -83,7 +83,7 @@ def _no_number(problem: Problem) -> str | None:
 
 
 def _judge_coins(problem: Problem, response: str) -> Verdict:
-    stated = coins.parse_prompt(problem.prompt)
+    stated, response = coins.parse_prompt(problem.prompt), problem.prefill + response
     return Verdict(
         {
             "solution": coins.solution_is_valid(stated, response),
@@ -114,9 +114,15 @@ def _no_answer(problem: Problem) -> str | None:
 def _against_reference(
     metric: str, right: Callable[[str, str], bool], problems: Sequence[Problem], responses: Sequence[str]
 ) -> list[Verdict]:
-    """Verdicts with one metric: whether `right(reference, response)`."""
+    """Verdicts with one metric: whether `right(reference, response)`, with the prefill put back."""
     return [
-        Verdict({metric: None if problem.reference is None else right(problem.reference, response)})
+        Verdict(
+            {
+                metric: None
+                if problem.reference is None
+                else right(problem.reference, problem.prefill + response)
+            }
+        )
         for problem, response in zip(problems, responses, strict=True)
     ]
 
@@ -163,6 +169,7 @@ def _tested(
         processes=True,
         seconds=CODE_SECONDS,
         prepare=code_tests.prepare_sandbox,
+        environment=code_tests.environment,
     )
 
 
@@ -180,6 +187,7 @@ SCORERS = {
             _no_answer,
             processes=True,
             prepare=mathematics.prepare_math_verify,
+            environment=mathematics.environment,
         ),
         _compared(
             "minerva",
@@ -187,6 +195,7 @@ SCORERS = {
             _no_answer,
             processes=True,
             prepare=mathematics.prepare_minerva,
+            environment=mathematics.environment,
         ),
         _tested("humaneval", code_tests.humaneval_job, code_tests.humaneval_misfit),
         _tested("mbpp", code_tests.mbpp_job, code_tests.mbpp_misfit),

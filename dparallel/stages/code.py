@@ -46,7 +46,7 @@ CODE_TESTS = (
     "problems/code_tests.py",
     "problems/programs.py",
     "problems/pruning.py",
-    "problems/sandbox/jobs.py",
+    "problems/sandbox/*.py",
     "problems/sandbox/inside/*.py",
 )
 # Modules by scorer. Adding a scorer in a module of its own leaves existing results valid.

@@ -229,6 +229,10 @@ class Stage:
         """The verified manifest if this stage is finished, otherwise None."""
         return verify(self.folder, self.name) if is_there(self.folder / MANIFEST) else None
 
+    def reopen(self) -> None:
+        """Make a finished stage unfinished, so that its results can be written anew."""
+        (self.folder / MANIFEST).unlink()
+
     def finish(
         self,
         files: Iterable[str],

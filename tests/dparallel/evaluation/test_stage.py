@@ -177,6 +177,30 @@ def test_a_mended_scorer_judges_again_and_decodes_nothing(
     assert len(decoded) <= 4, "none of validation: only other operating points on the test problems"
 
 
+def test_a_finished_benchmark_is_judged_again_by_another_version_of_its_scorer(
+    finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int], monkeypatch
+) -> None:
+    """The folder's key has the scorer's code, but neither the version that stands for a library nor this
+    machine's environment."""
+    folder = shutil.copytree(finished, tmp_path / "benchmark")
+    before = run_stage(settings, inputs, folder, store)
+    assert run_stage(settings, inputs, folder, store) == before
+
+    def lenient(problems: Any, responses: Any) -> list[Verdict]:
+        return [Verdict({"exact": True}) for _ in problems]
+
+    for changes in ({"version": 99, "score": lenient}, {"environment": lambda: "another sandbox"}):
+        monkeypatch.setitem(SCORERS, "exact", replace(SCORERS["exact"], **changes))
+        after = run_stage(settings, inputs, folder, store)
+        assert after.details["judges"] != before.details["judges"]
+        assert set(after.details["measurements"]).isdisjoint(
+            name for name in before.details["measurements"] if name.startswith("verdicts")
+        )
+        before = after
+    assert {row["accuracy"] for row in results_in(folder)["rows"]} == {1.0}
+    assert set(decoded) <= {6}, "at most other operating points"
+
+
 def test_a_corrected_reference_judges_again_and_decodes_nothing(
     finished: Path, settings, inputs, store: Path, tmp_path: Path, decoded: list[int]
 ) -> None:

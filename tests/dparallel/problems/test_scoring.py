@@ -194,3 +194,15 @@ def test_a_reference_may_be_missing_where_unknown_is_an_answer() -> None:
     unknown = Problem("p", "s", "1 + 1?")
     check_scorable([unknown], protocol("exact", "flexible_extract"), need_references=False)
     assert score([unknown], ["2"], protocol("exact")) == [Verdict({"exact": None})]
+
+
+def test_the_prefill_is_judged_together_with_the_response() -> None:
+    for scorer, prefill, response in (
+        ("boxed", "The final answer is \\boxed{", "18}."),
+        ("strict_match", "#### ", "18"),
+        ("flexible_extract", "It is 1", "8."),
+        ("exact", "#### ", "18"),
+    ):
+        problem = Problem("p", "s", "9 + 9?", prefill, reference="#### 18")
+        protocol = ProtocolConfig(scorers=(scorer,), prefill="x")
+        assert score([problem], [response], protocol) == [Verdict({scorer: True})], scorer
