@@ -136,11 +136,12 @@ def _add_eval(commands: Any) -> None:
     command.add_argument(
         "--protocol",
         metavar="PROTOCOL",
-        action="append",
+        nargs="+",
+        action="extend",
         required=True,
         type=_text,
         help="how a benchmark is asked and judged: a file, the name of one in configs/protocols/, or "
-        "lm_eval:TASK; may be given several times",
+        "lm_eval:TASK",
     )
     command.add_argument(
         "--path",

@@ -205,3 +205,5 @@ def _expanded(path: str) -> str:
 
 # A file, a folder or a Hugging Face Hub id. This is the only place where `~` is expanded.
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]
+# Settings that are a `LocalPath` or hold some: there, `rows.json` is no config file to include.
+PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "out", "hostfile")

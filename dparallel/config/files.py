@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dparallel.config.base import Config, ConfigError, explain
+from dparallel.config.base import PATHS, Config, ConfigError, explain
+
+NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines")  # sections whose keys are names
 
 Loaded = TypeVar("Loaded", bound=Config)
 
@@ -147,10 +149,19 @@ def _plain(data: Any, named: str) -> Any:
     return data
 
 
-def _included(value: Any, folder: Path, including: tuple[str, ...] = ()) -> Any:
-    """`value`, with names of config files replaced by the content of these files."""
+def _included(value: Any, folder: Path, including: tuple[str, ...] = (), section: str = "") -> Any:
+    """`value`, with names of config files replaced by the content of these files.
+
+    Args:
+        section: key of `value`. In sections of named parts, keys are the user's, such as a student `model`.
+    """
     if isinstance(value, dict):
-        return {key: _included(part, folder, including) for key, part in value.items()}
+        return {
+            key: part
+            if key in PATHS and section not in NAMED
+            else _included(part, folder, including, str(key))
+            for key, part in value.items()
+        }
     if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
         return _read(folder / os.path.expanduser(value), including)
     return value

@@ -118,6 +118,11 @@ class ProblemsConfig(Config):
             return f"with split={self.split!r}: splits belong to its sources, as sources[0].split"
         if self.sources and self.path is not None:
             return f"with path={self.path!r} and sources: path replaces the data of the protocol; drop one"
+        if not self.sources and not self.protocol.data and self.path is not None:
+            return (
+                f"with path={self.path!r}: the protocol's data must say which columns are read; add "
+                f"data: [{{path: {self.path}, reference: COLUMN}}] to the protocol, or give sources instead"
+            )
         if not self.sources and not self.protocol.data:
             return "needs sources (a list of data sets, each with its path), or a protocol with data"
         return None

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.base import ConfigError
+from dparallel.config.base import PATHS, Config, ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import (
     BenchmarkConfig,
@@ -49,6 +49,35 @@ def test_files_are_inlined_and_overrides_laid_on_top(config_file):
     )
     assert config.decoding == DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=18)
     assert (config.problems.split, config.batch_size) == ("validation", 2)
+
+
+def test_a_path_that_ends_like_a_config_file_is_a_path(tmp_path):
+    (tmp_path / "rows.json").write_text('{"question": ["1?"], "answer": ["1"]}', encoding="utf-8")
+    given = tmp_path / "problems.yaml"
+    given.write_text(
+        f"{{benchmark: dataset, path: {tmp_path}/rows.json, protocol: protocol.yaml}}", encoding="utf-8"
+    )
+    (tmp_path / "protocol.yaml").write_text(
+        "{prompt: '{question}', data: [{path: a/b, reference: answer}]}", encoding="utf-8"
+    )
+    assert load_config(ProblemsConfig, given).path == f"{tmp_path}/rows.json"
+    overridden = load_config(ProblemsConfig, given, [f"path={tmp_path}/others.json"])
+    assert overridden.path == f"{tmp_path}/others.json"
+
+
+def test_every_setting_that_is_a_path_is_known_as_one():
+    def local_paths(config):
+        for name, field in config.model_fields.items():
+            if "_expanded" in repr(field.metadata) + repr(field.annotation):
+                yield name
+
+    def configs(kind):
+        for below in kind.__subclasses__():
+            yield below
+            yield from configs(below)
+
+    assert {name for config in configs(Config) for name in local_paths(config)} <= set(PATHS)
+    assert "path" in set(local_paths(SourceConfig))
 
 
 @pytest.mark.parametrize(
