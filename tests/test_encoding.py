@@ -113,6 +113,7 @@ flows.command.main(Printed, lambda **parameters: None, lambda planned, **paramet
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_flow_prints_its_table_in_any_locale(encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}

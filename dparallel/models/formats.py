@@ -103,7 +103,7 @@ class NativeFields(Fields):
     qkv_bias: bool | None = None
     predicts_next: bool | None = None
     # Switches of other architectures, which a file may name only at the value that this model has.
-    hidden_act: Literal["silu"] = "silu"
+    hidden_act: Literal["silu"] | None = None
     use_sliding_window: Off = None
     use_mrope: Off = None
     mlp_bias: Off = None

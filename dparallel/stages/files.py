@@ -42,10 +42,14 @@ def is_there(path: Path) -> bool:
     Raises:
         FileError: a folder, pipe or device has its name.
     """
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
+    try:
+        mode = path.stat().st_mode  # once: another process may be replacing the file
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise FileError(f"{path} is {kind}, expected a file: move it aside and run the same again")
-    return path.is_file()
+    return True
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

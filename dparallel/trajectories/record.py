@@ -76,7 +76,7 @@ def run_stage(
     problems = load_problems(config.problems)
     stage = Stage("trajectories", config, inputs, out_dir, code)
     config = stage.as_begun(config, "shard_size")
-    content = problems_digest(problems, extra=True)
+    content = problems_digest(problems)
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
         return done

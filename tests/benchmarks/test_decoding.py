@@ -273,6 +273,7 @@ def test_one_command_one_table(capsys, tmp_path, uncompiled):
     assert len([line for line in lines if line[0].startswith("≈ ")]) == len(names)
 
 
+@pytest.mark.slow
 def test_random_shape_in_two_dtypes(capsys, uncompiled):
     """Rows with a fixed number of forward passes; bf16 is compared with float32's tokens; no targets."""
     main(["--shape", "tiny-2l", "--dtype", "bfloat16", "float32", "--batch-sizes", "2", "--repeat", "1"])

@@ -128,6 +128,7 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
     assert results(folder) == results(alone)
 
 
+@pytest.mark.slow
 def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(
     config_file: Path, local_store: str
 ) -> None:

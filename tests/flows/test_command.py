@@ -58,7 +58,8 @@ def refusal(
             "benchmarks.coins.reference: gen_length=72 is longer than",
         ),
         (
-            "benchmarks.coins.test={benchmark: dataset, sources: [{path: nowhere.jsonl}]}",
+            "benchmarks.coins.test={benchmark: dataset, sources: [{path: nowhere.jsonl}], "
+            "protocol: {scorers: [coins]}}",
             "nowhere.jsonl: no such problems file",
         ),
         ("students.published.block_length=10", "does not divide trajectories.decoding.gen_length=36"),
@@ -225,11 +226,13 @@ def test_a_row_that_cannot_be_scored_is_found_before_anything_is_recorded(
     section: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
 ) -> None:
     setting = f"benchmarks.coins.{section}={rows(tmp_path, 'coins', ['1', None, '3'])}"
-    said = refusal(flows.distill, ["--config", str(config_file), "--set", setting], monkeypatch, capsys)
+    other = {"test": "validation", "validation": "test"}[section]
+    settings = [setting, f"benchmarks.coins.{other}.protocol.scorers=[exact]"]
+    said = refusal(flows.distill, ["--config", str(config_file), "--set", *settings], monkeypatch, capsys)
     assert "problem coins-00002" in said
     assert "has no reference" in said
     with pytest.raises(UserError, match="problem coins-00002"):
-        print_plan(str(config_file), [setting], None, 1000.0)
+        print_plan(str(config_file), settings, None, 1000.0)
 
 
 def test_correct_trajectories_need_some_reference(

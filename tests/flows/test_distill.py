@@ -144,6 +144,7 @@ def test_the_whole_pipeline_and_again(
     assert anew == {"training published", "merging published", "benchmark coins"}
 
 
+@pytest.mark.slow
 def test_training_that_fails_fails_the_flow(config_file: Path, local_store: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingRefused, match="none is left to train on") as error:
         distill(str(config_file), ["training.only_correct=true"])

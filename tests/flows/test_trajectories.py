@@ -98,6 +98,7 @@ def test_the_automation_for_lost_runs_is_one_that_the_server_takes() -> None:
     assert automation.trigger.within >= timedelta(seconds=3 * heartbeat), "two may be late"
 
 
+@pytest.mark.slow
 def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(config_file: Path) -> None:
     with (
         worker(config_file, dies_at={0, 1, 2}),

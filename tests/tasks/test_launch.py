@@ -61,6 +61,7 @@ def test_every_process_gets_the_plan_and_its_lines_come_back(
     assert ticks[-1] == len(lines), "a last tick comes after the last line"
 
 
+@pytest.mark.slow
 def test_a_hostfile_of_this_machine_starts_its_slots_here(tmp_path: Path) -> None:
     """A launch by DeepSpeed's launcher."""
     lines: list[str] = []
@@ -121,6 +122,7 @@ def test_an_exception_stops_every_process(tmp_path: Path) -> None:
     assert gone(children_in(tmp_path, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number: int) -> None:
     code = (
@@ -136,6 +138,7 @@ def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number:
     assert gone(children)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path) -> None:
     """Its workers, in their own sessions, survive and keep the output open."""
     ticks = 0

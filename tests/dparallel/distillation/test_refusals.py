@@ -57,6 +57,7 @@ def test_folders_that_hold_no_trajectories_are_named(tiny_checkpoint: Path, tmp_
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_second_training_of_a_folder_leaves_the_first_alone(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:

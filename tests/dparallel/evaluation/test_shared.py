@@ -100,6 +100,7 @@ def worker_process(
     return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(asked)])
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_left_is_redone_and_the_results_are_those_of_one_process(
     settings, inputs, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_units_that_stay_missing_are_named_and_a_run_on_another_machine_decodes_
     assert "different" not in (local / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_slices(
     settings, inputs, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def act(problem: Problem, response: str) -> Verdict:
                 os.write(1, b"x" * (1 << 20))
                 print("y" * (1 << 20), file=sys.stderr)
         case ["babble"]:  # into everything that is open, so also into the socket of the replies
-            for descriptor in range(3, 20):
+            for descriptor in range(3, 200):
                 with contextlib.suppress(OSError):
                     os.write(descriptor, b"\0\0\0\5hello")
         case ["explain"]:

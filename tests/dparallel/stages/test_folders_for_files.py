@@ -53,11 +53,12 @@ def test_a_folder_in_place_of_a_file_is_named(reader: str, tmp_path: Path) -> No
 def test_a_checkpoint_whose_description_is_a_folder_is_passed_over(tmp_path: Path, caplog) -> None:
     for step in (1, 2):
         (tmp_path / resuming.UNFINISHED).mkdir()
-        resuming.keep(tmp_path, step, {})
+        (tmp_path / resuming.UNFINISHED / resuming.STATE).write_bytes(b"state")
+        resuming.keep(tmp_path, step, "fp32")
     (tmp_path / "step-00000002" / "checkpoint.json").unlink()
     (tmp_path / "step-00000002" / "checkpoint.json").mkdir()
     with caplog.at_level(logging.WARNING):
-        found = resuming.newest_whole(tmp_path, {})
+        found = resuming.newest_whole(tmp_path)
     assert found is not None
     assert found.train_step == 1
     assert "step-00000002/checkpoint.json cannot be read (Is a directory)" in caplog.text

@@ -176,6 +176,7 @@ def test_what_does_not_fit_is_refused_before_decoding(tiny_checkpoint: Path, tmp
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_leaves_whole_shards_and_its_rerun_only_adds(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
