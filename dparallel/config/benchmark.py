@@ -84,6 +84,8 @@ class BenchmarkConfig(Config):
         teacher_sweeps: names of the sweeps measured with the teacher.
         student_sweeps: names of the sweeps measured with the students: one list for all students, or a
             list per student name.
+        student_fixed: decodings that students are measured with as well, by student: names of `fixed`, or of
+            the reference (`one_token_per_step`, with which the student's own `aup_2` begins).
         baselines: other models by name, measured on the same problems without selection.
         max_loss: accepted loss of accuracy; 0.01 is one percentage point.
         sweep_test: also decode all sweeps on the test problems, for AUP and the plot. Otherwise AUP and
@@ -102,6 +104,7 @@ class BenchmarkConfig(Config):
         Annotated[tuple[str, ...], Tag(LIST)] | Annotated[dict[Name, SweepNames], Tag(SECTION)],
         Discriminator(form, "wrong_form", "Give a list of sweeps, or such a list for every student by name"),
     ] = ()
+    student_fixed: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
     baselines: dict[Name, Baseline] = {}
     max_loss: NonNegativeFloat = 0.01
     sweep_test: bool = False
@@ -112,6 +115,12 @@ class BenchmarkConfig(Config):
         unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
         if unknown:
             raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+        for student, names in self.student_fixed.items():
+            known = {self.reference_name: self.reference, **self.fixed}
+            if missing := set(names) - set(known):
+                raise ValueError(
+                    f"student_fixed.{student}: unknown {sorted(missing)[0]!r}; known: {', '.join(known)}"
+                )
         judged = [problems.protocol.scorers for problems in self.splits().values()]
         if any(scorers[0] != judged[0][0] for scorers in judged):
             raise ValueError(
@@ -153,6 +162,11 @@ class BenchmarkConfig(Config):
         """The sweeps measured with a student."""
         return self.student_sweeps[student] if isinstance(self.student_sweeps, dict) else self.student_sweeps
 
+    def fixed_of(self, student: str) -> dict[str, DecodingConfig]:
+        """The fixed decodings measured with a student, by name."""
+        known = {self.reference_name: self.reference, **self.fixed}
+        return {name: known[name] for name in self.student_fixed.get(student, ())}
+
     def splits(self) -> dict[Split, ProblemsConfig]:
         """The sets of problems by name."""
         if self.validation is None:
@@ -166,8 +180,13 @@ class BenchmarkConfig(Config):
                 f"{setting}.student_sweeps is empty, so no student would be measured: name sweeps of "
                 f"{setting}.sweeps"
             )
-        if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(students):
+        names = list(students)
+        if unknown := set(self.student_fixed) - set(names):
+            raise ConfigError(
+                f"{setting}.student_fixed lists {sorted(unknown)[0]!r}; the students are {', '.join(names)}"
+            )
+        if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(names):
             raise ConfigError(
                 f"{setting}.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "
-                f"{', '.join(students)}: give a list for every student, or one list for all"
+                f"{', '.join(names)}: give a list for every student, or one list for all"
             )

@@ -26,7 +26,7 @@ class Cases:
     Attributes:
         students: names of the students' inputs.
         reference: the teacher's decoding that accuracy is compared with.
-        fixed: the teacher's other fixed decodings, then the baselines.
+        fixed: the teacher's other fixed decodings, the students' ones, then the baselines.
         sweeps: all thresholds of all sweeps of the teacher, then of each student.
     """
 
@@ -47,6 +47,9 @@ def cases(config: BenchmarkConfig, models: Collection[str]) -> Cases:
     _check_models(config, models, students)
     _check_methods(config, reference.method)
     fixed = [Case(TEACHER, name, decoding) for name, decoding in config.fixed.items()]
+    for student in students:
+        named = config.fixed_of(student.removeprefix(STUDENT))
+        fixed += [Case(student, name, decoding) for name, decoding in named.items()]
     fixed += [Case(BASELINE + name, "baseline", rival.decoding) for name, rival in config.baselines.items()]
     sweeps = {TEACHER: config.teacher_sweeps}
     sweeps |= {student: config.sweeps_of(student.removeprefix(STUDENT)) for student in students}

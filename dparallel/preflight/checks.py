@@ -116,12 +116,16 @@ def _check_recipes(settings: DistillConfig) -> None:
                 f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
             )
         for place, benchmark in settings.benchmarks.items():
-            for sweep in benchmark.sweeps_of(name):
-                mode = benchmark.sweeps[sweep].decoding.mode
+            measured = {
+                f"sweeps.{sweep}": benchmark.sweeps[sweep].decoding for sweep in benchmark.sweeps_of(name)
+            }
+            measured |= {f"fixed.{fixed}": decoding for fixed, decoding in benchmark.fixed_of(name).items()}
+            for decoded, decoding in measured.items():
+                mode = decoding.mode
                 if (mode == "pipelined") != (recipe.attention == "block_causal"):
                     raise ConfigError(
                         f"students.{name}.attention={recipe.attention} with "
-                        f"benchmarks.{place}.sweeps.{sweep}.decoding.mode={mode}: a block_causal student is "
+                        f"benchmarks.{place}.{decoded}.decoding.mode={mode}: a block_causal student is "
                         f"decoded with mode: pipelined, and no other is; give {name} its own sweeps in "
                         f"benchmarks.{place}.student_sweeps"
                     )

@@ -62,8 +62,11 @@ def _measured(
     Sweeps are decoded on the validation problems, and on the test problems at one threshold. At most, the
     teacher's sweeps are decoded there at all thresholds, if none of them keeps the accuracy.
     """
-    baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
-    for decoding in (benchmark.reference, *benchmark.fixed.values(), *baselines):
+    fixed = [benchmark.reference, *benchmark.fixed.values()]
+    fixed += [baseline.decoding for baseline in benchmark.baselines.values()]
+    students = list(students)
+    fixed += [decoding for student in students for decoding in benchmark.fixed_of(student).values()]
+    for decoding in fixed:
         yield from (_decoded(prompts, decoding, most, LATENCY_SAMPLES) for prompts in lengths.values())
     models = [(benchmark.teacher_sweeps, most or benchmark.sweep_test)]
     models += [(benchmark.sweeps_of(student), benchmark.sweep_test) for student in students]

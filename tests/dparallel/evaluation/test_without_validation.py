@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.stage import run_stage
+from dparallel.reporting.aup import anchor
 from dparallel.reporting.read import read_benchmark
 from dparallel.reporting.report import write_report
 from tests.dparallel.evaluation.oracle import disturbed
@@ -57,6 +58,34 @@ def test_thresholds_are_measured_as_given(tiny_checkpoint: Path, tmp_path: Path)
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "Thresholds are as given, and measured on test problems." in report
     assert "(default)" not in report
+
+
+def test_students_are_measured_with_fixed_decodings_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    few = {"fixed": {"few_step": {**SHAPE, "rule": "steps", "steps": 4}}}
+    config = settings(2.0, **few, student_fixed={"one": ["one_token_per_step", "few_step"]})
+    inputs = {
+        "teacher": str(tiny_checkpoint),
+        "student/one": str(disturbed(tiny_checkpoint, tmp_path / "one")),
+    }
+    folder = tmp_path / "runs" / "experiment" / "benchmark-coins-0123456789"
+    run_stage(config, inputs, folder, tmp_path / "runs" / "measurements")
+    read = read_benchmark("coins", folder)
+    assert [(row.model, row.method) for row in read.reported] == [
+        ("teacher", "one_token_per_step"),
+        ("teacher", "few_step"),
+        ("student/one", "one_token_per_step"),
+        ("student/one", "few_step"),
+        ("teacher", "entropy"),
+        ("student/one", "entropy"),
+    ]
+    student = read.reported[-1]
+    assert anchor(read, student) == read.reported[2], "the student's own decoding with one token per step"
+    with pytest.raises(
+        ValidationError, match="student_fixed.one: unknown 'fast'; known: one_token_per_step, few"
+    ):
+        settings(2.0, **few, student_fixed={"one": ["fast"]})
+    with pytest.raises(ConfigError, match="student_fixed lists 'two'; the students are one"):
+        settings(2.0, **few, student_fixed={"two": ["few_step"]}).check_students(["one"])
 
 
 def test_a_threshold_to_choose_needs_validation_problems() -> None:
