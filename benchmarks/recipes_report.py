@@ -115,4 +115,5 @@ def _pooled(points: Sequence[tuple[float, float]]) -> Point:
     """Mean TPF and accuracy with their standard deviations over seeds."""
     columns = list(zip(*points, strict=True))
     spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-    return Point(statistics.mean(columns[0]), statistics.mean(columns[1]), *spreads)
+    tpf, accuracy = map(statistics.mean, columns)
+    return Point(tpf, accuracy, spreads[0], (spreads[1], spreads[1]))

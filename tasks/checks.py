@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config.base import ConfigError
+from dparallel.config.base import ConfigError, nearest
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.config.teacher import TeacherConfig
@@ -91,7 +91,8 @@ def chosen(kind: str, known: Iterable[str], name: str | None) -> list[str]:
     """The student or benchmark (`kind`) named `name`; all `known` ones if it is None."""
     names = list(known)
     if name is not None and name not in names:
-        raise ConfigError(f"unknown {kind} {name!r}; this config has {', '.join(names)}")
+        hint = nearest(name, names)
+        raise ConfigError(f"unknown {kind} {name!r}; {hint}this config has {', '.join(names)}")
     return names if name is None else [name]
 
 

@@ -27,28 +27,53 @@ from dparallel.decoding.generate import DecodingError, check_prompts
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.cases import Case
 from dparallel.evaluation.judge import verdicts_of
-from dparallel.evaluation.metrics import accuracy
+from dparallel.evaluation.metrics import accuracy, wilson
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
+from dparallel.problems.coins import RESPONSE_LENGTH
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.scoring import scorers_of
 from dparallel.reporting.tables import Column, Table
+from dparallel.stages.manifest import fingerprint
 
 MODEL = "model"  # name of the only input
+REPORTED = (  # fields of a `Measurement`
+    "samples",
+    "nfe",
+    "tpf",
+    "tps",
+    "latency",
+    "batch_sizes",
+    "hardware",
+    "measured_on",
+    "reused",
+)
 PROTOCOLS = Path("configs", "protocols")
 CLONE = Path(__file__).parents[2]  # of the repository, where the package is not a copy without configs/
+COINS = "coins"  # the embedded task, which is no file
+COINS_PROBLEMS = 200
+COINS_DECODING = DecodingConfig(gen_length=RESPONSE_LENGTH, block_length=12)
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A measurement: the model on the problems of a protocol, with a decoding."""
+    """A measurement: the model on the problems of a protocol, with a decoding.
+
+    Attributes:
+        file: the protocol's file, if it has one.
+        limit: number of problems asked for; None for all.
+        changes: further settings of the problems, as given.
+    """
 
     name: str
+    file: Path | None
+    limit: int | None
     changes: Sequence[str]
     bench: Bench
     case: Case
@@ -92,27 +117,36 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
     Raises:
         ConfigError: the protocol is unknown or invalid, or an option does not fit it.
     """
-    name, settings = problem_settings(protocol)
-    given: Json = {"path": options.path, "rows": None if options.limit is None else f"[:{options.limit}]"}
+    name, file, settings = problem_settings(protocol)
+    given: Json = {"path": options.path}
+    if options.limit is not None:
+        given |= {"count": options.limit} if name == COINS else {"rows": f"[:{options.limit}]"}
     settings |= {key: value for key, value in given.items() if value is not None}
     problems = make_config(ProblemsConfig, settings, name, options.set)
-    if problems.rows != settings.get("rows", problems.rows):
-        raise ConfigError(f"--limit {options.limit} with rows={problems.rows} in --set: give one of them")
+    for key in ("rows", "count"):
+        if key in given and getattr(problems, key) != given[key]:
+            raise ConfigError(
+                f"--limit {options.limit} with {key}={getattr(problems, key)} in --set: give one of them"
+            )
     with _named(name):
         decoding = decoding_of(options, problems.protocol.decoding)
         _check_repeatable(decoding)
         config = BenchmarkConfig(test=problems, reference=decoding, batch_size=options.batch_size)
     bench = Bench(config, {MODEL: str(folder)}, options.runs / STORE)
-    return Asked(name, options.set, bench, Case(MODEL, name, decoding))
+    return Asked(name, file, options.limit, options.set, bench, Case(MODEL, name, decoding))
 
 
-def problem_settings(protocol: str) -> tuple[str, Json]:
-    """Name and problem settings of a protocol: a file, the name of one, or `lm_eval:TASK`."""
+def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:
+    """Name, file and problem settings of a protocol: a file, the name of one, `lm_eval:TASK`, or `coins`."""
     kind, colon, task = protocol.partition(":")
     if kind == LM_EVAL and colon:
-        return protocol, {"benchmark": LM_EVAL, "task": task}
+        return protocol, None, {"benchmark": LM_EVAL, "task": task}
+    if protocol == COINS:
+        decoding = COINS_DECODING.model_dump(exclude_unset=True)
+        generated = {"benchmark": COINS, "split": "test", "count": COINS_PROBLEMS}
+        return COINS, None, {**generated, "protocol": {"decoding": decoding}}
     file = protocol_file(protocol)
-    return file.stem, {"benchmark": "dataset", "protocol": read_settings(file)}
+    return file.stem, file, {"benchmark": "dataset", "protocol": read_settings(file)}
 
 
 def protocol_file(given: str) -> Path:
@@ -133,9 +167,10 @@ def protocol_file(given: str) -> Path:
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     if not known:
         raise ConfigError(
-            f"--protocol {given}: protocols have names in a clone of the repository, which this is not; give "
-            f"the path of a protocol's file, or {LM_EVAL}:TASK"
+            f"--protocol {given}: protocols have names in a clone of the repository, which this is not; "
+            f"{nearest(given, [COINS])}give the path of a protocol's file, {COINS}, or {LM_EVAL}:TASK"
         )
+    known.append(COINS)
     raise ConfigError(
         f"--protocol {given}: unknown; {nearest(given, known)}known: {', '.join(known)}; or give a file, or "
         f"{LM_EVAL}:TASK"
@@ -217,25 +252,50 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         for metric, values in flags.items():
             known = [flag for flag in values if flag is not None]
             share, stderr = accuracy(known) if known else (None, None)
-            metrics[metric] = {"share": share, "stderr": stderr, "judged": len(known)}
+            interval = list(wilson(sum(known), len(known))) if known else None
+            metrics[metric] = {
+                "share": share,
+                "stderr": stderr,
+                "interval": interval,
+                "judged": len(known),
+            }
     assert row.keys is not None
     names = [scorer.name for scorer in scorers_of(protocol)]
     verdicts = {
         name: str(store.verdicts_folder(key)) for name, key in zip(names, row.keys.verdicts, strict=True)
     }
+    of_protocol = bench.config.test.protocol.decoding or DecodingConfig()
+    published, used = (decoding.model_dump(mode="json") for decoding in (of_protocol, measured.decoding))
     return {
         "model": model,
+        "fingerprint": fingerprint(bench.inputs[MODEL]),
         "protocol": asked.name,
         "version": protocol.version,
+        "protocol_file": None if asked.file is None else str(asked.file),
         "licence": protocol.licence,
+        "data": data_of(bench.config.test),
+        "limit": asked.limit,
         "set": list(asked.changes),
         "metrics": metrics,
-        **measured.model_dump(
-            mode="json", include={"samples", "nfe", "tpf", "tps", "latency", "batch_sizes", "hardware"}
-        ),
-        "decoding": measured.decoding.model_dump(mode="json"),
+        **measured.model_dump(mode="json", include=set(REPORTED)),
+        "decoding": used,
+        "overridden": {
+            name: {"protocol": published[name], "used": used[name]}
+            for name in used
+            if used[name] != published[name]
+        },
         "files": {"samples": str(store.samples_folder(row.keys.samples)), "verdicts": verdicts},
     }
+
+
+def data_of(problems: ProblemsConfig) -> list[str]:
+    """Where the problems come from: files, folders or data sets on the Hub, with their splits."""
+    if problems.benchmark == COINS:
+        return [f"generated: coins, split {problems.split}, seed {problems.seed}"]
+    if problems.benchmark == LM_EVAL:
+        local = list(problems.data_files.values())
+        return local or [f"the data set of lm-eval's task {problems.task}"]
+    return [read.label for read, _ in problems.reads()]
 
 
 def report(results: Sequence[Json]) -> str:
@@ -244,40 +304,56 @@ def report(results: Sequence[Json]) -> str:
         Column("protocol", lambda row: row["protocol"], text=True),
         Column("version", lambda row: str(row["version"])),
         Column("accuracy %", lambda row: "".join(_shares(row)[:1])),
+        Column("n", lambda row: str(next(iter(row["metrics"].values()))["judged"])),
         Column("further metrics %", lambda row: ", ".join(_shares(row)[1:]), text=True),
         Column("NFE", lambda row: f"{row['nfe']:.1f}"),
         Column("TPF", lambda row: f"{row['tpf']:.2f}"),
         Column("TPS", lambda row: f"{row['tps']:.0f}"),
         Column("latency s", lambda row: f"{row['latency']:.3g}"),
-        Column("samples", lambda row: str(row["samples"])),
+        Column("measured", _measured, text=True),
     ]
-    table = Table(results[0]["model"], columns, results)
-    note = "± is one standard error; latency is that of one prompt alone, TPS that of a batch."
+    table = Table(f"{results[0]['model']} ({results[0]['fingerprint'][:12]})", columns, results)
+    note = f"{INTERVAL} Latency is that of one prompt alone, TPS that of a batch. {MEASURED}"
     return "\n\n".join([table.caption, table.markdown(), note, *map(_details, results)])
 
 
 def _shares(row: Json) -> list[str]:
     """Every metric of a measurement with its value and standard error in percent."""
     return [
-        f"{name} {found['share'] * 100:.1f} ± {found['stderr'] * 100:.1f}"
+        f"{name} {accuracy_text(found['share'], found['stderr'], found['interval'])}"
         for name, found in row["metrics"].items()
         if found["judged"]
     ]
 
 
 def _details(row: Json) -> str:
-    settings = [f"{name} {value}" for name, value in row["decoding"].items() if _is_told(name, value)]
+    overridden = row["overridden"]
+    settings = [
+        f"{name} {value}" + (f" (protocol: {overridden[name]['protocol']})" if name in overridden else "")
+        for name, value in row["decoding"].items()
+        if name in overridden or _is_told(name, value)
+    ]
+    source = "" if row["protocol_file"] is None else f" ({row['protocol_file']})"
+    limit = "" if row["limit"] is None else f"; limit {row['limit']}"
     changes = [f"  with       {' '.join(row['set'])}"] if row["set"] else []
     return "\n".join(
         [
             row["protocol"],
+            f"  protocol   version {row['version']}{source}",
+            f"  model      {row['model']}, fingerprint {row['fingerprint']}",
+            f"  data       {'; '.join(row['data'])}; {row['samples']} problems{limit}",
             *changes,
             f"  decoding   {', '.join(settings)}",
             f"  device     {row['hardware']}; batch size {', '.join(map(str, row['batch_sizes']))}",
+            f"  measured   {_measured(row)}",
             f"  samples    {row['files']['samples']}",
             *(f"  verdicts   {folder} ({name})" for name, folder in row["files"]["verdicts"].items()),
         ]
     )
+
+
+def _measured(row: Json) -> str:
+    return measured_text(row["measured_on"], row["reused"], row["samples"])
 
 
 def _is_told(name: str, value: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, model_validator
 
-from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form
+from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form, nearest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProblemsConfig
 
@@ -114,12 +114,15 @@ class BenchmarkConfig(Config):
     def _consistent(self) -> "BenchmarkConfig":
         unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
         if unknown:
-            raise ValueError(f"unknown sweep {sorted(unknown)}; sweeps defines {sorted(self.sweeps)}")
+            hint = nearest(sorted(unknown)[0], list(self.sweeps))
+            raise ValueError(f"unknown sweep {sorted(unknown)}; {hint}sweeps defines {sorted(self.sweeps)}")
         for student, names in self.student_fixed.items():
             known = {self.reference_name: self.reference, **self.fixed}
             if missing := set(names) - set(known):
+                name = sorted(missing)[0]
                 raise ValueError(
-                    f"student_fixed.{student}: unknown {sorted(missing)[0]!r}; known: {', '.join(known)}"
+                    f"student_fixed.{student}: unknown {name!r}; {nearest(name, list(known))}known: "
+                    f"{', '.join(known)}"
                 )
         judged = [problems.protocol.scorers for problems in self.splits().values()]
         if any(scorers[0] != judged[0][0] for scorers in judged):
@@ -182,8 +185,10 @@ class BenchmarkConfig(Config):
             )
         names = list(students)
         if unknown := set(self.student_fixed) - set(names):
+            name = sorted(unknown)[0]
             raise ConfigError(
-                f"{setting}.student_fixed lists {sorted(unknown)[0]!r}; the students are {', '.join(names)}"
+                f"{setting}.student_fixed lists {name!r}; {nearest(name, names)}the students are "
+                f"{', '.join(names)}"
             )
         if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(names):
             raise ConfigError(

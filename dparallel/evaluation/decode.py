@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
+from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.certainty import replay
@@ -91,9 +93,12 @@ def sample(
         UserError: a prompt does not fit the model.
     """
     stop = stop_at(tokenizer, stops)
-    generations, seconds = _timed(model, prompts, decoding, batch_size, stop, finished)
+    fitting = rows_that_fit(model, max(map(len, prompts)) + decoding.gen_length, decoding)
+    together = min(batch_size, len(prompts), fitting)
+    generations, seconds = _timed(model, prompts, decoding, together, stop, finished)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
     _, seconds_alone = _timed(model, alone, decoding, 1, stop) if alone else ([], 0.0)
+    now = datetime.now(UTC)
     rows = [
         {
             "row": first_row + place,
@@ -106,8 +111,9 @@ def sample(
             "num_tokens": generation.num_tokens,
             "seconds": seconds / len(prompts),
             "seconds_alone": seconds_alone / len(alone) if place < len(alone) else None,
-            "batch_size": batch_size,
+            "batch_size": together,
             "hardware": hardware(),
+            "measured_at": now,
         }
         for place, (prompt, generation) in enumerate(zip(prompts, generations, strict=True))
     ]

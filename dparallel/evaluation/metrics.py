@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: intervals cover 95 %
+
 
 def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
     """Share of true flags and its binomial standard error, both 0..1."""
@@ -10,6 +12,16 @@ def accuracy(flags: Sequence[bool]) -> tuple[float, float]:
         raise ValueError("accuracy of no samples is undefined")
     share = sum(flags) / len(flags)
     return share, math.sqrt(share * (1 - share) / len(flags))
+
+
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (0..1), which also holds for few samples, and near 0 and 1."""
+    share = successes / total
+    middle = share + Z**2 / (2 * total)
+    reach = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
+    scale = 1 + Z**2 / total
+    low, high = (middle - reach) / scale, (middle + reach) / scale
+    return (low if successes else 0.0), (high if successes < total else 1.0)  # exact, without rounding
 
 
 def accuracy_under_parallelism(points: Iterable[tuple[float, float]], best_accuracy: float) -> float:

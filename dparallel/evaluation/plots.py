@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -17,10 +18,34 @@ from dparallel.stages import metrics_log
 
 DPI = 200
 BLACK, GREY = "#000000", "#888888"
-# Colours of Okabe and Ito, distinguishable for colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES = ("-", "--", ":", "-.")
+# The first four are of Okabe and Ito. All have a contrast of at least 3 with white and with dark pages; every
+# pair differs by at least 36 in CIELAB. Markers tell models apart for colour-blind readers.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#9D0AFF",
+    "#8F8F00",
+    "#FF1A5E",
+    "#EB00BC",
+    "#0A6CFF",
+    "#00AD00",
+    "#D76C60",
+    "#AE6CDA",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h", "d", "H")  # of models, as many as colours
+REFERENCE_MARKER, FIXED_MARKERS = "*", ("X", "x", "+", "1", "2", "3", "4", "8")  # of single decodings
+DASHES: tuple[Any, ...] = (  # of sweeps; the second half is for models beyond the colours
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (8, 3)),
+    (0, (1, 4)),
+    (0, (3, 4, 1, 4)),
+)
 PANELS = {
     "loss": "loss",
     "cross_entropy": "cross-entropy with the\nteacher's tokens (nats)",
@@ -36,12 +61,26 @@ def plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """TPF and accuracy (in %) of a decoding, each with half the length of its error bar."""
+    """TPF and accuracy (in %) of a decoding, with half the length of the first's error bar, and both halves
+    (below, above) of the second's."""
 
     tpf: float
     accuracy: float
     tpf_bar: float = 0.0
-    accuracy_bar: float = 0.0
+    accuracy_bars: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a model, and how many of the line styles are skipped for it."""
+
+    colour: str
+    marker: str
+    skipped: int = 0
+
+    def dash(self, sweep: int) -> Any:
+        """Line style of a sweep, by its number."""
+        return DASHES[(sweep + self.skipped) % len(DASHES)]
 
 
 Curves = Mapping[tuple[str, str], Sequence[Point]]  # by model and method
@@ -63,19 +102,21 @@ def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float)
     curves: dict[tuple[str, str], list[Point]] = {}
     for row in rows:
         found = row.measurement
-        point = Point(found.tpf, found.accuracy * 100, 0.0, found.accuracy_stderr * 100)
+        low, high = found.accuracy_interval
+        bars = (found.accuracy - low) * 100, (high - found.accuracy) * 100
+        point = Point(found.tpf, found.accuracy * 100, accuracy_bars=(max(bars[0], 0), max(bars[1], 0)))
         curves.setdefault((row.model, row.method), []).append(point)
     reference = rows[0].measurement
-    title = f"{rows[0].split} problems, n = {reference.samples}; bars: standard error"
+    title = f"{rows[0].split} problems, n = {reference.problems}; bars: Wilson's 95 % interval"
     figure = accuracy_figure(curves, sweeps, title)
-    axes, colours = figure.axes[0], colours_of(curves)
+    axes, styles = figure.axes[0], styles_of(curves)
     chosen = [row for row in rows if row.operating_point]
     axes.scatter(
         [row.measurement.tpf for row in chosen],
         [row.measurement.accuracy * 100 for row in chosen],
         s=150,
         c="none",
-        edgecolors=[colours[row.model] for row in chosen],
+        edgecolors=[styles[row.model].colour for row in chosen],
         linewidths=1.4,
         label="operating point",
     )
@@ -95,22 +136,27 @@ def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure
         sweeps: methods drawn as lines, in the order of their line styles; others are drawn as markers.
     """
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
-    axes, colours = figure.add_subplot(), colours_of(curves)
+    axes, styles = figure.add_subplot(), styles_of(curves)
     reference = next(iter(curves))[1]
+    fixed = [name for name in dict.fromkeys(name for _, name in curves) if name not in {reference, *sweeps}]
     for (model, method), points in curves.items():
         ordered = sorted(points, key=lambda point: point.tpf)
-        style = sweeps.index(method) if method in sweeps else None
-        mark = "*" if method == reference else "X"
+        style = styles[model]
+        if method in sweeps:
+            marker, line = style.marker, style.dash(sweeps.index(method))
+        else:
+            single = FIXED_MARKERS[fixed.index(method) % len(FIXED_MARKERS)] if method in fixed else None
+            marker, line = single or REFERENCE_MARKER, "none"
         axes.errorbar(
             [point.tpf for point in ordered],
             [point.accuracy for point in ordered],
             xerr=[point.tpf_bar for point in ordered] if any(point.tpf_bar for point in ordered) else None,
-            yerr=[point.accuracy_bar for point in ordered],
+            yerr=list(zip(*(point.accuracy_bars for point in ordered), strict=True)),
             label=f"{plain(model)}, {plain(method)}",
-            color=colours[model],
-            marker=mark if style is None else MARKERS[style % len(MARKERS)],
-            linestyle="none" if style is None else DASHES[style % len(DASHES)],
-            markersize=10 if style is None and mark == "*" else 5.5,
+            color=style.colour,
+            marker=marker,
+            linestyle=line,
+            markersize=10 if marker == REFERENCE_MARKER else 5.5,
             linewidth=1.4,
             elinewidth=0.8,
         )
@@ -123,10 +169,14 @@ def accuracy_figure(curves: Curves, sweeps: Sequence[str], title: str) -> Figure
     return figure
 
 
-def colours_of(curves: Curves) -> dict[str, str]:
-    """Colours by model: the teacher is black; other models have distinct colours while these suffice."""
+def styles_of(curves: Curves) -> dict[str, Style]:
+    """Styles by model: the teacher is black; where colours and markers repeat, line styles differ."""
     others = [model for model in dict.fromkeys(model for model, _ in curves) if model != TEACHER]
-    return {TEACHER: BLACK} | {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(others)}
+    styles = {TEACHER: Style(BLACK, MARKERS[0])}
+    for place, model in enumerate(others):
+        cycle, index = divmod(place, len(COLOURS))
+        styles[model] = Style(COLOURS[index], MARKERS[index], cycle * len(DASHES) // 2)
+    return styles
 
 
 def _add_legend(figure: Figure) -> None:
@@ -211,13 +261,21 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     figure = Figure(figsize=(3.1 * len(quantities) + 0.4, 3.2), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, name in zip(panels, quantities, strict=True):
-        for (student, lines), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
+        for place, (student, lines) in enumerate(curves.items()):
+            cycle, index = divmod(place, len(COLOURS))
             points = [(line["train_step"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=plain(student))
+            axes.plot(
+                *zip(*points, strict=True),
+                color=COLOURS[index],
+                linestyle=DASHES[cycle % len(DASHES)],
+                linewidth=1.3,
+                label=plain(student),
+            )
         axes.set_title(PANELS[name], fontsize=10)
         axes.set_xlabel("train step")
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    columns = min(len(labels), 6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure

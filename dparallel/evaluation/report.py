@@ -14,6 +14,7 @@ from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text
 from dparallel.stages.files import write_atomically
 
 REPORTED = ("accuracy", "accuracy_stderr", "nfe", "tpf", "tps", "latency")
@@ -165,17 +166,19 @@ def table(results: Results) -> str:
         "method",
         "threshold",
         *(f"{metric} %" for metric in metrics),
+        "n",
         "NFE",
         "TPF",
         "TPS",
         "latency s (batch 1)",
-        "samples",
+        "measured",
+        "device",
     ]
     body = tabulate(
         [_cells(row, metrics, results) for row in results.reported],
         titles,
         tablefmt="pipe",
-        colalign=["left", "left", *["right"] * (len(titles) - 2)],
+        colalign=["left", "left", *["right"] * (len(titles) - 4), "left", "left"],
         disable_numparse=True,
     )
     return f"{body}\n\n{notes(results)}\n"
@@ -185,30 +188,33 @@ def _cells(row: Row, metrics: Sequence[str], results: Results) -> list[str]:
     measured = row.measurement
     is_default = results.default_student is not None and row.case == results.headline.student.case
     shares = [f"{measured.metrics[name] * 100:.1f}" if name in measured.metrics else "" for name in metrics]
-    shares[0] += f" ± {measured.accuracy_stderr * 100:.1f}"
+    shares[0] = accuracy_text(measured.accuracy, measured.accuracy_stderr, measured.accuracy_interval)
     return [
         plain(row.model),
         plain(row.method) + (" (default)" if is_default else "") + ("" if row.qualifies else " †"),
         "" if row.threshold is None else f"{row.threshold:g}",
         *shares,
+        f"{measured.problems}",
         f"{measured.nfe:.1f}",
         f"{measured.tpf:.2f}",
         f"{measured.tps:.0f}",
         f"{measured.latency:.3g}",
-        f"{measured.samples}",
+        measured_text(measured.measured_on, measured.reused, measured.samples),
+        measured.hardware,
     ]
 
 
 def notes(results: Results) -> str:
     """Explanation of the table, and the outcome as a sentence."""
-    sizes = ", ".join(map(str, results.batch_sizes))
+    sizes = sorted({size for row in results.reported for size in row.measurement.batch_sizes})
+    hardware = sorted({row.measurement.hardware for row in results.reported})
     chosen = "chosen on the validation problems" if results.selects else "as given"
     lines = [
         outcome(results),
-        f"Test problems; thresholds {chosen}. ± is one standard error. "
-        f"Times: {'; '.join(results.hardware)}; TPS at batch size {sizes}, latency of one prompt alone.",
+        f"Test problems; thresholds {chosen}. {INTERVAL}",
+        f"TPS at batch size {', '.join(map(str, sizes))}, latency of one prompt alone. {MEASURED}",
     ]
-    for kind, values in (("hardware", results.hardware), ("batch sizes", results.batch_sizes)):
+    for kind, values in (("hardware", hardware), ("batch sizes", sizes)):
         if len(values) > 1:
             lines.append(
                 f"The times are of different {kind}: compare TPS and latency only between rows with equal "

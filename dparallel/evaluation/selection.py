@@ -42,8 +42,8 @@ class Row:
         threshold = "" if self.threshold is None else f" {self.threshold:g}"
         found = self.measurement
         return (
-            f"{self.split}: {self.model}, {self.method}{threshold}: {found.accuracy:.1%} right, "
-            f"NFE {found.nfe:.1f}, TPF {found.tpf:.2f}"
+            f"{self.split}: {self.model}, {self.method}{threshold}: {found.accuracy:.1%} of {found.problems} "
+            f"right, NFE {found.nfe:.1f}, TPF {found.tpf:.2f}"
         )
 
     def flat(self) -> dict[str, Any]:
@@ -57,6 +57,7 @@ class Row:
             "qualifies": self.qualifies,
             "keys": None if self.keys is None else asdict(self.keys),
             **self.measurement.model_dump(mode="json"),
+            "intervals": {name: list(ends) for name, ends in self.measurement.intervals.items()},
         }
 
 

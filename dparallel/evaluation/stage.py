@@ -93,6 +93,7 @@ def run_stage(
             "problems": content,
             "judges": bench.judges,
             **results.summary(),
+            "models": inputs,
             "measurements": bench.store.digests(row.keys for row in results.rows if row.keys),
         },
     )
@@ -102,11 +103,13 @@ def measure(
     bench: Bench, make: Make, asked: Sequence[Case], split: Split, more: Sequence[Unit] = ()
 ) -> list[Row]:
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
+    keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
+    stored = {key: bench.store.count_samples(key) for key in keys.values()}
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
     rows = []
     for case in asked:
-        key = bench.samples_key(case.model, split, case.decoding)
+        key = keys[case]
         samples = bench.samples(key, split)
         verdicts = verdicts_of(bench, case.model, split, case.decoding)
         metrics = {name: flags for by_metric in verdicts.values() for name, flags in by_metric.items()}
@@ -114,7 +117,7 @@ def measure(
             case.model,
             case.method,
             split,
-            add_up(case.decoding, samples, metrics),
+            add_up(case.decoding, samples, metrics, stored[key]),
             Keys(key, tuple(verdicts)),
         )
         log.info("%s", row.label)

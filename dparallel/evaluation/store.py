@@ -33,6 +33,7 @@ SAMPLES = pa.schema(
         ("seconds_alone", pa.float64()),  # wall time with batch size 1; null if not measured
         ("batch_size", pa.int32()),
         ("hardware", pa.string()),
+        ("measured_at", pa.timestamp("ms", "UTC")),  # end of decoding the slice; null in older stores
     ]
 )
 
@@ -63,6 +64,10 @@ class Store:
     def has_samples(self, key: str, rows: range) -> bool:
         """Whether samples of all these rows are stored, judging by file names."""
         return _cover(self.samples_folder(key), rows)
+
+    def count_samples(self, key: str) -> int:
+        """Number of the stored samples of a key, judging by file names."""
+        return len(_stored_rows(self.samples_folder(key)))
 
     def put_verdicts(self, key: str, rows: range, verdicts: pa.Table) -> None:
         """Store the verdicts on the samples of these rows, with their numbers in the column `row`."""
@@ -123,8 +128,12 @@ def _slices(folder: Path) -> list[Path]:
 
 def _cover(folder: Path, rows: range) -> bool:
     """Whether the slices in a folder hold all these rows."""
+    return _stored_rows(folder).issuperset(rows)
+
+
+def _stored_rows(folder: Path) -> set[int]:
     slices = [tuple(map(int, file.stem.split("-"))) for file in _slices(folder)]
-    return set(rows).issubset(row for start, stop in slices for row in range(start, stop))
+    return {row for start, stop in slices for row in range(start, stop)}
 
 
 def _joined(slices: Sequence[pa.Table]) -> pa.Table:
@@ -139,6 +148,10 @@ def _read(file: Path, schema: pa.Schema | None = None) -> pa.Table:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except (pa.ArrowInvalid, OSError) as error:
         raise StageError(f"{file} is damaged: delete it to measure again ({error})") from error
+    if schema is not None and "measured_at" not in table.column_names:
+        table = table.append_column(
+            schema.field("measured_at"), pa.nulls(len(table), pa.timestamp("ms", "UTC"))
+        )
     if schema is not None and table.schema != schema:
         raise StageError(f"{file} has other columns than samples have: delete it to measure again")
     return table

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dparallel.config.base import nearest
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
 from dparallel.problems.scorer import Scorer, Verdict
@@ -255,7 +256,10 @@ def scorer(name: str) -> Scorer:
     measured = [_name(metric["metric"]) for metric in _metrics(settings)]
     metrics = [f"{metric},{part}" for metric in measured for part in filters]
     if rest and rest[0] not in metrics:
-        raise ProblemsError(f"metric={rest[0]!r} of task={task!r} is unknown; known: {', '.join(metrics)}")
+        raise ProblemsError(
+            f"metric={rest[0]!r} of task={task!r} is unknown; {nearest(rest[0], metrics)}known: "
+            f"{', '.join(metrics)}"
+        )
     return Scorer(
         name,
         version=zlib.crc32(f"{version('lm_eval')} {settings}".encode()),

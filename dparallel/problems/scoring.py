@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from dparallel.config.base import nearest
 from dparallel.config.problems import LM_EVAL, ProtocolConfig
 from dparallel.problems import answers, code_tests, coins, gsm8k, mathematics
 from dparallel.problems.sandbox.jobs import Job
@@ -36,7 +37,8 @@ def scorer_named(name: str) -> Scorer:
 
         return scorer(name)
     if name not in SCORERS:
-        raise ProblemsError(f"protocol.scorers: unknown scorer {name!r}; known: {', '.join(SCORERS)}")
+        hint = nearest(name, list(SCORERS))
+        raise ProblemsError(f"protocol.scorers: unknown scorer {name!r}; {hint}known: {', '.join(SCORERS)}")
     return SCORERS[name]
 
 

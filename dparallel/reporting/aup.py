@@ -12,6 +12,11 @@ from dparallel.evaluation.selection import Row
 from dparallel.reporting.read import Benchmark
 
 Group = tuple[str, str, str]  # run, model, method
+MEANING = (
+    "AUP (accuracy under parallelism) is the area under accuracy (in %) over TPF; accuracies below the best "
+    "one of any method, y_max, weigh less, and those more than 5 points below the curve's first point do not "
+    "count."
+)
 
 
 @dataclass(frozen=True)

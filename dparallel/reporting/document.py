@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -34,7 +34,6 @@ class Document:
     Attributes:
         kind, title, lead: what it is, its heading, and a sentence below.
         benchmarks: those of the same name are runs of the same benchmark; the first run is compared with.
-        models: model folders by name of the input, for the replays of their decodings.
         warnings: what to know before numbers are compared.
     """
 
@@ -42,7 +41,6 @@ class Document:
     title: str
     lead: str
     benchmarks: Sequence[Benchmark]
-    models: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
     def write(self, folder: Path, stem: str) -> list[str]:
@@ -90,7 +88,7 @@ class Document:
         return page
 
     def _page(self, per_outcome: int) -> str:
-        exhibitor = Exhibitor(self.models, per_outcome)
+        exhibitor = Exhibitor(per_outcome)
         shown = {
             name: [exhibitor.show(*pair) for pair in exhibited(runs)]
             for name, runs in by_name(self.benchmarks).items()
@@ -99,7 +97,7 @@ class Document:
         replays = exhibitor.replays.html("Decoding") if exhibitor.replays.rows else None
         scripts = [drawing.script(), _part("page.js")] if replays else [_part("page.js")]
         limits = (
-            f"{per_outcome} samples of each outcome, with {RESPONSES} responses at most; {per_outcome} "
+            f"at most {per_outcome} samples of each outcome, with {RESPONSES} responses; {per_outcome} "
             f"regressions of each comparison; {CHARACTERS:,} characters of a text."
         )
         return template(__package__, "page.html").render(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dparallel.config.base import UserError
+from dparallel.config.base import UserError, nearest
+from dparallel.config.experiment import STORE
 from dparallel.reporting.read import benchmark_name
 from dparallel.stages.manifest import CLAIM, MANIFEST, read_manifest
 
@@ -126,8 +127,20 @@ def _by_id(given: str, runs: Path) -> Found:
             return _tracked(given, path.parents[1], record)
     raise RunError(
         f"{given} is neither a folder, nor an experiment in {runs}, nor the id of an MLflow run recorded in "
-        f"{runs}/*/tracking: give a folder, or name the folder of runs by --runs"
+        f"{runs}/*/tracking: {_similar(given, runs)}give a folder, or name the folder of runs by --runs"
     )
+
+
+def _similar(given: str, runs: Path) -> str:
+    """A "did you mean" hint with the most similar experiment, report or benchmark stage."""
+    folders = [folder for folder in sorted(runs.glob("*/")) if folder.name != STORE]
+    for part in ("benchmark-*/", "report-*/"):
+        folders += sorted(runs.glob(f"*/{part}"))
+    names = [folder.relative_to(runs).as_posix() for folder in folders]
+    if hint := nearest(given, names):
+        return hint
+    under = Path(given).expanduser().parent  # of a path, such as runs/tiny
+    return nearest(given, [str(folder) for folder in sorted(under.glob("*/"))]) if under.is_dir() else ""
 
 
 def _record(path: Path) -> dict[str, Any]:

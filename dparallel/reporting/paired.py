@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: intervals cover 95 %
+from dparallel.evaluation.metrics import wilson
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,6 @@ class Paired:
         if concordance > 0:
             concordance = max(concordance - total / 2, 0)
         return concordance / math.sqrt(margins)
-
-
-def wilson(successes: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion."""
-    share = successes / total
-    middle = share + Z**2 / (2 * total)
-    reach = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    scale = 1 + Z**2 / total
-    return max((middle - reach) / scale, 0.0), min((middle + reach) / scale, 1.0)
 
 
 def _reach(one: float, other: float, correlation: float) -> float:

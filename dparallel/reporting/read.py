@@ -69,6 +69,7 @@ class Benchmark:
         best: operating point of the best student on the test problems.
         outcome: the headline as a sentence.
         store: samples and verdicts.
+        models: folders of the models by name of the stage's input; those that are not there are left out.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Benchmark:
     outcome: str
     default_student: str | None
     store: Store
+    models: Mapping[str, str] = field(default_factory=dict)
     _read: dict[Keys, Answers] = field(default_factory=dict, compare=False, repr=False)
     _samples: dict[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
 
@@ -143,12 +145,17 @@ class Benchmark:
 
 
 def read_benchmark(
-    name: str, folder: str | Path, store: str | Path | None = None, run: str = ""
+    name: str,
+    folder: str | Path,
+    store: str | Path | None = None,
+    run: str = "",
+    models: Mapping[str, str] | None = None,
 ) -> Benchmark:
     """Read a benchmark from its stage's folder.
 
     Args:
         store: folder of samples and verdicts; by default that of the folder of runs.
+        models: model folders by name of the stage's input; by default those that were recorded.
 
     Raises:
         StageError: the stage is not finished, or its results are damaged or of another version.
@@ -173,6 +180,7 @@ def read_benchmark(
             outcome=results["outcome"],
             default_student=results["default_student"],
             store=Store(folder.resolve().parents[1] / STORE if store is None else store),
+            models=_models(folder, manifest) if models is None else models,
         )
     except ValidationError as error:
         raise StageError(_unreadable(folder, plain_message(error.errors()[0]))) from error
@@ -193,6 +201,17 @@ def benchmark_name(folder: Path) -> str:
     if sources := test.get("sources") or test["protocol"].get("data"):
         return Path(sources[0]["path"]).stem
     return str(test["benchmark"])
+
+
+def _models(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The recorded folders of the models, or those of the same name in the experiment if it was moved."""
+    recorded: Mapping[str, str] = manifest.details.get("models", {})
+    found = {}
+    for name, path in recorded.items():
+        places = (Path(path), folder.resolve().parent / Path(path).name)
+        there = [place for place in places if (place / "config.json").is_file()]
+        found |= {name: str(there[0])} if there else {}
+    return found
 
 
 def _row(flat: Mapping[str, Any]) -> Row:

@@ -42,8 +42,8 @@ def write_report(
     Raises:
         StageError: a stage is not finished, or its results or samples are damaged or missing.
     """
-    benchmarks = [read_benchmark(name, stage, store) for name, stage in stages]
-    document = Document("Report of an experiment", title, _lead(benchmarks), benchmarks, models)
+    benchmarks = [read_benchmark(name, stage, store, models=models) for name, stage in stages]
+    document = Document("Report of an experiment", title, _lead(benchmarks), benchmarks)
     return [Path(folder) / name for name in document.write(Path(folder), STEM)]
 
 

@@ -1,6 +1,6 @@
 """Samples for readers: the worst regressions, and problems of every outcome with all their responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -85,13 +85,11 @@ class Exhibitor:
     """Chooses what a page shows, and collects the replays.
 
     Args:
-        models: model folders by name of the input; decodings of others are not replayed.
         per_outcome: samples of each outcome, and regressions, of a comparison.
     """
 
-    def __init__(self, models: Mapping[str, str], per_outcome: int):
+    def __init__(self, per_outcome: int):
         self.replays = Replays(readings=False)
-        self._models = models
         self._per_outcome = per_outcome
         self._tokenizer = cache(_tokenizer)
 
@@ -139,7 +137,7 @@ class Exhibitor:
 
     def _replay(self, of: Measured, place: int) -> int | None:
         benchmark, row = of
-        folder = self._models.get(row.model)
+        folder = benchmark.models.get(row.model)
         if folder is None:
             return None
         tokenizer, end_token_ids = self._tokenizer(folder)

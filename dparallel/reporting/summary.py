@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dparallel.evaluation.selection import Row
-from dparallel.reporting.aup import Aup, anchor, aup, aup_2
+from dparallel.reporting.aup import MEANING, Aup, anchor, aup, aup_2
 from dparallel.reporting.paired import Paired
 from dparallel.reporting.read import Benchmark
 
@@ -70,8 +70,10 @@ def _section(name: str, runs: Sequence[Benchmark]) -> Json:
         "benchmark": name,
         "runs": [_run(run) for run in runs],
         "rows": [_row(run, row, two, over_sweeps) for run in runs for row in run.reported],
-        "aup_2": {"split": "test", "y_max": two.y_max},
-        "aup": {"split": splits.pop(), "y_max": over_sweeps.y_max} if over_sweeps else None,
+        "aup_2": {"meaning": MEANING, "split": "test", "y_max": two.y_max},
+        "aup": (
+            {"meaning": MEANING, "split": splits.pop(), "y_max": over_sweeps.y_max} if over_sweeps else None
+        ),
         "paired": [_pair(*pair) for pair in compared(runs)],
     }
 
@@ -102,14 +104,23 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
         "qualifies": row.qualifies,
         "default": run.default_student is not None and row == run.best and row.qualifies,
         "samples": measured.samples,
+        "problems": measured.problems,
         "accuracy": measured.accuracy,
         "accuracy_stderr": measured.accuracy_stderr,
+        "accuracy_interval": list(measured.accuracy_interval),
         "metrics": measured.metrics,
+        "intervals": {name: list(ends) for name, ends in measured.intervals.items()},
+        "judged": measured.judged,
         "nfe": measured.nfe,
         "nfe_speed_up": base.nfe / measured.nfe,
         "tpf": measured.tpf,
         "aup_2": two.values[group],
-        "aup_2_from": {"model": begins.model, "method": begins.method},
+        "aup_2_from": {
+            "model": begins.model,
+            "method": begins.method,
+            "tpf": begins.measurement.tpf,
+            "accuracy": begins.measurement.accuracy,
+        },
         "aup": over_sweeps.values.get(group) if over_sweeps else None,
         "device": measured.hardware,
         "batch_sizes": list(measured.batch_sizes),
@@ -122,6 +133,8 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
                 else None
             ),
             "tps": measured.tps,
+            "measured_on": list(measured.measured_on),
+            "reused": measured.reused,
         },
     }
 

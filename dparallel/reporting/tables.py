@@ -7,6 +7,8 @@ from typing import Any
 from tabulate import tabulate
 
 from dparallel.evaluation.plots import plain
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text
+from dparallel.reporting.aup import MEANING
 
 Json = dict[str, Any]
 # Below `differences`.
@@ -73,9 +75,15 @@ def overview(sections: Sequence[Json]) -> Table:
     def cell_of(benchmark: str) -> Callable[[Json], str]:
         return lambda row: str(row.get(f"in {benchmark}", ""))
 
-    columns = [Column(section["benchmark"], cell_of(section["benchmark"])) for section in sections]
+    columns = [
+        Column(f"{section['benchmark']}, {_problems(section['rows'])}", cell_of(section["benchmark"]))
+        for section in sections
+    ]
     rows = list(methods.values())
-    caption = "All benchmarks: accuracy % ± standard error · NFE · how many times fewer than the reference"
+    caption = (
+        "All benchmarks: accuracy % ± standard error [95 % interval] · NFE · how many times fewer than the "
+        "reference"
+    )
     return Table(caption, [*_name_columns(rows), *columns], rows)
 
 
@@ -84,8 +92,6 @@ def measurements(section: Json) -> Table:
     rows = section["rows"]
     further = list(dict.fromkeys(metric for row in rows for metric in list(row["metrics"])[1:]))
 
-    counts = {row["samples"] for row in rows}
-
     def metric(name: str) -> Column:
         return Column(f"{name} %", lambda row: _percent(row["metrics"].get(name)))
 
@@ -93,6 +99,7 @@ def measurements(section: Json) -> Table:
         *_name_columns(rows),
         Column("threshold", lambda row: "" if row["threshold"] is None else f"{row['threshold']:g}"),
         Column("accuracy %", _accuracy),
+        Column("n", lambda row: str(row["problems"])),
         *map(metric, further),
         Column("NFE", lambda row: f"{row['nfe']:.1f}"),
         Column("NFE ratio", lambda row: f"{row['nfe_speed_up']:.2f}x"),
@@ -100,13 +107,12 @@ def measurements(section: Json) -> Table:
         Column("latency ratio", lambda row: _times(row["times"]["latency_speed_up"]), time=True),
         Column("TPF", lambda row: f"{row['tpf']:.2f}"),
         Column("TPS", lambda row: f"{row['times']['tps']:.0f}", time=True),
-        Column("AUP_2", lambda row: f"{row['aup_2']:.1f}"),
+        Column("AUP_2", lambda row: f"{row['aup_2']:.1f}{_begins(row)}"),
         Column("AUP", lambda row: "" if row["aup"] is None else f"{row['aup']:.1f}"),
-        *([Column("problems", lambda row: str(row["samples"]))] if len(counts) > 1 else []),
+        Column("measured", _measured, text=True, time=True),
         Column("device", lambda row: row["device"], text=True),
     ]
-    problems = f"{counts.pop():,} test problems" if len(counts) == 1 else "test problems"
-    return Table(f"{section['benchmark']}: {problems}", columns, rows)
+    return Table(f"{section['benchmark']}: test problems, {_problems(rows)}", columns, rows)
 
 
 def differences(section: Json) -> Table:
@@ -131,20 +137,19 @@ def notes(section: Json) -> list[str]:
     """What the table of measurements means."""
     accuracy = list(dict.fromkeys(next(iter(row["metrics"])) for row in section["rows"]))
     lines = [
-        f"Accuracy is the metric {' or '.join(accuracy)}; ± is one standard error. The ratios are speed-ups: "
-        "NFE and latency (one prompt alone) of the reference, which is the first row of its run, divided by "
-        "those of the row.",
-        f"AUP_2: one token per step and this row; y_max = {section['aup_2']['y_max']:.1f} %.",
+        f"Accuracy is the metric {' or '.join(accuracy)}. {INTERVAL}",
+        "The ratios are speed-ups: NFE and latency (one prompt alone) of the reference, which is the first "
+        "row of its run, divided by those of the row.",
+        MEANING,
+        f"AUP_2: two points, one token per step and this row; y_max = {section['aup_2']['y_max']:.1f} %.",
     ]
-    borrowed = [
-        row
-        for row in section["rows"]
-        if row["aup_2_from"]["model"] != row["model"] and not row["model"].startswith("baseline/")
-    ]
+    borrowed = [row for row in section["rows"] if _begins(row)]
     if borrowed:
+        points = {(row["aup_2_from"]["tpf"], row["aup_2_from"]["accuracy"]) for row in borrowed}
+        where = " or ".join(f"TPF {tpf:.2f}, {share * 100:.1f} %" for tpf, share in sorted(points))
         lines[-1] += (
-            " Models that were not decoded with one token per step begin at the teacher's; published tables "
-            "begin at the model's own."
+            " * The curve of a model that was not decoded with one token per step begins at the teacher's "
+            f"point ({where}); published tables begin at the model's own."
         )
     if section["aup"]:
         lines.append(
@@ -154,7 +159,7 @@ def notes(section: Json) -> list[str]:
     if any(not row["qualifies"] for row in section["rows"]):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
     sizes = sorted({size for row in section["rows"] for size in row["batch_sizes"]})
-    lines.append(f"TPS at batch size {', '.join(map(str, sizes))}.")
+    lines.append(f"TPS at batch size {', '.join(map(str, sizes))}. {MEASURED}")
     if len({row["device"] for row in section["rows"]}) > 1:
         lines.append("Rows were measured on different devices: latency and TPS compare only on the same one.")
     return lines
@@ -187,7 +192,21 @@ def _label(named: Json) -> str:
 
 
 def _accuracy(row: Json) -> str:
-    return f"{row['accuracy'] * 100:.1f} ± {row['accuracy_stderr'] * 100:.1f}"
+    return accuracy_text(row["accuracy"], row["accuracy_stderr"], row["accuracy_interval"])
+
+
+def _problems(rows: Sequence[Json]) -> str:
+    """The number of problems: `n = 1,319`; of runs with different ones, `n = 8 or 16`."""
+    return "n = " + " or ".join(f"{count:,}" for count in sorted({row["problems"] for row in rows}))
+
+
+def _measured(row: Json) -> str:
+    return measured_text(row["times"]["measured_on"], row["times"]["reused"], row["samples"])
+
+
+def _begins(row: Json) -> str:
+    """Marks an AUP_2 whose curve begins at the teacher's point."""
+    return " *" if row["aup_2_from"]["model"] != row["model"] else ""
 
 
 def _percent(share: float | None) -> str:

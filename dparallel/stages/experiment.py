@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.config.base import Config, ConfigError, explain
+from dparallel.config.base import Config, ConfigError, explain, nearest
 from dparallel.config.experiment import (
     STORE,
     BenchmarkConfig,
@@ -118,8 +118,9 @@ class Experiment:
     def benchmark(self, name: str) -> StagePlan:
         """Plan of a benchmark; StageError if an input is not finished."""
         if name not in self.config.benchmarks:
+            known = list(self.config.benchmarks)
             raise ConfigError(
-                f"unknown benchmark {name!r}; this config has {', '.join(self.config.benchmarks)}"
+                f"unknown benchmark {name!r}; {nearest(name, known)}this config has {', '.join(known)}"
             )
         settings = self.config.benchmarks[name]
         students = {f"student/{student}": self.merging(student).out_dir for student in self.config.students}
@@ -140,8 +141,9 @@ class Experiment:
 
     def _recipe(self, student: str) -> RecipeConfig:
         if student not in self.config.students:
+            known = list(self.config.students)
             raise ConfigError(
-                f"unknown student {student!r}; this config trains {', '.join(self.config.students)}"
+                f"unknown student {student!r}; {nearest(student, known)}this config trains {', '.join(known)}"
             )
         return self.config.students[student]
 

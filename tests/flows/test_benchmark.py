@@ -105,7 +105,8 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
 
 def results(folder: str) -> list[dict[str, Any]]:
     rows = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["rows"]
-    return [{key: value for key, value in row.items() if key not in ("tps", "latency")} for row in rows]
+    timed = ("tps", "latency", "measured_on", "reused")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from dparallel.models.checkpoints import save_model
 from dparallel.problems.sandbox import confinement
 from dparallel.problems.sandbox.run import check_sandbox
 from dparallel.problems.scoring import scorers_of
+from dparallel.stages.manifest import fingerprint
 from dparallel.tiny.byte_level import LLADA, QWEN, byte_level, save_checkpoint
 from tests.conftest import ROOT, random_model
 from tests.dparallel.problems.rows import DATA, rows
@@ -34,7 +36,8 @@ from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
 SHAPE = ["--gen-length", "8", "--block-length", "8", "--threshold", "10"]
 DECODING = {"gen_length": 8, "block_length": 8, "rule": "entropy", "threshold": 10.0}
 HELD = {"gsm8k": 8, "math500": 8, "humaneval": 6, "mbpp": 5}  # of the first 8 problems
-TIMES = ("seconds", "seconds_alone")
+TIMES = ("seconds", "seconds_alone", "measured_at")
+TODAY = r"\d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,14 @@ def plumbing(
     assert {name: row["decoding"][name] for name in DECODING} == DECODING
     assert list(row["metrics"]) == [metric for scorer in scorers_of(protocol) for metric in scorer.metrics]
     assert {found["judged"] for found in row["metrics"].values()} == {HELD[benchmark]}
-    assert {(found["share"], found["stderr"]) for found in row["metrics"].values()} == {(0.0, 0.0)}
+    for found in row["metrics"].values():
+        assert (found["share"], found["stderr"], found["interval"][0]) == (0.0, 0.0, 0.0)
+        assert found["interval"][1] == pytest.approx(3.841459 / (HELD[benchmark] + 3.841459), abs=1e-6)
+    assert row["batch_sizes"] == [HELD[benchmark]], "not the 64 that are allowed"
+    assert row["limit"] == 8
+    assert row["data"][0].startswith(str(data))
+    assert row["overridden"]["gen_length"] == {"protocol": protocol.decoding.gen_length, "used": 8}
+    assert row["fingerprint"] == fingerprint(checkpoint)
     [samples] = Path(row["files"]["samples"]).glob("*.parquet")
     assert pq.read_table(samples).num_rows == HELD[benchmark]
     assert list(row["files"]["verdicts"]) == list(protocol.scorers)
@@ -141,15 +151,21 @@ def test_the_row_of_a_model_that_answers(
     assert err.startswith("own: 4 of 4 responses to decode\n")
     assert main(arguments) == 0
     lines = (out := capsys.readouterr().out).splitlines()
-    assert lines[0] == str(tiny_checkpoint)
+    assert lines[0] == f"{tiny_checkpoint} ({fingerprint(tiny_checkpoint)[:12]})"
     heads, cells = ([cell.strip() for cell in lines[place].strip("|").split("|")] for place in (2, 4))
     row = dict(zip(heads, cells, strict=True))
-    assert {name: row[name] for name in ("protocol", "version", "accuracy %", "samples")} == {
+    low, high = (f"{end * 100:.1f}" for end in exact["interval"])
+    assert {name: row[name] for name in ("protocol", "version", "accuracy %", "n")} == {
         "protocol": "own",
         "version": "3",
-        "accuracy %": f"exact {exact['share'] * 100:.1f} ± {exact['stderr'] * 100:.1f}",
-        "samples": "4",
+        "accuracy %": f"exact {exact['share'] * 100:.1f} ± {exact['stderr'] * 100:.1f} [{low}, {high}]",
+        "n": "4",
     }
+    assert re.fullmatch(rf"{TODAY} \(reused\)", row["measured"]), "the first command decoded them"
+    assert "  protocol   version 3 (own.json)" in lines
+    assert f"  model      {tiny_checkpoint}, fingerprint {fingerprint(tiny_checkpoint)}" in lines
+    assert "  data       own.jsonl; 4 problems" in lines
+    assert any(line.startswith("  device     ") and line.endswith("; batch size 4") for line in lines)
     assert "gen_length 8, block_length 8, rule entropy, threshold 10.0, cache prefix" in out
     folders = [line.split()[1] for line in lines if line.strip().startswith(("samples ", "verdicts "))]
     assert len(folders) == 2
@@ -162,6 +178,7 @@ def test_a_second_run_and_the_benchmark_stage_decode_and_judge_nothing(
     [first], _ = measured(capsys, command(checkpoint, data, "gsm8k_llada"))
     monkeypatch.setattr(loader, "load_model", lambda path: pytest.fail("nothing is left to decode"))
     [again], err = measured(capsys, command(checkpoint, data, "gsm8k_llada"))
+    assert (first.pop("reused"), again.pop("reused")) == (0, 8)
     assert again == first
     assert "gsm8k_llada: 0 of 8 responses to decode; 8 are in runs/measurements" in err
     assert "judging" not in err
@@ -198,7 +215,7 @@ def untimed(folder: str) -> list[dict[str, Any]]:
 
 
 def same_but_for_times(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    timed = ("tps", "latency", "files")
+    timed = ("tps", "latency", "files", "measured_on", "reused")
     return all(one[name] == other[name] for name in one if name not in timed)
 
 
@@ -260,6 +277,22 @@ def test_a_killed_process_leaves_what_the_same_command_continues(
         assert kept == other, name
 
 
+def test_the_embedded_task_is_measured_without_files(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "--model", str(tiny_checkpoint), "--protocol", "coins", "--limit", "16"]
+    [found], _ = measured(capsys, [*arguments, "--set", "seed=3"])
+    assert (found["protocol"], found["samples"], found["limit"]) == ("coins", 16, 16)
+    assert found["data"] == ["generated: coins, split test, seed 3"]
+    assert (found["protocol_file"], found["overridden"]) == (None, {})
+    assert list(found["metrics"]) == ["solution", "answer"]
+    assert main([*arguments, "--set", "seed=3", "--threshold", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "  data       generated: coins, split test, seed 3; 16 problems; limit 16\n" in out
+    assert "threshold 2.0 (protocol: 0.5)" in out
+    assert "the first 25" not in out
+
+
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The one line with which a command is refused before any decoding."""
     capsys.readouterr()
@@ -283,8 +316,13 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["--temperature", "0.5"], "gsm8k_llada: --temperature 0.5 without a seed: give --seed; "),
         (["--steps", "4"], "gsm8k_llada: steps=4 has no effect with rule='entropy': "),
         (["--set", 'rows="[8:]"'], "--limit 8 with rows=[8:] in --set: give one of them"),
+        (["--protocol", "coin"], "--protocol coin: unknown; did you mean 'coins'? known: gsm8k_d2f, "),
+        (["--protocol", "coins"], "coins: benchmark='coins' with path="),
         (["--set", "seed=1"], "gsm8k_llada: benchmark='dataset' with seed=1: it draws count problems; "),
-        (["--set", "protocol.scorers=[boxd]"], "gsm8k_llada: protocol.scorers: unknown scorer 'boxd'; known"),
+        (
+            ["--set", "protocol.scorers=[boxd]"],
+            "gsm8k_llada: protocol.scorers: unknown scorer 'boxd'; did you mean 'boxed'? known: ",
+        ),
         (["--set", 'protocol.stops=[""]'], "gsm8k_llada: protocol: stops holds an empty text"),
         (
             ["--gen-length", "16384"],

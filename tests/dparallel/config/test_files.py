@@ -185,7 +185,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (
             BenchmarkConfig,
             {**BENCHMARK, "teacher_sweeps": ["entrpy"]},
-            r"unknown sweep \['entrpy'\]; sweeps defines \['entropy'\]",
+            r"unknown sweep \['entrpy'\]; did you mean 'entropy'\? sweeps defines \['entropy'\]",
         ),
         (
             BenchmarkConfig,

@@ -10,7 +10,8 @@ from matplotlib.image import imread
 
 from dparallel.evaluation import plots
 from dparallel.evaluation.certainty import CertaintyMap
-from tests.dparallel.evaluation.test_selection import REFERENCE, SWEEP
+from dparallel.evaluation.metrics import wilson
+from tests.dparallel.evaluation.test_selection import REFERENCE, SWEEP, row
 
 DPI = plots.DPI  # as used outside of tests: read before `coarse_pictures` lowers it
 
@@ -48,12 +49,45 @@ def test_tradeoff_lines_are_tpf_and_accuracy_with_error_bars() -> None:
     assert set(drawn) == {"teacher, one token per step", "a, entropy"}
     line, _, (bars,) = drawn["a, entropy"]
     assert listed(line.get_xydata()) == [[3, 98.5], [4, 97], [5, 96.9]]
-    assert listed(bars.get_segments()[0]) == [[3, 98], [3, 99]]
+    low, high = wilson(985, 1000)  # whose standard error would be 0.4
+    assert listed(bars.get_segments()[0]) == listed([[3, low * 100], [3, high * 100]])
     assert listed(drawn["teacher, one token per step"][0].get_xydata()) == [[1, 98]]
     (circle,) = (each for each in axes.collections if each.get_label() == "operating point")
     assert listed(circle.get_offsets()) == [[4, 97]]
     (limit,) = (each for each in axes.lines if str(each.get_label()).startswith("lowest allowed"))
     assert listed(limit.get_ydata()) == [97, 97]
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", ["#FFFFFF", "#191D25"], ids=["light", "dark"])
+def test_every_colour_stands_out_on_a_light_and_on_a_dark_page(page: str) -> None:
+    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == 12
+    for colour in plots.COLOURS:
+        dark, light = sorted((luminance(colour), luminance(page)))
+        assert (light + 0.05) / (dark + 0.05) >= 3, colour
+
+
+def test_twenty_models_with_three_methods_each_look_different() -> None:
+    models = ["teacher", *(f"student/{number}" for number in range(20))]
+    rows = [
+        row(model, method, 0.5, 0.9, 2.0 + place)
+        for model in models
+        for place, method in enumerate(["few_step", "dual_cache", "confidence", "entropy"])
+    ]
+    figure = plots.tradeoff_figure([REFERENCE, *rows], ["confidence", "entropy"], max_loss=0.01)
+    lines = [container[0] for container in figure.axes[0].containers]
+    assert len(lines) == 1 + 4 * len(models)
+    swept = [line for line in lines if line.get_linestyle() != "None"]
+    looks = {(line.get_color(), line.get_marker(), str(line._unscaled_dash_pattern)) for line in swept}
+    assert len(looks) == len(swept) == 2 * len(models)
+    single = {(line.get_color(), line.get_marker()) for line in lines[: 4 * 12] if line not in swept}
+    assert len(single) == 1 + 2 * 12, "the reference, and both fixed decodings of twelve models"
 
 
 @pytest.mark.parametrize("length", [8, 128])

@@ -41,12 +41,12 @@ def test_the_table_shows_every_reported_row_and_says_what_it_is() -> None:
     found = results([student(0.972)], [student(0.972)])
     title, _, reference, best = cells(table(found))
     assert title[:4] == ["model", "method", "threshold", "solution %"]
-    assert title[4:] == ["NFE", "TPF", "TPS", "latency s (batch 1)", "samples"]
-    assert reference[:4] == ["teacher", "one token per step", "", "98.0 ± 0.5"]
-    assert reference[4:] == ["30.0", "1.00", "100", "0.3", "1000"]
-    assert best[:4] == ["a b", "entropy (default)", "0.5", "97.2 ± 0.5"]
-    assert best[4:] == ["6.0", "5.00", "500", "0.06", "1000"]
-    for part in ("a machine", "batch size 64", "-0.8 points", "5.00 times fewer forwards"):
+    assert title[4:] == ["n", "NFE", "TPF", "TPS", "latency s (batch 1)", "measured", "device"]
+    assert reference[:4] == ["teacher", "one token per step", "", "98.0 ± 0.5 [96.9, 98.7]"]
+    assert reference[4:] == ["1000", "30.0", "1.00", "100", "0.3", "2026-11-25", "a machine"]
+    assert best[:4] == ["a b", "entropy (default)", "0.5", "97.2 ± 0.5 [96.0, 98.1]"]
+    assert best[4:] == ["1000", "6.0", "5.00", "500", "0.06", "2026-11-25", "a machine"]
+    for part in ("batch size 64", "-0.8 points", "5.00 times fewer forwards"):
         assert part in table(found)
     assert "†" not in table(found)
     assert found.default_student == "student/a_b"
@@ -68,10 +68,11 @@ def test_every_metric_has_a_column() -> None:
     found = results([judged], [judged])
     title, _, reference, best = cells(table(found))
     assert title[3:5] == ["solution %", "answer %"]
-    assert reference[3:5] == ["98.0 ± 0.5", ""]
-    assert best[3:5] == ["97.2 ± 0.5", "99.9"]
+    assert reference[3:5] == ["98.0 ± 0.5 [96.9, 98.7]", ""]
+    assert best[3:5] == ["97.2 ± 0.5 [96.0, 98.1]", "99.9"]
     assert found.as_metrics()["student/a_b/entropy/answer"] == 0.999
     assert found.as_json()["rows"][-1]["metrics"] == both
+    assert set(found.as_json()["rows"][-1]["intervals"]) == set(both)
 
 
 def test_a_student_that_loses_the_accuracy_is_no_default_student() -> None:

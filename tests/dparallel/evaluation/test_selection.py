@@ -35,6 +35,7 @@ def row(model: str, method: str, threshold: float | None, accuracy: float, tpf: 
         latency=0.3 / tpf,
         batch_sizes=(64,),
         hardware="a machine",
+        measured_on=("2026-11-25",),
     )
     return Row(model, method, "test", measurement, **changes)
 

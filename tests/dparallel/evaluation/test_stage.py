@@ -71,7 +71,7 @@ def test_a_student_equal_to_the_teacher_measures_the_same(finished: Path) -> Non
     rows = results_in(finished)["rows"]
 
     def curve(model: str) -> list:
-        timed = ("tps", "latency", "model", "keys")
+        timed = ("tps", "latency", "model", "keys", "measured_on", "reused")
         return [
             {key: value for key, value in row.items() if key not in timed}
             for row in rows
@@ -141,7 +141,15 @@ def test_another_loss_threshold_or_batch_size_decodes_only_what_is_new(
     decoded.clear()
     run_stage(generous, inputs, tmp_path / "again", store)
     assert decoded == []
-    assert results_in(tmp_path / "again")["rows"] == results_in(tmp_path / "generous")["rows"]
+    again, generous_rows = (results_in(tmp_path / name)["rows"] for name in ("again", "generous"))
+    assert {(row["reused"], *row["measured_on"]) for row in again} <= {
+        (row["samples"], *row["measured_on"]) for row in generous_rows
+    }, "all of them, with the days of the run that decoded them"
+    for row in again:
+        del row["reused"]
+    assert again == [{name: row[name] for name in row if name != "reused"} for row in generous_rows]
+    table = (tmp_path / "again" / "table.md").read_text(encoding="utf-8")
+    assert table.count(" (reused) |") == len([line for line in table.splitlines() if "| " in line]) - 1
 
     sweeps = {
         **settings.sweeps,

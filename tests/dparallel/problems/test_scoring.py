@@ -154,7 +154,8 @@ def test_every_scorer_gives_its_metrics_and_no_two_of_a_benchmark_share_one() ->
 
 def test_scorers_that_do_not_exist_are_named_with_those_that_do() -> None:
     with pytest.raises(
-        ProblemsError, match=r"unknown scorer 'exakt'; known: exact, flexible_extract, strict_match"
+        ProblemsError,
+        match=r"unknown scorer 'exakt'; did you mean 'exact'\? known: exact, flexible_extract, strict_match",
     ):
         scorers_of(protocol("exakt"))
 

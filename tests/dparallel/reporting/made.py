@@ -1,6 +1,7 @@
 """Finished benchmark stages with verdicts, texts and times given by hand, written by the stage's own code."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def config(prompt: str = "{prompt}", **changes: Any) -> BenchmarkConfig:
 
 
 def samples(
-    verdicts: str, steps: int, first_confidence: float, seconds: float, hardware: str
+    verdicts: str, steps: int, first_confidence: float, seconds: float, hardware: str, day: int
 ) -> tuple[pa.Table, list[str]]:
     """Samples with a response of nine tokens and three of padding each; and their texts."""
     tokens = TOKENIZER.encode(" ".join(WORDS))
@@ -60,6 +61,7 @@ def samples(
             "seconds_alone": seconds,
             "batch_size": 4,
             "hardware": hardware,
+            "measured_at": datetime(2026, 11, day, tzinfo=UTC),
         }
         for place, verdict in enumerate(verdicts)
     ]
@@ -77,6 +79,9 @@ def finished_benchmark(
     student: str = "11001",
     seconds: float = 0.5,
     hardware: str = "a machine",
+    day: int = 25,
+    reused: int = 0,
+    with_models: bool = True,
     first_problem: int = 0,
     prompt: str = "What is {0} + 1?",
     responses: dict[int, str] | None = None,
@@ -88,6 +93,9 @@ def finished_benchmark(
         teacher: folder of the teacher, and of the student.
         reference, swept, student: a 1 for every problem that is solved, in the order of these rows.
         seconds: of each sample of the reference; the others take a half and a quarter.
+        day: of November 2026, on which all samples were measured.
+        reused: number of samples of each row that an earlier run had measured.
+        with_models: record the folders of the models.
         first_problem: number of the first problem.
         responses: texts of the student's responses, by place, other than those made up.
     """
@@ -101,7 +109,7 @@ def finished_benchmark(
             ("teacher", "entropy", swept, 6, 2),
             ("student/fast", "entropy", student, 3, 4),
         ):
-            found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware)
+            found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware, day)
             for place, text in (responses or {}).items():
                 texts[place] = text if model == "student/fast" else texts[place]
             judged = [
@@ -123,7 +131,7 @@ def finished_benchmark(
             store.put_samples(sample_key, range(len(found)), found)
             store.put_verdicts(verdict_key, range(len(found)), pa.Table.from_pylist(judged, schema=schema))
             decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
-            measured = add_up(decoding, found, {"exact": [row["exact"] for row in judged]})
+            measured = add_up(decoding, found, {"exact": [row["exact"] for row in judged]}, reused)
             rows.append(
                 Row(
                     model,
@@ -145,7 +153,9 @@ def finished_benchmark(
     )
     (stage.folder / "results.json").write_text(json.dumps(results.as_json()), encoding="utf-8")
     (stage.folder / "table.md").write_text(table(results), encoding="utf-8")
-    stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=results.summary())
+    models = {"models": {"teacher": str(teacher), "student/fast": str(teacher)}} if with_models else {}
+    details = {**results.summary(), **models}
+    stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=details)
     return stage.folder
 
 

@@ -10,7 +10,7 @@ import pytest
 from dparallel.cli.main import main
 from dparallel.reporting.compare import compare
 from dparallel.reporting.find import RunError, find_run
-from dparallel.reporting.read import benchmark_name
+from dparallel.reporting.read import benchmark_name, read_benchmark
 from dparallel.reporting.report import report_folder, write_report
 from tasks.tracking.records import Record, write_record
 from tests.dparallel.reporting.made import config, finished_benchmark, unfinished
@@ -56,7 +56,59 @@ def test_the_comparison_is_printed_and_written(runs: Path, tmp_path: Path, capsy
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "Samples: sums, fast, entropy 0.5 and longer, fast, entropy 0.5" in page
     assert "gained (1 of 1)" in page
-    assert 'id="replay"' not in page, "models of past runs are not known"
+    assert 'id="replay"' not in page, "nothing is lost, so that no decoding is replayed"
+
+
+def test_regressions_have_replays_where_the_models_are_there(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Of `longer` and `sums`, one problem is lost; both decodings are replayed, each by its run's model."""
+    page = compare(["longer", "sums"], runs).html()
+    regressions = page[page.index("Regressions:") : page.index("Samples:")]
+    assert re.findall(r"#replay-(\d)", regressions) == ["0", "1"]
+    data = re.search(r'id="trace">(.*?)</script>', page)
+    assert data is not None
+    subjects = [row["subject"] for row in json.loads(data[1])["rows"]]
+    assert subjects == [
+        "sums, sums-2: longer, fast, entropy 0.5, right",
+        "sums, sums-2: sums, fast, entropy 0.5, wrong",
+    ]
+    mine = tmp_path / "runs"
+    finished_benchmark(mine, tiny_checkpoint, with_models=False)
+    finished_benchmark(mine, tiny_checkpoint, experiment="longer", student="11101")
+    page = compare(["longer", "sums"], mine).html()
+    regressions = page[page.index("Regressions:") : page.index("Samples:")]
+    assert re.findall(r"#replay-(\d)", regressions) == ["0"], "the other run has not recorded its models"
+
+
+def test_models_of_an_experiment_that_was_moved_are_found_in_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "runs" / "sums" / "merging-fast-0123456789"
+    shutil.copytree(tiny_checkpoint, model)
+    stage = finished_benchmark(tmp_path / "runs", model)
+    assert read_benchmark("sums", stage).models == {"teacher": str(model), "student/fast": str(model)}
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "sums"
+    assert read_benchmark("sums", moved / stage.name).models["teacher"] == str(moved / model.name)
+    shutil.rmtree(moved / model.name)
+    assert read_benchmark("sums", moved / stage.name).models == {}
+
+
+def test_a_comparison_says_which_times_were_reused_and_when_they_were_measured(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    finished_benchmark(tmp_path, tiny_checkpoint, day=24)
+    finished_benchmark(tmp_path, tiny_checkpoint, experiment="longer", day=26, reused=2)
+    found = compare(["sums", "longer"], tmp_path)
+    for text in (found.markdown(), found.html()):
+        assert text.count("2026-11-24") == 3
+        assert text.count("2026-11-26 (2 of 5 reused)") == 3
+    [section] = found.json["benchmarks"]
+    assert {(*row["times"]["measured_on"], row["times"]["reused"]) for row in section["rows"]} == {
+        ("2026-11-24", 0),
+        ("2026-11-26", 2),
+    }
 
 
 def record(runs: Path, run_id: str | None, folder: Path | None = None, files: tuple[Path, ...] = ()) -> None:
@@ -155,6 +207,8 @@ def test_sweeps_on_different_problems_have_no_common_aup(
         (["sums"], "give two or more runs"),
         (["sums", "sums"], "are the same run .*: give each run once"),
         (["sums", "nowhere"], "nowhere is neither a folder, nor an experiment in .* --runs"),
+        (["sums", "longr"], "longr is neither .*: did you mean 'longer'\\? give a folder, or"),
+        (["sums/benchmark-012345678", "longer"], "did you mean 'sums/benchmark-0123456789'\\? give"),
         (["sums", "empty"], "empty is neither an experiment nor a report nor a benchmark stage"),
         (["sums", "begun"], "benchmark-0123456789 is not finished"),
         (["sums", "begun/benchmark-0123456789"], "is not finished .*: give the command"),

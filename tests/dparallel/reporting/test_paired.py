@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dparallel.reporting.paired import Paired, wilson
+from dparallel.evaluation.metrics import wilson
+from dparallel.reporting.paired import Paired
 
 counts = st.integers(0, 60)
 

@@ -42,8 +42,23 @@ def test_the_numbers_by_hand(report: dict[str, str]) -> None:
     assert [row["times"]["latency_speed_up"] for row in section["rows"]] == [1, 2, 4]
     assert [row["times"]["tps"] for row in section["rows"]] == [20, 40, 80]
     assert student["tpf"] == pytest.approx(10 / 3)
-    assert student["aup_2_from"] == {"model": "teacher", "method": "one_token_per_step"}
+    assert student["aup_2_from"] == {
+        "model": "teacher",
+        "method": "one_token_per_step",
+        "tpf": pytest.approx(10 / 12),
+        "accuracy": 0.8,
+    }
     assert reference["aup"] is None
+    assert section["aup_2"]["y_max"] == section["aup"]["y_max"] == 80
+    assert section["aup_2"]["meaning"].startswith(
+        "AUP (accuracy under parallelism) is the area under accuracy"
+    )
+    # Wilson: (3.8 + z²/2 ± z sqrt(...)) by its formula; 4 of 5 and 3 of 5
+    assert reference["accuracy_interval"] == pytest.approx([0.375535, 0.963776], abs=1e-6)
+    assert student["intervals"] == {"exact": pytest.approx([0.230724, 0.882379], abs=1e-6)}
+    assert (student["problems"], student["judged"]) == (5, {"exact": 5})
+    assert student["times"]["measured_on"] == ["2026-11-25"]
+    assert student["times"]["reused"] == 0
     assert teacher["device"] == "a machine"
     _, pair = section["paired"]
     assert pair["before"]["method"] == "one_token_per_step"
@@ -56,11 +71,33 @@ def test_the_numbers_by_hand(report: dict[str, str]) -> None:
 def test_the_markdown_has_the_papers_columns(report: dict[str, str]) -> None:
     head = next(line for line in report[".md"].splitlines() if line.startswith("| model"))
     titles = [cell.strip() for cell in head.strip("|").split("|")]
-    assert titles[:5] == ["model", "method", "threshold", "accuracy %", "NFE"]
+    assert titles[:6] == ["model", "method", "threshold", "accuracy %", "n", "NFE"]
     assert {"NFE ratio", *TIMED_COLUMNS, "TPF", "AUP_2", "AUP", "device"} <= set(titles)
     assert "y_max = 80.0 %" in report[".md"]
-    assert "60.0 ± 21.9" in report[".md"]
-    assert "begin at the teacher's" in report[".md"]
+    assert "60.0 ± 21.9 [23.1, 88.2]" in report[".md"]
+    assert "66.7 * |" in report[".md"]
+    assert "begins at the teacher's point (TPF 0.83, 80.0 %)" in report[".md"]
+    for text in (report[".md"], report[".html"]):
+        assert "AUP (accuracy under parallelism) is the area under accuracy" in text
+
+
+def test_every_row_says_when_and_where_it_was_measured_and_what_was_reused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    stage = finished_benchmark(tmp_path / "runs", tiny_checkpoint, reused=5)
+    texts = written(stage, tiny_checkpoint, tmp_path / "out")
+    lines = texts[".md"].splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("| model"))
+    for line in lines[head + 2 : head + 5]:
+        assert line.endswith("| 2026-11-25 (reused) | a machine |")
+    page = re.sub(r"\s+", " ", texts[".html"])
+    assert page.count('<td class="text time">2026-11-25 (reused)</td> <td class="text">a machine</td>') == 3
+    table = (stage / "table.md").read_text(encoding="utf-8")
+    assert table.count("| 2026-11-25 (reused) | a machine |") == 3
+    rows = json.loads((stage / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert {(*row["measured_on"], row["reused"], row["hardware"]) for row in rows} == {
+        ("2026-11-25", 5, "a machine")
+    }
 
 
 def test_the_page_escapes_what_models_write_and_loads_nothing(report: dict[str, str]) -> None:
@@ -99,7 +136,8 @@ def test_samples_are_counted_by_outcome(report: dict[str, str]) -> None:
     assert "lost (2 of 2)" in report[".html"]
     assert "gained (1 of 1)" in report[".html"]
     assert "solved by both (2 of 2)" in report[".html"]
-    assert "5 of 5 problems: the first 25 of each outcome." in report[".html"]
+    assert "<p>All 5 problems.</p>" in report[".html"]
+    assert "the first 25" not in report[".html"]
 
 
 def test_a_page_that_would_be_too_large_shows_fewer_samples(
@@ -130,15 +168,20 @@ def test_several_benchmarks_have_one_table_above(tiny_checkpoint: Path, tmp_path
     )
     table = [line for line in markdown.split("## ")[0].splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert cells[0] == ["model", "method", "sums", "proofs"]
-    assert cells[-1] == ["fast", "entropy", "60.0 ± 21.9 · 3.0 · 4.00x", "100.0 ± 0.0 · 3.0 · 4.00x"]
+    assert cells[0] == ["model", "method", "sums, n = 5", "proofs, n = 5"]
+    assert cells[-1] == [
+        "fast",
+        "entropy",
+        "60.0 ± 21.9 [23.1, 88.2] · 3.0 · 4.00x",
+        "100.0 ± 0.0 [56.6, 100.0] · 3.0 · 4.00x",
+    ]
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert {path.name for path in files} >= {"tradeoff-sums.png", "tradeoff-proofs.png"}
 
 
 def test_only_times_differ_between_repetitions(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    again = finished_benchmark(tmp_path / "runs", tiny_checkpoint, seconds=0.7)
+    again = finished_benchmark(tmp_path / "runs", tiny_checkpoint, seconds=0.7, day=26, reused=3)
     other = written(again, tiny_checkpoint, tmp_path / "out")
     first = finished_benchmark(tmp_path / "first", tiny_checkpoint)
     mine = written(first, tiny_checkpoint, tmp_path / "mine")
