@@ -260,7 +260,7 @@ def slices(total: int, batch_size: int, decoding: DecodingConfig) -> list[range]
 
 def judged_slices(total: int, scorer: Scorer) -> list[range]:
     """Divide samples into slices that are judged and stored as a whole; fast scorers have a single one."""
-    return _divided(total, -(-total // SLICE_VERDICTS) if scorer.processes else 1)
+    return _divided(total, 1 if scorer.in_process else -(-total // SLICE_VERDICTS))
 
 
 def verdicts_key(

@@ -92,7 +92,7 @@ def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
                 samples_key = bench.samples_key(part.unit.model, part.unit.split, part.unit.decoding)
                 key = bench.verdicts_key(samples_key, part.unit.split, scorer.name)
                 bench.store.put_verdicts(key, range(*part.unit.slice), part.table(scorer.metrics))
-    if scorer.processes:
+    if not scorer.in_process:
         log.info("%s: judged %d responses in %.1f s", scorer.name, len(places), time.perf_counter() - began)
 
 

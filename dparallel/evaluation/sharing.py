@@ -65,4 +65,4 @@ def have_units_made(bench: Bench, delegate: Delegate, units: Sequence[Unit]) -> 
 
 
 def _is_fast(unit: Unit) -> bool:
-    return unit.scorer is not None and not scorer_named(unit.scorer).processes
+    return unit.scorer is not None and scorer_named(unit.scorer).in_process

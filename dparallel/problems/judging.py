@@ -10,7 +10,7 @@ from typing import Any
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems.pool import Outcome, call_each
-from dparallel.problems.scorer import Judge, Scorer, Verdict
+from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.scoring import scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH, describe
@@ -18,6 +18,10 @@ from dparallel.problems.worker import NOTE_LENGTH, describe
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 10.0  # between two lines of progress
+
+
+class JudgingError(UserError):
+    """Responses could not be judged; the message names the scorer, the reason and the remedy."""
 
 
 def score(problems: Sequence[Problem], responses: Sequence[str], protocol: ProtocolConfig) -> list[Verdict]:
@@ -36,52 +40,55 @@ def judged(
 ) -> Generator[tuple[int, Verdict], None, None]:
     """Judge each response to its problem; yields its index and its verdict when it is known.
 
-    A response is incorrect, with a note, if the scorer raises an exception on it, or twice takes longer than
-    `scorer.seconds` or ends its process. Close the iterator (`contextlib.closing`) to end early.
+    A response is incorrect, with a note, if the scorer raises an exception on it, exceeds `scorer.seconds`,
+    or twice ends its process. Close the iterator (`contextlib.closing`) to end early.
 
     Raises:
-        UserError: the scorer cannot be used on this machine.
+        UserError: the scorer cannot be used on this machine, or gives something else than verdicts.
+        JudgingError: this machine was too busy to judge some responses. Raised after all other verdicts.
     """
-    if not scorer.processes:
+    if scorer.in_process:
         yield from enumerate(_judge_here(scorer, problems, responses))
         return
     items = list(zip(problems, responses, strict=True))
-    outcomes = call_each(
-        partial(judge_one, scorer.score, scorer.metrics), items, scorer.seconds, scorer.prepare
-    )
-    began, told, failed = time.monotonic(), time.monotonic(), 0
+    outcomes = call_each(partial(judge_one, scorer), items, scorer.seconds, scorer.prepare)
+    began, told, failed, lost = time.monotonic(), time.monotonic(), 0, list[str]()
     with contextlib.closing(outcomes):
         for count, (index, outcome) in enumerate(outcomes, 1):
-            verdict = _verdict(scorer, outcome)
+            if outcome.lost:
+                lost.append(f"problem {problems[index].problem_id}: {outcome.failure}")
+                continue
             failed += outcome.failure is not None
-            yield index, verdict
+            yield index, _verdict(scorer, outcome)
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 left = (told - began) / count * (len(items) - count)
                 log.info("%s: judged %d/%d; about %.0f s left", scorer.name, count, len(items), left)
     if failed:
         log.warning("%s failed on %d of %d responses, which count as wrong", scorer.name, failed, len(items))
+    if lost:
+        raise JudgingError(
+            f"{scorer.name} has no verdict on {len(lost)} of {len(items)} responses ({lost[0]}): run this "
+            "again when the CPUs are less busy; complete slices of verdicts are kept"
+        )
 
 
-def judge_one(score: Judge, metrics: Sequence[str], problem: Problem, response: str) -> dict[str, Any]:
+def judge_one(scorer: Scorer, problem: Problem, response: str) -> dict[str, Any]:
     """The verdict on one response as JSON values."""
-    [verdict] = score([problem], [response])
-    if tuple(verdict.metrics) != tuple(metrics):
-        raise ValueError(f"the scorer gives the metrics {list(verdict.metrics)}, expected {list(metrics)}")
-    flags = {name: None if flag is None else bool(flag) for name, flag in verdict.metrics.items()}
-    return {"metrics": flags, "note": _cut(verdict.note)}
+    [verdict] = scorer.checked(scorer.score([problem], [response]), 1)
+    return {"metrics": verdict.metrics, "note": _cut(verdict.note)}
 
 
 def _judge_here(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
     """Judge the whole batch, or one by one if the scorer raises an exception on one of them."""
     try:
-        verdicts = scorer.score(problems, responses)
+        verdicts = scorer.checked(scorer.score(problems, responses), len(problems))
     except UserError:
         raise
     except Exception:
         log.warning("%s failed on one of %d responses", scorer.name, len(problems), exc_info=True)
         return [
-            _verdict(scorer, _outcome(judge_one, scorer.score, scorer.metrics, *pair))
+            _verdict(scorer, _outcome(judge_one, scorer, *pair))
             for pair in zip(problems, responses, strict=True)
         ]
     return [Verdict(verdict.metrics, _cut(verdict.note)) for verdict in verdicts]

@@ -267,7 +267,6 @@ def scorer(name: str) -> Scorer:
         score=partial(judge, tuple(dict.fromkeys([*rest, *metrics]))),
         misfit=_no_task,
         needs_reference=False,
-        processes=True,
         seconds=60.0,  # the first response of a worker waits for the task and its data
         prepare=partial(_prepare, task),
     )

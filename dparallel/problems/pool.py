@@ -1,8 +1,10 @@
 """Call a function on many items in worker processes, each call with a time limit.
 
 An item whose call hangs, raises, or ends its process costs only itself: the process is killed and replaced
-(`concurrent.futures` can do neither). A call that hung or ended its process is repeated once, since a busy
-machine may have been the reason.
+(`concurrent.futures` can do neither). The time that a worker waits for a CPU does not count (`Patience`). A
+call that computes all its time has timed out. One that waited most of it, or ended its process, is repeated
+once, with twice the time and after the others, since the disk or the memory of the machine may have been the
+reason. Where the machine was too busy to tell, there is no result.
 """
 
 import contextlib
@@ -21,14 +23,20 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 from dparallel.config.base import UserError
 from dparallel.problems import worker
+from dparallel.problems.patience import MOST, Patience
 
 PACKAGE = Path(__file__).parents[1]
 MOST_WORKERS = 64
 START_SECONDS = 120.0  # for starting a process and importing the function
 MEMORY = 4 << 30  # bytes of data of a worker; a larger allocation raises a MemoryError there
+LARGEST_SETUP = 64 << 20  # bytes of a function with all that it refers to
 LARGEST_REPLY = 1 << 20  # bytes
+COMPUTING = 0.5  # share of its time that a call must have used of a CPU to have timed out at once
+LONGER = 2  # times the limit that a repeated call has
 
 
 class PoolError(UserError):
@@ -37,10 +45,19 @@ class PoolError(UserError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a call: a JSON value, or why there is none."""
+    """Result of a call: a JSON value, or why there is none.
+
+    Attributes:
+        lost: whether the machine and not the call is the reason, so that another try may succeed.
+    """
 
     value: Any = None
     failure: str | None = None
+    lost: bool = False
+
+
+class MachineBusy(Exception):
+    """Raised by a call that found the machine too busy to tell its result; workers know it by its name."""
 
 
 def nothing() -> None:
@@ -59,14 +76,14 @@ def call_each(
     Close the iterator (`contextlib.closing`) to end all workers early. They also end with this process.
 
     Args:
-        function: returns a JSON value; defined at the top level of a module, since workers import it by name
-            (or a `functools.partial` of such functions).
-        seconds: wall-clock limit of each call.
+        function: returns a JSON value. Workers import it by name; functions of the running script, lambdas
+            and closures are sent to them as code, with the variables that they refer to.
+        seconds: limit of each call, as `Patience` counts it.
         prepare: called in every worker before its first item, for imports that take long.
         workers: number of processes; by default one for each CPU that this process may use.
 
     Raises:
-        PoolError: a function cannot be imported by name, or raised a UserError: it cannot work here.
+        PoolError: a function cannot be sent to workers, or raised a UserError: it cannot work here.
         RuntimeError: a worker cannot be started.
     """
     if not items:
@@ -82,15 +99,18 @@ def call_each(
                 staff.append(_Worker(setup))
             for member in staff:
                 if waiting and member.ready and member.index is None:
-                    member.start(*waiting.popleft(), seconds)
+                    number, item = waiting.popleft()
+                    member.start(number, item, seconds * (LONGER if number in repeated else 1))
             for member in _heard_of(staff):
-                index, outcome = member.index, member.outcome(seconds)
+                index, outcome = member.index, member.outcome()
                 if member.ended:
                     staff.remove(member)
-                if index is not None and member.ended and index not in repeated:
+                if index is None or outcome is None:
+                    continue
+                if member.repeatable and index not in repeated:
                     repeated.add(index)
                     waiting.append((index, items[index]))
-                elif index is not None:
+                else:
                     yield index, outcome
     finally:
         for member in staff:
@@ -100,27 +120,39 @@ def call_each(
 def _setup(function: Callable[..., Any], prepare: Callable[[], None]) -> bytes:
     """What a worker reads first."""
     try:
-        pickled = pickle.dumps((function, prepare))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise PoolError(f"worker processes cannot import a function ({error}): {_TOP_LEVEL}") from error
-    if b"__main__" in pickled:
-        raise PoolError(f"worker processes do not run the script that is running now: {_TOP_LEVEL}")
+        pickled = cloudpickle.dumps((function, prepare))
+    except Exception as error:  # of any class: whatever `__reduce__` of a variable raises
+        raise PoolError(
+            f"a function cannot be sent to worker processes ({worker.describe(error)}): {REMEDY}"
+        ) from error
+    if len(pickled) > LARGEST_SETUP:
+        raise PoolError(
+            f"a function refers to {len(pickled) >> 20} MiB of variables, and at most "
+            f"{LARGEST_SETUP >> 20} MiB are sent to worker processes: {REMEDY}"
+        )
     return pickle.dumps((sys.path, str(PACKAGE), MEMORY, pickled))
 
 
-_TOP_LEVEL = "define the function at the top level of a module"
+REMEDY = (
+    "put it into a module that can be imported, and let it open what it needs (models, files, locks) itself"
+)
 
 
 def _heard_of(staff: "Sequence[_Worker]") -> "list[_Worker]":
-    """Wait until some workers have replied, ended or passed their deadline, and return these."""
-    left = min(member.deadline for member in staff) - time.monotonic()
-    replied = wait([member.connection for member in staff], min(max(left, 0.0), START_SECONDS))
+    """Wait until some workers have replied or ended, or it is time to look at them, and return these."""
+    left = min(member.patience.next for member in staff) - time.monotonic()
+    replied = wait([member.connection for member in staff], max(left, 0.0))
     now = time.monotonic()
-    return [member for member in staff if member.connection in replied or member.deadline <= now]
+    return [member for member in staff if member.connection in replied or member.patience.next <= now]
 
 
 class _Worker:
-    """A process; `index` is that of the item it works on, None while it starts or waits for one."""
+    """A process.
+
+    Attributes:
+        index: number of the item it works on; None while it starts or waits for one.
+        repeatable: whether the last item may succeed in another try.
+    """
 
     def __init__(self, setup: bytes):
         self.connection, theirs = Pipe()
@@ -136,45 +168,62 @@ class _Worker:
         self.index: int | None = None
         self.ended = False
         self.ready = False
-        self.deadline = time.monotonic() + START_SECONDS
+        self.repeatable = False
+        self.patience = Patience([self.process.pid], START_SECONDS)
         with contextlib.suppress(ConnectionError):  # noticed when the reply is read
             self.connection.send_bytes(setup)
 
     def start(self, index: int, item: tuple[Any, ...], seconds: float) -> None:
         """Give it an item."""
-        self.index, self.deadline = index, time.monotonic() + seconds
+        self.index, self.patience = index, Patience([self.process.pid], seconds)
         with contextlib.suppress(ConnectionError):
             self.connection.send_bytes(pickle.dumps(item))
 
-    def outcome(self, seconds: float) -> Outcome:
-        """The outcome of its item, empty if it had none; it is killed if it does not reply properly."""
-        reply, problem = self._reply(seconds if self.ready else START_SECONDS)
+    def outcome(self) -> Outcome | None:
+        """The outcome of its item; None if there is none yet, or it had none. It is killed if it fails."""
+        self.repeatable = False
+        if not self.connection.poll():
+            state = "going" if self.ready and self.index is None else self.patience.look()
+            if state == "going":
+                return None
+            reply, failed = self._timed_out(state == "lost")
+        else:
+            reply, failed = self._reply()
         if "refused" in reply:
             raise PoolError(reply["refused"])
         if not self.ready and "ready" not in reply:
-            raise RuntimeError(f"a worker process could not be started: {reply.get('broken', problem)}")
+            reason = reply.get("broken") or (failed and failed.failure)
+            raise RuntimeError(f"a worker process could not be started: {reason}")
         self.ready = True
-        if problem is not None:
-            return Outcome(failure=problem)
-        self.index, self.deadline = None, float("inf")
-        return Outcome(reply.get("value"), reply.get("error"))
+        if failed is not None:
+            return failed
+        self.index = None
+        return Outcome(reply.get("value"), reply.get("error") or reply.get("lost"), lost="lost" in reply)
 
-    def _reply(self, seconds: float) -> tuple[dict[str, Any], str | None]:
-        if not self.connection.poll():
-            self.kill()
-            return {}, f"timed out after {seconds:g} s"
+    def _timed_out(self, lost: bool) -> tuple[dict[str, Any], Outcome | None]:
+        self.kill()
+        self.repeatable = not lost and self.patience.used < COMPUTING * self.patience.seconds
+        if lost:
+            passed = f"this machine was too busy to judge it in {MOST * self.patience.seconds:g} s"
+            return {}, Outcome(failure=passed, lost=True)
+        return {}, Outcome(failure=f"timed out after {self.patience.seconds:g} s")
+
+    def _reply(self) -> tuple[dict[str, Any], Outcome | None]:
+        """What it says, or why that is no reply."""
         try:
             reply = json.loads(self.connection.recv_bytes(LARGEST_REPLY))
-            assert isinstance(reply, dict)
-            return reply, None
+            if isinstance(reply, dict):
+                return reply, None
+            reason = "no proper reply of the process that judged it"
         except (EOFError, ConnectionError):
-            return {}, f"the process that judged it ended ({_how(self.kill())})"
-        except (ValueError, AssertionError):  # the function wrote to the socket
-            self.kill()
-            return {}, "no proper reply of the process that judged it"
+            reason = f"the process that judged it ended ({_how(self.kill())})"
+        except ValueError:  # the function wrote to the socket
+            reason = "no proper reply of the process that judged it"
         except OSError:  # the reply is too large
-            self.kill()
-            return {}, f"more than {LARGEST_REPLY} bytes of result"
+            reason = f"more than {LARGEST_REPLY} bytes of result"
+        self.kill()
+        self.repeatable = True
+        return {}, Outcome(failure=reason)
 
     def kill(self) -> int:
         """End the process and its children; returns its exit code."""

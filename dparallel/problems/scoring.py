@@ -168,7 +168,6 @@ def _tested(
         partial(_run_tests, job_of),
         misfit,
         needs_reference=False,
-        processes=True,
         seconds=CODE_SECONDS,
         prepare=code_tests.prepare_sandbox,
         environment=code_tests.environment,
@@ -178,16 +177,15 @@ def _tested(
 SCORERS = {
     scorer.name: scorer
     for scorer in (
-        _compared("exact", answers.exact),
-        _compared("flexible_extract", answers.flexible_extract, _no_number, version=2),
-        _compared("strict_match", gsm8k.strict_match, _no_number),
-        _compared("strict_match_cot", gsm8k.strict_match_cot, _no_number),
-        _compared("boxed", gsm8k.boxed, _no_box_number),
+        _compared("exact", answers.exact, in_process=True),
+        _compared("flexible_extract", answers.flexible_extract, _no_number, version=2, in_process=True),
+        _compared("strict_match", gsm8k.strict_match, _no_number, in_process=True),
+        _compared("strict_match_cot", gsm8k.strict_match_cot, _no_number, in_process=True),
+        _compared("boxed", gsm8k.boxed, _no_box_number, in_process=True),
         _compared(
             "math_verify",
             mathematics.math_verify,
             _no_answer,
-            processes=True,
             prepare=mathematics.prepare_math_verify,
             environment=mathematics.environment,
         ),
@@ -195,7 +193,6 @@ SCORERS = {
             "minerva",
             mathematics.minerva,
             _no_answer,
-            processes=True,
             prepare=mathematics.prepare_minerva,
             environment=mathematics.environment,
         ),
@@ -208,6 +205,7 @@ SCORERS = {
             _judge_each_coins,
             misfit=_no_coins,
             needs_reference=False,
+            in_process=True,
         ),
     )
 }

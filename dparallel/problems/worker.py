@@ -30,6 +30,10 @@ def main(descriptor: int, parent: int) -> None:
     _limit_memory(memory)
     try:
         function, prepare = pickle.loads(pickled)
+    except BaseException as error:
+        reply(connection, {"refused": f"worker processes cannot import a function ({describe(error)})"})
+        return
+    try:
         prepare()
     except BaseException as error:
         reply(connection, refusal(error) or {"broken": describe(error)})
@@ -48,13 +52,19 @@ def result(function: Callable[..., Any], pickled: bytes) -> dict[str, Any]:
     try:
         return {"value": function(*pickle.loads(pickled))}
     except BaseException as error:  # also sys.exit() and KeyboardInterrupt
+        if _is(error, "MachineBusy"):
+            return {"lost": str(error)}
         return refusal(error) or {"error": describe(error)}
 
 
 def refusal(error: BaseException) -> dict[str, Any]:
     """The message of a UserError: this machine cannot do the work at all. Empty for other exceptions."""
-    ours = any(cls.__name__ == "UserError" for cls in type(error).__mro__)
-    return {"refused": str(error)} if ours else {}
+    return {"refused": str(error)} if _is(error, "UserError") else {}
+
+
+def _is(error: BaseException, name: str) -> bool:
+    """Whether an exception is of a class of the package, which is known by its name here."""
+    return any(cls.__name__ == name for cls in type(error).__mro__)
 
 
 def describe(error: BaseException) -> str:
@@ -85,9 +95,23 @@ def _end_with(parent: int) -> None:
 
 
 def _enter(package: str) -> None:
-    """Make the modules in the folder `package` importable without its `__init__`, which imports torch."""
+    """Make the modules in the folder `package` importable without its `__init__`, which imports torch.
+
+    That is run when a name that it defines is asked for.
+    """
     module = ModuleType(os.path.basename(package))
     module.__path__ = [package]
+    module.__file__ = os.path.join(package, "__init__.py")
+
+    def define(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        del module.__dict__["__getattr__"]
+        with open(os.path.join(package, "__init__.py"), encoding="utf-8") as file:
+            exec(compile(file.read(), file.name, "exec"), module.__dict__)
+        return getattr(module, name)
+
+    module.__dict__["__getattr__"] = define
     sys.modules[module.__name__] = module
 
 

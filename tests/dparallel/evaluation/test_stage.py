@@ -241,8 +241,8 @@ def test_verdicts_follow_the_scorers_code_and_all_that_it_reads(
         verdicts_key("samples", problems, protocol.model_copy(update={"version": 2}), scorer),
         verdicts_key("samples", problems, protocol.model_copy(update={"stops": ("\n",)}), scorer),
         verdicts_key("samples", problems, protocol, replace(scorer, version=99)),
-        verdicts_key("samples", problems, protocol, replace(scorer, processes=True)),
-        verdicts_key("samples", problems, protocol, replace(scorer, processes=True, seconds=5.0)),
+        verdicts_key("samples", problems, protocol, replace(scorer, in_process=False)),
+        verdicts_key("samples", problems, protocol, replace(scorer, in_process=False, seconds=5.0)),
     ]
     before = key()
     assert len({before, *others}) == 7

@@ -8,10 +8,28 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy
 
 from dparallel.config.base import UserError
+from dparallel.problems.pool import MachineBusy
 from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.sources import Problem
+
+GIVEN: dict[str, Any] = {
+    "more": Verdict({"right": False, "left": True}),
+    "less": Verdict({}),
+    "another": Verdict({"left": True}),
+    "nan": Verdict({"right": float("nan")}),  # type: ignore[dict-item]
+    "one": Verdict({"right": 1}),  # type: ignore[dict-item]
+    "text": Verdict({"right": "False"}),  # type: ignore[dict-item]
+    "numpy": Verdict({"right": numpy.bool_(True)}),
+    "list": Verdict(["right"]),  # type: ignore[arg-type]
+    "bool": True,
+    "nothing": None,
+    "note": Verdict({"right": True}, note=3),  # type: ignore[arg-type]
+}
 
 
 def act(problem: Problem, response: str) -> Verdict:
@@ -47,8 +65,10 @@ def act(problem: Problem, response: str) -> Verdict:
                     os.write(descriptor, b"\0\0\0\5hello")
         case ["explain"]:
             return Verdict({"right": False}, "z" * (8 << 20))
-        case ["unreadable"]:
-            return Verdict({"right": False, "left": True})
+        case ["give", value]:
+            return GIVEN[value]
+        case ["busy"]:
+            raise MachineBusy("the sandbox had no CPU for an hour")
         case ["refuse"]:
             raise UserError("no sandbox: install bubblewrap")
         case ["child", file]:
@@ -78,5 +98,5 @@ def broken() -> None:
     raise ImportError("no such library")
 
 
-IN_PROCESSES = Scorer("hostile", 1, ("right",), each, processes=True, seconds=1.0)
-IN_PROCESS = Scorer("hostile", 1, ("right",), each)
+IN_PROCESSES = Scorer("hostile", 1, ("right",), each, seconds=0.5)
+IN_PROCESS = Scorer("hostile", 1, ("right",), each, in_process=True)

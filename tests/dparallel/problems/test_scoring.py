@@ -143,7 +143,7 @@ def test_every_scorer_gives_its_metrics_and_no_two_of_a_benchmark_share_one() ->
     problem = Problem("1", "s", COINS, reference="9")
     for name, scorer in SCORERS.items():
         assert scorer.name == name
-        if not scorer.processes:
+        if scorer.in_process:
             judged = scorer.score([problem] * 2, ["", "9"])
             assert [tuple(verdict.metrics) for verdict in judged] == [scorer.metrics] * 2
     others = [name for name in SCORERS if name != "mbpp"]
