@@ -206,7 +206,7 @@ def benchmark_name(folder: Path) -> str:
 def _models(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The recorded folders of the models, or those of the same name in the experiment if it was moved."""
     recorded: Mapping[str, str] = manifest.details.get("models", {})
-    found = {}
+    found: dict[str, str] = {}
     for name, path in recorded.items():
         places = (Path(path), folder.resolve().parent / Path(path).name)
         there = [place for place in places if (place / "config.json").is_file()]

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,3 +113,13 @@ def test_a_loss_on_the_test_problems_alone_is_said_and_nothing_is_at_equal_accur
 def test_equal_accuracy_is_no_negative_difference(accuracy: float, points: str) -> None:
     found = results([student(accuracy)], [student(accuracy)])
     assert f"accuracy is {points} points from" in table(found)
+
+
+def test_rows_of_several_machines_say_so() -> None:
+    elsewhere = student(0.98)
+    moved = elsewhere.measurement.model_copy(update={"hardware": "their GPU", "batch_sizes": (8,)})
+    text = table(results([elsewhere], [replace(elsewhere, measurement=moved)]))
+    assert "times are of different hardware" in text
+    assert "times are of different batch sizes" in text
+    assert cells(text)[3][-1] == "their GPU"
+    assert "different" not in table(results([elsewhere], [elsewhere]))

