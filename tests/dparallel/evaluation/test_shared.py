@@ -1,8 +1,8 @@
 """The benchmark's samples decoded by several processes, some of which are killed."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
