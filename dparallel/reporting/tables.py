@@ -148,7 +148,7 @@ def notes(section: Json) -> list[str]:
         points = {(row["aup_2_from"]["tpf"], row["aup_2_from"]["accuracy"]) for row in borrowed}
         where = " or ".join(f"TPF {tpf:.2f}, {share * 100:.1f} %" for tpf, share in sorted(points))
         lines[-1] += (
-            " * The curve of a model that was not decoded with one token per step begins at the teacher's "
+            " ‡ The curve of a model that was not decoded with one token per step begins at the teacher's "
             f"point ({where}); published tables begin at the model's own."
         )
     if section["aup"]:
@@ -206,7 +206,7 @@ def _measured(row: Json) -> str:
 
 def _begins(row: Json) -> str:
     """Marks an AUP_2 whose curve begins at the teacher's point."""
-    return " *" if row["aup_2_from"]["model"] != row["model"] else ""
+    return "‡" if row["aup_2_from"]["model"] != row["model"] else ""
 
 
 def _percent(share: float | None) -> str:

@@ -75,7 +75,7 @@ def test_the_markdown_has_the_papers_columns(report: dict[str, str]) -> None:
     assert {"NFE ratio", *TIMED_COLUMNS, "TPF", "AUP_2", "AUP", "device"} <= set(titles)
     assert "y_max = 80.0 %" in report[".md"]
     assert "60.0 ± 21.9 [23.1, 88.2]" in report[".md"]
-    assert "66.7 * |" in report[".md"]
+    assert "66.7‡ |" in report[".md"]
     assert "begins at the teacher's point (TPF 0.83, 80.0 %)" in report[".md"]
     for text in (report[".md"], report[".html"]):
         assert "AUP (accuracy under parallelism) is the area under accuracy" in text
@@ -237,6 +237,31 @@ setTimeout(() => {
   document.title = JSON.stringify(report);
 }, 200);
 </script></body>"""
+
+
+MEASURES = """<script>
+document.title = JSON.stringify([...document.querySelectorAll(".scroll")].map((part) =>
+  [part.scrollWidth - part.clientWidth, part.getBoundingClientRect().right <= innerWidth]));
+</script></body>"""
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 1200, 600])
+def test_tables_fit_the_page_or_scroll(width: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    stage = finished_benchmark(
+        tmp_path / "runs",
+        tiny_checkpoint,
+        hardware="AMD EPYC 9B45 128-Core Processor, threads: 128",
+        reused=2,
+    )
+    page = written(stage, tiny_checkpoint, tmp_path / "out")[".html"]
+    page = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", MEASURES)
+    dom = in_a_browser(page, tmp_path, f"--window-size={width},900")
+    [title] = re.findall(r"<title>(.*?)</title>", dom)
+    for hidden, inside in json.loads(title):
+        assert inside
+        assert hidden <= 0 or width < 1200, "the whole table is seen, with its last column"
 
 
 @needs_browser
