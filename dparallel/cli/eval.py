@@ -118,6 +118,11 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
         ConfigError: the protocol is unknown or invalid, or an option does not fit it.
     """
     name, file, settings = problem_settings(protocol)
+    if LM_EVAL in settings.values() and options.path is not None:
+        raise ConfigError(
+            f"--path {options.path} with {name}: tasks of lm-eval read files by split; give "
+            f"--set data_files.test={options.path}, and data_files.train for examples"
+        )
     given: Json = {"path": options.path}
     if options.limit is not None:
         given |= {"count": options.limit} if name == COINS else {"rows": f"[:{options.limit}]"}
@@ -139,6 +144,8 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
 def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:
     """Name, file and problem settings of a protocol: a file, the name of one, `lm_eval:TASK`, or `coins`."""
     kind, colon, task = protocol.partition(":")
+    if kind == LM_EVAL and not task:
+        raise ConfigError(f"--protocol {protocol}: name a task, as {LM_EVAL}:gsm8k_cot_zeroshot")
     if kind == LM_EVAL and colon:
         return protocol, None, {"benchmark": LM_EVAL, "task": task}
     if protocol == COINS:

@@ -3,24 +3,26 @@
 lm-eval is optional: `pip install 'dparallel[lm_eval]'`. Tested with 0.4.13.
 """
 
-import difflib
-import importlib.util
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from dparallel.config.base import nearest
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
+from dparallel.config.sources import kind_of
+from dparallel.problems.lm_eval_index import manager, metric_name, metrics, task_settings
 from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.sources import Problem, ProblemsError, json_value, selected
+from dparallel.problems.tables import KINDS, TableError, check_kinds, open_table
 
 EXAMPLE_SEED = 1234  # lm-eval's default seed of few-shot examples
-READERS = {".jsonl": "json", ".json": "json", ".gz": "json", ".parquet": "parquet"}
+OTHER_SPLITS = ("training_split", "validation_split", "fewshot_split")
 
 
 def protocol_of_task(config: ProblemsConfig) -> ProtocolConfig:
@@ -43,24 +45,47 @@ def task_problems(config: ProblemsConfig) -> list[Problem]:
     """The selected problems of a task of lm-eval, as its own requests ask them.
 
     Raises:
-        ProblemsError: as `protocol_of_task`; or the data cannot be read or lack a split.
+        ProblemsError: as `protocol_of_task`; or the data cannot be read, lack a split or do not fit the task.
     """
     assert config.task is not None
     task = open_task(config.task, config.num_fewshot, tuple(config.data_files.items()))
     task.set_fewshot_seed(EXAMPLE_SEED)
     given = {"task": config.task, "num_fewshot": config.num_fewshot, "data_files": dict(config.data_files)}
-    problems = [
-        Problem(
-            problem_id=f"{config.task}-{number:05d}",
-            source=f"lm_eval {config.task}",
-            reference=_reference(task, doc),
-            extra={"doc": json_value(f"{config.task}, row {number}", "doc", dict(doc)), LM_EVAL: given},
-            **_asked(task, doc, config.protocol),
-        )
-        for number, doc in enumerate(task.eval_docs, 1)
-    ]
+    numbers = selected(range(len(task.eval_docs)), config, f"lm_eval {config.task}")
+    chosen, last = set(numbers), max(numbers)
+    problems = []
+    for number, doc in enumerate(task.eval_docs):
+        if number > last:
+            break
+        with _row_of(config, number):
+            asked = _asked(task, doc, config.protocol)  # examples are drawn anew for every row
+        if number in chosen:
+            problems.append(
+                Problem(
+                    problem_id=f"{config.task}-{number + 1:05d}",
+                    source=f"lm_eval {config.task}",
+                    reference=_reference(task, doc),
+                    extra={
+                        "doc": json_value(f"{config.task}, row {number + 1}", "doc", dict(doc)),
+                        LM_EVAL: given,
+                    },
+                    **asked,
+                )
+            )
     _check_metrics(config, problems[0])
-    return selected(problems, config, f"lm_eval {config.task}")
+    return problems
+
+
+@contextmanager
+def _row_of(config: ProblemsConfig, number: int) -> Iterator[None]:
+    """Errors of a task, which is a program of its own, name the row."""
+    try:
+        yield
+    except Exception as error:
+        raise ProblemsError(
+            f"task={config.task!r} of lm-eval cannot ask row {number + 1} of its data "
+            f"({type(error).__name__}: {error}): correct the row or leave it out"
+        ) from error
 
 
 def _check_metrics(config: ProblemsConfig, problem: Problem) -> None:
@@ -68,7 +93,15 @@ def _check_metrics(config: ProblemsConfig, problem: Problem) -> None:
     right = problem.reference or ""
     for name in (name for name in config.protocol.scorers if name.startswith(f"{LM_EVAL}:")):
         for response in ("", right, right[: len(right) // 2], f"{right} {right}"):
-            scorer(name).score([problem], [response])
+            try:
+                scorer(name).score([problem], [response])
+            except ProblemsError:
+                raise
+            except Exception as error:
+                raise ProblemsError(
+                    f"task={config.task!r} of lm-eval cannot judge the response {shorten(response, 40)!r} "
+                    f"({type(error).__name__}: {error}): choose another task"
+                ) from error
 
 
 def _asked(task: Any, doc: dict[str, Any], protocol: ProtocolConfig) -> dict[str, Any]:
@@ -107,81 +140,6 @@ def _reference(task: Any, doc: dict[str, Any]) -> str | None:
 
 
 @cache
-def task_settings(name: str) -> dict[str, Any]:
-    """The settings in a task's file, without the functions that it names.
-
-    Raises:
-        ProblemsError: lm-eval is missing, or the task is unknown or cannot be used.
-    """
-    entry = _manager(name).task_index[name]
-    settings: dict[str, Any] = entry.cfg or {}
-    kind = settings.get("output_type", "generate_until")
-    if "class" in settings:
-        reason = "is written in Python, without settings that can be read"
-    elif kind != "generate_until":
-        reason = f"is of the type {kind}, and only generate_until can be decoded in parallel"
-    elif settings.get("unsafe_code"):
-        reason = "runs generated code, which needs a sandbox: use configs/protocols/humaneval_* or mbpp_*"
-    elif settings.get("doc_to_image") or settings.get("doc_to_audio"):
-        reason = "asks about pictures or sounds"
-    elif settings.get("repeats", 1) > 1:
-        reason = f"takes {settings['repeats']} responses to every problem, and one is decoded"
-    elif wrong := [metric for metric in _metrics(settings) if _aggregation(metric) != "mean"]:
-        reason = f"has the metric {_name(wrong[0]['metric'])!r}, which is no share of correct responses"
-    else:
-        return settings
-    raise ProblemsError(f"task={name!r} of lm-eval {reason}; choose another task")
-
-
-def _metrics(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    return settings.get("metric_list") or [{"metric": "exact_match"}]
-
-
-def _aggregation(metric: dict[str, Any]) -> str:
-    """How the values of a metric are aggregated; by default as lm-eval does."""
-    if "aggregation" in metric:
-        return str(metric["aggregation"])
-    from lm_eval.api import metrics, registry
-
-    default = registry.get_metric_aggregation(metric["metric"])
-    return "mean" if default is metrics.mean else "another"
-
-
-def _name(metric: str) -> str:
-    """Name of a metric; functions are written as FILE.NAME."""
-    return metric.rpartition(".")[2] if "/" in metric else metric
-
-
-def _manager(name: str) -> Any:
-    """A TaskManager that knows the task `name`. Indexing the folder of one task takes no time, all 20 s."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ProblemsError(
-            f"benchmark='lm_eval' with task={name!r} needs lm-eval, which is not installed: "
-            "pip install 'dparallel[lm_eval]'"
-        )
-    from lm_eval import tasks
-
-    line = re.compile(rf"^task:\s*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$", re.MULTILINE)
-    root = Path(tasks.__file__).parent
-    for file in sorted(root.rglob("*.yaml")):
-        if name in (text := file.read_text(encoding="utf-8")) and line.search(text):
-            manager = tasks.TaskManager(include_path=str(file.parent), include_defaults=False)
-            if name in manager.all_subtasks:
-                return manager
-    everything = tasks.TaskManager()
-    if name in everything.all_subtasks:
-        return everything
-    if name in everything.all_tasks:
-        members = everything.task_index[name]
-        named = members.tags or (members.cfg or {}).get("task", ())
-        some = ", ".join(sorted(str(member) for member in named if isinstance(member, str))[:10])
-        raise ProblemsError(f"task={name!r} is a group of tasks of lm-eval: name one of them, such as {some}")
-    near = difflib.get_close_matches(name, everything.all_subtasks, n=10)
-    known = f"similar ones: {', '.join(near)}; " if near else ""
-    raise ProblemsError(f"unknown task={name!r} of lm-eval; {known}`lm-eval ls subtasks` lists all")
-
-
-@cache
 def open_task(name: str, num_fewshot: int | None, data_files: tuple[tuple[str, str], ...]) -> Any:
     """A task of lm-eval with its data.
 
@@ -199,43 +157,92 @@ def open_task(name: str, num_fewshot: int | None, data_files: tuple[tuple[str, s
     datasets.disable_progress_bars()
     try:
         whole = {"group": "dparallel", "task": [changes]}  # takes the settings of the task's file
-        [task] = _manager(name).load(whole)["tasks"].values()
+        [task] = manager(name).load(whole)["tasks"].values()
     except Exception as error:  # a task is a program of its own
-        reason = f"{type(error).__name__}: {error}"
-        raise ProblemsError(
-            f"task={name!r} of lm-eval cannot be loaded ({reason}); offline, give data_files: {{SPLIT: FILE}}"
-        ) from error
+        raise ProblemsError(_not_loaded(name, settings, count, dict(data_files), error)) from error
     return task
 
 
-def _local_data(name: str, settings: dict[str, Any], count: int, files: dict[str, str]) -> dict[str, Any]:
-    """Settings that make a task read local files."""
+def _not_loaded(
+    name: str, settings: dict[str, Any], count: int, files: dict[str, str], error: Exception
+) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    named = settings.get("dataset_path")
+    if isinstance(error, ImportError):
+        return (
+            f"task={name!r} of lm-eval needs another package ({reason}): install it, or choose another task"
+        )
+    if files:
+        columns = "; ".join(f"{file} has {', '.join(_columns(file))}" for file in files.values())
+        return (
+            f"task={name!r} of lm-eval cannot use the columns of data_files ({reason}; {columns}): give "
+            f"files with the columns of {named}"
+        )
+    needed = ", ".join(f"{split}: FILE" for split in _splits(settings, count))
+    return (
+        f"task={name!r} of lm-eval cannot be loaded ({reason}); offline, give local copies of the splits of "
+        f"{named}: data_files: {{{needed}}}"
+    )
+
+
+def _splits(settings: dict[str, Any], count: int) -> list[str]:
+    """The splits that a task reads: of its problems, then of its examples."""
     examples = settings.get("fewshot_config") or {}
     source = examples.get("split") or settings.get("fewshot_split") or settings.get("training_split")
     asked = settings.get("test_split") or settings.get("validation_split")
     needed = [asked, *([source] if count and not examples.get("samples") else [])]
-    if missing := [split for split in needed if split and split not in files]:
+    return list(dict.fromkeys(filter(None, needed)))
+
+
+def _columns(file: str) -> list[str]:
+    """The columns of a local file, all of whose rows are read.
+
+    Raises:
+        ProblemsError: it is missing, empty or damaged, or no table.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ProblemsError(f"data_files: {file}: no such file (looked in {Path.cwd()})")
+    try:
+        check_kinds([path])
+        table = open_table(path)
+        _, columns = table.read(range(len(table)), ())
+    except TableError as error:
+        raise ProblemsError(f"data_files: {error}") from error
+    if not len(table):
+        raise ProblemsError(f"data_files: {file} holds 0 rows: give another file")
+    return columns
+
+
+def _local_data(name: str, settings: dict[str, Any], count: int, files: dict[str, str]) -> dict[str, Any]:
+    """Settings that make a task read local files."""
+    needed = _splits(settings, count)
+    if missing := [split for split in needed if split not in files]:
+        whose = " for its examples" if missing[0] != needed[0] else ""
         raise ProblemsError(
-            f"task={name!r} of lm-eval reads the split {missing[0]!r}"
-            f"{' for its examples' if missing[0] == source != asked else ''}, and data_files gives "
+            f"task={name!r} of lm-eval reads the split {missing[0]!r}{whose}, and data_files gives "
             f"{', '.join(files)}: give {missing[0]}: FILE"
         )
-    for file in files.values():
-        if not Path(file).is_file():
-            raise ProblemsError(f"data_files: {file}: no such file (looked in {Path.cwd()})")
-    readers = {READERS.get(Path(file).suffix) for file in files.values()}
-    [reader, *others] = readers
-    if reader is None or others:
+    usual = ("train", "validation", "test")  # of another task of the same command
+    if unknown := [split for split in files if split not in (*usual, *needed)]:
         raise ProblemsError(
-            f"data_files={files}: give files of one kind, named {', '.join(READERS)}: JSON or Parquet"
+            f"data_files gives {unknown[0]}, and task={name!r} of lm-eval reads {', '.join(needed)}: drop it"
         )
-    paths = {split: str(Path(file).absolute()) for split, file in files.items()}
+    for file in files.values():
+        _columns(file)
+    readers = {KINDS[kind_of(Path(file))].lower() for file in files.values()}
+    if len(readers) > 1:
+        raise ProblemsError(
+            f"data_files: {', '.join(files.values())}: give files of one kind, JSON or Parquet"
+        )
     changes: dict[str, Any] = {
-        "dataset_path": reader,
+        "dataset_path": readers.pop(),
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": paths},
+        "dataset_kwargs": {
+            "data_files": {split: str(Path(file).absolute()) for split, file in files.items()}
+        },
     }
-    for setting in ("training_split", "validation_split", "fewshot_split"):
+    for setting in OTHER_SPLITS:
         if settings.get(setting) not in (None, *files):
             changes[setting] = None
     return changes
@@ -253,18 +260,19 @@ def scorer(name: str) -> Scorer:
     _, task, *rest = name.split(":", 2)
     settings = task_settings(task)
     filters = [part["name"] for part in settings.get("filter_list") or [{"name": "none"}]]
-    measured = [_name(metric["metric"]) for metric in _metrics(settings)]
-    metrics = [f"{metric},{part}" for metric in measured for part in filters]
-    if rest and rest[0] not in metrics:
+    measured = [metric_name(metric["metric"]) for metric in metrics(settings)]
+    known = [f"{metric},{part}" for metric in measured for part in filters]
+    if rest and rest[0] not in known:
         raise ProblemsError(
-            f"metric={rest[0]!r} of task={task!r} is unknown; {nearest(rest[0], metrics)}known: "
-            f"{', '.join(metrics)}"
+            f"metric={rest[0]!r} of task={task!r} is unknown; {nearest(rest[0], known)}known: "
+            f"{', '.join(known)}"
         )
+    ordered = tuple(dict.fromkeys([*rest, *known]))
     return Scorer(
         name,
         version=zlib.crc32(f"{version('lm_eval')} {settings}".encode()),
-        metrics=tuple(dict.fromkeys([*rest, *metrics])),
-        score=partial(judge, tuple(dict.fromkeys([*rest, *metrics]))),
+        metrics=ordered,
+        score=partial(judge, ordered),
         misfit=_no_task,
         needs_reference=False,
         seconds=60.0,  # the first response of a worker waits for the task and its data

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProblemsConfig
@@ -62,8 +62,11 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
     return selected(problems, config, " and ".join(source.label for source, _ in reads))
 
 
-def selected(problems: list[Problem], config: ProblemsConfig, label: str) -> list[Problem]:
-    """The problems that `rows`, `count` and `seed` select; `label` names them in messages."""
+Item = TypeVar("Item")
+
+
+def selected(problems: Sequence[Item], config: ProblemsConfig, label: str) -> list[Item]:
+    """What `rows`, `count` and `seed` select of all problems; `label` names them in messages."""
     if config.rows is not None:
         start, stop = (_place(bound, len(problems)) for bound in config.rows.strip("[]").split(":"))
         problems = problems[start:stop]

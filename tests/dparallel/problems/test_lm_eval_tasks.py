@@ -2,19 +2,25 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.judging import score
+from dparallel.problems.lm_eval_index import names, task_settings
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import load_problems, problems_digest, protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
-from dparallel.problems.sources import ProblemsError
+from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.tiny.byte_level import LLADA, QWEN, byte_level
+from tests.dparallel.problems.rows import DATA
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is missing")
 if importlib.util.find_spec("lm_eval") is not None:
@@ -47,8 +53,8 @@ def own_task(name: str, num_fewshot: int, files: dict[str, str]) -> Any:
     """The task as lm-eval's evaluator prepares it."""
     from lm_eval import tasks
 
-    folder = Path(tasks.__file__).parent / "gsm8k"
-    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    folders = [Path(tasks.__file__).parent / folder for folder in ("gsm8k", "minerva_math")]
+    manager = tasks.TaskManager(include_path=list(map(str, folders)), include_defaults=False)
     data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     members = [{"task": name, **data}]
     [task] = manager.load({"group": "own", "task": members})["tasks"].values()
@@ -144,7 +150,12 @@ def test_a_metric_is_chosen_as_the_accuracy_and_problems_are_selected(files: dic
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "humaneval"}, "task='humaneval' of lm-eval runs generated code, which needs a sandbox"),
+        (
+            {"task": "humaneval"},
+            "task='humaneval' of lm-eval runs generated code without a sandbox: take a p",
+        ),
+        ({"task": "mbpp_plus_instruct"}, "such as humaneval_llada or mbpp_llada"),
+        ({"task": "cruxeval_input"}, "runs generated code without a sandbox"),
         ({"task": "arc_easy"}, "is of the type multiple_choice, and only generate_until"),
         ({"task": "squadv2"}, "is written in Python"),
         ({"task": "gsm8k_cot_self_consistency"}, "takes 64 responses to every problem, and one is decoded"),
@@ -156,7 +167,8 @@ def test_a_metric_is_chosen_as_the_accuracy_and_problems_are_selected(files: dic
             "reads the split 'test', and data_files gives train: give test: FILE",
         ),
         ({"data_files": {"test": "no.jsonl"}}, r"data_files: no\.jsonl: no such file"),
-        ({"data_files": {}}, "cannot be loaded .*; offline, give data_files"),
+        ({"data_files": {}}, r"cannot be loaded .* splits of openai/gsm8k: data_files: \{test: FILE\}"),
+        ({"data_files": {}, "num_fewshot": 1}, r"data_files: \{test: FILE, train: FILE\}"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_refused(
@@ -168,11 +180,74 @@ def test_a_task_that_cannot_be_used_is_refused(
 
 
 @needs_lm_eval
-def test_unknown_tasks_and_groups_name_others() -> None:
-    with pytest.raises(ProblemsError, match="unknown task='gsm8k_cott'.* similar ones: gsm8k_cot, "):
-        load_problems(config("gsm8k_cott"))
-    with pytest.raises(ProblemsError, match="'mmlu' is a group of tasks .* such as mmlu_humanities"):
-        load_problems(config("mmlu"))
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ['{"text": "a", "code": "b"}'],
+            r"the columns of data_files \(.*own.jsonl has text, code\): give files",
+        ),
+        (['{"question": 5'], "own.jsonl, row 1: not JSON"),
+        (['{"question": "a", "answer": "#### 1"}', "{]"], "own.jsonl, row 2: not JSON"),
+        ([], "own.jsonl holds 0 rows"),
+    ],
+)
+def test_files_that_do_not_fit_a_task_are_named(lines: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ProblemsError, match=message):
+        load_problems(config(num_fewshot=0, data_files={"test": str(file)}))
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tset": "a.jsonl"}, "data_files gives tset, and task='gsm8k' of lm-eval reads test: drop it"),
+        ({"train": "LICENSE.txt"}, r"give files of one kind, named \.jsonl"),
+        ({"train": "rows.parquet"}, "give files of one kind, JSON or Parquet"),
+    ],
+)
+def test_files_of_other_splits_and_kinds_are_named(
+    more: dict[str, str], message: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "LICENSE.txt").write_text("MIT", encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    with pytest.raises(ProblemsError, match=message):
+        load_problems(config(num_fewshot=0, data_files={"test": files["test"], **more}))
+
+
+@needs_lm_eval
+def test_unknown_tasks_and_groups_name_others_without_importing_lm_eval(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from dparallel.problems.lm_eval_index import names, task_settings, task_settings
+from dparallel.problems.sources import Problem, ProblemsError
+for name in ("gsm8k_cott", "mmlu", "math_word_problems", "RC_tasks"):
+    try:
+        task_settings(name)
+    except ProblemsError as error:
+        print(error)
+assert "lm_eval" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    unknown, mmlu, words, reading = done.stdout.splitlines()
+    assert unknown.startswith("unknown task='gsm8k_cott' of lm-eval; did you mean 'gsm8k_cot' or ")
+    for group, line in {"mmlu": mmlu, "math_word_problems": words, "RC_tasks": reading}.items():
+        assert line.startswith(
+            f"task={group!r} is a group of tasks of lm-eval: name one of its tasks, such as "
+        )
+
+
+@needs_lm_eval
+def test_the_names_are_those_of_lm_evals_own_index() -> None:
+    from lm_eval.tasks import TaskManager
+
+    everything, found = TaskManager(), names()
+    files = {name: str(everything.task_index[name].yaml_path) for name in everything.all_subtasks}
+    assert found.tasks == files
+    assert set(found.groups) == set(everything.all_groups)
+    assert set(found.tags) >= set(everything.all_tags)
 
 
 @needs_lm_eval
@@ -187,11 +262,13 @@ def test_a_metric_that_is_neither_right_nor_wrong_is_named() -> None:
 
 def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
+    task_settings.cache_clear()
+    names.cache_clear()
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *more: None if name == "lm_eval" else found(name, *more)
     )
     with pytest.raises(
-        ProblemsError, match=r"task='a_task' needs lm-eval.*pip install 'dparallel\[lm_eval\]'"
+        ProblemsError, match=r"task='a_task': .* needs lm-eval.*pip install 'dparallel\[lm_eval\]'"
     ):
         load_problems(config("a_task"))
 
@@ -219,3 +296,76 @@ def test_settings_of_a_task_that_make_no_sense_are_named(settings: dict[str, Any
 def test_the_scorer_is_that_of_the_task() -> None:
     assert config("gsm8k").protocol.scorers == ("lm_eval:gsm8k",)
     assert config("gsm8k", metric="exact_match,none").protocol.scorers == ("lm_eval:gsm8k:exact_match,none",)
+
+
+def answers_of(problem: Problem) -> list[str]:
+    """Right, wrong and doubtful responses to a problem."""
+    reference = problem.reference or ""
+    answer = reference.rpartition("#### ")[2] or reference
+    return [
+        reference,
+        f"The answer is {answer}.",
+        f"The answer is {answer}",
+        f"#### {answer}\n#### 5",
+        rf"so $\boxed{{{answer}}}$",
+        f"Final Answer: The final answer is ${answer}$. I hope it is correct.",
+        f"${answer}.00, that is 7",
+        "",
+        "-" * 300,
+        "1,000,000 \\frac{",
+    ]
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("name", "shots", "rows"),
+    [("gsm8k_cot_zeroshot", 0, "gsm8k"), ("gsm8k", 2, "gsm8k"), ("minerva_math500", 0, "math500")],
+)
+def test_verdicts_are_those_of_lm_evals_own_evaluation(
+    name: str, shots: int, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same texts for the same rows: lm-eval's evaluation of a model that says them, and our judging."""
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import TemplateLM
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = (DATA / f"{rows}.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    data = {}
+    for split, copies in {"test": 10, "train": 1}.items():  # each row once for every response
+        file = tmp_path / f"{split}.jsonl"
+        file.write_text("".join(line + "\n" for line in lines for _ in range(copies)), encoding="utf-8")
+        data[split] = str(file)
+    asked = config(name, num_fewshot=shots, data_files=data)
+    problems, protocol = load_problems(asked), protocol_of(asked)
+    responses = [answers_of(problem)[number % 10] for number, problem in enumerate(problems)]
+
+    class Says(TemplateLM):
+        eot_token_id = 0
+
+        def tok_encode(self, string: str, **_: Any) -> list[int]:
+            return list(string.encode())
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
+            raise NotImplementedError
+
+        def loglikelihood_rolling(self, requests: Any, **_: Any) -> Any:
+            raise NotImplementedError
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            assert [request.args[0] for request in requests] == [problem.prompt for problem in problems]
+            return responses
+
+    found = simple_evaluate(
+        Says(), tasks=[own_task(name, shots, data)], log_samples=True, bootstrap_iters=0, num_fewshot=shots
+    )
+    verdicts = score(problems, responses, protocol)
+    metrics = {metric for verdict in verdicts for metric in verdict.metrics}
+    assert metrics == {key for key in found["results"][name] if "," in key and "stderr" not in key}
+    for metric in metrics:
+        measured, _, part = metric.partition(",")
+        samples = [sample for sample in found["samples"][name] if sample["filter"] == part]
+        theirs = {sample["doc_id"]: bool(sample[measured]) for sample in samples}
+        ours = [verdict.metrics[metric] for verdict in verdicts]
+        assert ours == [theirs[number] for number in range(len(problems))], metric
+        assert found["results"][name][metric] == pytest.approx(sum(map(bool, ours)) / len(ours))
+        assert set(ours) == {True, False}, metric
