@@ -375,7 +375,7 @@ def test_a_task_of_lm_eval_is_named_and_what_it_lacks_is_said(
     arguments = ["eval", "--model", str(checkpoint), "--protocol", "lm_eval:gsm8k", "--limit", "8"]
     assert refused(capsys, arguments).startswith("lm_eval:gsm8k: ")
     line = refused(capsys, [*arguments, "--path", "here.jsonl"])
-    assert "benchmark='lm_eval' with sources, path or split" in line
+    assert "with lm_eval:gsm8k: tasks of lm-eval read files by split; give --set data_files.test=" in line
     assert "data_files" in line
 
 
