@@ -230,7 +230,9 @@ for name in ("gsm8k_cott", "mmlu", "math_word_problems", "RC_tasks"):
         print(error)
 assert "lm_eval" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     unknown, mmlu, words, reading = done.stdout.splitlines()
     assert unknown.startswith("unknown task='gsm8k_cott' of lm-eval; did you mean 'gsm8k_cot' or ")
     for group, line in {"mmlu": mmlu, "math_word_problems": words, "RC_tasks": reading}.items():
