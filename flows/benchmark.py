@@ -1,6 +1,6 @@
 from typing import Any
 
-from prefect import flow
+from flows.environment import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import inspect
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,9 @@ from prefect import Flow
 
 from dparallel.config.base import UserError
 from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
-from flows.logs import thin_out_terminal
+from flows.interruption import Interruption
+from flows.logs import show_on
+from flows.server import start_temporary_server
 
 
 def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -43,23 +44,31 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     for choice in ("student", "benchmark"):
         if choice in inspect.signature(flow.fn).parameters:
             parser.add_argument(f"--{choice}", help=f"one {choice} of the config (default: all of them)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show all log messages")
     arguments = vars(parser.parse_args())
+    verbose = arguments.pop("verbose")
     try:
         planned = plan(**arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
-    thin_out_terminal()
+    terminal = show_on(sys.stderr, verbose)
+    interruption = Interruption(terminal.say, terminal.mute, lambda: terminal.stage)
 
     @functools.wraps(flow.fn)
     def run_planned(**parameters: Any) -> Any:
         return run(planned, **parameters)
 
     try:
+        terminal.say(f"{flow.name}: starting")
+        start_temporary_server()
         result: str | list[str] = Flow(run_planned, name=flow.name)(**arguments)
-    except Exception as error:  # Prefect has logged the traceback
+    except BaseException as error:  # Prefect has logged the traceback
+        if interruption.number is not None:
+            interruption.leave()
+        if not isinstance(error, Exception):
+            raise
         sys.exit(f"flow {flow.name} failed: {error}")
-    finally:
-        logging.getLogger("prefect").setLevel(logging.WARNING)  # suppresses the server's message at exit
+    interruption.over()
     print(result if isinstance(result, str) else "\n".join(result), flush=True)

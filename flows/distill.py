@@ -1,6 +1,8 @@
 from typing import Literal, get_args
 
-from prefect import flow, runtime
+from flows.environment import flow
+
+from prefect import runtime
 
 from dparallel.stages.experiment import Experiment
 from flows.command import main

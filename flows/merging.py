@@ -1,4 +1,4 @@
-from prefect import flow
+from flows.environment import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main

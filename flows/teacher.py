@@ -1,4 +1,4 @@
-from prefect import flow
+from flows.environment import flow
 
 from dparallel.config.teacher import TeacherConfig
 from flows.command import main

@@ -1,4 +1,4 @@
-from prefect import flow
+from flows.environment import flow
 
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan

@@ -32,7 +32,7 @@ log = logging.getLogger("dparallel.launch")
 LAST_LINES = 40
 # Lines with which launchers begin to report a failed process; the relevant output was printed before.
 LAUNCHERS_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode|launch\.py:\d+:sigkill_handler")
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 5.0  # less than `flows.interruption.SECONDS`
 
 
 class TrainingFailed(RuntimeError):
@@ -154,15 +154,22 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def ending_with_this_process(arguments: list[str]) -> list[str]:
+    """A command line that gets SIGTERM when this process ends, even by SIGKILL (on Linux).
+
+    Precisely, when the thread ends that starts it.
+    """
+    setpriv = shutil.which("setpriv")
+    return arguments if setpriv is None else [setpriv, "--pdeathsig", "TERM", *arguments]
+
+
 @contextlib.contextmanager
 def _processes(
     arguments: list[str], env: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen, set[psutil.Process]]]:
     """Start a launcher; yields it and a set for its descendants, all of which are stopped at exit."""
-    if setpriv := shutil.which("setpriv"):  # Linux: training ends even if this process is killed by SIGKILL
-        arguments = [setpriv, "--pdeathsig", "TERM", *arguments]
     process = subprocess.Popen(
-        arguments,
+        ending_with_this_process(arguments),
         env=env,
         encoding="utf-8",
         errors="replace",

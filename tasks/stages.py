@@ -1,5 +1,6 @@
 """What all stages' tasks have in common: an MLflow run and a Prefect artifact."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,8 +12,11 @@ from dparallel.stages.experiment import StagePlan
 from dparallel.stages.files import is_there
 from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
+from dparallel.stages.progress import duration
 from tasks.tracking.records import LOCAL_UI, how_to_open
 from tasks.tracking.run import Run, track
+
+log = logging.getLogger("dparallel.stage")
 
 
 def run_tracked(
@@ -31,6 +35,7 @@ def run_tracked(
         benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
     """
     name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
+    log.info("%s", name, extra={"stage": name})
     with track(
         home or Path(plan.out_dir).parent,
         plan.stage,
@@ -43,6 +48,7 @@ def run_tracked(
         benchmarks=benchmarks,
     ) as run:
         manifest = work(run)
+    log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir
 
@@ -67,6 +73,13 @@ def publish(name: str, markdown: str, link: str | None) -> None:
     else:
         how = f"Run `{name}` of this experiment, in a browser after:\n\n    {how_to_open()}\n"
         create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {name}")
+
+
+def in_a_line(name: str, folder: str, manifest: Manifest, reused: bool) -> str:
+    """What a finished stage made, in one line."""
+    took = f"already done, in {folder}" if reused else f"done in {duration(manifest.seconds)}"
+    counts = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in manifest.counts.items())
+    return f"{name}: {took} ({counts})"
 
 
 def summary(name: str, folder: str, manifest: Manifest, reused: bool) -> str:

@@ -1,7 +1,8 @@
+import logging
 from pathlib import Path
 
 import torch
-from prefect import get_run_logger, task
+from prefect import task
 
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan, StudentConfig
@@ -12,6 +13,8 @@ from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
 from tasks.stages import run_tracked, when_free
 from tasks.tracking.run import Run
+
+log = logging.getLogger("dparallel.training")
 
 
 @task(name="train-student", task_run_name="training {plan.student}")
@@ -27,7 +30,7 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
                 launch_config, settings.training, settings.recipe.views, torch.cuda.device_count()
             )
             try:
-                launch(plan, here, get_run_logger().info, lambda: run.forward(folder / METRICS))
+                launch(plan, here, log.info, lambda: run.forward(folder / METRICS))
             except TrainingRefused as error:
                 if IN_USE in str(error):
                     raise LeaseHeldError(str(error)) from error

@@ -42,6 +42,7 @@ from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
+from dparallel.stages.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +175,9 @@ class Trainer:
                 len(self.samples),
             )
         self.engine.train()
-        began = logged_at = time.perf_counter()
-        tokens = 0.0
+        progress = Progress(log, self.train_steps, done)
+        logged_at = time.perf_counter()
+        tokens, latest = 0.0, "resumed"
         for train_step in range(done + 1, self.train_steps + 1):
             logging_step = train_step % training.log_every == 0 or train_step in (1, self.train_steps)
             metrics = self.step(train_step, logging_step)
@@ -185,9 +187,10 @@ class Trainer:
                 metrics["tokens_per_second"] = tokens / (now - logged_at)
                 metrics["peak_memory_bytes"] = peak_memory_bytes()
                 metrics_log.append(self.folder / METRICS, {"train_step": train_step, **metrics})
-                seconds_left = (now - began) / (train_step - done) * (self.train_steps - train_step)
-                report(train_step, self.train_steps, metrics, seconds_left)
+                latest = described(metrics)
                 tokens, logged_at = 0.0, now
+            if self.process.first:
+                progress.tell(train_step, f"step {train_step} of {self.train_steps}: {latest}")
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
                 if self.still_held is not None:
                     self.still_held()
@@ -259,17 +262,9 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def report(train_step: int, train_steps: int, metrics: dict[str, float], seconds_left: float) -> None:
-    """Log the metrics of a train step."""
-    minutes, seconds = divmod(round(seconds_left), 60)
-    log.info(
-        "step %d of %d: loss %.4f, entropy %.3f (teacher %.3f), %.0f tokens/s, %d:%02d left",
-        train_step,
-        train_steps,
-        metrics["loss"],
-        metrics["student_entropy"],
-        metrics["teacher_entropy"],
-        metrics["tokens_per_second"],
-        minutes,
-        seconds,
+def described(metrics: dict[str, float]) -> str:
+    """The metrics of a train step for the log."""
+    return (
+        f"loss {metrics['loss']:.4f}, entropy {metrics['student_entropy']:.3f} "
+        f"(teacher {metrics['teacher_entropy']:.3f}), {metrics['tokens_per_second']:.0f} tokens/s"
     )

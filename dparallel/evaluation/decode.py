@@ -16,6 +16,7 @@ from dparallel.decoding.generate import generate
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop
 from dparallel.evaluation.bench import Bench, Unit
+from dparallel.evaluation.cases import TEACHER
 from dparallel.evaluation.certainty import replay
 from dparallel.evaluation.hardware import hardware
 from dparallel.evaluation.store import SAMPLES
@@ -23,12 +24,14 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.loader import Loader
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
+from dparallel.stages.progress import Progress
 
 log = logging.getLogger(__name__)
 
 Finished = Callable[[int, Generation], None]  # index of a prompt among those decoded, and its response
 
 LATENCY_SAMPLES = 8  # problems of a split that are also decoded with batch size 1
+ALONE = 8.0  # estimate: time of a row that is decoded alone, relative to one in a batch
 
 
 def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None = None) -> None:
@@ -38,15 +41,57 @@ def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None =
         finished: called with every response when it is decoded, to show progress.
     """
     models = list(dict.fromkeys(unit.model for unit in units))
-    began = time.perf_counter()
+    ordered = sorted(units, key=lambda unit: models.index(unit.model))
+    progress, passes, done = Progress(log, 0.0), Passes(), 0.0
     with Loader(bench.inputs) as loader:
-        for count, unit in enumerate(sorted(units, key=lambda unit: models.index(unit.model)), 1):
+        for place, unit in enumerate(ordered):
             if not bench.is_missing(unit):
                 log.info("%s: decoded by another process meanwhile", unit.label)
                 continue
-            summary = _decode(bench, unit, *loader.load(unit.model), finished)
-            left = (time.perf_counter() - began) / count * (len(units) - count)
-            log.info("%d/%d: %s: %s; about %.0f s left", count, len(units), unit.label, summary, left)
+            nfe = _decode(bench, unit, *loader.load(unit.model), finished)
+            passes.seen(unit, nfe)
+            done += _rows(unit) * nfe
+            left = ordered[place + 1 :]
+            progress.total = done + sum(_rows(other) * passes.expected(other) for other in left)
+            progress.tell(done, f"{place + 1} of {len(ordered)}: {unit.label}: NFE {nfe:.1f}")
+
+
+class Passes:
+    """How many forward passes a response takes: as many as those of similar units that are decoded."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, DecodingConfig], float] = {}
+
+    def seen(self, unit: Unit, nfe: float) -> None:
+        """Note the mean number of forward passes of a unit."""
+        self._known[unit.model, unit.decoding] = nfe
+
+    def expected(self, unit: Unit) -> float:
+        """The number of steps; or that of the nearest threshold of the same model, or else of another one.
+
+        Before any is known, four tokens per forward pass are assumed; and for students, half of the
+        teacher's passes.
+        """
+        decoding = unit.decoding
+        if decoding.steps is not None:
+            return float(decoding.steps)
+        similar = [
+            (model != unit.model, abs((known.threshold or 0.0) - (decoding.threshold or 0.0)), model, nfe)
+            for (model, known), nfe in self._known.items()
+            if (known.rule, known.mode) == (decoding.rule, decoding.mode)
+        ]
+        if not similar:
+            return decoding.gen_length / 4
+        _, _, model, nfe = min(similar)
+        return nfe / 2 if model == TEACHER != unit.model else nfe
+
+
+def _rows(unit: Unit) -> float:
+    """Rows that are decoded for a unit, with those that are decoded alone at their higher cost."""
+    first, end = unit.slice
+    if unit.kind == "certainty":
+        return ALONE
+    return end - first + ALONE * max(min(LATENCY_SAMPLES, end) - first, 0)
 
 
 def _decode(
@@ -55,20 +100,20 @@ def _decode(
     model: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
     finished: Finished | None,
-) -> str:
-    """Decode a unit into the store; returns a summary for the log."""
+) -> float:
+    """Decode a unit into the store; returns the mean number of forward passes."""
     prompts = bench.prompts(unit.model, unit.split)[slice(*unit.slice)]
     stops = bench.stops(unit.split)
     if unit.kind == "certainty":
         certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding, stops)
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
-        return f"{len(certainty['probability'])} steps"
+        return float(len(certainty["probability"]))
     batch_size, first = bench.config.batch_size, unit.slice[0]
     samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)
-    nfe, seconds = samples["nfe"].to_pylist(), sum(samples["seconds"].to_pylist())
-    return f"NFE {sum(nfe) / len(nfe):.1f}, {seconds:.1f} s"
+    nfe = samples["nfe"].to_pylist()
+    return float(sum(nfe) / len(nfe))
 
 
 def sample(

@@ -20,6 +20,7 @@ from dparallel.evaluation.selection import Row, best_student, keeps_accuracy, ma
 from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
 from dparallel.evaluation.store import Keys
 from dparallel.problems.registry import check_unchanged
+from dparallel.stages.files import sweep
 from dparallel.stages.manifest import Manifest, Stage
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def run_stage(
             return done
         log.warning("%s was judged by scorers of another version or environment: judging again", stage.folder)
         stage.reopen()
+    sweep(stage.folder)
+    sweep(bench.store.folder)
     make: Make = partial(make_here, bench)
     if delegate is not None:
         make = partial(have_units_made, bench, delegate)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
@@ -14,10 +13,9 @@ from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.scoring import scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH, describe
+from dparallel.stages.progress import Progress
 
 log = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 10.0  # between two lines of progress
 
 
 class JudgingError(UserError):
@@ -52,7 +50,7 @@ def judged(
         return
     items = list(zip(problems, responses, strict=True))
     outcomes = call_each(partial(judge_one, scorer), items, scorer.seconds, scorer.prepare)
-    began, told, failed, lost = time.monotonic(), time.monotonic(), 0, list[str]()
+    progress, failed, lost = Progress(log, len(items)), 0, list[str]()
     with contextlib.closing(outcomes):
         for count, (index, outcome) in enumerate(outcomes, 1):
             if outcome.lost:
@@ -60,10 +58,7 @@ def judged(
                 continue
             failed += outcome.failure is not None
             yield index, _verdict(scorer, outcome)
-            if time.monotonic() - told > PROGRESS_SECONDS:
-                told = time.monotonic()
-                left = (told - began) / count * (len(items) - count)
-                log.info("%s: judged %d/%d; about %.0f s left", scorer.name, count, len(items), left)
+            progress.tell(count, f"{scorer.name}: judged {count:,} of {len(items):,} responses")
     if failed:
         log.warning("%s failed on %d of %d responses, which count as wrong", scorer.name, failed, len(items))
     if lost:

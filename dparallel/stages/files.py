@@ -6,6 +6,7 @@ file keeps its mode and owner. Devices, pipes and streams such as `/dev/stdout` 
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -29,6 +30,8 @@ SAYS_NO_ROOM = (
     "inline_container.cc",
 )
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # no hard links supported
+PARTIAL = ".partial"  # how the names of temporary files end
+SAVING = ".saving-"  # how those of temporary folders of models that are being saved begin
 LONGEST_CHAIN = 40  # symbolic links followed, as in Linux
 
 
@@ -91,20 +94,60 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    # A file system takes names of 255 bytes, and a character may be four of them.
-    partial = target.with_name(f".{target.name[:40]}.{uuid4().hex}.partial")
+    file, partial = new_partial(target)
     try:
-        with partial.open("xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if replace:
-            _keep_mode_and_owner(partial, target)
-            os.replace(partial, target)
-        else:
-            _link_unless_there(partial, target)
+            if replace:
+                _keep_mode_and_owner(partial, target)
+                os.replace(partial, target)
+            else:
+                _link_unless_there(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def new_partial(target: Path) -> tuple[BinaryIO, Path]:
+    """A new temporary file beside `target`, locked while it is open, so that `sweep` keeps it."""
+    while True:
+        # A file system takes names of 255 bytes, and a character may be four of them.
+        partial = target.with_name(f".{target.name[:40]}.{uuid4().hex}{PARTIAL}")
+        file = partial.open("xb")
+        if _lock(file) and partial.exists():
+            return file, partial
+        file.close()  # a process that sweeps the folder was faster
+        partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, alone: bool = False) -> None:
+    """Remove the temporary files in a folder and below it whose writers were killed.
+
+    Files that are still being written are locked, and kept; so are all where the file system has no locks.
+
+    Args:
+        alone: whether this process holds the folder's lease; then temporary folders of models that were
+            being saved are removed as well.
+    """
+    if alone:
+        for saving in folder.glob(f"{SAVING}*"):
+            shutil.rmtree(saving, ignore_errors=True)
+    for partial in folder.rglob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError), partial.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False if another process holds its lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from uuid import uuid4
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.stages.files import is_there, naming_the_file
+from dparallel.stages.files import is_there, naming_the_file, new_partial, sweep
 from dparallel.stages.manifest import CLAIM, StageError
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ class Watch:
         found = _read(self.path)
         if found is None:
             return False
-        probe = self.path.with_name(f".{LEASE}.{uuid4().hex}.partial")
+        file, probe = new_partial(self.path)
         try:
-            probe.touch()
-            return (probe.stat().st_mtime_ns - found[1]) / 1e9 > self.stale_after
+            with file:
+                return (os.fstat(file.fileno()).st_mtime_ns - found[1]) / 1e9 > self.stale_after
         finally:
             probe.unlink(missing_ok=True)
 
@@ -99,6 +99,7 @@ def held(
 ) -> Iterator[Callable[[], None]]:
     """Hold the lease of a stage's folder; yields a function that raises `StageError` if the lease was lost.
 
+    Temporary files and folders that a killed run left there are removed first.
     A lease of another machine that looks stale is watched for `stale_after` seconds, then taken over.
 
     Raises:
@@ -130,6 +131,7 @@ def held(
     renewal = threading.Thread(target=_renew, args=(path, mine, stopped, renewed_every), daemon=True)
     renewal.start()
     try:
+        sweep(path.parent, alone=True)
         yield check
     finally:
         stopped.set()
@@ -201,11 +203,14 @@ def _read(path: Path) -> tuple[Holder, int] | None:
 
 def _create(path: Path, mine: Holder) -> bool:
     """Create the lease file with its content in one operation; False if it already exists."""
-    whole = path.with_name(f".{LEASE}.{mine.token}.partial")
+    with naming_the_file(path):
+        file, whole = new_partial(path)
     try:
-        with naming_the_file(path):
-            whole.write_text(mine.model_dump_json(), encoding="utf-8")
-        os.link(whole, path)
+        with file:
+            with naming_the_file(path):
+                file.write(mine.model_dump_json().encode())
+                file.flush()
+            os.link(whole, path)
     except FileExistsError:
         return False
     except OSError as error:

@@ -6,9 +6,7 @@ only.
 
 import logging
 import math
-import os
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -22,9 +20,11 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
 from dparallel.problems import coins
 from dparallel.problems.prompts import finish
-from dparallel.stages import metrics_log
+from dparallel.stages import lease, metrics_log
+from dparallel.stages.files import naming_the_file, replacing
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.stages.metrics_log import METRICS
+from dparallel.stages.progress import Progress
 from dparallel.tiny.objectives import OBJECTIVES
 from dparallel.tiny.tokenizer import build_tokenizer
 
@@ -73,11 +73,17 @@ def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path
     An interrupted run resumes from its last checkpoint.
 
     Raises:
+        LeaseHeldError: another run works in this folder.
         RuntimeError: the loss is not finite, or the accuracy of the trained model is below `min_accuracy`.
     """
     stage = Stage("teacher", config, inputs, out_dir)
     if done := stage.done:
         return done
+    with lease.held(stage.folder):
+        return stage.done or _train(config, stage)  # finished by another run meanwhile
+
+
+def _train(config: TeacherConfig, stage: Stage) -> Manifest:
     tokenizer = build_tokenizer()
     torch.manual_seed(config.seed)
     model = DiffusionTransformer(
@@ -120,7 +126,7 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
     ]
     first = _resume(folder / "checkpoint.pt", model, [*optimizer, *schedule])
     metrics_log.cut_back(folder / METRICS, first)
-    start, losses = time.perf_counter(), []
+    progress, losses = Progress(log, config.train_steps, first), []
     model.train()
     for step in range(first, config.train_steps):
         loss = training_loss(model, *batch(config.batch_size, step, config.seed), config, step)
@@ -136,9 +142,8 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
             scheduler.step()
         done = step + 1
         if done % LOG_EVERY == 0 or done == config.train_steps:
-            mean, seconds = sum(losses) / len(losses), time.perf_counter() - start
-            left = seconds / (done - first) * (config.train_steps - done)
-            log.info("train step %d/%d loss %.4f, %.0f s left", done, config.train_steps, mean, left)
+            mean = sum(losses) / len(losses)
+            progress.tell(done, f"train step {done} of {config.train_steps}: loss {mean:.4f}")
             metrics_log.append(folder / METRICS, {"train_step": done, "loss": mean})
             losses.clear()
         if done % CHECKPOINT_EVERY == 0:
@@ -172,8 +177,8 @@ def whole_solution_accuracy(
 
 def _checkpoint(path: Path, step: int, model: DiffusionTransformer, others: list) -> None:
     state = {"step": step, "model": model.state_dict(), "others": [other.state_dict() for other in others]}
-    torch.save(state, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+    with naming_the_file(path), replacing(path) as file:
+        torch.save(state, file)
 
 
 def _resume(path: Path, model: DiffusionTransformer, others: list) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dparallel.config.experiment import TrajectoriesConfig
-from dparallel.decoding.canvas import tokens_per_forward
+from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.loader import releasing_memory
@@ -23,14 +23,14 @@ from dparallel.problems.registry import check_unchanged, load_problems, problems
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
 from dparallel.stages.code import DECODING, STOPS, code_digest
-from dparallel.stages.files import is_there
+from dparallel.stages.files import is_there, sweep
 from dparallel.stages.manifest import Manifest, Stage, StageError, digest
+from dparallel.stages.progress import Progress
 from dparallel.stages.sharing import have_made
 from dparallel.trajectories.rows import generations_of, identity, rows
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import (
     read_shard,
-    remove_partials,
     same_recordings,
     shard_name,
     write_shard,
@@ -81,6 +81,8 @@ def run_stage(
         check_unchanged(stage.folder, done, content)
         return done
 
+    sweep(stage.folder)
+
     # 1. Take over the shards that were recorded before, and record the others.
     shards = _cut(config, problems, stage.folder)
     metadata = _metadata(config, inputs, stage)
@@ -96,7 +98,6 @@ def run_stage(
 
     # 2. Check all shards, including those of other processes; count and finish.
     table = pa.concat_tables([_read_checked(shard, metadata) for shard in shards])
-    remove_partials(stage.folder)
     counts, metrics = summarize(table)
     if missing:
         metrics["rows_per_second"] = sum(len(shard.problems) for shard in missing) / seconds
@@ -244,22 +245,22 @@ def _decode(
         encode_problems(shard.problems, protocol, tokenizer, model, config.decoding) for shard in shards
     ]
     stop = stop_at(tokenizer, protocol.stops)
-    recorded, began = 0, time.perf_counter()
-    for count, (shard, here) in enumerate(zip(shards, prompts, strict=True), 1):
+    recorded, total = 0, sum(map(len, prompts))
+    progress = Progress(log, total)
+
+    def finished(place: int, generation: Generation) -> None:
+        nonlocal recorded
+        recorded += 1
+        if recorded % config.batch_size == 0:  # a batch may finish all at once
+            progress.tell(recorded, f"{recorded:,} of {total:,} responses")
+
+    for shard, here in zip(shards, prompts, strict=True):
         if is_there(shard.path):
             log.info("%s: recorded by another process meanwhile", shard.path.name)
+            total -= len(here)
+            progress.total = total
             continue
-        generations = generate(model, here, config.decoding, config.batch_size, stop=stop)
+        generations = generate(model, here, config.decoding, config.batch_size, finished=finished, stop=stop)
         judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
         write_shard(shard.path, judged, metadata)
-        recorded += len(here)
-        seconds = time.perf_counter() - began
-        log.info(
-            "%s: %d rows, %.1f rows/s, shard %d of %d, about %.0f s left",
-            shard.path.name,
-            len(here),
-            recorded / seconds,
-            count,
-            len(shards),
-            seconds / count * (len(shards) - count),
-        )
+        progress.tell(recorded, f"{recorded:,} of {total:,} responses")

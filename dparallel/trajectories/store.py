@@ -27,12 +27,6 @@ def write_shard(path: Path, rows: list[dict], metadata: ShardMetadata) -> None:
     write_table(path, pa.Table.from_pylist(rows, schema=with_metadata(metadata)), replace=False)
 
 
-def remove_partials(folder: Path) -> None:
-    """Delete incomplete files of interrupted runs."""
-    for partial in folder.glob(".part-*.partial"):
-        partial.unlink(missing_ok=True)
-
-
 def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:
     """Rows and metadata of a shard; ForeignShardError if it is damaged or not a shard."""
     if path.is_dir():  # it would be read as a data set of many files

@@ -1,27 +1,36 @@
+import io
 import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dparallel.config.base import ConfigError
-from flows.logs import ThinOut, is_not_a_users_error
+from flows.logs import Terminal, ThinOut, is_not_a_users_error
+
+ROOT = Path(__file__).parents[2]
 
 
 def record(
-    text: str, name: str = "dparallel.trajectories.record", level: int = logging.INFO
+    text: str, name: str = "dparallel.trajectories.record", level: int = logging.INFO, **more: str | None
 ) -> logging.LogRecord:
-    return logging.LogRecord(name, level, "", 0, text, None, None)
+    made = logging.LogRecord(name, level, "", 0, text, None, None)
+    made.__dict__.update(more)
+    return made
 
 
-def test_progress_is_printed_now_and_then_and_all_else_always() -> None:
+def test_progress_passes_now_and_then_and_all_else_always() -> None:
     thin = ThinOut(seconds=3600)
-    assert thin.filter(record("part-00000.parquet: 500 rows, about 20 s left"))
-    assert not thin.filter(record("step 20 of 150: loss 0.4, 0:51 left", "prefect.task_runs"))
-    assert not thin.filter(record("test: teacher, entropy 0.6: 99 % right", "dparallel.evaluation.stage"))
+    assert thin.filter(record("64 of 1,500 responses, 0:20 left"))
+    assert not thin.filter(record("step 20 of 150: loss 0.4, 0:51 left"))
     assert thin.filter(record("Finished in state Completed()", "prefect.task_runs"))
-    assert thin.filter(record("1 step is left", "dparallel.evaluation.stage", logging.WARNING))
+    assert thin.filter(record("1 step is left", level=logging.WARNING))
 
 
-def test_progress_is_printed_again_after_a_while() -> None:
+def test_progress_passes_again_after_a_while() -> None:
     thin = ThinOut(seconds=0)
     assert all(thin.filter(record(f"{seconds} s left")) for seconds in (3, 2, 1))
 
@@ -32,3 +41,90 @@ def test_tracebacks_of_users_errors_are_not_printed(error: Exception, printed: b
     assert is_not_a_users_error(failed)
     failed.exc_info = (type(error), error, None)
     assert is_not_a_users_error(failed) is printed
+
+
+RECORDS = [
+    record("Beginning flow run 'a' for flow 'distill'", "prefect.flow_runs"),
+    record("training published", "dparallel.stage", stage="training published"),
+    record("step 1 of 9: loss 0.4, 0:51 left"),
+    record("step 2 of 9: loss 0.4, 0:50 left"),
+    record("a batch of 8 does not fit", level=logging.WARNING),
+    record("training published: done in 0:52 (9 train steps)", "dparallel.stage", stage=None),
+    record("Finished in state Failed('x')", "prefect.flow_runs", logging.ERROR),
+]
+
+
+def shown(terminal: Terminal) -> list[str]:
+    """What is in the file that a terminal writes to, without times."""
+    for each in RECORDS:
+        terminal.emit(each)
+    stream = terminal._stream
+    assert isinstance(stream, io.StringIO)
+    return [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+
+
+def test_a_file_gets_a_line_for_each_stage_and_little_progress() -> None:
+    assert shown(Terminal(io.StringIO())) == [
+        "training published: step 1 of 9: loss 0.4, 0:51 left",
+        "warning: a batch of 8 does not fit",
+        "training published: done in 0:52 (9 train steps)",
+    ]
+
+
+def test_verbose_shows_everything() -> None:
+    assert len(shown(Terminal(io.StringIO(), everything=True))) == len(RECORDS)
+
+
+def test_nothing_is_shown_after_an_interruption_but_how_to_go_on() -> None:
+    terminal = Terminal(io.StringIO())
+    terminal.mute()
+    assert shown(terminal) == []
+    terminal.say("interrupted")
+    assert shown(terminal) == ["interrupted"]
+
+
+def test_a_terminal_has_one_line_of_progress_that_is_written_over() -> None:
+    code = (
+        "import sys\nimport flows.environment\nfrom flows.logs import Terminal\n"
+        "from tests.flows.test_logs import RECORDS\n"
+        "terminal = Terminal(sys.stderr)\nfor each in RECORDS: terminal.emit(each)"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, cwd=ROOT) as process:
+        os.close(theirs)
+        written = b""
+        try:
+            while part := os.read(ours, 65536):
+                written += part
+        except OSError:  # how a pseudo-terminal ends
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    lines = [line.split("\r\x1b[K")[-1] for line in written.decode().split("\r\n")]
+    assert lines == [
+        "warning: a batch of 8 does not fit",
+        "training published: done in 0:52 (9 train steps)",
+        "",
+    ]
+    assert written.count(b"left") == 2
+
+
+@pytest.mark.parametrize("module", ["distill", "trajectories", "training", "merging", "benchmark", "teacher"])
+def test_prefect_reads_the_settings_of_local_runs(module: str, tmp_path: Path) -> None:
+    """Also from a folder without `prefect.toml`."""
+    if module != "distill":  # the others differ in their imports alone, which are read instead
+        lines = (ROOT / "flows" / f"{module}.py").read_text(encoding="utf-8").splitlines()
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        first = next(line for line in imports if line.split()[1].split(".")[0] not in sys.stdlib_module_names)
+        assert first == "from flows.environment import flow"
+        return
+    code = (
+        f"import flows.{module}\nfrom prefect.settings import get_current_settings\n"
+        "settings = get_current_settings()\n"
+        "assert settings.server.analytics_enabled is False\n"
+        "assert settings.server.ephemeral.startup_timeout_seconds == 120\n"
+        "assert settings.logging.to_api.when_missing_flow == 'ignore'\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment["PREFECT_HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

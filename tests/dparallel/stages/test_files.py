@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.base import UserError
-from dparallel.stages.files import FileError, naming_the_file, replacing, write_atomically, write_table
+from dparallel.stages.files import FileError, naming_the_file, replacing, sweep, write_atomically, write_table
 
 ROOT = os.geteuid() == 0
 TABLE = pa.table({"number": [1, 2, 3]})
@@ -230,3 +230,31 @@ def test_errors_of_other_libraries_writers_are_named(tmp_path: Path) -> None:
         save()
     with pytest.raises(RuntimeError, match="not of a disk"), naming_the_file(tmp_path / "state"):
         raise RuntimeError("not of a disk")
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    """A file that is being written is locked by its writer, and kept."""
+    left = tmp_path / "inner" / ".part-00000.parquet.12ab.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    (tmp_path / "out.jsonl.partial").write_bytes(b"results of `dparallel generate` that it goes on from")
+    saving = tmp_path / ".saving-x"
+    saving.mkdir()
+    with replacing(tmp_path / "inner" / "whole") as file:
+        sweep(tmp_path)
+        file.write(b"whole")
+    assert names(tmp_path / "inner") == ["whole"]
+    assert names(tmp_path) == [".saving-x", "inner", "out.jsonl.partial"]
+    sweep(tmp_path, alone=True)
+    assert names(tmp_path) == ["inner", "out.jsonl.partial"]
+
+
+def test_a_writer_that_is_killed_loses_its_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom dparallel.stages.files import replacing\n"
+        "with replacing(sys.argv[1]) as file:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False)
+    assert len(names(tmp_path)) == 1
+    sweep(tmp_path)
+    assert names(tmp_path) == []

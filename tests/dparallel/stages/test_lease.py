@@ -201,3 +201,15 @@ def test_waiting_ends_with_the_holder_and_says_for_whom(folder: Path, holding: i
     (folder / LEASE).unlink()
     wait_until_free(folder, say)
     assert len(said) == 1
+
+
+def test_who_takes_the_lease_sweeps_and_nobody_else(tmp_path: Path) -> None:
+    saving = tmp_path / ".saving-x"
+    saving.mkdir()
+    (saving / "model.safetensors").write_bytes(b"half")
+    with held(tmp_path):
+        assert not saving.exists()
+        saving.mkdir()
+        with pytest.raises(LeaseHeldError), held(tmp_path):
+            pass
+        assert saving.exists()

@@ -1,0 +1,34 @@
+"""Prefect with the settings of local runs. Every flow file imports `flow` from here, before anything else.
+
+Prefect reads its settings when it is imported. The prefect command and the workers, which are started from
+the project's folder, read the same ones from `prefect.toml`.
+"""
+
+import os
+
+from flows.interruption import leave_at_once_until_a_run_begins
+
+SETTINGS = {
+    # A flow without a server starts a temporary one; on a busy machine this exceeds Prefect's limit of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Sending usage statistics locks the temporary server's database while the run starts.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The library also logs outside of flow runs, which Prefect would warn about.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    # On a terminal, Prefect says that its client sends usage statistics.
+    "DO_NOT_TRACK": "1",
+    # MLflow reports the making of its tables.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+leave_at_once_until_a_run_begins()
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
+
+from prefect import flow
+
+from flows.logs import send_to_the_run
+
+__all__ = ["flow"]
+
+send_to_the_run()
