@@ -7,7 +7,7 @@ from prefect import task
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan, StudentConfig
 from dparallel.stages.files import is_there
-from dparallel.stages.lease import IN_USE, LeaseHeldError
+from dparallel.stages.lease import IN_USE, LeaseHeldError, remove_left
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
@@ -35,6 +35,8 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
                 if IN_USE in str(error):
                     raise LeaseHeldError(str(error)) from error
                 raise
+            finally:
+                remove_left(folder)
         return verify(folder, plan.stage)
 
     return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, lambda: train(run)))

@@ -150,6 +150,10 @@ def test_no_code_hides_in_a_package_file(path: Path) -> None:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     hidden = [node.name for node in ast.walk(parsed(path)) if isinstance(node, kinds)]
     assert not hidden, f"{path} defines {', '.join(hidden)}: give them a module of their own"
+    calls = [
+        ast.unparse(line) for line in parsed(path).body if isinstance(getattr(line, "value", None), ast.Call)
+    ]
+    assert not calls, f"{path} calls {', '.join(calls)}: importing a package must have no effect"
 
 
 def test_only_tracking_knows_mlflow() -> None:
@@ -158,9 +162,9 @@ def test_only_tracking_knows_mlflow() -> None:
 
 
 def test_flows_reach_the_library_for_types_only() -> None:
-    """Flows do all work through tasks; their command line sets the encodings of its own streams."""
+    """Flows do all work through tasks; their command line shows progress and encodes its own streams."""
     allowed = {"dparallel.stages.experiment", "dparallel.config.experiment", "dparallel.config.base"}
-    allowed |= {"dparallel.config.teacher", "dparallel.stages.streams"}
+    allowed |= {"dparallel.config.teacher", "dparallel.stages.streams", "dparallel.stages.progress"}
     for path in (ROOT / "flows").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dparallel"):

@@ -156,6 +156,13 @@ def wait_until_free(
         time.sleep(every)
 
 
+def remove_left(folder: str | Path) -> None:
+    """Remove the lease that processes of this machine left when they were stopped; others are kept."""
+    watch = Watch(folder)
+    if watch.holder() is None:
+        _remove(watch.path, watch.found, log.debug)
+
+
 def this_machine() -> str:
     """Identifies the boot and the namespace of process ids, within which a process id is unambiguous."""
     parts = [socket.gethostname()]
@@ -231,14 +238,14 @@ def _create_in_place(path: Path, mine: Holder) -> bool:
     return True
 
 
-def _remove(path: Path, stale: tuple[Holder, int] | None) -> None:
+def _remove(path: Path, stale: tuple[Holder, int] | None, say: Callable[..., None] = log.warning) -> None:
     """Remove the lease of a holder that is gone; concurrent runs check it again one after another."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without file locks, two runs may take over at the same moment
             claim = stack.enter_context(path.with_name(CLAIM).open("r+b"))
             fcntl.flock(claim, fcntl.LOCK_EX)
         if stale is not None and _read(path) == stale:
-            log.warning("%s was in use by %s, which is gone; its lease is taken over", path.parent, stale[0])
+            say("%s was in use by %s, which is gone; its lease is taken over", path.parent, stale[0])
             path.unlink(missing_ok=True)
 
 

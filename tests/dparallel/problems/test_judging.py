@@ -19,12 +19,13 @@ import pytest
 import dparallel
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProtocolConfig
-from dparallel.problems import judging, pool
+from dparallel.problems import pool
 from dparallel.problems.judging import judged, score
 from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.scoring import SCORERS, check_scorable
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH
+from dparallel.stages import progress
 from tests.dparallel.problems import hostile
 from tests.dparallel.problems.hostile import IN_PROCESS, IN_PROCESSES
 from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
@@ -97,10 +98,10 @@ def test_every_failure_costs_one_sample(caplog: pytest.LogCaptureFixture) -> Non
 def test_workers_are_few_live_long_and_import_no_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(judging, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
     with caplog.at_level("INFO"):
         found = verdicts(IN_PROCESSES, ["modules"] * 20)
-    assert "hostile: judged 1/20; about " in caplog.text
+    assert "hostile: judged 1 of 20 responses, " in caplog.text
     assert [verdict.metrics for verdict in found] == [{"right": True}] * 20
     assert len({verdict.note for verdict in found}) <= 2
 

@@ -203,6 +203,19 @@ def test_waiting_ends_with_the_holder_and_says_for_whom(folder: Path, holding: i
     assert len(said) == 1
 
 
+def test_stopped_processes_leave_no_lease_and_running_ones_keep_theirs(tmp_path: Path) -> None:
+    with held(tmp_path):
+        lease.remove_left(tmp_path)
+        assert (tmp_path / LEASE).is_file()
+        gone = Holder.model_validate_json((tmp_path / LEASE).read_bytes()).model_copy(
+            update={"process_started": 1.0}
+        )
+    lease.remove_left(tmp_path)
+    (tmp_path / LEASE).write_text(gone.model_dump_json(), encoding="utf-8")
+    lease.remove_left(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_who_takes_the_lease_sweeps_and_nobody_else(tmp_path: Path) -> None:
     saving = tmp_path / ".saving-x"
     saving.mkdir()
