@@ -8,6 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from dparallel.evaluation import plots, sharing
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
+from dparallel.reporting.next_steps import next_steps
+from dparallel.reporting.read import read_benchmark
 from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
@@ -47,7 +49,7 @@ def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
 
 @task(name="report", cache_policy=NO_CACHE)
 def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], run: Run) -> str:
-    """The final report: tables, paths of the report and of the pictures, and how to open the MLflow UI.
+    """The final report: tables, pictures, merged models, next commands, and how to open report and MLflow.
 
     Args:
         home: the experiment's folder.
@@ -84,6 +86,7 @@ def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], 
         "",
         "pictures:",
         *(f"  {picture}" for picture in (*pictures, curves)),
+        *next_steps(read_benchmark(*stages[0], plans[0].store, models=models), home.parent),
         "report:",
         f"  {folder / 'report.html'}",
         "MLflow:",

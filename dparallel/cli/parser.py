@@ -1,7 +1,6 @@
 """Arguments of the commands, including decoding settings."""
 
 import argparse
-import inspect
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +12,32 @@ from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import parse_yaml
+from dparallel.config.rules import RULES
 
 BATCH_SIZE = BenchmarkConfig.model_fields["batch_size"].default
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DECODING = {  # settings of decoding, and what they do
+    "gen_length": "response length in tokens",
+    "block_length": "tokens per block",
+    "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
+    "threshold": "of the rule: smallest confidence or margin, or largest entropy in nats",
+    "steps": "forward passes of the rules steps and dream_*",
+    "stability_threshold": "largest change in nats, for the rule stability",
+    "mode": "when a block becomes active",
+    "block_add_threshold": "share of a block from which the next is active, in multi_block and pipelined",
+    "decoded_token_threshold": "share of a block from which the next commits a token, in pipelined",
+    "cache": "which keys and values are kept",
+    "settle_rounds": "passes for which a complete block is recomputed, in multi_block with a cache",
+    "refresh_every": "passes between two computations of everything, in multi_block with a cache",
+    "stop_at_eos": "stop at an end-of-sequence token",
+}
+SAMPLING = {
+    "temperature": "0 takes the most likely token",
+    "top_p": "sample from the most likely tokens with this total probability",
+    "seed": "equal seeds and prompts give equal tokens",
+}
+HARDWARE = {"compile": "compiled kernels with fixed shapes; on a GPU, CUDA graphs"}
+IN_FULL = "All settings in full: python -m pydoc dparallel.DecodingConfig"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dparallel {version('dparallel')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
-    _add_decoding_command(commands, "chat", "hold a conversation; /reset clears it, /exit ends")
+    command, _, _ = _add_decoding_command(
+        commands, "chat", "hold a conversation; /reset clears it, /exit ends"
+    )
+    _add_texts(command.add_argument_group("texts"))
     _add_plan(commands)
     _add_eval(commands)
     _add_compare(commands)
@@ -65,8 +90,10 @@ def _flag(field: str) -> str:
 
 
 def _add_generate(commands: Any) -> None:
-    command = _add_decoding_command(commands, "generate", "decode one prompt, or a file of prompts")
-    source = command.add_mutually_exclusive_group(required=True)
+    command, first, hardware = _add_decoding_command(
+        commands, "generate", "decode one prompt, or a file of prompts", "(--prompt TEXT | --prompts FILE) "
+    )
+    source = first.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--prompt", metavar="TEXT", type=_text, help="print its response to stdout, statistics to stderr"
     )
@@ -76,25 +103,26 @@ def _add_generate(commands: Any) -> None:
         type=_path,
         help="JSONL, one object with a prompt per line; - reads stdin",
     )
-    command.add_argument(
+    first.add_argument(
+        "--out",
+        metavar="FILE",
+        type=_path,
+        help="write the results of --prompts here; given again after an interruption, it continues",
+    )
+    first.add_argument(
+        "--trace", metavar="FILE", type=_path, help="write an HTML page that replays the decoding"
+    )
+    texts = command.add_argument_group("prompts and texts")
+    texts.add_argument(
         "--prompt-field",
         metavar="NAME",
         default="prompt",
         type=_text,
         help="field of the objects that holds the prompt (default: %(default)s)",
     )
-    command.add_argument(
-        "--out",
-        metavar="FILE",
-        type=_path,
-        help="write the results as JSONL here instead of to stdout; after an interruption the same command "
-        "continues where it stopped",
-    )
-    command.add_argument(
-        "--trace", metavar="FILE", type=_path, help="write an HTML page that replays the decoding"
-    )
-    command.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
-    command.add_argument(
+    texts.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+    _add_texts(texts)
+    hardware.add_argument(
         "--batch-size", metavar="N", type=_positive, help="prompts decoded together (default: 32)"
     )
 
@@ -129,30 +157,31 @@ def _add_eval(commands: Any) -> None:
         "eval",
         help=summary,
         description=f"{summary}. What is decoded and judged is kept; the same command again continues.",
+        usage="dparallel eval --model MODEL --protocol PROTOCOL [PROTOCOL ...] [OPTIONS]",
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model(command)
-    command.add_argument(
+    first = command.add_argument_group("what is measured")
+    _add_model(first)
+    first.add_argument(
         "--protocol",
         metavar="PROTOCOL",
         nargs="+",
         action="extend",
         required=True,
         type=_text,
-        help="how a benchmark is asked and judged: a file, the name of one in configs/protocols/, or "
-        "lm_eval:TASK",
+        help="how a benchmark is asked and judged: the name of one in configs/protocols/, a file, "
+        "lm_eval:TASK, or coins (the embedded task)",
     )
-    command.add_argument(
+    first.add_argument(
         "--path",
         metavar="PATH",
         type=_text,
-        help="local copy of the data, a file or a folder, read instead of the Hugging Face Hub",
+        help="local copy of the data, a file or a folder, instead of the Hugging Face Hub",
     )
-    command.add_argument(
+    first.add_argument(
         "--limit", metavar="N", type=_positive, help="measure the first N problems (default: all)"
     )
-    command.add_argument(
+    first.add_argument(
         "--set",
         metavar="KEY=VALUE",
         nargs="+",
@@ -162,25 +191,26 @@ def _add_eval(commands: Any) -> None:
         help="other settings of the problems, such as count=100 seed=1 (a random selection), num_fewshot=5 "
         "or protocol.chat=false",
     )
-    command.add_argument(
+    results = command.add_argument_group("results")
+    results.add_argument(
         "--runs",
         metavar="FOLDER",
         type=_path,
         default=Path("runs"),
-        help="samples and verdicts are kept in its folder `measurements`, which all experiments of this "
-        "folder share (default: %(default)s)",
+        help="folder of experiments; samples and verdicts are kept in its folder `measurements` "
+        "(default: %(default)s)",
     )
-    command.add_argument(
+    results.add_argument(
+        "--json", action="store_true", help="print a JSON object for each protocol instead of a table"
+    )
+    hardware = _add_decoding(command, defaults=False)
+    hardware.add_argument(
         "--batch-size",
         metavar="N",
         type=_positive,
         default=BATCH_SIZE,
         help="responses decoded together (default: %(default)s)",
     )
-    command.add_argument(
-        "--json", action="store_true", help="print a JSON object for each protocol instead of a table"
-    )
-    _add_decoding(command, defaults=False)
 
 
 def _add_compare(commands: Any) -> None:
@@ -209,21 +239,42 @@ def _add_compare(commands: Any) -> None:
     )
 
 
-def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    """Add a command that decodes, with the options common to such commands."""
+def _add_decoding_command(
+    commands: Any, name: str, summary: str, required: str = ""
+) -> tuple[argparse.ArgumentParser, Any, Any]:
+    """Add a command that decodes, with the options common to such commands.
+
+    Args:
+        required: what must be given beside the model, for the line of usage.
+
+    Returns:
+        The command, its first group of options, and that of the hardware.
+    """
     command = commands.add_parser(
         name,
         help=summary,
         description=summary,
+        usage=f"dparallel {name} --model MODEL {required}[OPTIONS]",
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model(command)
-    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    command.add_argument(
+    first = command.add_argument_group("what is decoded")
+    _add_model(first)
+    hardware = _add_decoding(command)
+    hardware.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    hardware.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
     )
-    command.add_argument(
+    return command, first, hardware
+
+
+def _add_model(group: Any) -> None:
+    group.add_argument(
+        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
+    )
+
+
+def _add_texts(group: Any) -> None:
+    group.add_argument(
         "--stop",
         metavar="TEXT",
         action="append",
@@ -231,32 +282,36 @@ def _add_decoding_command(commands: Any, name: str, summary: str) -> argparse.Ar
         type=_stop,
         help="end a response before this text; may be given several times",
     )
-    command.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
-    _add_decoding(command)
-    return command
+    group.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
-    )
-
-
-def _add_decoding(command: argparse.ArgumentParser, defaults: bool = True) -> None:
+def _add_decoding(command: argparse.ArgumentParser, defaults: bool = True) -> Any:
     """Add a flag for every setting of decoding; those that are not given are absent from the options.
 
     Args:
-        defaults: show the defaults of the settings.
+        defaults: show the defaults of the settings; otherwise those of the protocol count.
+
+    Returns:
+        The group of options of the hardware.
     """
-    decoding = command.add_argument_group("decoding", inspect.getdoc(DecodingConfig))
-    for field, info in DecodingConfig.model_fields.items():
-        known = None if info.default is None or not defaults else f"default: {info.default}"
-        common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field, "help": known}
-        if info.annotation is bool:
-            decoding.add_argument(_flag(field), action=argparse.BooleanOptionalAction, **common)
-        else:
-            words = [word for word in get_args(info.annotation) if isinstance(word, str)]
-            decoding.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
+    beside = "" if defaults else "The protocol's settings, unless they are given. "
+    decoding = command.add_argument_group("decoding", beside + IN_FULL)
+    sampling, hardware = command.add_argument_group("sampling"), command.add_argument_group("hardware")
+    for group, settings in ((decoding, DECODING), (sampling, SAMPLING), (hardware, HARDWARE)):
+        for name, text in settings.items():
+            _add_setting(group, name, text, defaults)
+    return hardware
+
+
+def _add_setting(group: Any, field: str, text: str, defaults: bool) -> None:
+    info = DecodingConfig.model_fields[field]
+    known = "" if info.default is None or not defaults else f" (default: {info.default})"
+    common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field, "help": text + known}
+    if info.annotation is bool:
+        group.add_argument(_flag(field), action=argparse.BooleanOptionalAction, **common)
+        return
+    words = [word for word in get_args(info.annotation) if isinstance(word, str)]
+    group.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
 
 
 def _text(argument: str) -> str:

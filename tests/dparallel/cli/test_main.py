@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer, save_model
+from dparallel.cli import parser
 from dparallel.cli.main import main
 from dparallel.problems.prompts import finish
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -390,3 +391,20 @@ def test_as_a_module():
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("dparallel generate: error: ")
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "eval"])
+def test_help_is_grouped_and_short(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What everyone needs comes first; every setting of decoding is in exactly one group."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 80
+    assert lines[0].startswith(f"usage: dparallel {command} --model MODEL ")
+    groups = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups[0] == "options"
+    assert groups[1] in ("what is decoded", "what is measured")
+    places = [groups.index(name) for name in ("decoding", "sampling", "hardware")]
+    assert places == sorted(places)
+    shown = [*parser.DECODING, *parser.SAMPLING, *parser.HARDWARE]
+    assert sorted(shown) == sorted(DecodingConfig.model_fields)

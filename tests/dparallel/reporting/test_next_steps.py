@@ -1,0 +1,70 @@
+"""The last lines of an experiment: its merged models, and commands that work as they are printed."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dparallel.cli.main import main
+from dparallel.cli.parser import build_parser, decoding_of
+from dparallel.config.decoding import DecodingConfig
+from dparallel.config.experiment import BenchmarkConfig
+from dparallel.reporting.next_steps import _flags, next_steps
+from dparallel.reporting.read import read_benchmark
+from tests.dparallel.reporting.made import REFERENCE, SHAPE, finished_benchmark
+
+
+def test_the_commands_work_as_they_are_printed(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coins = {"benchmark": "coins", "count": 5}
+    settings = BenchmarkConfig.model_validate(
+        {
+            "test": {**coins, "split": "test"},
+            "validation": {**coins, "split": "validation"},
+            "reference": REFERENCE.model_dump(),
+            "sweeps": {"entropy": {"decoding": SHAPE, "thresholds": [0.5]}},
+            "teacher_sweeps": ["entropy"],
+            "student_sweeps": ["entropy"],
+            "max_loss": 0.5,
+        }
+    )
+    runs = tmp_path / "runs"
+    stage = finished_benchmark(runs, tiny_checkpoint, prompt="Tom {0} coins ?", settings=settings)
+    merged, folder, heading, *commands = next_steps(read_benchmark("sums", stage), runs)
+    assert (merged, heading) == ("merged models:", "next:")
+    assert folder == f"  fast (default student): {tiny_checkpoint}"
+    generate, evaluate = (shlex.split(line) for line in commands)
+    assert generate[:2] == ["dparallel", "generate"]
+    assert "Tom 0 coins ?" in generate
+    assert main(generate[1:]) == 0
+    assert evaluate[1:2] == ["eval"]
+    assert evaluate[evaluate.index("--protocol") + 1] == "coins"
+    assert evaluate[evaluate.index("--runs") + 1] == str(runs)
+    evaluate[evaluate.index("--limit") + 1] = "2"
+    assert main(evaluate[1:]) == 0
+    assert "coins" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        DecodingConfig(gen_length=36, block_length=12, threshold=0.45),
+        DecodingConfig(gen_length=64, block_length=32, rule="steps", steps=16, stop_at_eos=False),
+        DecodingConfig(mode="pipelined", gen_length=64, block_length=32, rule="confidence", threshold=0.9),
+    ],
+)
+def test_the_flags_give_the_same_decoding(decoding: DecodingConfig) -> None:
+    options = build_parser().parse_args(["generate", "--model", "m", "--prompt", "p", *_flags(decoding)])
+    assert decoding_of(options) == decoding
+
+
+def test_a_benchmark_without_models_has_no_next_steps(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    stage = finished_benchmark(tmp_path / "runs", tiny_checkpoint, with_models=False)
+    benchmark = read_benchmark("sums", stage)
+    assert next_steps(benchmark, Path("runs")) == []
+    models = {"teacher": "t", "student/fast": "f", "student/other": "o"}
+    lines = next_steps(replace(benchmark, models=models), Path("runs"))
+    assert lines[1:3] == ["  fast (default student): f", "  other: o"]
+    assert "--protocol PROTOCOL --limit 100" in lines[-1]
