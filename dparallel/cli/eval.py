@@ -37,6 +37,7 @@ from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
 from dparallel.problems.coins import RESPONSE_LENGTH
 from dparallel.problems.prompts import encode_problems
+from dparallel.problems.registry import data_of
 from dparallel.problems.scoring import scorers_of
 from dparallel.reporting.tables import Column, Table
 from dparallel.stages.manifest import fingerprint
@@ -293,16 +294,6 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         },
         "files": {"samples": str(store.samples_folder(row.keys.samples)), "verdicts": verdicts},
     }
-
-
-def data_of(problems: ProblemsConfig) -> list[str]:
-    """Where the problems come from: files, folders or data sets on the Hub, with their splits."""
-    if problems.benchmark == COINS:
-        return [f"generated: coins, split {problems.split}, seed {problems.seed}"]
-    if problems.benchmark == LM_EVAL:
-        local = list(problems.data_files.values())
-        return local or [f"the data set of lm-eval's task {problems.task}"]
-    return [read.label for read, _ in problems.reads()]
 
 
 def report(results: Sequence[Json]) -> str:

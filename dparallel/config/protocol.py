@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from dparallel.config.base import HOW, Config, LocalPath
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.sources import ColumnText, SourceConfig, check_prompt
+from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig, check_prompt
 
 ROWS = r"^\[-?\d*%?:-?\d*%?\]$"  # a slice such as [:200] or [50%:]
 
@@ -24,11 +24,13 @@ class FileConfig(Config):
 
     Args:
         names: names of the file, by which it is found in a folder.
+        url: where it is published.
         rows: the rows of the Hub data set's split in the file, such as `[10:510]`; by default all.
         columns: as `SourceConfig.columns`.
     """
 
     names: tuple[str, ...] = ()
+    url: Annotated[str | None, HOW] = Field(default=None, min_length=1)
     rows: str = Field("", pattern=rf"{ROWS}|^$")
     columns: dict[str, str] = {}
 
@@ -56,6 +58,7 @@ class ProtocolConfig(Config):
         extra: columns passed to the scorers only, such as unit tests; of any JSON type.
         data: the published data set on the Hub, in one or more parts; read where `ProblemsConfig` names no
             sources of its own.
+        problems: number of problems of the published data set; a copy with another number is warned about.
         file: the same data set as a single file.
         licence: licence and source of the data.
         decoding: how the published numbers were decoded; a default, not part of what is asked.
@@ -74,6 +77,7 @@ class ProtocolConfig(Config):
     scorers: tuple[str, ...] = Field(default=("exact",), min_length=1)
     extra: tuple[str, ...] = ()
     data: tuple[SourceConfig, ...] = ()
+    problems: Annotated[PositiveInt | None, HOW] = None
     file: FileConfig = FileConfig()
     licence: Annotated[str | None, HOW] = Field(default=None, min_length=1)
     decoding: Annotated[DecodingConfig | None, HOW] = None
@@ -106,10 +110,25 @@ class ProtocolConfig(Config):
         ]
 
     def _in_folder(self, part: SourceConfig, path: str) -> SourceConfig:
-        """A part of the data in a copy of the Hub's folder, or in one with the files of its only part."""
-        whole = len(self.data) > 1 or Path(path, "README.md").is_file()
-        subset = part.subset if part.subset and (whole or Path(path, part.subset).is_dir()) else None
-        return part.model_copy(update={"path": path, "subset": subset, "revision": None})
+        """A part of the data in a copy of any layout, whose subset may be a folder or a file.
+
+        A copy of the Hub's folder, `SUBSET/test.parquet`; `test/SUBSET/` or, in a folder `test`, `SUBSET/`
+        with files of any names; a file `SUBSET.jsonl`; or a folder with the files of the only part.
+        """
+        root, split = Path(path), part.split.partition("[")[0]
+        local = part.model_copy(update={"path": path, "revision": None})
+        if part.subset is None:
+            return local
+        folders = [root / split / part.subset, *([root / part.subset] if root.name == split else [])]
+        folder = next(filter(Path.is_dir, folders), None)
+        if folder is None and not (root / part.subset).is_dir():
+            named = [root / f"{part.subset}{kind}" for kind in PROBLEM_FILES]
+            folder = next(filter(Path.is_file, named), None)
+        if folder is not None:
+            slice_ = part.split.removeprefix(split)
+            return local.model_copy(update={"path": str(folder), "subset": None, "split": f"train{slice_}"})
+        whole = len(self.data) > 1 or (root / "README.md").is_file()
+        return local if whole or (root / part.subset).is_dir() else local.model_copy(update={"subset": None})
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProtocolConfig":

@@ -19,7 +19,7 @@ from dparallel.evaluation.report import Results, write_report
 from dparallel.evaluation.selection import Row, best_student, keeps_accuracy, mark, operating_points, slower
 from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
 from dparallel.evaluation.store import Keys
-from dparallel.problems.registry import check_unchanged
+from dparallel.problems.registry import check_unchanged, data_of
 from dparallel.stages.files import sweep
 from dparallel.stages.manifest import Manifest, Stage
 
@@ -94,6 +94,7 @@ def run_stage(
         metrics=results.as_metrics(),
         details={
             "problems": content,
+            "data": {split: data_of(problems) for split, problems in config.splits().items()},
             "judges": bench.judges,
             **results.summary(),
             "models": inputs,

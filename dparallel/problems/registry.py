@@ -10,6 +10,7 @@ from dparallel.config.protocol import ProtocolConfig
 from dparallel.problems import coins
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
+from dparallel.problems.splits import hub_revision
 from dparallel.stages.manifest import Manifest, StageError, digest
 
 
@@ -74,6 +75,17 @@ def _content(problem: Problem, extra: bool) -> dict:
     if extra and problem.extra:
         content["extra"] = problem.extra
     return content
+
+
+def data_of(config: ProblemsConfig) -> list[str]:
+    """Where problems come from: files, folders, or data sets on the Hub with their commit; with splits."""
+    if config.benchmark == "coins":
+        return [f"generated: coins, split {config.split}, seed {config.seed}"]
+    if config.benchmark == LM_EVAL:
+        local = [f"{file} {split}" for split, file in config.data_files.items()]
+        return local or [f"the data set of lm-eval's task {config.task}"]
+    commits = [(read, hub_revision(read)) for read, _ in config.reads()]
+    return [read.label if commit is None else f"{read.label} @{commit}" for read, commit in commits]
 
 
 def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:

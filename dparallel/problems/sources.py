@@ -1,9 +1,11 @@
 """Problems from data sets: files, folders, or the Hugging Face Hub."""
 
+import logging
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random
 from textwrap import shorten
@@ -14,7 +16,9 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
 from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig, kind_of
 from dparallel.problems.splits import open_source
-from dparallel.problems.tables import Record, TableError, portions
+from dparallel.problems.tables import HubError, Record, TableError, portions
+
+log = logging.getLogger(__name__)
 
 ITEM = re.compile(r"(.+)\[(\d+)\]")  # an item of a list: `tests[0]`
 
@@ -56,10 +60,37 @@ def dataset_problems(config: ProblemsConfig) -> list[Problem]:
     if config.path is not None and not any(source.files() for source, _ in reads):
         raise ProblemsError(f"path={config.path}: no such file or folder (looked in {Path.cwd()})")
     several = len(reads) > 1 and not config.sources
-    problems = [
-        problem for source, named in reads for problem in _read(source, named, config.protocol, several)
-    ]
+    try:
+        problems = [
+            problem for source, named in reads for problem in _read(source, named, config.protocol, several)
+        ]
+    except HubError as error:
+        raise ProblemsError(f"{error}; {_copy(config)}") from error
+    _check_number(config, len(problems))
     return selected(problems, config, " and ".join(source.label for source, _ in reads))
+
+
+def _copy(config: ProblemsConfig) -> str:
+    """What to do without the Hub."""
+    if config.sources:
+        return "offline, give the path of a local copy"
+    origin = config.protocol.file.url or f"the data set {config.protocol.data[0].path}"
+    return f"offline, get a copy of {origin} and give path: COPY (dparallel eval: --path COPY)"
+
+
+def _check_number(config: ProblemsConfig, number: int) -> None:
+    """Warn of a copy of published data that is not whole."""
+    published = config.protocol.problems
+    if not config.sources and published not in (None, number):
+        _tell(
+            f"{config.path or config.protocol.data[0].path} holds {number} problems, and the published data "
+            f"set {published}: numbers do not compare with published ones"
+        )
+
+
+@cache  # once per process; problems are loaded by checks and by stages
+def _tell(message: str) -> None:
+    log.warning("%s", message)
 
 
 Item = TypeVar("Item")
@@ -150,6 +181,8 @@ def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[
                 where = f"{source.label}, row {row + 1}"
                 found.append((row, {name: _cell(where, record, *place) for name, place in places.items()}))
         return found
+    except HubError as error:
+        raise HubError(f"{source.label}: {error}") from error
     except TableError as error:
         named = str(error).startswith(source.path)
         raise ProblemsError(str(error) if named else f"{source.label}: {error}") from error

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from dparallel.config.sources import PROBLEM_FILES, SourceConfig, kind_of
 from dparallel.problems.tables import (
+    COMMIT,
     Concatenation,
+    HubError,
     HubTable,
     Table,
     TableError,
@@ -122,16 +124,27 @@ def _tell(level: int, message: str) -> None:
 
 def of_hub(source: SourceConfig) -> _Splits:
     """The splits of a data set on the Hugging Face Hub."""
+    return _Splits(lambda split: _load(source.path, source.subset, source.revision, split), None)
+
+
+def hub_revision(source: SourceConfig) -> str | None:
+    """Commit of a data set on the Hub that its rows are of; None for local data."""
+    if Path(source.path).is_dir() or source.files():
+        return None
+    split = re.split(r"[\[+(]", source.split)[0].strip()
+    return _load(source.path, source.subset, source.revision, split).revision
+
+
+@cache
+def _load(path: str, subset: str | None, revision: str | None, split: str) -> HubTable:
     import datasets  # imported here because it takes a second
 
-    def load(split: str) -> Table:
-        try:
-            return HubTable(
-                datasets.load_dataset(source.path, name=source.subset, revision=source.revision, split=split)
-            )
-        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
-            reason = str(error.__cause__ or error) or "it holds 0 problems"
-            raise TableError(f"cannot be read: {reason}; offline, give the path of a local copy") from error
-
     datasets.disable_progress_bars()
-    return _Splits(load, None)
+    try:
+        table = HubTable(datasets.load_dataset(path, name=subset, revision=revision, split=split))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
+        reason = str(error.__cause__ or error) or "it holds 0 problems"
+        raise HubError(f"cannot be read: {reason}") from error
+    if revision is not None and COMMIT.fullmatch(revision) and table.revision not in (None, revision):
+        log.warning("%s: revision %s is asked for, the cache holds %s", path, revision, table.revision)
+    return table

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,15 @@ from dparallel.config.sources import PROBLEM_FILES, kind_of
 
 KINDS = {kind: "Parquet" if kind == ".parquet" else "JSON" for kind in PROBLEM_FILES}
 Record = dict[str, Any]  # values by column
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class TableError(UserError):
     """A file cannot be read as rows; the message names the file, the row and the remedy."""
+
+
+class HubError(TableError):
+    """A data set on the Hub cannot be read, often because there is no network."""
 
 
 class Table(Protocol):
@@ -99,8 +105,9 @@ def portions(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 class JsonTable:
     """A JSON file: an object per line, a list of objects, or an object of columns (lists of equal length).
 
-    An object whose only value is a list of objects, such as `{"data": [...]}`, is read as that list. For JSON
-    Lines, only the offsets of lines are kept in memory, and requested rows are read from the file.
+    A single object of texts and numbers is a row, also in several lines. An object whose only value is a list
+    of objects, such as `{"data": [...]}`, is read as that list. For JSON Lines, only the offsets of lines are
+    kept in memory, and requested rows are read from the file.
     Files whose names end in `.gz` are decompressed as they are read.
     """
 
@@ -175,6 +182,8 @@ class JsonTable:
         if isinstance(content, list):
             return content
         columns = content if isinstance(content, dict) else {}
+        if columns and not any(isinstance(value, list | dict) for value in columns.values()):
+            return [content]  # a row in several lines
         lists = [column for column in columns.values() if isinstance(column, list)]
         if len(columns) == len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
             return lists[0]
@@ -270,10 +279,16 @@ class ParquetTable:
 
 
 class HubTable:
-    """A data set loaded by the library `datasets`."""
+    """A data set loaded by the library `datasets`.
+
+    Attributes:
+        revision: its commit on the Hub, by which the library names the folder in its cache; None if unknown.
+    """
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
+        folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+        self.revision = next(filter(COMMIT.fullmatch, folders), None)
 
     def __len__(self) -> int:
         return len(self.dataset)

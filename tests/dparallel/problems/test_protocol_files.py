@@ -144,11 +144,11 @@ def _stem(protocol: ProtocolConfig) -> str:
 def test_protocols_of_a_benchmark_differ_in_the_asking_only() -> None:
     for name in NAMES:
         other = load(next(other for other in NAMES if benchmark_of(other) == benchmark_of(name)))
-        for setting in ("data", "file", "licence", "extra"):
+        for setting in ("data", "problems", "file", "licence", "extra"):
             assert getattr(load(name), setting) == getattr(other, setting), (name, setting)
     for name in (name for name in NAMES if benchmark_of(name) == "math"):
         part, whole = load(name.replace("math_", "math500_")), load(name)
-        same = {"data": part.data, "file": part.file, "licence": part.licence}
+        same = {name: getattr(part, name) for name in ("data", "problems", "file", "licence")}
         assert whole.model_copy(update=same) == part
 
 

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from datasets.arrow_writer import ArrowWriter
 
 from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
-from dparallel.problems.registry import problems_digest
+from dparallel.problems.registry import data_of, problems_digest
 from dparallel.problems.sources import ProblemsError, dataset_problems
 from dparallel.stages.manifest import stage_key
 
@@ -110,8 +112,52 @@ def test_parts_of_a_data_set_are_read_in_order_from_its_folder_or_one_file(tmp_p
 
 
 def test_without_a_path_the_hub_is_asked() -> None:
-    with pytest.raises(ProblemsError, match=r"someone/sums main test: cannot be read.* path of a local copy"):
+    """Where there is no network, the message says what to fetch and where to give it."""
+    remedy = r"offline, get a copy of {} and give path: COPY \(dparallel eval: --path COPY\)"
+    start = "someone/sums main test: cannot be read: .*"
+    with pytest.raises(ProblemsError, match=start + remedy.format("the data set someone/sums")):
         dataset_problems(config())
+    named = {**PROTOCOL, "file": {"url": "https://example.org/sums.jsonl"}}
+    with pytest.raises(ProblemsError, match=start + remedy.format("https://example.org/sums.jsonl")):
+        dataset_problems(config(named))
+    with pytest.raises(ProblemsError, match=start + "offline, give the path of a local copy"):
+        dataset_problems(config({}, sources=[HUB]))
+
+
+def test_a_copy_that_is_not_whole_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "sums.jsonl")
+    for problems, told in ((6, 0), (7, 1), (7, 0)):
+        caplog.clear()
+        dataset_problems(config({**PROTOCOL, "problems": problems}, path=str(path), rows="[:2]"))
+        lines = [record.getMessage() for record in caplog.records if "holds" in record.getMessage()]
+        expected = f"{path} holds 6 problems, and the published data set 7: numbers do not compare with"
+        assert [line.startswith(expected) for line in lines] == [True] * told
+
+
+def test_results_say_which_commit_of_the_hub_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the cache of the library `datasets`, as a download leaves it."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    commit = "0123456789" * 4
+    folder = tmp_path / "cache" / "someone___sums" / "main" / "0.0.0" / commit
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist(ROWS)
+    with ArrowWriter(path=str(folder / "sums-test.arrow")) as writer:
+        writer.write_table(table)
+        writer.finalize()
+    info = {"builder_name": "json", "dataset_name": "sums", "config_name": "main", "version": "0.0.0"}
+    split = {"name": "test", "num_examples": len(ROWS), "dataset_name": "sums"}
+    content = json.dumps({**info, "splits": {"test": split}})
+    (folder / "dataset_info.json").write_text(content, encoding="utf-8")
+    assert references() == list("123456")
+    assert data_of(config()) == [f"someone/sums main test @{commit}"]
+    assert "asked for" not in caplog.text
+    other = {**PROTOCOL, "data": [{**HUB, "revision": "f" * 40}]}
+    assert references(protocol=other, rows="[:2]") == ["1", "2"]
+    assert f"revision {'f' * 40} is asked for, the cache holds {commit}" in caplog.text
+    path = write(tmp_path / "sums.jsonl")
+    assert data_of(config(path=str(path))) == [str(path)]
 
 
 def test_own_sources_replace_the_data_of_the_protocol(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("texts.json", b'["x", "y"]', "row 1: holds a value of type str, expected an object"),
         (
             "object.json",
-            b'{\n"a": "x"\n}',
-            "holds one dict of a, and neither rows nor columns of equal length: ",
+            b'{\n"a": "x",\n"b": {}\n}',
+            r"holds one dict of a, b \(dict of 0\), and neither rows nor columns of equal length: ",
         ),
         ("uneven.json", b'{\n"a": ["x"],\n"b": []\n}', r"one dict of a \(list of 1\), b \(list of 0\), and"),
         ("uneven_line.json", b'{"a": ["x"], "b": []}', "write one object a line, or a list of objects"),
