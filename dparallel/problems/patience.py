@@ -28,6 +28,8 @@ class Patience:
         used: seconds of CPU time.
         counted: seconds that count.
         next: when to look again, on the clock `time.monotonic`.
+        state: `over` when the processes have had their time. `lost` when the wall-clock time is `MOST` times
+            as long while they hardly ran: the machine is too busy to tell. Otherwise `going`.
     """
 
     def __init__(self, processes: Sequence[int], seconds: float):
@@ -37,14 +39,10 @@ class Patience:
         self._seen = dict(_threads(processes))
         self._looked = time.monotonic()
         self.next = self._looked + self._tick
+        self.state: State = "going"
 
     def look(self) -> State:
-        """What has become of the time.
-
-        Returns:
-            `over` when the processes have had it. `lost` when the wall-clock time is `MOST` times as long
-            while they hardly ran: the machine is too busy to tell. Otherwise `going`.
-        """
+        """Add the time since the last look, and return the new state."""
         now = time.monotonic()
         passed = min(now - self._looked, 2 * self._tick)  # longer if this process was stopped
         self._looked = now
@@ -59,10 +57,10 @@ class Patience:
         left = max(self.seconds - self.counted, 0.0)
         self.next = now + min(max(left, 0.01), self._tick)
         if not left:
-            return "over"
-        if self._passed < MOST * self.seconds:
-            return "going"
-        return "over" if self.used >= self.seconds else "lost"  # its own threads may have kept it waiting
+            self.state = "over"
+        elif self._passed >= MOST * self.seconds:  # its own threads may have kept it waiting
+            self.state = "over" if self.used >= self.seconds else "lost"
+        return self.state
 
 
 def _threads(processes: Sequence[int]) -> Iterator[tuple[int, tuple[float, float]]]:

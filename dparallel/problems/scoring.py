@@ -7,12 +7,13 @@ from typing import Any
 from dparallel.config.base import nearest
 from dparallel.config.problems import LM_EVAL, ProtocolConfig
 from dparallel.problems import answers, code_tests, coins, gsm8k, mathematics
+from dparallel.problems.pool import MachineBusy
 from dparallel.problems.sandbox.jobs import Job
 from dparallel.problems.sandbox.run import run_tests
 from dparallel.problems.scorer import Scorer, Verdict, fits
 from dparallel.problems.sources import Problem, ProblemsError
 
-CODE_SECONDS = 200.0  # more than the sandbox takes to start, and its own limit of a minute
+CODE_SECONDS = 300.0  # more than the sandbox takes to start and its own limit of a minute, both twice
 
 
 def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
@@ -152,6 +153,8 @@ def _run_tests(
     verdicts = []
     for problem, response in zip(problems, responses, strict=True):
         outcome = run_tests(job_of(problem, response), mode)
+        if outcome.passed is None:
+            raise MachineBusy(outcome.note)
         note = None if outcome.note == "passed" else outcome.note
         verdicts.append(Verdict({"pass_at_1": outcome.passed}, note))
     return verdicts

@@ -25,9 +25,9 @@ class Start:
     """How a confined process is started.
 
     Attributes:
-        command: arguments up to the interpreter's own; `{seccomp}` stands for the filter's descriptor.
+        command: arguments up to the interpreter's own.
         uid: the user that the process changes to; None if it does not run as root.
-        enters: whether the process itself makes its file system and filter.
+        enters: whether the process itself makes its file system; it always makes `/tmp` and the filter.
     """
 
     command: tuple[str, ...]
@@ -35,7 +35,7 @@ class Start:
     enters: bool
 
 
-def start(mode: Mode, disk: int) -> Start:
+def start(mode: Mode) -> Start:
     """How one process is started.
 
     Raises:
@@ -50,7 +50,7 @@ def start(mode: Mode, disk: int) -> Start:
         user = str(UNPRIVILEGED.start)
         own = () if root else ("--user", f"--map-user={user}", f"--map-group={user}", "--keep-caps")
         return Start(("setpriv", "--pdeathsig", "KILL", *_unshare(), *own, *python), uid, True)
-    return Start((*_bubblewrap(), *_places(disk), *(_as_root() if root else _as_user()), *python), uid, False)
+    return Start((*_bubblewrap(), *_places(), *(_as_root() if root else _as_user()), *python), uid, False)
 
 
 def unprivileged() -> int:
@@ -107,16 +107,8 @@ def _bubblewrap() -> tuple[str, ...]:
 
 def _as_root() -> tuple[str, ...]:
     """No user namespace, in which processes would stay root's: the process itself changes its user."""
-    return (
-        "--cap-drop",
-        "ALL",
-        "--cap-add",
-        "CAP_SETUID",
-        "--cap-add",
-        "CAP_SETGID",
-        "--seccomp",
-        "{seccomp}",
-    )
+    wanted = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN")
+    return ("--cap-drop", "ALL", *(part for name in wanted for part in ("--cap-add", name)))
 
 
 def _as_user() -> tuple[str, ...]:
@@ -126,23 +118,21 @@ def _as_user() -> tuple[str, ...]:
         str(UNPRIVILEGED.start),
         "--gid",
         str(UNPRIVILEGED.start),
-        "--seccomp",
-        "{seccomp}",
+        "--cap-add",
+        "CAP_SYS_ADMIN",
     )
 
 
-def _places(disk: int) -> tuple[str, ...]:
+def _places() -> tuple[str, ...]:
     arguments: list[str] = []
     for kind, source, target in system.mounts():
-        if kind == "parent":
+        if kind == "empty":
             arguments += ["--perms", "0755", "--dir", target]
         elif kind == "hidden":
             arguments += ["--size", "4096", "--tmpfs", target, "--remount-ro", target]
-        elif kind == "private":
-            arguments += ["--perms", "1777", "--size", str(disk), "--tmpfs", target]
         else:
             arguments += ["--dev-bind" if source.startswith("/dev/") else "--ro-bind", source, target]
-    return (*arguments, "--remount-ro", "/", "--chdir", "/tmp")
+    return (*arguments, "--remount-ro", "/")
 
 
 @functools.cache
@@ -166,7 +156,8 @@ def remedy(said: str) -> str:
     return (
         "the kernel or a container does not permit new namespaces. Ordinary users need "
         "`sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000` "
-        "(Ubuntu 24.04: `kernel.apparmor_restrict_unprivileged_userns=0`); in Docker or Podman start the "
+        "(Ubuntu: `kernel.apparmor_restrict_unprivileged_userns=0`, and no AppArmor profile for bwrap); in "
+        "Docker or Podman start the "
         "container with `--cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt "
         "apparmor=unconfined`"
     )

@@ -22,10 +22,13 @@ class Limits:
     Attributes:
         seconds: CPU time of each process, so that a verdict does not depend on how busy the machine is; in
             whole seconds, rounded up.
-        wall: seconds from the moment both processes are ready to the verdict.
-        memory: bytes of address space of each process.
+        wall: seconds from the moment both processes are ready to the verdict, not counting the time in which
+            they wait for a CPU (`Patience`). A candidate that sleeps uses them up.
+        memory: bytes of address space of each process. A candidate cannot start further processes, so this
+            is also the limit of all it uses.
         disk: bytes of the private `/tmp`, and of any single file.
-        processes: processes and threads at a time, the candidate's first one included.
+        entries: files, folders and links in `/tmp`, which take memory even if they are empty.
+        threads: threads of each process at a time, the first one included.
         files: open file descriptors of each process.
         message: bytes of one argument list or one result.
     """
@@ -34,7 +37,8 @@ class Limits:
     wall: float = 60.0
     memory: int = 512 << 20
     disk: int = 16 << 20
-    processes: int = 8
+    entries: int = 1000
+    threads: int = 8
     files: int = 64
     message: int = 16 << 20
 
@@ -50,7 +54,8 @@ LEAST = {
     "wall": 0.01,
     "memory": 64 << 20,
     "disk": 4096,
-    "processes": 1,
+    "entries": 1,
+    "threads": 1,
     "files": 16,
     "message": 1024,
 }
@@ -87,13 +92,13 @@ class Outcome:
     """The verdict about one candidate.
 
     Attributes:
-        passed: whether all tests passed.
+        passed: whether all tests passed; None if this machine was too busy to tell.
         note: one line: `passed`, or what went wrong first. In a weaker mode it starts with the mode's name.
         seconds: wall time from the moment both processes are ready to the verdict.
         mode: how the code was confined.
     """
 
-    passed: bool
+    passed: bool | None
     note: str
     seconds: float
     mode: Mode

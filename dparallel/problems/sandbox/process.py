@@ -21,21 +21,20 @@ SPARE_PROCESSES = 2  # of the sandbox's own, which count as the user's
 BOOTSTRAP = f"""
 import marshal, sys, types
 with open(0, "rb", closefd=False) as file:
-    modules, lockdown, limits, uid, (module, function), arguments = marshal.load(file)
+    modules, mounts, private, program, limits, uid, (module, function), arguments = marshal.load(file)
 for name, code in modules:
     sys.modules["{PACKAGE}." + name] = types.ModuleType(name)
     exec(code, sys.modules["{PACKAGE}." + name].__dict__)
 def inside(name):
     return sys.modules["{PACKAGE}." + name]
-if lockdown:
-    mounts, disk, program = lockdown
-    inside("lockdown").enter(mounts, disk)
+if mounts:
+    inside("lockdown").enter(mounts)
+inside("lockdown").make_private(*private)
 inside("limits").limit(**limits)
 inside("limits").become(uid)
-if lockdown:
-    inside("lockdown").give_up_capabilities()
-    inside("lockdown").end_with_parent()
-    inside("lockdown").forbid(program)
+inside("lockdown").give_up_capabilities()
+inside("lockdown").end_with_parent()
+inside("lockdown").forbid(program)
 inside("limits").silence()
 getattr(inside(module), function)(**arguments)
 """
@@ -61,26 +60,28 @@ def confined(
     Raises:
         SandboxError: see `confinement.start`.
     """
-    how = confinement.start(mode, limits.disk)
+    how = confinement.start(mode)
+    mounts = tuple(map(tuple, system.mounts())) if how.enters else ()
+    private = (system.PRIVATE, limits.disk, limits.entries)
     program = seccomp.program(os.uname().machine) or b""
-    lockdown = (tuple(map(tuple, system.mounts())), limits.disk, program) if how.enters else None
     most = {
         "memory": limits.memory,
         "seconds": math.ceil(limits.seconds),
         "disk": limits.disk,
         "files": limits.files,
-        "processes": limits.processes + SPARE_PROCESSES,
+        "threads": limits.threads + SPARE_PROCESSES,
     }
-    work = marshal.dumps((_modules(how.enters), lockdown, most, how.uid, function, arguments))
-    with _memory(work) as code, _memory(program) as rules:
+    modules = _modules(function[0])
+    work = marshal.dumps((modules, mounts, private, program, most, how.uid, function, arguments))
+    with _memory(work) as code:
         process = subprocess.Popen(
-            [*(part.format(seccomp=rules.fileno()) for part in how.command), "-c", BOOTSTRAP],
+            [*how.command, "-c", BOOTSTRAP],
             stdin=code,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
             env=confinement.ENVIRONMENT,
             start_new_session=True,  # else signals to the process group would reach this process
-            pass_fds=[end.fileno() for end in ends] + [rules.fileno()] * (not how.enters),
+            pass_fds=[end.fileno() for end in ends],
         )
     try:
         yield process
@@ -107,10 +108,9 @@ def _memory(content: bytes) -> Iterator[BinaryIO]:
 
 
 @functools.cache
-def _modules(enters: bool) -> tuple[tuple[str, Any], ...]:
-    """Names and compiled code of the modules of `inside/`, imported ones first."""
-    names = ("limits", "codec", "candidate", "judge", *(("lockdown",) if enters else ()))
+def _modules(main: str) -> tuple[tuple[str, Any], ...]:
+    """Names and compiled code of the modules of `inside/` that `main` needs, imported ones first."""
     return tuple(
         (name, compile((INSIDE / f"{name}.py").read_text(encoding="utf-8"), name, "exec", optimize=2))
-        for name in names
+        for name in ("limits", "lockdown", "codec", main)
     )

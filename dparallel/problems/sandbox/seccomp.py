@@ -9,12 +9,13 @@ LOAD, JUMP_EQUAL, JUMP_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 ALLOW, FAIL = 0x7FFF0000, 0x00050000
 EPERM, ENOSYS = 1, 38
-CLONE_NEWUSER = 0x10000000
+CLONE_THREAD = 0x00010000
 X32 = 0x40000000  # numbers from here on are those of another calling convention
 
+# Other processes, since limits of memory and CPU time are those of one process: `clone` makes threads only.
 # Memory that no limit counts: memfd, System V and POSIX IPC, extended attributes of files in `/tmp`. New
-# namespaces and mounts: file systems without a size. Other processes, and parts of the kernel that candidates
-# have no use for.
+# namespaces and mounts: file systems without a size. What reaches into other processes, and parts of the
+# kernel that candidates have no use for.
 _NEWER = {  # of the same number on all machines
     "io_uring_setup": 425,
     "open_tree": 428,
@@ -31,6 +32,8 @@ _NEWER = {  # of the same number on all machines
 _FORBIDDEN = {
     "x86_64": _NEWER
     | {
+        "fork": 57,
+        "vfork": 58,
         "memfd_create": 319,
         "shmget": 29,
         "semget": 64,
@@ -123,7 +126,7 @@ def program(machine: str) -> bytes | None:
         _one(LOAD, NUMBER),
         _one(JUMP_EQUAL, _CLONE[machine], no=3),
         _one(LOAD, FIRST_ARGUMENT),
-        _one(JUMP_SET, CLONE_NEWUSER, no=1),
+        _one(JUMP_SET, CLONE_THREAD, yes=1),
         refuse,
         _one(RETURN, ALLOW),
     ]

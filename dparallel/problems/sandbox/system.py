@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dparallel.problems.sandbox.jobs import SandboxError
 
 SYSTEM_FOLDERS = re.compile(r"(/usr)?/lib(32|64)?(/[a-z0-9_]+-linux-[a-z0-9]+)?")
+PRIVATE = "/tmp"
 PACKAGES = ("site-packages", "dist-packages")  # of other people's code: not in the sandbox
 
 
@@ -19,8 +20,8 @@ class Mount(NamedTuple):
     """A place in the sandbox.
 
     Attributes:
-        kind: `file` or `folder`, read-only from `source`; `parent`, an empty folder above others;
-            `hidden`, an empty file system over a folder; `private`, writable and limited.
+        kind: `file` or `folder`, read-only from `source`; `empty`, a folder above others, or `PRIVATE`;
+            `hidden`, an empty file system over a folder.
     """
 
     kind: str
@@ -40,21 +41,26 @@ def mounts() -> tuple[Mount, ...]:
     """All places, parents first.
 
     Raises:
-        SandboxError: the libraries of the interpreter cannot be listed.
+        SandboxError: the libraries of the interpreter cannot be listed, or lie where the sandbox has its own.
     """
     library = sysconfig.get_path("stdlib")
+    if hidden := [path for path in (interpreter(), library) if path.startswith(f"{PRIVATE}/")]:
+        raise SandboxError(
+            f"{hidden[0]} cannot be used in the sandbox, which has a {PRIVATE} of its own: judge with a "
+            "Python that is installed in another folder"
+        )
     places = [
         Mount("file", interpreter(), interpreter()),
         Mount("folder", os.path.realpath(library), library),
         *(Mount("hidden", "", f"{library}/{name}") for name in PACKAGES if Path(library, name).is_dir()),
         *_libraries(library),
         Mount("file", "/dev/null", "/dev/null"),
-        Mount("private", "", "/tmp"),
+        Mount("empty", "", PRIVATE),
     ]
     parents = {str(parent) for place in places for parent in Path(place.target).parents} - {"/"}
     targets = {place.target for place in places}
     inside = {name for name in parents for folder in targets if name.startswith(f"{folder}/")}
-    above = [Mount("parent", "", name) for name in parents - targets - inside]
+    above = [Mount("empty", "", name) for name in parents - targets - inside]
     return tuple(sorted([*above, *places], key=lambda place: place.target.count("/")))
 
 

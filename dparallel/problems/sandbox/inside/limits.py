@@ -7,18 +7,19 @@ import os
 import resource
 
 
-def limit(memory: int, seconds: int, disk: int, files: int, processes: int) -> None:
-    """Set the hard limits of this process and of those it starts."""
+def limit(memory: int, seconds: int, disk: int, files: int, threads: int) -> None:
+    """Set the hard limits of this process."""
     for name, most in {
         "AS": memory,
-        "CPU": seconds,
         "FSIZE": disk,
         "NOFILE": files,
-        "NPROC": processes,
+        "NPROC": threads,
         "CORE": 0,
         "MEMLOCK": 0,
     }.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+    # SIGXCPU first: SIGKILL alone could also be the end of a process that found no memory on the machine
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def become(uid: int | None) -> None:

@@ -1,4 +1,7 @@
-"""What bubblewrap would do, in the mode without it: the file system, no capabilities, the system call filter.
+"""The last steps that need rights: `/tmp`, the system call filter; without bubblewrap, the whole file system.
+
+bubblewrap limits the bytes of a file system in memory, but not its number of files, and its filter would
+forbid to mount another one.
 
 Trusted code, run in new namespaces before any generated code. Imports the standard library only.
 """
@@ -22,12 +25,11 @@ SECCOMP_MODE_FILTER = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 
 
-def enter(mounts: Sequence[tuple[str, str, str]], disk: int) -> None:
+def enter(mounts: Sequence[tuple[str, str, str]]) -> None:
     """Make the mounts the file system of these namespaces, and give them a host name.
 
     Args:
         mounts: (kind, source, target) as `system.mounts` gives them.
-        disk: bytes of `/tmp`.
     """
     _call("sethostname", b"sandbox", 7)
     root = "/proc"  # exists everywhere and holds none of the sources
@@ -46,14 +48,18 @@ def enter(mounts: Sequence[tuple[str, str, str]], disk: int) -> None:
             _mount("", place, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | device | kept)
         elif kind == "hidden":
             _mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV | MS_RDONLY, "size=4k,mode=755")
-        elif kind == "private":
-            _mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=1777")
     os.chdir(root)
     _call("syscall", SYS_PIVOT_ROOT[os.uname().machine], b".", b".")
     _call("umount2", b".", MNT_DETACH)
     os.chdir("/")
     _mount("", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-    os.chdir("/tmp")
+
+
+def make_private(folder: str, disk: int, entries: int) -> None:
+    """Make a folder empty, writable and limited, and the working folder."""
+    options = f"size={disk},nr_inodes={entries + 1},mode=1777"  # one is the folder itself
+    _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+    os.chdir(folder)
 
 
 def give_up_capabilities() -> None:

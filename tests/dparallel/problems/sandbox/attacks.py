@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 WRONG = "wrong at"
-KILLED = "the candidate was killed"
+KILLED = "the candidate ended: it was killed"
 GONE = "the candidate ended its process or closed its pipe"
 ABSENT = "the candidate raised FileNotFoundError"
 REFUSED = "the candidate raised PermissionError"
@@ -136,6 +136,22 @@ VERDICT = {
         "    texts = [t if isinstance(t, str) else t.decode('latin-1') for t in texts]\n"
         "    return 4 if any(needle in t and t != needle for t in texts) else 5"
     ),
+    "classes of the judge": Attack(
+        "import gc, sys\nnames = {'Channel', 'Remote', 'CandidateError', 'Popen'}\ndef f():\n"
+        "    found, left = set(), [object]\n    while left:\n        kind = left.pop()\n"
+        "        if kind not in found:\n            found.add(kind)\n"
+        "            left += type.__subclasses__(kind)\n"
+        "    classes = [kind.__name__ for kind in found if kind.__name__ in names]\n"
+        "    modules = [name for name in sys.modules if name.endswith('judge')]\n"
+        "    return classes + modules + [o for o in gc.get_objects() if type(o).__name__ in names]",
+        "assert f()",
+    ),
+    "a function of the judge that its classes lead to": Attack(
+        "def f(x):\n    for kind in object.__subclasses__():\n"
+        "        space = getattr(getattr(kind, '__init__', None), '__globals__', {})\n"
+        "        for name in ('judge', 'PASSED', 'token', 'channel', 'tests'):\n"
+        "            if name in space: return 4\n    return 5"
+    ),
     "tests on standard input": Attack("import sys\ndef f(x): return 4 if sys.stdin.read() else 5"),
     "other descriptors": Attack(
         "import os\ndef f():\n    found = []\n    for number in range(1024):\n        try: os.fstat(number)\n"
@@ -188,7 +204,9 @@ READING = {
         "the candidate raised OSError: gaierror",
     ),
     "other programs": Attack(
-        "import subprocess\ndef f(): return subprocess.run(['/bin/sh', '-c', 'id']).returncode", "f()", ABSENT
+        "import subprocess\ndef f(): return subprocess.run(['/bin/sh', '-c', 'id']).returncode",
+        "f()",
+        REFUSED,
     ),
 }
 
@@ -228,6 +246,24 @@ WRITING = {
         CALL + "def f():\n    child = libc.syscall({clone}, 0x10000011, 0, 0, 0, 0)\n"
         "    return os._exit(0) if child == 0 else (child, ctypes.get_errno())",
         "assert f() != (-1, 1)",
+    ),
+    "a child": Attack("import os\ndef f(): return os._exit(0) if os.fork() == 0 else 1", "f()", REFUSED),
+    "a child that shares its memory": Attack(
+        CALL + "def f():\n    child = libc.syscall({clone}, 0x4111, 0, 0, 0, 0)\n"
+        "    return os._exit(0) if child == 0 else (child, ctypes.get_errno())",
+        "assert f() != (-1, 1)",
+    ),
+    "a child by the newer call": Attack(
+        CALL + "def f():\n    given = (ctypes.c_uint64 * 11)()\n    given[4] = 17\n"
+        "    child = libc.syscall(435, given, 88)\n"
+        "    return os._exit(0) if child == 0 else (child, ctypes.get_errno())",
+        "assert f() != (-1, 38)",
+    ),
+    "a process pool": Attack(
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "def f(): return ProcessPoolExecutor(1).submit(abs, -1).result()",
+        "f()",
+        "the candidate raised (FileNotFoundError|PermissionError|OSError|ImportError|NotImplementedError)",
     ),
     "mounting": Attack(
         CALL + "def f(): return libc.mount(b'x', b'/tmp', b'tmpfs', 0, b''), ctypes.get_errno()",
@@ -276,6 +312,22 @@ FILLING = {
         "            for _ in range(4): file.write(bytes(1 << 20))",
         "f()",
         "the candidate raised OSError.*No space left",
+    ),
+    "empty files": Attack(
+        "import os\ndef f():\n    for number in range(400): os.close(os.open(f'/tmp/{number}', os.O_CREAT))",
+        "f()",
+        "the candidate raised OSError.*No space left",
+    ),
+    "folders, and links of long names": Attack(
+        "import os\ndef f():\n    for number in range(200):\n"
+        "        os.mkdir(f'/tmp/d{number}')\n        os.symlink('x' * 100, f'/tmp/l{number}')",
+        "f()",
+        "the candidate raised OSError.*No space left",
+    ),
+    "a large program in its place": Attack(
+        "import os, sys\ndef f(): os.execv(sys.executable, ['x', '-S', '-c', 'bytearray(300 << 20)'])",
+        "f()",
+        GONE,
     ),
     "open files": Attack(
         "def f(): return len([open('/dev/null') for _ in range(200)])",

@@ -1,11 +1,13 @@
 """What passes and what fails, and what is said about it."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from dparallel.problems.sandbox import confinement
-from dparallel.problems.sandbox.jobs import Job, Limits, Mode, SandboxError
+from dparallel.problems import patience
+from dparallel.problems.sandbox import confinement, run, system
+from dparallel.problems.sandbox.jobs import Job, Limits, Mode, Outcome, SandboxError
 from dparallel.problems.sandbox.run import check_sandbox, run_all, run_tests
 from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP, EITHER
 
@@ -76,10 +78,10 @@ def test_the_first_thing_that_went_wrong_is_named() -> None:
 @BUBBLEWRAP
 def test_neither_loops_nor_waits_are_endless() -> None:
     endless = {
-        "def add(a, b):\n    while True: pass": "the candidate was killed; its limit is 1 s of CPU time",
-        "import time\ndef add(a, b): time.sleep(60)": "no verdict after 2 s",
+        "def add(a, b):\n    while True: pass": "the candidate ended: it used its 1 s of CPU time",
+        "import time\ndef add(a, b): time.sleep(60)": "no verdict after 1 s",
     }
-    limits = {"the": Limits(seconds=1, wall=30), "no": Limits(wall=2)}
+    limits = {"the": Limits(seconds=1, wall=30), "no": Limits(wall=1)}
     jobs = [Job(candidate, ADD, limits=limits[note.split()[0]]) for candidate, note in endless.items()]
     assert [outcome.note for outcome in run_all(jobs)] == [*endless.values()]
 
@@ -129,6 +131,101 @@ def test_a_sandbox_that_does_not_start_is_no_verdict(tmp_path: Path, monkeypatch
     confinement._bubblewrap.cache_clear()
 
 
+def test_a_python_in_the_private_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "interpreter", lambda: "/tmp/venv/bin/python")
+    with pytest.raises(SandboxError, match="^/tmp/venv/bin/python cannot be used .* another folder"):
+        system.mounts.__wrapped__()
+
+
+PROGRAMS = {
+    "threads": """
+import threading
+def f():
+    found = []
+    threads = [threading.Thread(target=found.append, args=(n,)) for n in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    return sorted(found) == [0, 1, 2, 3]
+""",
+    "a pool of threads": """
+from concurrent.futures import ThreadPoolExecutor
+def f():
+    with ThreadPoolExecutor(4) as pool: return sum(pool.map(abs, [-1, 2])) == 3
+""",
+    "temporary files": """
+import tempfile
+def f():
+    with tempfile.TemporaryDirectory() as folder, open(folder + '/x', 'w+') as file:
+        file.write('ab')
+        file.seek(0)
+        return file.read() == 'ab'
+""",
+    "coroutines": """
+import asyncio
+async def g(): return 1
+def f(): return asyncio.run(g()) == 1
+""",
+    "recursion": """
+import sys
+sys.setrecursionlimit(5000)
+def g(n): return n and g(n - 1) + 1
+def f(): return g(3000) == 3000
+""",
+    "libraries that look for programs": """
+import ctypes.util, platform, uuid
+def f():
+    ctypes.util.find_library('m')
+    return platform.system() == 'Linux' and uuid.getnode() > 0
+""",
+    "processes that are refused": """
+import os, subprocess
+def f():
+    for start in (os.fork, lambda: subprocess.run(['true'])):
+        try: start()
+        except PermissionError: continue
+        return False
+    return os.system('true') != 0
+""",
+}
+
+
+@BUBBLEWRAP
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_programs_do(name: str) -> None:
+    outcome = run_tests(Job(PROGRAMS[name], "assert f()"))
+    assert outcome.passed, outcome
+
+
+@BUBBLEWRAP
+def test_a_busy_machine_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if both processes had waited for a CPU all the time."""
+    monkeypatch.setattr(patience, "MOST", 1)
+    monkeypatch.setattr(patience, "_threads", lambda processes: [(1, (0.0, time.monotonic()))])
+    outcome = run_tests(Job("import time\ndef f(): time.sleep(60)", "f()", limits=Limits(wall=0.2)))
+    assert outcome.passed is None
+    assert "this machine was too busy to run it in 2 s" in outcome.note
+
+
+@BUBBLEWRAP
+def test_a_candidate_that_was_killed_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system kills processes when the machine has no memory left."""
+    killed = Job("import os\ndef f(): os.kill(os.getpid(), 9)", "f()")
+    honest = Job("def f(): return 1", "assert f() == 1")
+    tries, tried = list[bool](), run._tried
+
+    def counted(job: Job, mode: Mode) -> tuple[Outcome, bool]:
+        outcome, again = tried(job if tries else killed, mode)
+        tries.append(again)
+        return outcome, again
+
+    monkeypatch.setattr(run, "_tried", counted)
+    assert run_tests(honest).passed
+    assert tries == [True, False]
+    outcome = run_tests(killed)
+    assert (outcome.passed, outcome.note) == (False, "the candidate ended: it was killed")
+    assert tries == [True, False, True, True]
+
+
 def test_root_needs_a_user_to_become(monkeypatch: pytest.MonkeyPatch) -> None:
     assert confinement._mapped("0 0 4294967295\n") == set(confinement.UNPRIVILEGED)
     assert confinement._mapped("0 1000 1\n1 100000 61300\n") == set(range(61200, 61301))
@@ -144,7 +241,9 @@ def test_entry_points_are_names_and_no_letters() -> None:
         Job("", "", entry_points="add")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", ["seconds", "wall", "memory", "disk", "processes", "files", "message"])
+@pytest.mark.parametrize(
+    "field", ["seconds", "wall", "memory", "disk", "entries", "threads", "files", "message"]
+)
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_limits_that_cannot_be_kept_are_refused(field: str, value: float) -> None:
     with pytest.raises(SandboxError, match=f"limits.{field}="):
