@@ -31,7 +31,14 @@ from dparallel.evaluation.metrics import accuracy, wilson
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
-from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text
+from dparallel.evaluation.texts import (
+    INTERVAL,
+    MEASURED,
+    WEAKER_SANDBOX,
+    accuracy_text,
+    is_weaker,
+    measured_text,
+)
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
@@ -51,6 +58,7 @@ REPORTED = (  # fields of a `Measurement`
     "latency",
     "batch_sizes",
     "hardware",
+    "sandbox",
     "measured_on",
     "reused",
 )
@@ -312,13 +320,14 @@ def report(results: Sequence[Json]) -> str:
     ]
     table = Table(f"{results[0]['model']} ({results[0]['fingerprint'][:12]})", columns, results)
     note = f"{INTERVAL} Latency is that of one prompt alone, TPS that of a batch. {MEASURED}"
-    return "\n\n".join([table.caption, table.markdown(), note, *map(_details, results)])
+    weaker = [WEAKER_SANDBOX] if any(is_weaker(row["sandbox"]) for row in results) else []
+    return "\n\n".join([table.caption, table.markdown(), note, *weaker, *map(_details, results)])
 
 
 def _shares(row: Json) -> list[str]:
     """Every metric of a measurement with its value and standard error in percent."""
     return [
-        f"{name} {accuracy_text(found['share'], found['stderr'], found['interval'])}"
+        f"{name} {accuracy_text(found['share'], found['stderr'], found['interval'], row['sandbox'])}"
         for name, found in row["metrics"].items()
         if found["judged"]
     ]

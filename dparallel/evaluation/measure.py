@@ -29,6 +29,7 @@ class Measurement(BaseModel):
         reused: number of samples that were stored before they were asked for, so that their times are those
             of an earlier run.
         hardware: the hardware of all slices, joined by " + " if it differs.
+        sandbox: how the code of responses was confined when it was judged; empty if none was run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class Measurement(BaseModel):
     hardware: str
     measured_on: tuple[str, ...] = ()
     reused: NonNegativeInt = 0
+    sandbox: str = ""
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -72,6 +74,7 @@ def add_up(
     samples: pa.Table,
     verdicts: Mapping[str, Sequence[bool | None]],
     stored: int = 0,
+    sandbox: str = "",
 ) -> Measurement:
     """Aggregate all samples of a set of problems.
 
@@ -79,6 +82,7 @@ def add_up(
         samples: a table with the columns `store.SAMPLES`.
         verdicts: for every sample, by metric; the first metric is the accuracy.
         stored: number of samples that were stored before.
+        sandbox: see `Measurement`.
     """
     columns = {name: samples[name].to_pylist() for name in ("num_tokens", "nfe", "seconds")}
     alone = samples["seconds_alone"].drop_null().to_pylist()
@@ -100,4 +104,5 @@ def add_up(
         hardware=" + ".join(sorted(set(samples["hardware"].to_pylist()))),
         measured_on=tuple(dict.fromkeys([*days[:1], *days[-1:]])),
         reused=min(stored, len(samples)),
+        sandbox=sandbox,
     )

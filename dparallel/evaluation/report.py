@@ -14,7 +14,14 @@ from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
-from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text
+from dparallel.evaluation.texts import (
+    INTERVAL,
+    MEASURED,
+    WEAKER_SANDBOX,
+    accuracy_text,
+    is_weaker,
+    measured_text,
+)
 from dparallel.stages.files import write_atomically
 
 REPORTED = ("accuracy", "accuracy_stderr", "nfe", "tpf", "tps", "latency")
@@ -188,7 +195,9 @@ def _cells(row: Row, metrics: Sequence[str], results: Results) -> list[str]:
     measured = row.measurement
     is_default = results.default_student is not None and row.case == results.headline.student.case
     shares = [f"{measured.metrics[name] * 100:.1f}" if name in measured.metrics else "" for name in metrics]
-    shares[0] = accuracy_text(measured.accuracy, measured.accuracy_stderr, measured.accuracy_interval)
+    shares[0] = accuracy_text(
+        measured.accuracy, measured.accuracy_stderr, measured.accuracy_interval, measured.sandbox
+    )
     return [
         plain(row.model),
         plain(row.method) + (" (default)" if is_default else "") + ("" if row.qualifies else " †"),
@@ -222,6 +231,8 @@ def notes(results: Results) -> str:
             )
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
+    if any(is_weaker(row.measurement.sandbox) for row in results.reported):
+        lines.append(WEAKER_SANDBOX)
     return "\n".join(lines)
 
 

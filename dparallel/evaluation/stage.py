@@ -20,6 +20,7 @@ from dparallel.evaluation.selection import Row, best_student, keeps_accuracy, ma
 from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
 from dparallel.evaluation.store import Keys
 from dparallel.problems.registry import check_unchanged, data_of
+from dparallel.problems.scoring import scorers_of
 from dparallel.stages.files import sweep
 from dparallel.stages.manifest import Manifest, Stage
 
@@ -109,6 +110,7 @@ def measure(
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
     keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
     stored = {key: bench.store.count_samples(key) for key in keys.values()}
+    sandbox = " + ".join({scorer.sandbox() for scorer in scorers_of(bench.protocol(split))} - {""})
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
     rows = []
@@ -121,7 +123,7 @@ def measure(
             case.model,
             case.method,
             split,
-            add_up(case.decoding, samples, metrics, stored[key]),
+            add_up(case.decoding, samples, metrics, stored[key], sandbox),
             Keys(key, tuple(verdicts)),
         )
         log.info("%s", row.label)

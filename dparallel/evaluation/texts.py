@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from dparallel.problems.sandbox.jobs import WEAKER
+
 INTERVAL = (
     "± is one standard error; in brackets Wilson's 95 % interval, which also holds for few problems (n)."
 )
@@ -9,12 +11,27 @@ MEASURED = (
     "Measured: the days (UTC) on which the responses were decoded. Reused ones were stored before the run "
     "asked for them, so that their times are those of an earlier run."
 )
+WEAKER_SANDBOX = (
+    "§ the generated code was judged in a weaker sandbox than bubblewrap, which was asked for by "
+    "DPARALLEL_SANDBOX=unshare."
+)
 
 
-def accuracy_text(share: float, stderr: float, interval: Sequence[float]) -> str:
-    """An accuracy in percent: `75.7 ± 1.2 [73.3, 77.9]`; all arguments are shares (0..1)."""
+def accuracy_text(share: float, stderr: float, interval: Sequence[float], sandbox: str = "") -> str:
+    """An accuracy in percent: `75.7 ± 1.2 [73.3, 77.9]`, with ` §` if code ran in a weaker sandbox.
+
+    Args:
+        share, stderr, interval: shares (0..1).
+        sandbox: see `Measurement`.
+    """
     low, high = interval
-    return f"{share * 100:.1f} ± {stderr * 100:.1f} [{low * 100:.1f}, {high * 100:.1f}]"
+    mark = " §" if is_weaker(sandbox) else ""
+    return f"{share * 100:.1f} ± {stderr * 100:.1f} [{low * 100:.1f}, {high * 100:.1f}]{mark}"
+
+
+def is_weaker(sandbox: str) -> bool:
+    """Whether a measurement's code ran in a weaker sandbox."""
+    return sandbox in WEAKER
 
 
 def measured_text(days: Sequence[str], reused: int, samples: int) -> str:

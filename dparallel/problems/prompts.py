@@ -98,25 +98,33 @@ def render_all(
 def _ask(
     problem: Problem, protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase, template: str | None
 ) -> str:
-    """Prompt text of a problem, including the prefilled start of the response."""
-    shown = [example.user + example.assistant for example in protocol.examples]
+    """Prompt text of a problem, including the prefilled start of the response.
+
+    BOS in front of one of its parts moves to the beginning of the whole.
+    """
+    bos = tokenizer.bos_token or ""
+    assert isinstance(bos, str)
+    system = [] if protocol.system is None else [protocol.system]
+    asked = [example.user for example in protocol.examples]
+    parts = [*system, *(text for _, text in problem.turns), *asked, problem.prompt]
+    begin = bos if bos and any(part.startswith(bos) for part in parts) else ""
+    system, asked = ([part.removeprefix(begin) for part in some] for some in (system, asked))
+    prompt = problem.prompt.removeprefix(begin)
+    answers = [example.assistant for example in protocol.examples]
+    shown = [question + answer for question, answer in zip(asked, answers, strict=True)]
     if not protocol.chat:
-        system = [] if protocol.system is None else [protocol.system]
-        return protocol.separator.join([*system, *shown, problem.prompt]) + problem.prefill
-    messages: Messages = []
-    if protocol.system is not None:
-        messages.append({"role": "system", "content": protocol.system})
-    messages += [{"role": role, "content": text} for role, text in problem.turns]
+        return begin + protocol.separator.join([*system, *shown, prompt]) + problem.prefill
+    messages: Messages = [{"role": "system", "content": text} for text in system]
+    messages += [{"role": role, "content": text.removeprefix(begin)} for role, text in problem.turns]
     if protocol.examples_as == "text":
-        question = protocol.separator.join([*shown, problem.prompt])
+        prompt = protocol.separator.join([*shown, prompt])
     else:
-        question = problem.prompt
-        for example in protocol.examples:
-            messages.append({"role": "user", "content": example.user})
-            messages.append({"role": "assistant", "content": example.assistant})
-    messages.append({"role": "user", "content": question})
+        for question, answer in zip(asked, answers, strict=True):
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": prompt})
     try:
-        return _chat_text(tokenizer, messages, template) + problem.prefill
+        text = _chat_text(tokenizer, messages, template) + problem.prefill
+        return begin + text.removeprefix(begin)
     except ChatTemplateError as error:
         named = protocol.chat_template or tokenizer.name_or_path or "the tokenizer"
         raise ChatTemplateError(f"{_where(problem)}: {error} (template of {named})") from error

@@ -61,6 +61,7 @@ class Scorer:
             is missing); called before problems are accepted, and in every worker before its first response.
         environment: what else decides its verdicts on this machine, such as versions of libraries or the kind
             of sandbox; part of the key of every stored verdict.
+        sandbox: how it confines generated code; empty for scorers that run none.
 
     Raises:
         ScorerError: `metrics` or `seconds` cannot be used.
@@ -76,6 +77,7 @@ class Scorer:
     seconds: float = 10.0
     prepare: Callable[[], None] = nothing
     environment: Callable[[], str] = str
+    sandbox: Callable[[], str] = str
 
     def __post_init__(self) -> None:
         names = self.metrics

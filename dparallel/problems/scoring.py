@@ -174,6 +174,7 @@ def _tested(
         seconds=CODE_SECONDS,
         prepare=code_tests.prepare_sandbox,
         environment=code_tests.environment,
+        sandbox=code_tests.sandbox_mode,
     )
 
 

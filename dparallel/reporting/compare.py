@@ -69,6 +69,9 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
             f"{name}: different devices ({', '.join(first.devices)}; {', '.join(other.devices)}): latency "
             f"and TPS of {runs} do not compare, and accuracy may depend on the device"
         )
+    judged_in = [run.reference.measurement.sandbox for run in (first, other)]
+    if len(set(judged_in)) > 1:
+        texts.append(f"{name}: the code of {runs} was judged in different sandboxes ({', '.join(judged_in)})")
     changed = _changed(first.protocol, other.protocol)
     if changed:
         texts.append(f"{name}: {runs} have different protocols ({', '.join(changed)})")

@@ -123,6 +123,7 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
         },
         "aup": over_sweeps.values.get(group) if over_sweeps else None,
         "device": measured.hardware,
+        "sandbox": measured.sandbox,
         "batch_sizes": list(measured.batch_sizes),
         "decoding": measured.decoding.model_dump(mode="json"),
         "times": {

@@ -5,6 +5,8 @@ from dparallel.evaluation.texts import accuracy_text, measured_text
 
 def test_an_accuracy_has_its_standard_error_and_its_interval() -> None:
     assert accuracy_text(0.757, 0.0118, (0.7331, 0.7794)) == "75.7 ± 1.2 [73.3, 77.9]"
+    assert accuracy_text(0.757, 0.0118, (0.7331, 0.7794), "bubblewrap") == "75.7 ± 1.2 [73.3, 77.9]"
+    assert accuracy_text(0.757, 0.0118, (0.7331, 0.7794), "unshare") == "75.7 ± 1.2 [73.3, 77.9] §"
     assert accuracy_text(0.0, 0.0, (0.0, 0.324408)) == "0.0 ± 0.0 [0.0, 32.4]"
 
 

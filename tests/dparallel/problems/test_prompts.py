@@ -127,6 +127,33 @@ def test_a_token_in_front_of_every_text_is_not_doubled() -> None:
     assert plain(tokenizer, "<eos> Tom") == ids("<eos> Tom")
 
 
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("template", [TEMPLATE, "<eos> " + TEMPLATE])
+def test_bos_is_written_once_wherever_a_text_begins_with_it(adds_bos: bool, template: str, tmp_path) -> None:
+    """As in D2F's prompts: `<|startoftext|>{question}`."""
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = "<eos>"
+    if adds_bos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", ids("<eos>")[0])]
+        )
+    file = tmp_path / "mine.jinja"
+    file.write_text(template, encoding="utf-8")
+    bos, question = "<eos> ", "Tom 7"
+    for system, example, prompt in ((bos, "", ""), ("", bos, ""), ("", "", bos), (bos, bos, bos)):
+        shown = {"user": example + "Ann 5 ?", "assistant": " 5"}
+        given = {"examples": [shown], "separator": " ", "system": system + "first"}
+        for turns in ((), (("user", example + "Sam"), ("assistant", "has"))):
+            problem = Problem("p", "s", prompt + question, turns=turns)
+            written = [render(problem, ProtocolConfig(**given), tokenizer)]
+            assert written == [ids("<eos> first Ann 5 ? 5 Tom 7")]
+            for form in ("text", "turns"):
+                chat = ProtocolConfig(**given, chat=True, chat_template=str(file), examples_as=form)
+                found = render(problem, chat, tokenizer)
+                assert found.count(ids("<eos>")[0]) == 1, (system, example, prompt, form)
+                assert found[0] == ids("<eos>")[0]
+
+
 def test_a_conversation_is_encoded_turn_by_turn() -> None:
     turns = [{"role": "user", "content": "Tom"}, {"role": "assistant", "content": "7"}]
     assert encode_chat(build_tokenizer(), turns, TEMPLATE) == ids("first Tom first 7 answer")

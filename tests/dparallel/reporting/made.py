@@ -81,6 +81,7 @@ def finished_benchmark(
     hardware: str = "a machine",
     day: int = 25,
     reused: int = 0,
+    sandbox: str = "",
     with_models: bool = True,
     first_problem: int = 0,
     prompt: str = "What is {0} + 1?",
@@ -95,6 +96,7 @@ def finished_benchmark(
         seconds: of each sample of the reference; the others take a half and a quarter.
         day: of November 2026, on which all samples were measured.
         reused: number of samples of each row that an earlier run had measured.
+        sandbox: in which the code of responses was judged.
         with_models: record the folders of the models.
         first_problem: number of the first problem.
         responses: texts of the student's responses, by place, other than those made up.
@@ -131,7 +133,8 @@ def finished_benchmark(
             store.put_samples(sample_key, range(len(found)), found)
             store.put_verdicts(verdict_key, range(len(found)), pa.Table.from_pylist(judged, schema=schema))
             decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
-            measured = add_up(decoding, found, {"exact": [row["exact"] for row in judged]}, reused)
+            flags = {"exact": [row["exact"] for row in judged]}
+            measured = add_up(decoding, found, flags, reused, sandbox)
             rows.append(
                 Row(
                     model,

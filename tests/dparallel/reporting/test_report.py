@@ -189,6 +189,21 @@ def test_only_times_differ_between_repetitions(tiny_checkpoint: Path, tmp_path: 
     assert without_times(mine) == without_times(other)
 
 
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "unshare"])
+def test_accuracies_judged_in_the_weaker_sandbox_are_marked(
+    sandbox: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    stage = finished_benchmark(tmp_path / "runs", tiny_checkpoint, sandbox=sandbox)
+    texts = written(stage, tiny_checkpoint, tmp_path / "out")
+    [section] = json.loads(texts[".json"])["benchmarks"]
+    assert [row["sandbox"] for row in section["rows"]] == [sandbox] * 3
+    texts["table"] = (stage / "table.md").read_text(encoding="utf-8")
+    weaker = sandbox == "unshare"
+    for kind in (".md", ".html", "table"):
+        assert (len(re.findall(r"\](<[^>]*>|\s)*§", texts[kind])) >= 3) is weaker, kind
+        assert ("weaker sandbox than bubblewrap" in texts[kind]) is weaker, kind
+
+
 def test_another_result_has_a_folder_of_its_own(tmp_path: Path) -> None:
     one = report_folder(tmp_path, [("sums", "benchmark-0123456789")])
     assert one == report_folder(tmp_path, [("sums", tmp_path / "benchmark-0123456789")])
