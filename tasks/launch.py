@@ -24,6 +24,8 @@ from dparallel.config.experiment import LaunchConfig, TrainingConfig
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.errors import PROGRAM, reported
 from dparallel.distillation.hosts import is_this_machine, read_hostfile, world_size
+from dparallel.models.sizes import parameters_of
+from dparallel.models.threads import threads_for, usable_cores
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.files import write_atomically
 
@@ -63,7 +65,8 @@ def launch(
         TrainingFailed: the launcher's exit code is not 0 for another reason.
     """
     plan_file = write_plan(plan)
-    with _processes([*command(config, target), str(plan_file)], environment(config)) as (process, family):
+    env = environment(config, plan.inputs.get("teacher"))
+    with _processes([*command(config, target), str(plan_file)], env) as (process, family):
         last, mistakes = _follow(process, family, on_line, on_tick, tick_seconds)
         code = process.wait()
     on_tick()
@@ -136,14 +139,16 @@ def _where(config: LaunchConfig) -> list[str]:
     return [*hostfile, "--force_multi"]  # otherwise a single remote machine's processes would run here
 
 
-def environment(config: LaunchConfig) -> dict[str, str]:
+def environment(config: LaunchConfig, teacher: str | None = None) -> dict[str, str]:
     """Environment of the launcher; without GPUs, DeepSpeed uses the CPU, and processes share its cores.
 
+    Each process has as many threads as fit the size of `teacher`.
     Python processes read and write UTF-8 in any locale, as `_processes` expects.
     """
     extra = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     if not torch.cuda.is_available():
-        threads = max(1, len(os.sched_getaffinity(0)) // world_size(config))
+        cores = max(1, usable_cores() // world_size(config))
+        threads = cores if teacher is None else threads_for(parameters_of(teacher), cores)
         extra |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     return {**os.environ, **extra}
 

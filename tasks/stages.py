@@ -35,7 +35,6 @@ def run_tracked(
         benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
     """
     name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
-    log.info("%s", name, extra={"stage": name})
     with track(
         home or Path(plan.out_dir).parent,
         plan.stage,
@@ -47,6 +46,7 @@ def run_tracked(
         student=plan.student,
         benchmarks=benchmarks,
     ) as run:
+        log.info("%s", name, extra={"stage": name})
         manifest = work(run)
     log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)

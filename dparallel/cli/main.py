@@ -5,6 +5,7 @@ line with exit code 2, raised before decoding starts.
 """
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from dparallel.cli.generate import generate
 from dparallel.cli.parser import build_parser
 from dparallel.cli.plan import print_plan
 from dparallel.config.base import UserError
+from dparallel.models import threads
 from dparallel.stages.streams import set_encodings
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     set_encodings()
     options = build_parser().parse_args(arguments)
-    with _termination_raised():
+    with _termination_raised(), _threads_said():
         try:
             if options.command == "generate":
                 generate(options)
@@ -94,6 +96,20 @@ def _termination_raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _threads_said() -> Iterator[None]:
+    """Show on stderr how many threads are used, and why."""
+    handler = logging.StreamHandler(sys.stderr)
+    level = threads.log.level
+    threads.log.addHandler(handler)
+    threads.log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        threads.log.removeHandler(handler)
+        threads.log.setLevel(level)
 
 
 def _abandon_stdout() -> None:

@@ -16,6 +16,7 @@ from dparallel.decoding.generate import DecodingError, generate
 from dparallel.decoding.stops import Stop
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
 
@@ -82,7 +83,8 @@ def timed_generate(
     """
     started = time.perf_counter()
     try:
-        generations = generate(model, prompts, decoding, batch_size, observe, finished, stop)
+        with fitting_threads(model):
+            generations = generate(model, prompts, decoding, batch_size, observe, finished, stop)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DecodingError(str(error)) from error
     return generations, time.perf_counter() - started

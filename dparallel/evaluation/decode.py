@@ -22,6 +22,7 @@ from dparallel.evaluation.hardware import hardware
 from dparallel.evaluation.store import SAMPLES
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.loader import Loader
+from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
 from dparallel.stages.progress import Progress
@@ -48,7 +49,9 @@ def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None =
             if not bench.is_missing(unit):
                 log.info("%s: decoded by another process meanwhile", unit.label)
                 continue
-            nfe = _decode(bench, unit, *loader.load(unit.model), finished)
+            model, tokenizer = loader.load(unit.model)
+            with fitting_threads(model):
+                nfe = _decode(bench, unit, model, tokenizer, finished)
             passes.seen(unit, nfe)
             done += _rows(unit) * nfe
             left = ordered[place + 1 :]

@@ -27,3 +27,8 @@ def stored_bytes(path: str | Path) -> int:
     model = empty_model(config)
     dtype = getattr(config, "dtype", None) or torch.bfloat16
     return dtype.itemsize * sum(weight.numel() for weight in model.parameters())
+
+
+def parameters_of(path: str | Path) -> int:
+    """Number of parameters of a checkpoint, by its config."""
+    return sum(weight.numel() for weight in empty_model(read_config(path)).parameters())

@@ -13,6 +13,7 @@ from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.loader import releasing_memory
+from dparallel.models.threads import fitting_threads
 from dparallel.preflight.plan import Plan
 from dparallel.preflight.work import Forwards
 
@@ -55,7 +56,8 @@ def measure_rate(plan: Plan) -> Rate | None:
     canvas = torch.randint(model.config.vocab_size, (rows, length), device=device)
     block = min(plan.config.trajectories.decoding.block_length, length)
     read = torch.arange(block, device=device).expand(rows, -1)
-    seconds = [_forward_seconds(model, canvas, read) for _ in range(1 + count)][1:]
+    with fitting_threads(model):
+        seconds = [_forward_seconds(model, canvas, read) for _ in range(1 + count)][1:]
     rate = canvas.numel() / min(seconds)
     return Rate(rate, f"measured here, with forward passes of {what}")
 

@@ -18,6 +18,7 @@ from dparallel.config.teacher import TeacherConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
+from dparallel.models.threads import fitting_threads
 from dparallel.problems import coins
 from dparallel.problems.prompts import finish
 from dparallel.stages import lease, metrics_log
@@ -101,8 +102,9 @@ def _train(config: TeacherConfig, stage: Stage) -> Manifest:
             attention_pattern=OBJECTIVES[config.objective].attention_pattern,
         )
     )
-    train(model, config, stage.folder)
-    accuracy = whole_solution_accuracy(model.eval(), tokenizer, config)
+    with fitting_threads(model):
+        train(model, config, stage.folder)
+        accuracy = whole_solution_accuracy(model.eval(), tokenizer, config)
     if accuracy < config.min_accuracy:
         raise RuntimeError(
             f"the teacher solves {accuracy:.1%} of {config.check_problems} validation problems, less than "

@@ -18,6 +18,7 @@ from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.loader import releasing_memory
+from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import encode_problems, render_all, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, protocol_of
 from dparallel.problems.sources import Problem
@@ -260,7 +261,10 @@ def _decode(
             total -= len(here)
             progress.total = total
             continue
-        generations = generate(model, here, config.decoding, config.batch_size, finished=finished, stop=stop)
+        with fitting_threads(model):
+            generations = generate(
+                model, here, config.decoding, config.batch_size, finished=finished, stop=stop
+            )
         judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
         write_shard(shard.path, judged, metadata)
         progress.tell(recorded, f"{recorded:,} of {total:,} responses")

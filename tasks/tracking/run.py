@@ -96,8 +96,8 @@ def track(
         tracking_uri=tracking_uri(),
     )
     run = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)
-    run.update()
     try:
+        run.update()
         yield run
     except BaseException as error:  # cancellation raises a BaseException
         status = "FAILED" if isinstance(error, Exception) else "KILLED"

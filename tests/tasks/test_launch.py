@@ -188,12 +188,13 @@ def test_a_hostfiles_slots_are_not_this_machines_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU")
-def test_cores_are_shared_out_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_out_without_a_gpu(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("tasks.launch.usable_cores", lambda: 8)
     shared = environment(LaunchConfig(processes=4))
     assert (shared["DS_ACCELERATOR"], shared["OMP_NUM_THREADS"]) == ("cpu", "2")
     assert environment(LaunchConfig(processes=16))["OMP_NUM_THREADS"] == "1"
+    assert environment(LaunchConfig(processes=2), str(tiny_checkpoint))["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert environment(LaunchConfig(processes=4))["OMP_NUM_THREADS"] == "3", "what the user set stays"
 
