@@ -21,6 +21,7 @@ import torch
 from benchmarks.common.hardware import describe
 from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
+from dparallel.reporting.aup import MEANING
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.streams import set_encodings
@@ -81,7 +82,7 @@ def main() -> None:
                 table(metrics),
                 headlines(options.seeds, results),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
-                f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems",
+                f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING}",
                 f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
                 f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),
