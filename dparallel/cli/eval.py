@@ -319,9 +319,9 @@ def report(results: Sequence[Json]) -> str:
         Column("measured", _measured, text=True),
     ]
     table = Table(f"{results[0]['model']} ({results[0]['fingerprint'][:12]})", columns, results)
-    note = f"{INTERVAL} Latency is that of one prompt alone, TPS that of a batch. {MEASURED}"
+    notes = [INTERVAL, "Latency is that of one prompt alone, TPS that of a batch.", MEASURED]
     weaker = [WEAKER_SANDBOX] if any(is_weaker(row["sandbox"]) for row in results) else []
-    return "\n\n".join([table.caption, table.markdown(), note, *weaker, *map(_details, results)])
+    return "\n\n".join([table.caption, table.markdown(), "\n".join(notes), *weaker, *map(_details, results)])
 
 
 def _shares(row: Json) -> list[str]:

@@ -17,6 +17,7 @@ from dparallel.evaluation.selection import Row
 from dparallel.stages import metrics_log
 
 DPI = 200
+LEGEND_LINE = 0.17  # height of a line of the legend, inches
 BLACK, GREY = "#000000", "#888888"
 # The first four are of Okabe and Ito. All have a contrast of at least 3 with white and with dark pages; every
 # pair differs by at least 36 in CIELAB. Markers tell models apart for colour-blind readers.
@@ -180,10 +181,11 @@ def styles_of(curves: Curves) -> dict[str, Style]:
 
 
 def _add_legend(figure: Figure) -> None:
-    """Add or replace the legend on the right: curves first, then markers and limits."""
+    """Add or replace the legend on the right, for which the figure grows: curves, then markers and limits."""
     for legend in list(figure.legends):
         legend.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.set_figheight(max(figure.get_figheight(), LEGEND_LINE * (len(labels) + 2)))
     order = sorted(range(len(labels)), key=lambda i: not isinstance(handles[i], ErrorbarContainer))  # stable
     figure.legend(
         [handles[i] for i in order],

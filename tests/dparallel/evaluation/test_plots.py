@@ -81,6 +81,9 @@ def test_twenty_models_with_three_methods_each_look_different() -> None:
         for place, method in enumerate(["few_step", "dual_cache", "confidence", "entropy"])
     ]
     figure = plots.tradeoff_figure([REFERENCE, *rows], ["confidence", "entropy"], max_loss=0.01)
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    assert figure.bbox.containsy(legend.get_window_extent().y0), "the whole legend is seen"
     lines = [container[0] for container in figure.axes[0].containers]
     assert len(lines) == 1 + 4 * len(models)
     swept = [line for line in lines if line.get_linestyle() != "None"]
