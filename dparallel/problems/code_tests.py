@@ -4,6 +4,7 @@ import ast
 import builtins
 import os
 import platform
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ from dparallel.problems.sandbox.run import check_sandbox
 from dparallel.problems.sources import Problem
 
 MODE_VARIABLE = "DPARALLEL_SANDBOX"
+MOST_PARTS = 10  # between marks, that are searched for a program
+_MARKS = re.compile(r"\[(?:BEGIN|DONE)\]")
 
 
 def humaneval_job(problem: Problem, response: str) -> Job:
@@ -30,12 +33,14 @@ def humaneval_job(problem: Problem, response: str) -> Job:
 def mbpp_job(problem: Problem, response: str) -> Job:
     """The program of a response to an MBPP problem, and its tests.
 
-    The program is looked for between `[BEGIN]` and `[DONE]`, either of which may be missing.
+    The program is looked for between the marks `[BEGIN]` and `[DONE]`, any of which may be missing, since the
+    prompt may end in the first one: the first part that defines what the tests use counts.
     """
-    text = problem.prefill + response
-    text = text.partition("[BEGIN]")[2] if "[BEGIN]" in text else text
     entry_points = mbpp_entry_points(problem)
-    candidate = program(text.partition("[DONE]")[0], entry_points)
+    parts = _MARKS.split(problem.prefill + response)
+    candidates = [program(part, entry_points) for part in parts[:MOST_PARTS] if part.strip()] or [""]
+    whole = [found for found in candidates if entry_points <= defined(statements(found))]
+    candidate = next(iter(whole), candidates[0])
     return Job(candidate, _mbpp_tests(problem), entry_points=tuple(sorted(entry_points)))
 
 

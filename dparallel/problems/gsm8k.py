@@ -17,6 +17,19 @@ _NUMBER = re.compile(
     rf"(?: ?/ ?(?P<under>{_DECIMAL}))?(?![,.]?[0-9])(?![eE][-+]?[0-9])"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{([^{}]*)\}|([0-9])) ?(?:\{([^{}]*)\}|([0-9]))")
+_TEXT = re.compile(r"\\(?:text[a-z]*|mathrm|mbox) ?\{([^{}]*)\}")
+_LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+_EQUALS = re.compile(r"(?<![<>!=\u2260])=(?!=)|\\approx(?![A-Za-z])|\u2248")
+_WORD = re.compile(r"[A-Za-z]{2,}(?:['/-][A-Za-z]+)*[.,:;?]?")
+_UNITS = "cm|mm|km|kg|mg|lbs?|oz|ml|mL|ft|in|min|mins|hrs?|sec|secs|mph|kph|USD"
+# What may follow a number without a space.
+_ADJACENT = re.compile(rf"(?:{_UNITS})(?![A-Za-z])|/ ?(?=[A-Za-z]{{2}})|[.,;:?]*")
+# Words with which a text means another number, or no single one.
+OTHER_NUMBERS = (
+    "negative minus plus times over divided multiplied mod squared cubed root factorial half halves third "
+    "fourth fifth quarter twice double triple hundred hundreds thousand thousands million millions billion "
+    "billions trillion trillions dozen dozens than least most not no between sin cos tan log ln exp"
+)
 # What says nothing about the number, in the order in which it is replaced.
 _PLAINER = [
     (re.compile(pattern), plain)
@@ -25,7 +38,7 @@ _PLAINER = [
         (r"\\[,!;:]", ""),  # `1\,000`, `1,\!000`
         (r"\\ |\\q?quad(?![A-Za-z])|~|\s+", " "),
         (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
-        (r"\\(?:text|math)[a-z]*(?=\{)|\\(?:mbox|boldsymbol|bm)(?=\{)", ""),
+        (r"\\math[a-z]*(?=\{)|\\(?:boldsymbol|bm)(?=\{)", ""),
         (r"\u2212|\u2013(?=[0-9])", "-"),
         (r"(?:US ?)?\\?\$|\\(?:pounds|euro|yen)(?![A-Za-z])|[\u20ac\u00a3\u00a5\u20b9]", ""),
         (r"\\?%|\^ ?(?:\\circ|\{\\circ\})|\\(?:circ|degree)(?![A-Za-z])|\u00b0", ""),
@@ -60,32 +73,53 @@ def boxed(reference: str, response: str) -> bool:
     r"""Whether the last `\boxed{...}` holds the reference's final answer, compared as a number.
 
     Notation makes no difference: thousands separators, currency, units, trailing dots and zeros, fractions,
-    mixed numbers. A box with several numbers, or an expression to be computed, is wrong.
+    mixed numbers. A box with several numbers, a variable, or an expression to be computed, is wrong.
     """
     answer, box = number(plain_number(reference)), last_box(response)
     return answer is not None and box is not None and number(box) == answer
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a text with exactly one number; None for any other text."""
+    r"""The value of a text with exactly one number and otherwise words; None for any other text.
+
+    Letters alone, or behind a number without a space, are variables unless they are units or in `\text{}`.
+    """
     if len(text) > LONGEST:
         return None
-    text = re.split(r"=|\\approx(?![A-Za-z])|\u2248", text)[-1]
+    text = _TEXT.sub(lambda found: f" {_LONE_LETTER.sub('unit', found[1])} ", _EQUALS.split(text)[-1])
     for pattern, plain in _PLAINER:
         text = pattern.sub(plain, text)
-    text = _FRACTION.sub(
-        lambda found: f" {found[1] or found[2]}/{found[3] or found[4]}", text.replace("- \\", "-\\")
-    )
+    text = _FRACTION.sub(_quotient, text.replace("- \\", "-\\"))
     text = re.sub(r"- +(?=[0-9.])", "-", re.sub(r"[{}()\[\]]", "", text)).strip()
     numbers = list(_NUMBER.finditer(text))
     if len(numbers) != 1:
         return None
     [found] = numbers
-    around = text[: found.start()] + " " + text[found.end() :]
-    if re.search(r"[0-9\\+*^<>\u00d7\u00f7]|(?<![A-Za-z])[-/](?![A-Za-z])", around):
+    before, after = text[: found.start()], text[found.end() :]
+    adjacent = _ADJACENT.match(after)
+    assert adjacent is not None  # it may be empty
+    rest = after[adjacent.end() :]
+    if (rest and not rest.startswith(" ") and "/" not in adjacent[0]) or not _are_words(before + " " + rest):
+        return None
+    if found["sign"] and before.strip() and not before.rstrip().endswith(":"):  # `x - 18`
         return None
     over, under = (Fraction(re.sub("[, ]", "", found[name] or "1")) for name in ("over", "under"))
     if not under:
         return None
     value = int(found["whole"] or 0) + over / under
     return -value if found["sign"] == "-" else value
+
+
+def _quotient(fraction: re.Match[str]) -> str:
+    """`1/2` for a fraction of two numbers; anything else stays LaTeX, which is no number."""
+    over, under = (fraction[1] or fraction[2] or "").strip(), (fraction[3] or fraction[4] or "").strip()
+    if re.fullmatch(_DECIMAL, over) and re.fullmatch(_DECIMAL, under):
+        return f" {over}/{under}"
+    return fraction[0]
+
+
+def _are_words(text: str) -> bool:
+    """Whether a text is nothing but words that say nothing about a number."""
+    words = text.split()
+    parts = {part for word in words for part in re.split("['/-]", word.rstrip(".,:;?").lower())}
+    return all(map(_WORD.fullmatch, words)) and parts.isdisjoint(OTHER_NUMBERS.split())

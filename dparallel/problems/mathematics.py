@@ -161,7 +161,8 @@ def no_answer(reference: str) -> str | None:
 def math_verify(reference: str, response: str) -> bool:
     """Whether the answer found in a response equals the reference's, by math-verify.
 
-    The library prefers what follows `final answer is`, then the last box, then other formulas and numbers.
+    The library decides what the answer is: what `The final answer is ... . I hope it is correct` says, or
+    else the last box, else the last formula or number. Boxes joined by a comma or `and` are one set.
     """
     from math_verify import parse, verify
 

@@ -1,6 +1,7 @@
 """The program in a response: between code fences, or its plain text. Syntax only: nothing is run."""
 
 import ast
+import itertools
 import re
 import textwrap
 import warnings
@@ -13,7 +14,7 @@ ATTEMPTS = 20  # at most so many lines of a text are tried as the first line of 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:[\w+#.-]*[ \t]*(?:\r?\n|\Z)|py(?:thon)?3?[ \t]+)", re.IGNORECASE)
 _INDENTED = re.compile(r"\s*^[ \t]+\S", re.MULTILINE)
-_BEGINS_CODE = re.compile(r"^(?:def |class |import |from |async |@)", re.MULTILINE)
+_BEGINS_CODE = re.compile(r"^([ \t]*)(?:def |class |import |from |async |@)", re.MULTILINE)
 
 
 def program(
@@ -37,7 +38,7 @@ def program(
         A program in Python. If there is none, the text of the first piece, which fails its tests.
     """
     header = header and header.rstrip() + "\n"
-    pieces = _pieces(response[:LONGEST].partition("\0")[0].encode(errors="replace").decode())
+    pieces = _pieces(_readable(response[:LONGEST]))
     try:
         found = _found(pieces, entry_points, header)
         if found is not None:
@@ -80,6 +81,11 @@ def _found(pieces: Sequence[str], entry_points: Collection[str], header: str) ->
     return partial
 
 
+def _readable(text: str) -> str:
+    """A text without characters that no program contains: marks of the byte order, and all from NUL on."""
+    return text.replace("\ufeff", "").lstrip("\0").partition("\0")[0].encode(errors="replace").decode()
+
+
 def _pieces(response: str) -> list[str]:
     """Texts between code fences in order, without the language behind an opening fence; the last is all."""
     first, *others = response.split(_FENCE)
@@ -96,12 +102,23 @@ def _attempts(pieces: Sequence[str], header: str) -> Iterator[tuple[int, str, bo
         yield place, textwrap.dedent(piece), False
         if header and (place < 2 or piece is pieces[-1]) and _INDENTED.match(piece):
             yield place, header + piece, True
-    for place, piece in enumerate(pieces):
-        begins = [found.start() for found in _BEGINS_CODE.finditer(piece)][:ATTEMPTS]
-        yield from ((place, piece[begin:], False) for begin in begins)
+    for indented in (False, True):
+        for place, piece in enumerate(pieces):
+            begins = [found for found in _BEGINS_CODE.finditer(piece) if bool(found[1]) is indented]
+            for found in begins[:ATTEMPTS]:
+                yield place, _outdented(piece[found.start() :], found[1]), False
     if header:
         for place, piece in enumerate(pieces):
             yield place, header + _indented(piece.lstrip()), True
+
+
+def _outdented(text: str, indent: str) -> str:
+    """The lines of an indented block of code, without its indentation; prose may follow."""
+    if not indent:
+        return text
+    lines = text.splitlines(keepends=True)
+    inside = itertools.takewhile(lambda line: line.startswith(indent) or not line.strip(), lines)
+    return "".join(line.removeprefix(indent) for line in inside)
 
 
 def _indented(body: str) -> str:

@@ -166,7 +166,7 @@ def _tested(
     """A scorer that runs generated code."""
     return Scorer(
         name,
-        1,
+        2,
         ("pass_at_1",),
         partial(_run_tests, job_of),
         misfit,
@@ -185,7 +185,7 @@ SCORERS = {
         _compared("flexible_extract", answers.flexible_extract, _no_number, version=2, in_process=True),
         _compared("strict_match", gsm8k.strict_match, _no_number, in_process=True),
         _compared("strict_match_cot", gsm8k.strict_match_cot, _no_number, in_process=True),
-        _compared("boxed", gsm8k.boxed, _no_box_number, in_process=True),
+        _compared("boxed", gsm8k.boxed, _no_box_number, version=2, in_process=True),
         _compared(
             "math_verify",
             mathematics.math_verify,

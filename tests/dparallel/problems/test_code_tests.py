@@ -72,6 +72,14 @@ def test_the_program_of_mbpp_lies_between_its_marks() -> None:
         "[BEGIN]\ndef remove_Occ(s,ch):\n    return 1\n[DONE]\ndef remove_Occ(s,ch):\n    return 2",
         "def remove_Occ(s,ch):\n    return 1\n[DONE]",
         "def remove_Occ(s,ch):\n    return 1",
+        "[BEGIN]\n[BEGIN]\ndef remove_Occ(s,ch):\n    return 1",
+        "[BEGIN]\ndef remove_Occ(s,ch):\n    return 1\n[BEGIN]\ndef remove_Occ(s,ch):\n    return 2",
+        "def remove_Occ(s,ch):\n    return 1\n[BEGIN]\ndef remove_Occ(s,ch):\n    return 2",
+        "def remove_Occ(s,ch):\n    return 1\n[DONE]\nAnother:\n[BEGIN]\ndef f(x):\n    return 2\n[DONE]",
+        "Sure!\n[BEGIN]\n```python\ndef remove_Occ(s,ch):\n    return 1\n```\n[DONE]",
+        "```python\n[BEGIN]\ndef remove_Occ(s,ch):\n    return 1\n[DONE]\n```",
+        "[DONE]\n[BEGIN]\ndef remove_Occ(s,ch):\n    return 1",
+        "\ufeff[BEGIN]\r\ndef remove_Occ(s,ch):\r\n    return 1\r\n[DONE]",
     ):
         job = mbpp_job(problem, response)
         assert job.candidate == "def remove_Occ(s, ch):\n    return 1\n"

@@ -108,6 +108,26 @@ def test_references_without_an_answer(reference: str) -> None:
     assert "put it into" in reason
 
 
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"The final answer is $1$. I hope it is correct. $\boxed{2}$", "1"),
+        (r"$\boxed{2}$ The final answer is $1$. I hope it is correct.", "1"),
+        (r"$\boxed{1}$. No. $\boxed{2}$.", "2"),
+        (r"\boxed{2} so 1", "2"),
+        (r"$\boxed{2}$ so $x = 1$.", "2"),
+        (r"$\boxed{2}$ so the answer is $1$.", "2"),
+        ("$1$ then $2$", "2"),
+        ("1 then 2", "2"),
+        (r"$\boxed{1}$ and $\boxed{2}$", "1,2"),
+        (r"\boxed{1}, \boxed{2}", "1,2"),
+    ],
+)
+def test_the_answer_that_math_verify_takes(response: str, answer: str) -> None:
+    prepare_math_verify()
+    assert [stated for stated in ("1", "2", "1,2") if math_verify(stated, response)] == [answer]
+
+
 def test_math_verify_works_in_any_thread() -> None:
     verdicts: list[bool] = []
     thread = Thread(target=lambda: verdicts.append(math_verify("2", "The answer is $2$.")))
