@@ -65,18 +65,23 @@ def run(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
-)
-def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
-    """A page is one namespace; its YAML and JSON blocks are files named in their first lines."""
-    folder = folder_with_the_clone(tmp_path)
+def write_files_of(page: Path, folder: Path) -> None:
+    """The YAML and JSON blocks of a page are files named in their first lines."""
     for language in ("yaml", "json"):
         for block in blocks(page, language):
             name = block.split("\n", 1)[0].lstrip("#/ ")
             body = block if language == "yaml" else block.split("\n", 1)[1]
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(body, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
+    """A page is one namespace."""
+    folder = folder_with_the_clone(tmp_path)
+    write_files_of(page, folder)
     script = folder / "snippets.py"
     script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
     output = run([sys.executable, str(script)], folder)
@@ -88,8 +93,19 @@ def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)
 def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
     folder = folder_with_the_clone(tmp_path)
+    write_files_of(page, folder)
     for block in blocks(page, "sh"):
         run(["bash", "-euo", "pipefail", "-c", block], folder)
+
+
+def test_the_experiment_on_operations_is_whole(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "operations.md"
+    write_files_of(page, folder_with_the_clone(tmp_path))
+    settings = load_config(DistillConfig, tmp_path / "own.yaml")
+    assert settings.benchmarks["own"].test.protocol == settings.trajectories.problems.protocol
+    section = DistillConfig.model_fields["benchmarks"].annotation.__args__[1]
+    required = {name for name, field in section.model_fields.items() if field.is_required()}
+    assert required == {"test", "reference"}
 
 
 def test_make_targets_exist() -> None:
