@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
+from dparallel.models.placement import name_accelerator
 
 KEPT_CHECKPOINTS = 2
 REDUCE_BUCKET_SIZE = 50_000_000  # elements; DeepSpeed's default of 500 million exceeds an adapter's gradients
@@ -84,7 +85,7 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
     _refuse_auto(SECTION, settings)
     _validate(SECTION, DeepSpeedSettings, settings)
     if settings:
-        _keep_deepspeed_quiet()
+        name_accelerator()
     if "zero_optimization" in settings:
         _check_zero(f"{SECTION}.zero_optimization", settings["zero_optimization"])
     for section in settings.keys() & {"aio", "comms_logger", "flops_profiler"}:
@@ -106,11 +107,6 @@ def _own_section(section: str) -> type[BaseModel]:
     }
     made: type[BaseModel] = create_model(section, __config__=STRICT, **fields)
     return made
-
-
-def _keep_deepspeed_quiet() -> None:
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed guesses, and warns
 
 
 def _check_zero(section: str, zero: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.config_file import PATTERN, read_config_file
 from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, is_computed
 from dparallel.models.hub import checkpoint_folder
-from dparallel.models.placement import empty_model, find_device, find_dtype
+from dparallel.models.placement import empty_model, find_device, find_dtype, name_accelerator
 from dparallel.models.weights import Stored, read_json
 from dparallel.stages.files import give_usual_modes, naming_the_file, write_atomically
 from dparallel.stages.manifest import CLAIM, MANIFEST
@@ -321,6 +321,7 @@ def _write_native(
     model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase | None, folder: str
 ) -> None:
     transformers_logging.disable_progress_bar()
+    name_accelerator()
     model.save_pretrained(folder)
     transformers_logging.enable_progress_bar()
     if tokenizer is not None:

@@ -1,5 +1,7 @@
 """Devices and dtypes of models, and models without weights."""
 
+import os
+
 import torch
 
 from dparallel.config.base import UserError
@@ -11,6 +13,15 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+def name_accelerator() -> None:
+    """Tell DeepSpeed that this machine has no GPU, if so; otherwise it guesses and warns.
+
+    To be called before DeepSpeed is imported, which transformers also does to save a model.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -7,7 +7,6 @@ are random bytes.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -105,9 +104,6 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
     options = parser.parse_args()
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # read by DeepSpeed, which saving imports; avoids its warning
     try:
         save_checkpoint(options.folder, TEMPLATES[options.template], options.seed)
     except UserError as error:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dparallel.models import weights
 from dparallel.models.checkpoints import read_config
 from dparallel.models.formats import CheckpointError
 from dparallel.tiny.tokenizer import build_tokenizer
-from tests.conftest import GOLDEN, random_model
+from tests.conftest import GOLDEN, ROOT, random_model
 from tests.dparallel.models.published import INDEX, edit_json, publish
 
 
@@ -393,3 +394,24 @@ def test_missing_and_damaged_folders(tiny_checkpoint, tmp_path):
     (folder / "config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json holds a list, expected an object"):
         load_model(folder)
+
+
+@pytest.mark.slow
+def test_saving_prints_nothing(tmp_path: Path) -> None:
+    """Nor does DeepSpeed, which transformers imports, say that it found no GPU."""
+    script = f"""
+import dparallel
+model = dparallel.load_model({str(ROOT / "teachers" / "tiny")!r}, device="cpu")
+dparallel.save_model(model, "saved")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
