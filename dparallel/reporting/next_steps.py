@@ -6,7 +6,6 @@ from pathlib import Path
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import LM_EVAL
 from dparallel.evaluation.cases import STUDENT
-from dparallel.evaluation.plots import plain
 from dparallel.reporting.read import Benchmark
 
 PROMPT = "What is 6 times 7?"  # where the benchmark's own problems are long
@@ -27,7 +26,7 @@ def next_steps(benchmark: Benchmark, runs: Path) -> list[str]:
     lines = ["merged models:"]
     for name, folder in students.items():
         chosen = " (default student)" if name == benchmark.default_student else ""
-        lines.append(f"  {plain(name)}{chosen}: {folder}")
+        lines.append(f"  {name.removeprefix(STUDENT)}{chosen}: {folder}")
     if best not in students:
         return lines
     decoding = _flags(benchmark.best.measurement.decoding)
