@@ -2,7 +2,7 @@ from typing import Literal, get_args
 
 from flows.environment import flow
 
-from prefect import runtime
+from prefect import get_run_logger, runtime
 
 from dparallel.stages.experiment import Experiment
 from flows.command import main
@@ -31,7 +31,9 @@ def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[Sta
         overrides: settings `key.sub=value` that override the file.
         on_pools: stages to run as deployments on their work pools; the others run in this process.
     """
-    return run(plan(config, overrides, on_pools), config, overrides, on_pools)
+    text = run(plan(config, overrides, on_pools), config, overrides, on_pools)
+    get_run_logger().info("\n%s", text)  # which `prefect deployment run --watch` shows
+    return text
 
 
 def run(

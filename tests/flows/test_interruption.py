@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_store")]
 
 SECONDS = 10.0  # a local run ends in this time
-LONG = ["training.train_steps=100000", "trajectories.problems.count=2000", "benchmarks.coins.test.count=1000"]
 
 
 class LocalRun:
@@ -93,7 +92,7 @@ INTERRUPTED = {
     "trajectories": ("dparallel.trajectories.record: recording", []),
     "training no_certainty": ("of 100000: ", ["training.train_steps=100000"]),
     "merging no_certainty": ("dparallel.stage: merging no_certainty\n", []),
-    "benchmark coins": ("NFE", ["benchmarks.coins.test.count=1000"]),
+    "benchmark coins": ("dparallel.stage: benchmark coins\n", ["benchmarks.coins.test.count=1000"]),
 }
 
 
