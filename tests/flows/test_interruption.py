@@ -128,7 +128,7 @@ def test_sigterm_ends_a_run_in_the_same_way(config_file: Path, local_store: str,
     assert statuses(local_store) == {"distill": "KILLED", "trajectories": "FINISHED", "training": "KILLED"}
 
 
-def test_a_killed_run_leaves_no_process_and_the_next_one_sweeps(config_file: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_process(config_file: Path, tmp_path: Path) -> None:
     with local_run(config_file, tmp_path, "training.train_steps=100000") as run:
         run.wait_for("of 100000: ")
         assert any("uvicorn" in process.cmdline() for process in run.family())
