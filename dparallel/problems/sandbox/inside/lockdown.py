@@ -64,8 +64,9 @@ def make_private(folder: str, disk: int, entries: int) -> None:
 
 def give_up_capabilities() -> None:
     """No capability now, none by `execve` later."""
+    drop = ctypes.CDLL(None).prctl
     for capability in range(64):
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers unknown here
+        drop(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers unknown here
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
 
