@@ -4,7 +4,12 @@ import os
 import pty
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from flows.environment import SETTINGS
 
 import pytest
 
@@ -107,6 +112,19 @@ def test_a_terminal_has_one_line_of_progress_that_is_written_over() -> None:
         "",
     ]
     assert written.count(b"left") == 2
+
+
+def test_local_runs_and_the_prefect_command_have_the_same_settings() -> None:
+    def flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}_{key.upper()}")
+            else:
+                yield f"{prefix}_{key.upper()}", str(value).lower()
+
+    settings = dict(flat(tomllib.loads((ROOT / "prefect.toml").read_text(encoding="utf-8")), "PREFECT"))
+    shared = {name: value for name, value in SETTINGS.items() if name.startswith("PREFECT_")}
+    assert {name: settings.get(name) for name in shared} == shared
 
 
 @pytest.mark.parametrize("module", ["distill", "trajectories", "training", "merging", "benchmark", "teacher"])

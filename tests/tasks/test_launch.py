@@ -123,6 +123,20 @@ def test_an_exception_stops_every_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_lines_arrive_while_training_runs(tmp_path: Path, launcher: str) -> None:
+    lines: list[str] = []
+
+    def stop_after_a_line() -> None:
+        if any("rank 0 of" in line for line in lines):
+            raise KeyboardInterrupt  # training would run on for minutes
+
+    config = LaunchConfig(processes=2) if launcher == "torchrun" else on_hosts(tmp_path, "localhost slots=2")
+    with pytest.raises(KeyboardInterrupt):
+        launch(plan_in(tmp_path, "never"), config, lines.append, stop_after_a_line, CHILD, tick_seconds=0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_caller_leaves_no_process_behind(tmp_path: Path, signal_number: int) -> None:
     code = (
