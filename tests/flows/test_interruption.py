@@ -154,22 +154,3 @@ def test_a_second_ctrl_c_ends_a_run_at_once(config_file: Path, tmp_path: Path) -
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.resume()
         assert run.is_gone()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_before_a_run_begins_nothing_is_said_but_that(config_file: Path, tmp_path: Path, number: int) -> None:
-    with local_run(config_file, tmp_path) as run:
-        deadline = time.monotonic() + 60
-        while not any("prefect" in file.path for file in mapped(run.process.pid)):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        run.signal(number)
-        assert run.process.wait(SECONDS) in (128 + number, -number)
-    assert "Traceback" not in run.said
-
-
-def mapped(pid: int) -> list:
-    """Files mapped by a process; empty while it starts."""
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).memory_maps()
-    return []
