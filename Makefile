@@ -11,7 +11,7 @@ WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -
 TESTS ?=
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
-.PHONY: help setup test test-slow test-all lint types check format demo ui
+.PHONY: help setup test test-slow test-all lint types check format demo ui up down status
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,9 @@ help:
 	@echo "make check       format, lint, types, fast tests"
 	@echo "make format      format the code, and mend what the linter can"
 	@echo "make ui          the MLflow UI on http://127.0.0.1:5000"
+	@echo "make up          servers, work pools and workers on this machine, with the settings in .env"
+	@echo "make status      what of them runs, and where"
+	@echo "make down        stop them"
 	@echo "make setup       the environment in $(VENV), which each of the above makes first if need be"
 
 # torch first and by name: otherwise other packages pull a build with several GB of GPU libraries.
@@ -80,3 +83,6 @@ demo: $(READY)
 
 ui: $(READY)
 	$(BIN)/mlflow ui --backend-store-uri $(or $(filter-out http%,$(MLFLOW_TRACKING_URI)),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
+
+up down status: $(READY)
+	@$(BIN)/python -m deploy.local $@

@@ -1,10 +1,13 @@
 """Prefect with the settings of local runs. Every flow file imports `flow` from here, before anything else.
 
 Prefect reads its settings when it is imported. The prefect command and the workers, which are started from
-the project's folder, read the same ones from `prefect.toml`.
+the project's folder, read the same ones from `prefect.toml`. It also names the file in which `make up` says
+where Prefect's server is; MLflow's, which MLflow would not find there, is read here.
 """
 
 import os
+import tomllib
+from pathlib import Path
 
 from flows.interruption import leave_at_once_until_a_run_begins
 
@@ -21,8 +24,20 @@ SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
+SERVERS = ".dparallel/servers.toml"  # in the working folder, while `make up` runs
+
+
+def servers() -> dict[str, str]:
+    """Environment variables for the servers of `make up`, if they run."""
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", SERVERS))
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = tomllib.loads(path.read_text(encoding="utf-8")).get("environment", {})
+    return found
+
+
 leave_at_once_until_a_run_begins()
-for name, value in SETTINGS.items():
+for name, value in {**SETTINGS, **servers()}.items():
     os.environ.setdefault(name, value)
 
 from prefect import flow

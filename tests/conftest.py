@@ -21,6 +21,7 @@ INSIDE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "PREFECT_HOME": str(HOME / "prefect"),
+    "PREFECT_PROFILES_PATH": str(HOME / "prefect" / "profiles.toml"),  # not the servers of `make up`
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -90,7 +90,9 @@ def test_what_a_dead_worker_left_is_redone(config_file: Path) -> None:
 
 
 def test_the_automation_for_lost_runs_is_one_that_the_server_takes() -> None:
-    text = (Path(__file__).parents[2] / "lost_runs.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "deploy" / "automations" / "lost_runs.yaml").read_text(
+        encoding="utf-8"
+    )
     automation = Automation.model_validate(yaml.safe_load(text))
     assert isinstance(automation.trigger, EventTrigger)
     heartbeat = get_current_settings().flows.heartbeat_frequency

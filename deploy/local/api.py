@@ -1,0 +1,100 @@
+"""The few questions and requests to Prefect's server, without the seconds that importing Prefect takes."""
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+IN_PROGRESS = ("PENDING", "RUNNING", "CANCELLING")
+
+
+class Server:
+    """Prefect's REST interface."""
+
+    def __init__(self, url: str):
+        self._client = httpx.Client(base_url=f"{url}/api", timeout=30, trust_env=False)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self._client.request(method, path, json=body)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def pools(self) -> dict[str, dict[str, Any]]:
+        return {pool["name"]: pool for pool in self._ask("POST", "/work_pools/filter", {})}
+
+    def create_pool(self, name: str, template: Path) -> None:
+        body = {
+            "name": name,
+            "type": "process",
+            "base_job_template": json.loads(template.read_text(encoding="utf-8")),
+        }
+        self._ask("POST", "/work_pools/", body)
+
+    def workers_online(self, pool: str) -> dict[str, float]:
+        """Time of the last heartbeat, in seconds since 1970, of the pool's workers that are online."""
+        found = self._ask("POST", f"/work_pools/{pool}/workers/filter", {})
+        return {
+            worker["name"]: _seconds(worker["last_heartbeat_time"])
+            for worker in found
+            if worker["status"] == "ONLINE" and worker["last_heartbeat_time"]
+        }
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        """Deployments by id, with their full name `flow/deployment` as `full_name`."""
+        flows = {flow["id"]: flow["name"] for flow in self._ask("POST", "/flows/filter", {})}
+        found = self._ask("POST", "/deployments/filter", {})
+        return {
+            each["id"]: {**each, "full_name": f"{flows.get(each['flow_id'], '?')}/{each['name']}"}
+            for each in found
+        }
+
+    def create_missing_automations(self, files: Iterable[Path]) -> list[str]:
+        """Create those automations of the files whose names the server does not have; returns all names."""
+        known = {each["name"] for each in self._ask("POST", "/automations/filter", {})}
+        names = []
+        for file in sorted(files):
+            automation = yaml.safe_load(file.read_text(encoding="utf-8"))
+            names.append(automation["name"])
+            if automation["name"] not in known:
+                self._ask("POST", "/automations/", automation)
+        return names
+
+    def runs(self, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Flow runs in progress, or the ones with the given ids; the oldest first."""
+        wanted: dict[str, Any] = {"state": {"type": {"any_": list(IN_PROGRESS)}}}
+        if ids is not None:
+            wanted = {"id": {"any_": list(ids)}}
+        body = {"flow_runs": wanted, "sort": "START_TIME_ASC"}
+        found: list[dict[str, Any]] = self._ask("POST", "/flow_runs/filter", body)
+        return found
+
+    def set_state(self, run: str, state: str, message: str) -> None:
+        """Give a flow run another state, whatever Prefect's rules say for CANCELLED."""
+        body = {"state": {"type": state, "message": message}, "force": state == "CANCELLED"}
+        self._ask("POST", f"/flow_runs/{run}/set_state", body)
+
+
+def answers(address: str) -> bool:
+    """Whether a server says that it is healthy."""
+    try:
+        return httpx.get(address, timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def ago(seconds: float) -> str:
+    """A time in words, such as `3 min ago`."""
+    passed = max(time.time() - seconds, 0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
