@@ -84,5 +84,11 @@ demo: $(READY)
 ui: $(READY)
 	$(BIN)/mlflow ui --backend-store-uri $(or $(filter-out http%,$(MLFLOW_TRACKING_URI)),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
 
-up down status: $(READY)
-	@$(BIN)/python -m deploy.local $@
+up: $(READY)
+	@$(BIN)/python -m deploy.local up
+
+status: $(READY)
+	@$(BIN)/python -m deploy.local status
+
+down: $(READY)
+	@$(BIN)/python -m deploy.local down

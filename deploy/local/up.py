@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -40,9 +41,8 @@ def up(settings: Settings, others: Mapping[str, str], root: Path, say: Callable[
                 say(f"{service.name}: starting, log in {shown(processes.log(service.name), root)}")
         for service in wanted:
             if service.port is not None:
-                _wait(
-                    service.name, lambda s=service: api.answers(s.health), processes, say, service in missing
-                )
+                is_healthy = partial(api.answers, service.health)
+                _wait(service.name, is_healthy, processes, say, service in missing)
         server = api.Server(settings.prefect_url)
         register(server, {**others, **clients(settings, root)}, root, data, say)
         for service in missing:

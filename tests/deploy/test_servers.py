@@ -73,12 +73,12 @@ class Clone:
         return {name: record.pid for name, record in Processes(self.folder / ".dparallel").records().items()}
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that works in this folder."""
+        """Every process that works in this folder, apart from this one."""
         found = []
         for process in psutil.process_iter():
             try:
                 if Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    found += [process] if process.pid != os.getpid() else []
             except (psutil.Error, OSError):
                 continue
         return found
