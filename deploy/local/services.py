@@ -1,6 +1,7 @@
 """The servers and workers of an installation: their commands, environments and addresses."""
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -97,9 +98,11 @@ def prefect_server(settings: Settings, others: Mapping[str, str], root: Path) ->
 
 
 def mlflow_server(settings: Settings, others: Mapping[str, str], root: Path) -> Service:
+    # SQLAlchemy's own choice, psycopg, is another package.
+    store = re.sub("^postgresql://", "postgresql+psycopg2://", settings.mlflow_store)
     own = {
         **others,
-        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_store,  # may hold a password, so not an argument
+        "MLFLOW_BACKEND_STORE_URI": store,  # may hold a password, so not an argument
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 13 processes for features that are not used here
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",

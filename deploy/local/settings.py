@@ -107,9 +107,6 @@ class Settings(BaseModel):
         """Whether clients write into the same file as without servers, so that `down` changes nothing."""
         return self.mlflow_store == DEFAULT_STORE and not self.mlflow_artifacts
 
-    def databases(self) -> list[str]:
-        return [self.prefect_database, self.mlflow_store]
-
 
 def load(root: Path, environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
     """The settings of a folder; variables of the environment override the file.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 
-from deploy.local import api
+from deploy.local import api, databases
 from deploy.local.processes import Processes, Record, ServiceError, signature, stop, who_has
 from deploy.local.register import register
 from deploy.local.services import Service, clients, data_folder, services, with_programs
-from deploy.local.settings import FILE, Settings, SettingsError
+from deploy.local.settings import FILE, PREFIX, Settings, SettingsError
 
 LIMIT_SECONDS = 240.0  # for a server or a worker to become healthy, on a busy machine
 EVERY_SECONDS = 10.0  # between two lines of progress
@@ -32,6 +32,9 @@ def up(settings: Settings, others: Mapping[str, str], root: Path, say: Callable[
     processes = Processes(data)
     wanted = services(settings, others, root)
     missing = _missing(wanted, processes)
+    if missing and missing[0].port is not None:
+        names = ("prefect_database", "mlflow_store")
+        databases.check({f"{PREFIX}{name.upper()}": getattr(settings, name) for name in names}, root)
     begun: list[Record] = []
     try:
         started = {}

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from prefect.server.api import collections
@@ -19,6 +20,16 @@ CONDITIONS = {"service_healthy", "service_completed_successfully"}
 def compose() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
     return loaded
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpus.yaml"])
+def test_compose_files_follow_the_specification(name: str) -> None:
+    schema = json.loads((Path(__file__).parent / "compose-spec.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft7Validator(schema)
+    written = yaml.safe_load((DEPLOY / "docker" / name).read_text(encoding="utf-8"))
+    assert [error.message for error in validator.iter_errors(written)] == []
+    written["services"]["worker-gpu"]["depends"] = []
+    assert len(list(validator.iter_errors(written))) == 1
 
 
 def test_services_wait_for_services_that_tell_when_they_are_ready() -> None:

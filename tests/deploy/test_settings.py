@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local import databases
 from deploy.local import settings as file
 from deploy.local.settings import Settings, SettingsError, devices_of_workers, load
 
@@ -82,6 +83,26 @@ def test_bad_values_end_the_command_with_2_before_anything_is_made(tmp_path: Pat
     assert done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".env", "prefect.yaml"]
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0, "passwords are written there"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:////no/where/mlflow.db", r"NAME: /no/where/mlflow\.db cannot be written; change it in"),
+        ("sqlite+aiosqlite:////no/where/prefect.db", r"NAME: /no/where/prefect\.db cannot be written"),
+        (
+            "postgresql://ann:secret@127.0.0.1:1/mlflow",
+            r"NAME: 127\.0\.0\.1:1/mlflow cannot be opened \(.*Connect call failed",
+        ),
+        ("postgresql+asyncpg://ann:secret@127.0.0.1:1/p", r"NAME: 127\.0\.0\.1:1/p cannot be opened"),
+        ("postgresql://ann:secret@127.0.0.1:port/mlflow", "NAME: .*port/mlflow cannot be opened"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        databases.check({"NAME": url}, tmp_path)
+    assert "secret" not in str(caught.value)
+    databases.check({"empty": "", "local": "sqlite:///mlflow.db"}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Commands in the project's folder find the servers of `make up`, and local runs do without them afterwards."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy.local import services, up
+from deploy.local.settings import Settings
+from flows.environment import SERVERS, servers
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_prefect_and_flows_look_into_the_file_that_up_writes() -> None:
+    configured = tomllib.loads((ROOT / "prefect.toml").read_text(encoding="utf-8"))
+    assert configured["profiles_path"] == SERVERS == up.SERVERS.as_posix()
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"/.env", "/.dparallel/"} <= set(ignored)
+
+
+def test_local_runs_are_told_where_mlflow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert servers() == {}, "tests are not told about servers of the clone"
+    monkeypatch.delenv("PREFECT_PROFILES_PATH")
+    assert servers() == {}
+    for settings, expected in (
+        (Settings(), {}),
+        (Settings(mlflow_port=5001), {"DPARALLEL_MLFLOW_UI": "http://127.0.0.1:5001"}),
+        (Settings(mlflow_artifacts="s3://files"), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}),
+    ):
+        up._write_servers(tmp_path, services.clients(settings, tmp_path))
+        assert servers() == expected
+        profile = tomllib.loads((tmp_path / SERVERS).read_text(encoding="utf-8"))["profiles"]["up"]
+        assert profile == {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+    up.remove_servers(tmp_path)
+    assert servers() == {}
+
+
+def test_servers_for_all_addresses_are_reached_by_loopback() -> None:
+    assert Settings(host="0.0.0.0").prefect_url == "http://127.0.0.1:4200"
+    assert Settings(host="localhost").mlflow_url == "http://localhost:5000"
