@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from dparallel.stages.files import write_atomically
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-LOCAL_UI = "http://127.0.0.1:5000"  # address of `make ui` for a store without a server
+# Address of a store without a server: that of `make ui`, or where `make up` shows the store.
+LOCAL_UI = os.environ.get("DPARALLEL_MLFLOW_UI", "http://127.0.0.1:5000")
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 

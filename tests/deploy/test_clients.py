@@ -1,13 +1,14 @@
-"""Commands in the project's folder find the servers of `make up`, and local runs do without them afterwards."""
+"""Commands in the project's folder find the servers of `make up`; afterwards they do without them."""
 
 import tomllib
 from pathlib import Path
+
+from flows.environment import SERVERS, servers
 
 import pytest
 
 from deploy.local import services, up
 from deploy.local.settings import Settings
-from flows.environment import SERVERS, servers
 
 ROOT = Path(__file__).parents[2]
 
