@@ -22,6 +22,7 @@ from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import STORE
 from dparallel.config.files import make_config, read_settings
+from dparallel.config.paths import shipped_configs
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.decoding.generate import DecodingError, check_prompts
 from dparallel.evaluation.bench import Bench, Unit
@@ -62,8 +63,6 @@ REPORTED = (  # fields of a `Measurement`
     "measured_on",
     "reused",
 )
-PROTOCOLS = Path("configs", "protocols")
-CLONE = Path(__file__).parents[2]  # of the repository, where the package is not a copy without configs/
 COINS = "coins"  # the embedded task, which is no file
 COINS_PROBLEMS = 200
 COINS_DECODING = DecodingConfig(gen_length=RESPONSE_LENGTH, block_length=12)
@@ -166,9 +165,10 @@ def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:
 
 
 def protocol_file(given: str) -> Path:
-    """The file of a protocol that is given by its path, or by its name in `configs/protocols/`.
+    """The file of a protocol that is given by its path, or by its name.
 
-    Names are looked for in the working folder, then in the clone of the repository that holds the package.
+    Names are looked up in `configs/protocols/` of the working folder, then among the protocols that come with
+    the package.
 
     Raises:
         ConfigError: there is no such protocol; names those that exist.
@@ -176,16 +176,11 @@ def protocol_file(given: str) -> Path:
     path = Path(given).expanduser()
     if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return path
-    folders = [folder for folder in (PROTOCOLS, CLONE / PROTOCOLS) if folder.is_dir()]
+    folders = [Path("configs", "protocols"), shipped_configs() / "protocols"]
     for folder in folders:
         if (file := folder / f"{given}.yaml").is_file():
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    if not known:
-        raise ConfigError(
-            f"--protocol {given}: protocols have names in a clone of the repository, which this is not; "
-            f"{nearest(given, [COINS])}give the path of a protocol's file, {COINS}, or {LM_EVAL}:TASK"
-        )
     known.append(COINS)
     raise ConfigError(
         f"--protocol {given}: unknown; {nearest(given, known)}known: {', '.join(known)}; or give a file, or "

@@ -1,4 +1,4 @@
-"""The command line: `dparallel generate`, `chat`, `plan`, `eval` and `compare`.
+"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval` and `compare`.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -18,6 +18,7 @@ from dparallel.cli.chat import chat
 from dparallel.cli.compare import print_comparison
 from dparallel.cli.eval import evaluate
 from dparallel.cli.generate import generate
+from dparallel.cli.init import init
 from dparallel.cli.parser import build_parser
 from dparallel.cli.plan import print_plan
 from dparallel.config.base import UserError
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chat(options)
             elif options.command == "eval":
                 evaluate(options)
+            elif options.command == "init":
+                init(options.file, options.source)
             elif options.command == "compare":
                 print_comparison(options.given, options.runs, options.out)
             else:

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dparallel", description="Decode with masked diffusion language models.")
     parser.add_argument("--version", action="version", version=f"dparallel {version('dparallel')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_init(commands)
     _add_generate(commands)
     command, _, _ = _add_decoding_command(
         commands, "chat", "hold a conversation; /reset clears it, /exit ends"
@@ -124,6 +125,21 @@ def _add_generate(commands: Any) -> None:
     _add_texts(texts)
     hardware.add_argument(
         "--batch-size", metavar="N", type=_positive, help="prompts decoded together (default: 32)"
+    )
+
+
+def _add_init(commands: Any) -> None:
+    summary = "write an editable copy of a config that comes with the package"
+    command = commands.add_parser("init", help=summary, description=summary, allow_abbrev=False)
+    command.add_argument("file", metavar="FILE", type=_path, help="the new file, such as my_experiment.yaml")
+    command.add_argument(
+        "--from",
+        dest="source",
+        metavar="CONFIG",
+        default="tiny",
+        type=_text,
+        help="name of the config, such as llada_8b, recipes/d2f or protocols/gsm8k_llada (default: "
+        "%(default)s); an unknown name lists all",
     )
 
 

@@ -1,16 +1,13 @@
 """Base class of all settings: strict numbers, path expansion, and one-line validation errors."""
 
 import difflib
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
     GetCoreSchemaHandler,
     ValidationError,
     model_validator,
@@ -159,19 +156,23 @@ class Config(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return _strict_numbers(handler(source))
 
+    def how_names(self) -> set[str]:
+        """Names of the settings that do not determine the result: those marked `HOW`."""
+        return {name for name, field in type(self).model_fields.items() if HOW in field.metadata}
+
     def what(self) -> dict[str, Any]:
-        """The settings that determine the result, as JSON values: all except those marked `HOW`."""
+        """The settings that determine the result, as JSON values: all except `how_names`."""
         return _split(self, self.model_dump(mode="json"))[0]
 
     def how(self) -> dict[str, Any]:
-        """The settings marked `HOW`, as JSON values; sections without such settings are omitted."""
+        """The settings `how_names`, as JSON values; sections without such settings are omitted."""
         return _split(self, self.model_dump(mode="json"))[1]
 
 
 def _split(value: Any, dumped: Any) -> tuple[Any, Any]:
-    """Split a value into (what, how), recursively; `how` is an empty dict if nothing is marked `HOW`."""
+    """Split a value into (what, how), recursively; `how` is an empty dict if all settings matter."""
     if isinstance(value, Config):
-        marked = {name for name, field in type(value).model_fields.items() if HOW in field.metadata}
+        marked = value.how_names()
         parts = [(name, getattr(value, name), part) for name, part in dumped.items()]
     elif isinstance(value, dict):
         marked = set()
@@ -192,18 +193,3 @@ def _split(value: Any, dumped: Any) -> tuple[Any, Any]:
         if name in marked or how:
             how_parts[name] = how
     return what_parts, how_parts
-
-
-def _expanded(path: str) -> str:
-    full = os.path.expanduser(path)
-    if full.startswith("~"):
-        raise ValueError(
-            f"no home folder is known for {path.split('/')[0]!r}: write the path in full, or ./{path}"
-        )
-    return full
-
-
-# A file, a folder or a Hugging Face Hub id. This is the only place where `~` is expanded.
-LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_expanded)]
-# Settings that are a `LocalPath` or hold some: there, `rows.json` is no config file to include.
-PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "out", "hostfile")

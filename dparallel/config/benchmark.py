@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, model_validator
 
-from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, LocalPath, form, nearest
+from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, form, nearest
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.paths import PathOrHubId
 from dparallel.config.problems import ProblemsConfig
 
 # Used in folder names, metric names and names of registered models, which have at most 255 characters.
@@ -65,7 +66,7 @@ class Baseline(Config):
         decoding: how it is decoded.
     """
 
-    model: LocalPath
+    model: Annotated[PathOrHubId, HOW]  # its fingerprint is an input
     decoding: DecodingConfig
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dparallel.config.base import HOW, Config, ConfigError, LocalPath
+from dparallel.config.base import HOW, Config, ConfigError
 from dparallel.config.benchmark import (
     Baseline,
     BenchmarkConfig,
@@ -18,6 +18,7 @@ from dparallel.config.benchmark import (
     refuse_unrepeatable,
 )
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.paths import LocalPath, PathOrHubId
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
@@ -210,7 +211,7 @@ class DistillConfig(Config):
     """
 
     name: Name
-    teacher: LocalPath
+    teacher: PathOrHubId
     runs: LocalPath = "runs"
     code: dict[Literal["trajectories", "training", "merging"], CodeDigest] = {}
     trajectories: TrajectoriesConfig

@@ -11,9 +11,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dparallel.config.base import PATHS, Config, ConfigError, explain
+from dparallel.config.base import Config, ConfigError, explain
+from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, written
 
-NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines")  # sections whose keys are names
+NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  # sections whose keys are names
+
+CONFIG_FILES = (".yaml", ".yml", ".json")
 
 Loaded = TypeVar("Loaded", bound=Config)
 
@@ -22,8 +25,9 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
     """Load a YAML (1.2) or JSON file, apply `key.sub=value` overrides, and validate.
 
     A string value that ends in `.yaml`, `.yml` or `.json` is replaced by the content of that file, except
-    inside lists; the path is relative to the including file. Values of overrides are YAML; a number in
-    their key is a list index.
+    inside lists. Relative paths are relative to the file that holds them, and in overrides to the working
+    folder. Config files that do not exist there are looked up among those that come with the package.
+    Values of overrides are YAML; a number in their key is a list index.
 
     Args:
         model: settings class to validate with.
@@ -32,8 +36,7 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
     Raises:
         ConfigError: names the file, the key, the value and the remedy.
     """
-    path = Path(os.path.expanduser(path))
-    return make_config(model, read_settings(path), str(path), overrides, path.parent)
+    return make_config(model, read_settings(path), str(path), overrides)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: names the file and the reason.
     """
-    return _read(Path(os.path.expanduser(path)))
+    return _read(find_config(Path(os.path.expanduser(path))))
 
 
 def make_config(
@@ -50,20 +53,18 @@ def make_config(
     settings: dict[str, Any],
     named: str,
     overrides: Sequence[str] | None = None,
-    folder: str | Path = ".",
 ) -> Loaded:
     """Apply overrides to settings, and validate.
 
     Args:
         named: name of the settings, for messages.
         overrides: as in `load_config`.
-        folder: files that overrides name are relative to it.
 
     Raises:
         ConfigError: starts with `named`, and names the key, the value and the remedy.
     """
     for override in overrides or []:
-        settings = _override(settings, override, Path(folder))
+        settings = _override(settings, override)
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -78,7 +79,9 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); see configs/") from error
+        raise ConfigError(
+            f"{path}: no such config file (looked in {Path.cwd()} and {shipped_configs()})"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -150,29 +153,29 @@ def _plain(data: Any, named: str) -> Any:
 
 
 def _included(value: Any, folder: Path, including: tuple[str, ...] = (), section: str = "") -> Any:
-    """`value`, with names of config files replaced by the content of these files.
+    """`value`, with names of config files replaced by the content of these files, and other texts `Written`.
 
     Args:
         section: key of `value`. In sections of named parts, keys are the user's, such as a student `model`.
     """
     if isinstance(value, dict):
         return {
-            key: part
+            key: written(part, folder)
             if key in PATHS and section not in NAMED
             else _included(part, folder, including, str(key))
             for key, part in value.items()
         }
-    if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return _read(folder / os.path.expanduser(value), including)
-    return value
+    if isinstance(value, str) and not isinstance(value, Written) and value.endswith(CONFIG_FILES):
+        return _read(find_config(Path(os.path.expanduser(value)), folder), including)
+    return written(value, folder)
 
 
-def _override(data: dict[str, Any], override: str, folder: Path) -> dict[str, Any]:
+def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.sub=value")
     value = parse_yaml(text, f"override {override!r}")
-    return _included(_replace(data, key.split("."), value, override), folder)
+    return _included(_replace(data, key.split("."), value, override), Path.cwd())
 
 
 def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from dparallel.config.base import Config, LocalPath
+from dparallel.config.base import Config
+from dparallel.config.paths import LocalPath
 from dparallel.config.protocol import ROWS, ProtocolConfig
 from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig
 
@@ -68,6 +69,10 @@ class ProblemsConfig(Config):
         files += filter(Path.is_file, map(Path, self.data_files.values()))
         template = self.protocol.chat_template
         return files if template is None else [*files, Path(template)]
+
+    def how_names(self) -> set[str]:
+        """Where local files lie does not matter; their content is part of the stage key."""
+        return super().how_names() | {"path", "data_files"}
 
     @field_validator("protocol")
     @classmethod

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from dparallel.config.base import Config, LocalPath
+from dparallel.config.base import Config
+from dparallel.config.paths import PathOrHubId
 
 PROBLEM_FILES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
@@ -96,7 +97,7 @@ class SourceConfig(Config):
         seed: of the random selection.
     """
 
-    path: LocalPath
+    path: PathOrHubId
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -109,9 +110,21 @@ class SourceConfig(Config):
 
     @property
     def label(self) -> str:
-        """Name of the source in messages and records."""
+        """The source in messages."""
+        return self._described(self.path)
+
+    @property
+    def name(self) -> str:
+        """The source in records; of a local path only the last part, which is the same on all machines."""
+        return self._described(Path(self.path).name if self.files() else self.path)
+
+    def _described(self, path: str) -> str:
         part = [self.subset, None if self.split == "train" else self.split]
-        return " ".join([self.path, *filter(None, part)])
+        return " ".join([path, *filter(None, part)])
+
+    def how_names(self) -> set[str]:
+        """Where local files lie does not matter; their content is part of the stage key."""
+        return super().how_names() | ({"path"} if self.files() else set())
 
     def files(self) -> list[Path]:
         """Its local files; empty for a Hub data set."""

@@ -1,11 +1,12 @@
 """Settings of the embedded teacher."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dparallel.config.base import Config, LocalPath
+from dparallel.config.base import HOW, Config
 from dparallel.config.experiment import Seed
+from dparallel.config.paths import LocalPath
 from dparallel.config.problems import COINS_LIMIT
 
 
@@ -22,7 +23,7 @@ class TeacherConfig(Config):
         min_accuracy: accuracy below which the stage fails.
     """
 
-    out: LocalPath
+    out: Annotated[LocalPath, HOW]
     # Omitted from dumps at its default, so that folders of existing teachers keep their recorded settings.
     objective: Literal["diffusion", "autoregressive"] = Field(
         "diffusion", exclude_if=lambda objective: objective == "diffusion"

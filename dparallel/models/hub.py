@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from dparallel.config.paths import looks_local
 from dparallel.models.formats import CheckpointError
 
 WEIGHTS = "*.safetensors"
@@ -46,7 +47,7 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
             raise CheckpointError(f"{path} is a file: give the folder that holds the model")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    if _looks_local(str(path)):
+    if looks_local(str(path)):
         raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
     name, _, revision = str(path).partition("@")
     wanted = [*SMALL, WEIGHTS] if with_weights else [*SMALL]
@@ -76,10 +77,6 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path} could not be downloaded to {constants.HF_HUB_CACHE} ({_first_line(error)}): {remedy}"
         ) from error
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path
 
 
 def _check_room(name: str, revision: str | None, wanted: list[str]) -> None:

@@ -139,7 +139,7 @@ def _read(
         problems.append(
             Problem(
                 problem_id=_text(where, identity, record[identity]) or f"{prefix}-{row + 1:05d}",
-                source=named.label,
+                source=named.name,
                 prompt=prompt.fill(texts),
                 prefill=prefill.fill(texts),
                 reference=_text(where, reference, record[reference]),

@@ -167,6 +167,7 @@ def stage_key(config: Config, inputs: Mapping[str, str], code: str | None) -> st
     """
     sections = [section for _, section in config if isinstance(section, ProblemsConfig)]
     data = [file_digest(file) for section in sections for file in section.files()]
+    data += [split for section in sections for split in section.data_files]
     made_from = {"config": config.what(), "inputs": dict(inputs), "data": data, "code": code}
     return digest(made_from)[:10]
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.base import PATHS, Config, ConfigError
+from dparallel.config.base import Config, ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import (
     BenchmarkConfig,
@@ -14,6 +14,7 @@ from dparallel.config.experiment import (
     TrajectoriesConfig,
 )
 from dparallel.config.files import load_config
+from dparallel.config.paths import PATHS
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.config.teacher import TeacherConfig
 
@@ -68,7 +69,7 @@ def test_a_path_that_ends_like_a_config_file_is_a_path(tmp_path):
 def test_every_setting_that_is_a_path_is_known_as_one():
     def local_paths(config):
         for name, field in config.model_fields.items():
-            if "_expanded" in repr(field.metadata) + repr(field.annotation):
+            if "_located" in repr(field.metadata) + repr(field.annotation):
                 yield name
 
     def configs(kind):

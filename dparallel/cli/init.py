@@ -1,0 +1,50 @@
+"""`dparallel init`: an editable copy of a config that comes with the package."""
+
+import re
+from pathlib import Path
+
+from dparallel.config.base import ConfigError, nearest
+from dparallel.config.paths import shipped_configs
+from dparallel.stages.files import write_atomically
+
+EXPERIMENT_NAME = re.compile(r"^name: .*$", re.MULTILINE)
+
+
+def init(file: Path, source: str) -> None:
+    """Copy a config, with its comments, to a new file, and print the file and what can be done with it.
+
+    An experiment is named after the file.
+
+    Args:
+        source: name of a config, such as `tiny` or `recipes/d2f`.
+
+    Raises:
+        ConfigError: there is no such config, or the file exists or is not named like a config.
+    """
+    known = known_configs()
+    if source not in known:
+        raise ConfigError(f"--from {source}: unknown; {nearest(source, known)}known: {', '.join(known)}")
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{file}: name a config with the suffix .yaml")
+    if file.exists():
+        raise ConfigError(f"{file} exists already: delete it, or choose another name")
+    text = (shipped_configs() / f"{source}.yaml").read_text(encoding="utf-8")
+    text = EXPERIMENT_NAME.sub(f"name: {file.stem}", text, count=1)
+    write_atomically(file, f"{HEADER.format(source=source)}{text}")
+    print(file)
+    if EXPERIMENT_NAME.search(text):
+        print(f"  dparallel plan {file}")
+        print(f"  python -m flows.distill --config {file}")
+
+
+HEADER = """\
+# A copy of dparallel's config `{source}`. Relative paths are relative to this file; config files and models
+# that do not exist there are looked up beside the original.
+"""
+
+
+def known_configs() -> list[str]:
+    """Names of the configs that come with the package: experiments first."""
+    folder = shipped_configs()
+    files = sorted(folder.rglob("*.yaml"), key=lambda file: (file.parent != folder, file.as_posix()))
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]

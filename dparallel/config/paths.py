@@ -1,0 +1,115 @@
+"""Paths in settings: in a file they are relative to that file, given elsewhere to the working folder.
+
+Config files that are not found there are looked up among those that come with the package.
+"""
+
+import glob
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+PACKAGE = Path(__file__).parents[1]
+# Settings that are a path or hold some: there, `rows.json` is no config file to include.
+PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "out", "hostfile")
+
+
+class Written(str):
+    """A text as it stands in a file.
+
+    Attributes:
+        folder: absolute path of the folder that relative paths in this file are relative to.
+    """
+
+    folder: str
+
+    def __new__(cls, text: str, folder: str) -> "Written":
+        written = super().__new__(cls, text)
+        written.folder = folder
+        return written
+
+
+def written(value: Any, folder: str | Path) -> Any:
+    """JSON values with all texts as `Written` in a file of `folder`."""
+    if isinstance(value, dict):
+        return {key: written(part, folder) for key, part in value.items()}
+    if isinstance(value, list):
+        return [written(part, folder) for part in value]
+    if isinstance(value, str) and not isinstance(value, Written):
+        return Written(value, os.path.abspath(folder))
+    return value
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that come with the package: in it, or beside it in a clone."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def find_config(path: Path, folder: Path | None = None) -> Path:
+    """A config file; if it does not exist, the one of this name that comes with the package.
+
+    Args:
+        folder: `path` is relative to it; by default to the working folder.
+    """
+    here = path if folder is None else folder / path
+    shipped = shipped_configs() / path
+    return shipped if not os.path.lexists(here) and shipped.is_file() else here
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model or data set is a local path by its form, and no id on the Hugging Face Hub."""
+    return (
+        path.startswith(("/", ".", "~"))
+        or path.endswith("/")
+        or path.count("/") > 1
+        or "\\" in path
+        or glob.has_magic(path)
+    )
+
+
+def _expanded(path: str) -> str:
+    full = os.path.expanduser(path)
+    if full.startswith("~"):
+        raise ValueError(
+            f"no home folder is known for {path.split('/')[0]!r}: write the path in full, or ./{path}"
+        )
+    return full
+
+
+def _located(path: Any) -> Any:
+    """The path in full, if a file holds it."""
+    if not isinstance(path, str) or not path:
+        return path
+    expanded = _expanded(path)
+    if not isinstance(path, Written) or os.path.isabs(expanded):
+        return expanded
+    return os.path.normpath(os.path.join(path.folder, expanded))
+
+
+def _located_or_hub_id(path: Any) -> Any:
+    """As `_located`, unless there is nothing and `path` can be an id on the Hub."""
+    full = _located(path)
+    if not isinstance(path, Written) or full == str(path) or _exists(full):
+        return full
+    shipped = os.path.normpath(shipped_configs() / path)
+    if _exists(shipped):
+        return shipped
+    if _exists(path):
+        here = os.path.relpath(path, path.folder)
+        raise ValueError(
+            f"{str(path)!r} is relative to {path.folder}, which has none; the working folder has one: "
+            f"write {here if here.startswith('.') else './' + here}"
+        )
+    return full if looks_local(path) else str(path)
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(path) or (glob.has_magic(path) and bool(glob.glob(path)))
+
+
+# A file or folder. `~` is expanded here only.
+LocalPath = Annotated[str, Field(min_length=1), BeforeValidator(_located)]
+# A file or folder, or an id on the Hugging Face Hub.
+PathOrHubId = Annotated[str, Field(min_length=1), BeforeValidator(_located_or_hub_id)]
