@@ -163,7 +163,7 @@ def test_results_say_which_commit_of_the_hub_they_are_of(
 def test_own_sources_replace_the_data_of_the_protocol(tmp_path: Path) -> None:
     path = write(tmp_path / "other.jsonl", ROWS[:2])
     [problem] = dataset_problems(config(sources=[{"path": str(path), "reference": "answer"}], rows="[1:]"))
-    assert (problem.problem_id, problem.source) == ("other-00002", str(path))
+    assert (problem.problem_id, problem.source) == ("other-00002", "other.jsonl")
 
 
 @pytest.mark.parametrize(
