@@ -6,13 +6,13 @@ from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
 from tasks.benchmark import make_units, run_benchmark
-from tasks.checks import checked_experiment, chosen, ready_students
+from tasks.checks import Given, checked_experiment, chosen, ready_students
 
 Planned = tuple[list[tuple[StagePlan, Workers | None]], list[str]]
 
 
 def plan(
-    config: str, overrides: list[str] | None = None, benchmark: str | None = None, on_pool: bool = False
+    config: Given, overrides: list[str] | None = None, benchmark: str | None = None, on_pool: bool = False
 ) -> Planned:
     """Check the parameters.
 
@@ -24,14 +24,14 @@ def plan(
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
     planned: list[tuple[StagePlan, Workers | None]] = []
     for name in chosen("benchmark", experiment.config.benchmarks, benchmark):
-        on_workers = workers("measurements/part", "units", experiment, config, overrides, benchmark=name)
+        on_workers = workers("measurements/part", "units", experiment, benchmark=name)
         planned.append((experiment.benchmark(name), on_workers if on_pool else None))
     return planned, experiment.benchmark_folders()
 
 
 @flow(name="benchmark")
 def benchmark(
-    config: str,
+    config: Given,
     overrides: list[str] | None = None,
     benchmark: str | None = None,
     parent: str | None = None,
@@ -40,7 +40,7 @@ def benchmark(
     """Measure the teacher and all students: accuracy, forward passes, speed.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         benchmark: name of a benchmark in the config; by default all benchmarks.
         parent: the distill run that this stage belongs to.
@@ -58,12 +58,12 @@ def run(planned: Planned, parent: str | None = None, **parameters: object) -> li
 
 @flow(name="measurements")
 def measurements(
-    config: str, benchmark: str, units: list[dict[str, Any]], overrides: list[str] | None = None
+    config: Given, benchmark: str, units: list[dict[str, Any]], overrides: list[str] | None = None
 ) -> str:
     """Decode and judge some units of a benchmark; other runs do the rest.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         benchmark: name of the benchmark in the config.
         units: the units, as requested by the benchmark flow.
         overrides: settings `key.sub=value` that override the file.

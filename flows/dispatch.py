@@ -50,12 +50,10 @@ def workers(
     deployment: str,
     key: str,
     experiment: Experiment,
-    config: str,
-    overrides: list[str] | None,
     **choice: str,
 ) -> Workers:
     """The function that has work of a stage done by `launch.parts` runs of `flow/deployment`; see `deal`."""
-    settings = {"config": config, "overrides": overrides, **choice}
+    settings = {"config": experiment.snapshot.as_parameter(), **choice}
     return partial(deal, deployment, key, experiment.config.launch.parts, settings)
 
 

@@ -8,7 +8,7 @@ from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import dispatch
 from tasks.benchmark import report, run_benchmark
-from tasks.checks import checked_experiment
+from tasks.checks import Given, checked_experiment
 from tasks.merging import merge_student
 from tasks.tracking.run import Run, track
 from tasks.training import train_student
@@ -17,40 +17,42 @@ from tasks.trajectories import record_trajectories
 StageName = Literal["trajectories", "training", "merging", "benchmark"]
 
 
-def plan(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> Experiment:
+def plan(
+    config: Given, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()
+) -> Experiment:
     """Check the parameters and load the experiment."""
     return checked_experiment(config, overrides, here=set(get_args(StageName)) - set(on_pools))
 
 
 @flow(name="distill")
-def distill(config: str, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
+def distill(config: Given, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
     """Distil all students of a config, merge them, and compare them with the teacher on all benchmarks.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         on_pools: stages to run as deployments on their work pools; the others run in this process.
     """
-    text = run(plan(config, overrides, on_pools), config, overrides, on_pools)
-    get_run_logger().info("\n%s", text)  # which `prefect deployment run --watch` shows
+    text = run(plan(config, overrides, on_pools), on_pools)
+    get_run_logger().info("
+%s", text)  # which `prefect deployment run --watch` shows
     return text
 
 
-def run(
-    experiment: Experiment,
-    config: str,
-    overrides: list[str] | None = None,
-    on_pools: tuple[StageName, ...] = (),
-) -> str:
+def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **parameters: object) -> str:
     """Run all stages; returns the final report."""
     settings = experiment.config.model_dump(mode="json")
+    snapshot = experiment.snapshot.as_parameter()
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
         def sent(stage: StageName, **choice: str) -> bool:
             """Run a stage on its work pool if `on_pools` lists it, and wait; False if it is to run here."""
             if stage in on_pools:
-                parameters = {"config": config, "overrides": overrides, "parent": tracked.id, **choice}
-                dispatch(f"{stage}/stage", " ".join([stage, *choice.values()]), parameters)
+                dispatch(
+                    f"{stage}/stage",
+                    " ".join([stage, *choice.values()]),
+                    {"config": snapshot, "parent": tracked.id, **choice},
+                )
             return stage in on_pools
 
         if not sent("trajectories"):

@@ -2,11 +2,11 @@ from flows.environment import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import ready_students
+from tasks.checks import Given, ready_students
 from tasks.merging import merge_student
 
 
-def plan(config: str, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
+def plan(config: Given, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
     """Check the parameters; returns the plans of the students to merge."""
     experiment, students = ready_students("merging", config, overrides, student)
     return [experiment.merging(name) for name in students]
@@ -14,12 +14,12 @@ def plan(config: str, overrides: list[str] | None = None, student: str | None = 
 
 @flow(name="merging")
 def merging(
-    config: str, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
+    config: Given, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
 ) -> list[str]:
     """Merge a student's adapter into the teacher, or the adapters of all students in turn.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         student: name of a student in the config; by default all students.
         parent: the distill run that this stage belongs to.

@@ -1,6 +1,7 @@
 from flows.environment import flow
 
 from dparallel.config.teacher import TeacherConfig
+from dparallel.stages.origin import Origin
 from flows.command import main
 from tasks.checks import checked_teacher
 from tasks.teacher import train_teacher
@@ -19,12 +20,12 @@ def teacher(config: str, overrides: list[str] | None = None) -> str:
         config: a YAML file, see configs/tiny_teacher.yaml.
         overrides: settings `key.sub=value` that override the file.
     """
-    return run(plan(config, overrides))
+    return run(plan(config, overrides), config, overrides)
 
 
-def run(settings: TeacherConfig, **parameters: object) -> str:
+def run(settings: TeacherConfig, config: str, overrides: list[str] | None = None) -> str:
     """Train the teacher; returns its folder."""
-    return train_teacher(settings)
+    return train_teacher(settings, Origin(config=config, overrides=tuple(overrides or ())))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@ from flows.environment import flow
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from tasks.checks import ready_students
+from tasks.checks import Given, ready_students
 from tasks.training import train_student
 
 
 def plan(
-    config: str, overrides: list[str] | None = None, student: str | None = None
+    config: Given, overrides: list[str] | None = None, student: str | None = None
 ) -> tuple[LaunchConfig, list[StagePlan]]:
     """Check the parameters; returns the launch settings and the plans of the students to train."""
     experiment, students = ready_students("training", config, overrides, student, here=["training"])
@@ -17,12 +17,12 @@ def plan(
 
 @flow(name="training")
 def training(
-    config: str, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
+    config: Given, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
 ) -> list[str]:
     """Distil a student, or all students in turn.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         student: name of a student in the config; by default all students.
         parent: the distill run that this stage belongs to.

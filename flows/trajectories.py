@@ -3,28 +3,28 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
-from tasks.checks import checked_experiment
+from tasks.checks import Given, checked_experiment
 from tasks.trajectories import record_shards, record_trajectories
 
 
 def plan(
-    config: str, overrides: list[str] | None = None, on_pool: bool = False
+    config: Given, overrides: list[str] | None = None, on_pool: bool = False
 ) -> tuple[StagePlan, Workers | None]:
     """Check the parameters; returns the stage's plan, and how workers record for it if `on_pool`."""
     here = [] if on_pool else ["trajectories"]
     experiment = checked_experiment(config, overrides, ["trajectories"], here)
-    on_workers = workers("shards/part", "numbers", experiment, config, overrides)
+    on_workers = workers("shards/part", "numbers", experiment)
     return experiment.trajectories(), on_workers if on_pool else None
 
 
 @flow(name="trajectories")
 def trajectories(
-    config: str, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
+    config: Given, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
 ) -> str:
     """Record trajectories of the teacher on all training problems.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         parent: the distill run that this stage belongs to.
         on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool; this run
@@ -40,13 +40,13 @@ def run(planned: tuple[StagePlan, Workers | None], parent: str | None = None, **
 
 
 @flow(name="shards")
-def shards(config: str, numbers: list[int], overrides: list[str] | None = None) -> str:
+def shards(config: Given, numbers: list[int], overrides: list[str] | None = None) -> str:
     """Record some shards of the trajectories; other runs record the rest.
 
     Only the prompts of these shards are tokenized; the dispatching run has checked all prompts.
 
     Args:
-        config: a YAML file, see configs/.
+        config: a YAML file, or the snapshot of a run in progress.
         numbers: numbers of the shards, from 0.
         overrides: settings `key.sub=value` that override the file.
     """

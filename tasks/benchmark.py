@@ -14,7 +14,7 @@ from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.metrics_log import METRICS
-from tasks.stages import publish, run_tracked
+from tasks.stages import origin_of, publish, run_tracked
 from tasks.tracking.records import how_to_open
 from tasks.tracking.run import Run
 
@@ -35,7 +35,9 @@ def run_benchmark(
     return run_tracked(
         plan,
         parent,
-        lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store, delegate),
+        lambda run: run_stage(
+            plan.settings(), plan.inputs, plan.out_dir, plan.store, delegate, origin_of(plan)
+        ),
         benchmarks=benchmarks,
     )
 
@@ -43,6 +45,7 @@ def run_benchmark(
 @task(name="make-units")
 def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
     """Decode and judge some units for a benchmark that another run finishes; returns the store's folder."""
+    plan.origin.accepted_code(plan.stage, plan.settings())
     sharing.make_units(plan.settings(), plan.inputs, plan.store, units)
     return plan.store
 

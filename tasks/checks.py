@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,16 +24,19 @@ from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, StageError, fingerprint
+from dparallel.stages.snapshot import take_snapshot
 from tasks.launch import fit_to_gpus
+
+Given = str | dict[str, Any]  # a config file, or the snapshot of a run in progress as JSON values
 
 
 def checked_experiment(
-    config: str,
+    config: Given,
     overrides: list[str] | None = None,
     stages: Collection[str] = STAGES,
     here: Collection[str] = (),
 ) -> Experiment:
-    """Load the experiment of a config file and check its inputs.
+    """Load an experiment, check its inputs, and keep its settings as they are now.
 
     Args:
         stages: the stages to run; only their inputs are read.
@@ -41,7 +45,8 @@ def checked_experiment(
     Raises:
         UserError: names the mistake and the remedy.
     """
-    settings = load_config(DistillConfig, config, overrides)
+    snapshot = take_snapshot(config, overrides)
+    settings = snapshot.experiment()
     gpus = torch.cuda.device_count()
     length_matters = gpus > 0 and "training" in here
     lengths = check_experiment(settings, {*stages, "trajectories"} if length_matters else stages)
@@ -54,7 +59,8 @@ def checked_experiment(
     if "benchmark" in stages:
         for model in settings.baseline_models():
             fingerprint(folder_of(model))
-    return Experiment(settings, folder_of)
+    snapshot.keep()
+    return Experiment(settings, folder_of, snapshot)
 
 
 def _check_disk(settings: DistillConfig, lengths: PromptLengths) -> None:
@@ -98,7 +104,7 @@ def chosen(kind: str, known: Iterable[str], name: str | None) -> list[str]:
 
 def ready_students(
     stage: str,
-    config: str,
+    config: Given,
     overrides: list[str] | None,
     student: str | None = None,
     here: Collection[str] = (),
@@ -114,13 +120,11 @@ def ready_students(
     """
     experiment = checked_experiment(config, overrides, [stage], here)
     students = chosen("student", experiment.config.students, student)
-    check_ready(stage, experiment, students, config, overrides)
+    check_ready(stage, experiment, students)
     return experiment, students
 
 
-def check_ready(
-    stage: str, experiment: Experiment, students: list[str], config: str, overrides: list[str] | None
-) -> None:
+def check_ready(stage: str, experiment: Experiment, students: list[str]) -> None:
     """Check that the stages that `stage` depends on are finished.
 
     Raises:
@@ -136,8 +140,8 @@ def check_ready(
         plan = experiment.trajectories() if student is None else plans[name](student)
         if is_there(Path(plan.out_dir) / MANIFEST):
             continue
-        command = ["python", "-m", f"flows.{name}", "--config", config]
-        command += ["--set", *overrides] if overrides else []
+        command = ["python", "-m", f"flows.{name}", "--config", experiment.snapshot.config]
+        command += ["--set", *experiment.snapshot.overrides] if experiment.snapshot.overrides else []
         command += [] if student is None else ["--student", student]
         message = f"{stage} needs finished {name}"
         message += "" if student is None else f" of student {student!r}"

@@ -3,7 +3,7 @@ from prefect import task
 from dparallel.distillation import merging
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import Manifest
-from tasks.stages import run_tracked, when_free
+from tasks.stages import origin_of, run_tracked, when_free
 
 
 @task(name="merge-student", task_run_name="merging {plan.student}")
@@ -11,6 +11,6 @@ def merge_student(plan: StagePlan, parent: str | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
 
     def merge() -> Manifest:
-        return merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
+        return merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, origin_of(plan))
 
     return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, merge))

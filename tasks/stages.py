@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from prefect import get_run_logger
+from prefect import get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.files import is_there
 from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
+from dparallel.stages.origin import Origin
 from dparallel.stages.progress import duration
 from tasks.tracking.records import LOCAL_UI, how_to_open
 from tasks.tracking.run import Run, track
@@ -51,6 +52,12 @@ def run_tracked(
     log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir
+
+
+def origin_of(plan: StagePlan) -> Origin:
+    """The run that a stage belongs to, with the flow run in progress."""
+    name = runtime.flow_run.name
+    return plan.origin.model_copy(update={"flow_run": name and f"{name} ({runtime.flow_run.id})"})
 
 
 def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:

@@ -11,7 +11,7 @@ from dparallel.stages.lease import IN_USE, LeaseHeldError, remove_left
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
-from tasks.stages import run_tracked, when_free
+from tasks.stages import origin_of, run_tracked, when_free
 from tasks.tracking.run import Run
 
 log = logging.getLogger("dparallel.training")
@@ -30,7 +30,8 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | No
                 launch_config, settings.training, settings.recipe.views, torch.cuda.device_count()
             )
             try:
-                launch(plan, here, log.info, lambda: run.forward(folder / METRICS))
+                started = plan.model_copy(update={"origin": origin_of(plan)})
+                launch(started, here, log.info, lambda: run.forward(folder / METRICS))
             except TrainingRefused as error:
                 if IN_USE in str(error):
                     raise LeaseHeldError(str(error)) from error

@@ -3,7 +3,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dparallel.stages.experiment import StagePlan
 from dparallel.trajectories import record
-from tasks.stages import run_tracked
+from tasks.stages import origin_of, run_tracked
 
 
 @task(name="record-trajectories", cache_policy=NO_CACHE)
@@ -14,12 +14,12 @@ def record_trajectories(
     return run_tracked(
         plan,
         parent,
-        lambda run: record.run_stage(plan.settings(), plan.inputs, plan.out_dir, delegate, plan.code),
+        lambda run: record.run_stage(plan.settings(), plan.inputs, plan.out_dir, delegate, origin_of(plan)),
     )
 
 
 @task(name="record-shards")
 def record_shards(plan: StagePlan, shards: list[int]) -> str:
     """Record some shards for a stage that another run finishes; returns the stage's folder."""
-    record.record_shards(plan.settings(), plan.inputs, plan.out_dir, shards, plan.code)
+    record.record_shards(plan.settings(), plan.inputs, plan.out_dir, shards, origin_of(plan))
     return plan.out_dir

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from dparallel.evaluation.hardware import cpu_name
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.stages.hardware import cpu_name
 
 Result = TypeVar("Result")
 LIMIT_ROUNDS = 20

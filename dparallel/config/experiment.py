@@ -192,6 +192,7 @@ class LaunchConfig(Config):
         return self
 
 
+RUNS = "runs"  # in the working folder
 STORE = "measurements"  # folder in `runs` for the samples and verdicts of all experiments
 
 
@@ -212,7 +213,7 @@ class DistillConfig(Config):
 
     name: Name
     teacher: PathOrHubId
-    runs: LocalPath = "runs"
+    runs: LocalPath = RUNS
     code: dict[Literal["trajectories", "training", "merging"], CodeDigest] = {}
     trajectories: TrajectoriesConfig
     training: TrainingConfig

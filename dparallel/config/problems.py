@@ -80,11 +80,18 @@ class ProblemsConfig(Config):
         if info.data.get("benchmark") == "coins" and "scorers" not in protocol.model_fields_set:
             return protocol.model_copy(update={"scorers": ("coins",)})
         if info.data.get("benchmark") == LM_EVAL:
-            if given := [name for name in FROM_TASK if name in protocol.model_fields_set]:
+            scorer = ":".join(filter(None, [LM_EVAL, info.data.get("task"), info.data.get("metric")]))
+            # Values that change nothing are accepted, since a dump of these settings has all of them.
+            accepted = (ProtocolConfig(), ProtocolConfig(scorers=(scorer,)))
+            given = [
+                name
+                for name in FROM_TASK
+                if getattr(protocol, name) not in [getattr(settings, name) for settings in accepted]
+            ]
+            if given:
                 raise ValueError(
                     f"{', '.join(given)}: with benchmark='lm_eval', the task gives them; drop them"
                 )
-            scorer = ":".join(filter(None, [LM_EVAL, info.data.get("task"), info.data.get("metric")]))
             return protocol.model_copy(update={"scorers": (scorer,)})
         return protocol
 

@@ -33,7 +33,7 @@ def main() -> int:
         plan = read_plan(arguments.plan)
         if plan.stage != "training":
             raise ConfigError(f"{arguments.plan} is a plan of stage {plan.stage!r}, expected 'training'")
-        run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.code)
+        run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.origin)
     except UserError as error:
         return report(error)
     return 0

@@ -31,6 +31,7 @@ from dparallel.models.sizes import stored_bytes
 from dparallel.stages import lease
 from dparallel.stages.files import naming_the_file
 from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
+from dparallel.stages.origin import Origin
 from dparallel.trajectories import store
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class MergeError(RuntimeError):
 
 @releasing_memory
 def run_stage(
-    config: MergingConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
+    config: MergingConfig, inputs: dict[str, str], out_dir: str | Path, origin: Origin | None = None
 ) -> Manifest:
     """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, verify the result, and save it.
 
@@ -54,7 +55,7 @@ def run_stage(
     model, whose weights are rounded to the teacher's dtypes.
 
     Args:
-        code: digest of the code whose result is accepted; by default that of the running code.
+        origin: the run that the stage belongs to.
 
     Raises:
         LeaseHeldError: another run works in this folder.
@@ -64,7 +65,7 @@ def run_stage(
         MergeError: the first difference is above `config.tolerance`, or the second one is, unless the
             teacher's dtype (bf16 or fp16) rounds the weights.
     """
-    stage = Stage("merging", config, inputs, out_dir, code)
+    stage = Stage("merging", config, inputs, out_dir, origin)
     if done := stage.done:
         return done
     with lease.held(stage.folder):

@@ -42,6 +42,7 @@ from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
+from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,14 @@ class DivergedError(UserError):
 
 
 def run_stage(
-    config: StudentConfig, inputs: dict[str, str], out_dir: str | Path, code: str | None = None
+    config: StudentConfig, inputs: dict[str, str], out_dir: str | Path, origin: Origin | None = None
 ) -> Manifest:
     """Train an adapter of `inputs["teacher"]` on `inputs["trajectories"]`, in a launched process group.
 
     Resumes from the last intact checkpoint. Rank 0 writes `adapter/` and `metrics.jsonl`.
 
     Args:
-        code: digest of the code whose result is accepted; by default that of the running code.
+        origin: the run that the stage belongs to.
 
     Raises:
         NotLaunchedError: not started by a launcher.
@@ -82,7 +83,7 @@ def run_stage(
     samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
     check_teacher(inputs["trajectories"], inputs["teacher"])
     if process.first or is_there(folder / MANIFEST):
-        stage = Stage("training", config, inputs, folder, code)
+        stage = Stage("training", config, inputs, folder, origin)
         if finished := stage.done:
             return finished
     shape = step_shape(training, recipe.views, process.count)

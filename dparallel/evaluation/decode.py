@@ -18,13 +18,13 @@ from dparallel.decoding.stops import Stop
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.cases import TEACHER
 from dparallel.evaluation.certainty import replay
-from dparallel.evaluation.hardware import hardware
 from dparallel.evaluation.store import SAMPLES
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.loader import Loader
 from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
+from dparallel.stages.hardware import hardware
 from dparallel.stages.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from dparallel.problems.registry import check_unchanged, data_of
 from dparallel.problems.scoring import scorers_of
 from dparallel.stages.files import sweep
 from dparallel.stages.manifest import Manifest, Stage
+from dparallel.stages.origin import Origin
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def run_stage(
     out_dir: str | Path,
     store: str | Path,
     delegate: Delegate | None = None,
+    origin: Origin | None = None,
 ) -> Manifest:
     """Measure `inputs["teacher"]` and every `inputs["student/<name>"]`, and compare them.
 
@@ -42,6 +44,7 @@ def run_stage(
         store: folder of samples and verdicts; only what is missing there is decoded and judged.
         delegate: has other processes decode and judge units (with `sharing.make_units`), waits for them and
             returns descriptions of failures; by default this process does so.
+        origin: the run that the stage belongs to.
 
     Raises:
         UserError: teacher or students are missing, names or problems overlap, or prompts do not fit.
@@ -52,7 +55,7 @@ def run_stage(
     asked = cases(config, inputs)
     bench = Bench(config, inputs, store)
     content = bench.content  # reads and checks the problems
-    stage = Stage("benchmark", config, inputs, out_dir)
+    stage = Stage("benchmark", config, inputs, out_dir, origin)
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
         if done.details["judges"] == bench.judges:

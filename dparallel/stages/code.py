@@ -7,7 +7,7 @@ without invalidating existing results.
 import ast
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,20 @@ def code_digest(of: Iterable[str], package: Path = PACKAGE) -> str:
 
 
 def statements_digest(file: Path) -> str:
-    """SHA-256 of a module's statements, cached per process by the file's size and modification time."""
-    status = file.stat()
-    return _statements_digest(file, status.st_size, status.st_mtime_ns)
+    """SHA-256 of a module's statements.
+
+    Of this package, as they were at the first call: a process goes on with the modules that it has imported
+    when their files are edited.
+    """
+    return _own_digest(file) if file.is_relative_to(PACKAGE) else _digest(file)
 
 
-@lru_cache(maxsize=1_000)
-def _statements_digest(file: Path, size: int, changed: int) -> str:
+@cache
+def _own_digest(file: Path) -> str:
+    return _digest(file)
+
+
+def _digest(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
 

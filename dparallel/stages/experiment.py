@@ -24,8 +24,9 @@ from dparallel.config.experiment import (
 )
 from dparallel.config.recipe import RecipeConfig
 from dparallel.config.teacher import TeacherConfig
-from dparallel.stages.code import stage_digest
 from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
+from dparallel.stages.origin import Origin
+from dparallel.stages.snapshot import Snapshot, snapshot_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class StagePlan(BaseModel):
         inputs: folders of the inputs, by name.
         out_dir: folder of the stage.
         store: folder of the samples and verdicts that all experiments of a runs folder share.
-        code: code digest that the user vouches for (`DistillConfig.code`); None for the running code.
+        origin: the run that the stage belongs to.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,7 +70,7 @@ class StagePlan(BaseModel):
     inputs: dict[str, str]
     out_dir: str
     store: str = STORE
-    code: str | None = None
+    origin: Origin = Origin()
 
     def settings(self) -> Any:
         """`config` as the stage's settings class; ConfigError if it is invalid or the stage unknown."""
@@ -84,14 +85,21 @@ class StagePlan(BaseModel):
 class Experiment:
     """Plans the stages of a `DistillConfig`. A stage can be planned once its inputs are finished."""
 
-    def __init__(self, config: DistillConfig, folder_of: Callable[[str], str | Path] = Path):
+    def __init__(
+        self,
+        config: DistillConfig,
+        folder_of: Callable[[str], str | Path] = Path,
+        snapshot: Snapshot | None = None,
+    ):
         """Store the config; nothing is planned or read yet.
 
         Args:
             folder_of: maps a model of the config to its folder, for example `models.hub.checkpoint_folder`,
                 which accepts Hugging Face Hub ids; called once per model, when first needed.
+            snapshot: the settings and code of the run; by default those of a run that starts now.
         """
         self.config = config
+        self.snapshot = snapshot or snapshot_of(config, config.name)
         self.folder = Path(config.runs) / config.name
         self._folder_of = cache(folder_of)
         self._told: set[Path] = set()
@@ -160,7 +168,8 @@ class Experiment:
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
-        code = vouched or stage_digest(stage, config)
+        started_with = self.snapshot.code[stage if benchmark is None else f"{stage}-{benchmark}"]
+        code = vouched or started_with
         label = "-".join(filter(None, (stage, student or benchmark)))
         folder = self.folder / f"{label}-{stage_key(config, made_from, code)}"
         if not folder.exists():
@@ -173,7 +182,12 @@ class Experiment:
             inputs=inputs,
             out_dir=str(folder),
             store=str(Path(self.config.runs) / STORE),
-            code=vouched,
+            origin=Origin(
+                config=self.snapshot.config,
+                overrides=self.snapshot.overrides,
+                vouched=vouched,
+                code=started_with,
+            ),
         )
 
     def _tell_of_other_code(self, label: str, config: Config, inputs: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
-from dparallel.stages.code import stage_digest
 from dparallel.stages.files import is_there, write_atomically
+from dparallel.stages.origin import Origin, versions
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +48,7 @@ class Manifest(BaseModel):
         how: the other settings, as used in this run.
         inputs: fingerprints of the inputs, by name.
         code: digest of the code that made the result.
+        origin: the run that made the result: config file, overrides, flow run, commit, hardware.
         files: the result files, by path relative to the folder.
         seconds: wall time of the run that finished the stage.
     """
@@ -60,6 +60,7 @@ class Manifest(BaseModel):
     how: dict[str, Any] = {}
     inputs: dict[str, str]
     code: str | None = None
+    origin: dict[str, Any] = {}
     files: dict[str, FileRecord]
     counts: dict[str, int] = {}
     metrics: dict[str, float] = {}
@@ -181,21 +182,23 @@ class Stage:
         config: Config,
         inputs: Mapping[str, str | Path],
         out_dir: str | Path,
-        code: str | None = None,
+        origin: Origin | None = None,
     ):
         """Claim `out_dir` for this stage by writing `stage.json`.
 
         Args:
-            code: digest of the code whose results are accepted; by default that of the running code.
+            origin: the run that the stage belongs to.
 
         Raises:
+            CodeChangedError: the code is another one than when the run started.
             StageError: the folder belongs to other settings, inputs or code, or an input is missing or
                 damaged.
         """
         self.name = name
         self.config, self.how = config.what(), config.how()
         self.inputs = {key: fingerprint(path) for key, path in inputs.items()}
-        self.code = code or stage_digest(name, config)
+        self.origin = origin or Origin()
+        self.code = self.origin.accepted_code(name, config)
         self.folder = Path(out_dir)
         self.started = time.perf_counter()
         there = _claim_in(self.folder)
@@ -249,6 +252,7 @@ class Stage:
             how=self.how,
             inputs=self.inputs,
             code=self.code,
+            origin=self.origin.recorded(),
             files={
                 name: FileRecord(bytes=path.stat().st_size, sha256=file_digest(path))
                 for name, path in paths.items()
@@ -256,7 +260,7 @@ class Stage:
             counts=counts or {},
             metrics=metrics or {},
             details=details or {},
-            versions={name: version(name) for name in ("dparallel", "torch", "transformers")},
+            versions=versions(),
             seconds=time.perf_counter() - self.started,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -25,6 +25,7 @@ from dparallel.stages import lease, metrics_log
 from dparallel.stages.files import naming_the_file, replacing
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.stages.metrics_log import METRICS
+from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
 from dparallel.tiny.objectives import OBJECTIVES
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -68,16 +69,21 @@ def optimizers(model: DiffusionTransformer) -> list[torch.optim.Optimizer]:
     ]
 
 
-def run_stage(config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path) -> Manifest:
+def run_stage(
+    config: TeacherConfig, inputs: dict[str, str], out_dir: str | Path, origin: Origin | None = None
+) -> Manifest:
     """Train the teacher, test it on validation problems, and save it with its tokenizer.
 
     An interrupted run resumes from its last checkpoint.
+
+    Args:
+        origin: the run that the stage belongs to.
 
     Raises:
         LeaseHeldError: another run works in this folder.
         RuntimeError: the loss is not finite, or the accuracy of the trained model is below `min_accuracy`.
     """
-    stage = Stage("teacher", config, inputs, out_dir)
+    stage = Stage("teacher", config, inputs, out_dir, origin)
     if done := stage.done:
         return done
     with lease.held(stage.folder):

@@ -26,6 +26,7 @@ from dparallel.problems.stops import stop_at
 from dparallel.stages.code import DECODING, STOPS, code_digest
 from dparallel.stages.files import is_there, sweep
 from dparallel.stages.manifest import Manifest, Stage, StageError, digest
+from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
 from dparallel.stages.sharing import have_made
 from dparallel.trajectories.rows import generations_of, identity, rows
@@ -57,7 +58,7 @@ def run_stage(
     inputs: dict[str, str],
     out_dir: str | Path,
     delegate: Delegate | None = None,
-    code: str | None = None,
+    origin: Origin | None = None,
 ) -> Manifest:
     """Record trajectories of `inputs["teacher"]` as Parquet shards in `out_dir`.
 
@@ -67,7 +68,7 @@ def run_stage(
     Args:
         delegate: has other processes record the shards with the given indices (with `record_shards`), waits
             for them and returns descriptions of failures; by default shards are decoded in this process.
-        code: digest of the code whose recordings are accepted; by default that of the running code.
+        origin: the run that the stage belongs to.
 
     Raises:
         ProblemsError: the problems cannot be read, or a prompt does not fit the model.
@@ -75,7 +76,7 @@ def run_stage(
             still missing after three rounds of `delegate`.
     """
     problems = load_problems(config.problems)
-    stage = Stage("trajectories", config, inputs, out_dir, code)
+    stage = Stage("trajectories", config, inputs, out_dir, origin)
     config = stage.as_begun(config, "shard_size")
     content = problems_digest(problems)
     if done := stage.done:
@@ -115,7 +116,7 @@ def record_shards(
     inputs: dict[str, str],
     out_dir: str | Path,
     indices: Sequence[int],
-    code: str | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Record the shards with the given indices that do not exist yet; `run_stage` finishes the stage.
 
@@ -126,7 +127,7 @@ def record_shards(
         UserError: as `run_stage`.
     """
     problems = load_problems(config.problems)
-    stage = Stage("trajectories", config, inputs, out_dir, code)
+    stage = Stage("trajectories", config, inputs, out_dir, origin)
     config = stage.as_begun(config, "shard_size")
     shards = _cut(config, problems, stage.folder)
     unknown = sorted(set(indices) - set(range(len(shards))))

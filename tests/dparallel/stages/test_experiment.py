@@ -85,8 +85,10 @@ def other_code(monkeypatch):
     """As if losses and rules had been corrected."""
 
     def change() -> None:
-        monkeypatch.setattr("dparallel.stages.manifest.stage_digest", lambda stage, config: "c0123456789a")
-        monkeypatch.setattr("dparallel.stages.experiment.stage_digest", lambda stage, config: "c0123456789a")
+        for module in ("origin", "snapshot"):
+            monkeypatch.setattr(
+                f"dparallel.stages.{module}.stage_digest", lambda stage, config: "c0123456789a"
+            )
 
     return change
 
@@ -103,8 +105,8 @@ def test_a_mended_rule_does_not_return_the_old_result(config, other_code, caplog
         Stage("trajectories", old.settings(), old.inputs, old.out_dir)
 
     vouched = Experiment(config.model_copy(update={"code": {"trajectories": made_by}})).trajectories()
-    assert (vouched.out_dir, vouched.code) == (old.out_dir, made_by)
-    assert Stage("trajectories", vouched.settings(), vouched.inputs, old.out_dir, vouched.code).done
+    assert (vouched.out_dir, vouched.origin.vouched) == (old.out_dir, made_by)
+    assert Stage("trajectories", vouched.settings(), vouched.inputs, old.out_dir, vouched.origin).done
 
 
 def test_the_same_bytes_by_other_code_leave_later_stages_as_they_are(config, other_code):

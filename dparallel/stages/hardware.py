@@ -1,4 +1,4 @@
-"""Hardware of measurements."""
+"""The hardware that results are made on."""
 
 import platform
 from pathlib import Path
