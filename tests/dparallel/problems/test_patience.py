@@ -1,5 +1,7 @@
 """Limits count what a process has had of the machine, and not how busy the machine is."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +17,11 @@ from dparallel.problems.patience import MOST, Patience
 
 @contextmanager
 def python(code: str) -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-S", "-c", code])
+    process = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
     try:
         yield process.pid
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
         process.wait()
 
 
