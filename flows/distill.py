@@ -34,8 +34,7 @@ def distill(config: Given, overrides: list[str] | None = None, on_pools: tuple[S
         on_pools: stages to run as deployments on their work pools; the others run in this process.
     """
     text = run(plan(config, overrides, on_pools), on_pools)
-    get_run_logger().info("
-%s", text)  # which `prefect deployment run --watch` shows
+    get_run_logger().info("\n%s", text)  # which `prefect deployment run --watch` shows
     return text
 
 

@@ -45,7 +45,7 @@ def parts(config_file: Path) -> list[FlowRun]:
     """The dispatched runs for a config, the oldest first."""
     with get_client(sync_client=True) as client:
         runs = [run for run in client.read_flow_runs() if run.deployment_id is not None]
-    mine = [run for run in runs if run.parameters.get("config") == str(config_file)]
+    mine = [run for run in runs if str(config_file) in str(run.parameters.get("config"))]
     return sorted(mine, key=lambda run: (run.created, run.name))
 
 
