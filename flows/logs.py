@@ -36,7 +36,7 @@ def show_on(stream: TextIO, everything: bool = False) -> "Terminal":
     terminal = Terminal(stream, everything)
     root = logging.getLogger()
     for handler in list(root.handlers):
-        if isinstance(handler, PrefectConsoleHandler):
+        if isinstance(handler, PrefectConsoleHandler | Terminal):
             root.removeHandler(handler)
     root.addHandler(terminal)
     return terminal
@@ -93,6 +93,13 @@ class Terminal(logging.Handler):
             self._write(text, stays=self.stage is None)
 
     def _write(self, text: str, stays: bool) -> None:
+        """Write a line; a terminal that was closed meanwhile ends the output, not the run."""
+        try:
+            self._try_to_write(text, stays)
+        except (OSError, ValueError):
+            self._muted = True
+
+    def _try_to_write(self, text: str, stays: bool) -> None:
         if self._in_place:
             width = 0 if stays else _columns(self._stream)  # a line that wraps cannot be written over
             shown = f"{text[: width - 4]}..." if 4 < width <= len(text) else text

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import logging
 import os
@@ -146,3 +147,21 @@ def test_prefect_reads_the_settings_of_local_runs(module: str, tmp_path: Path) -
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment["PREFECT_HOME"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_terminal_that_is_closed_ends_the_output_only() -> None:
+    """As when the session that started a run is closed."""
+    closed = io.StringIO()
+    terminal = Terminal(closed)
+    closed.close()
+    terminal.say("goes on")
+    terminal.handle(record("an error", level=logging.ERROR))
+
+    reader, writer = pty.openpty()
+    stream = os.fdopen(writer, "w", encoding="utf-8")
+    terminal = Terminal(stream)
+    os.close(reader)  # writing is now an OSError
+    terminal.say("goes on")
+    terminal.handle(record("an error", level=logging.ERROR))
+    with contextlib.suppress(OSError):
+        stream.close()
