@@ -1,7 +1,6 @@
 from flows.environment import flow
 
 from dparallel.config.teacher import TeacherConfig
-from dparallel.stages.origin import Origin
 from flows.command import main
 from tasks.checks import checked_teacher
 from tasks.teacher import train_teacher
@@ -25,7 +24,7 @@ def teacher(config: str, overrides: list[str] | None = None) -> str:
 
 def run(settings: TeacherConfig, config: str, overrides: list[str] | None = None) -> str:
     """Train the teacher; returns its folder."""
-    return train_teacher(settings, Origin(config=config, overrides=tuple(overrides or ())))
+    return train_teacher(settings, config, overrides or [])
 
 
 if __name__ == "__main__":

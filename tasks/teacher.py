@@ -11,8 +11,13 @@ from tasks.stages import origin_of, run_tracked, when_free
 
 
 @task(name="train-teacher")
-def train_teacher(config: TeacherConfig, origin: Origin) -> str:
-    """Train the tiny teacher from scratch; returns its folder."""
+def train_teacher(config: TeacherConfig, file: str, overrides: list[str]) -> str:
+    """Train the tiny teacher from scratch; returns its folder.
+
+    Args:
+        file, overrides: where `config` comes from.
+    """
+    origin = Origin(config=file, overrides=tuple(overrides))
     settings = config.model_dump(mode="json")
     plan = StagePlan(stage="teacher", config=settings, inputs={}, out_dir=config.out, origin=origin)
 

@@ -83,7 +83,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command; None if it fails or there is no git."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        ran = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return ran.stdout.strip()

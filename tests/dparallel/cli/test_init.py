@@ -72,7 +72,7 @@ def test_an_installed_package_holds_all_it_needs(tmp_path: Path) -> None:
             cwd="work",
             env={**os.environ, "PYTHONPATH": str(site)},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         assert ran.returncode == 0, ran.stderr
         return ran.stdout

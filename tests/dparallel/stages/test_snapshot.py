@@ -161,7 +161,7 @@ def test_the_commit_is_that_of_this_repository_only(tmp_path: Path, monkeypatch:
     subprocess.run([*git, "add", "dparallel"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
     head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, encoding="utf-8"
     ).stdout.strip()
     assert commit_in(tmp_path) == {"commit": head, "uncommitted_changes": False}
     (tmp_path / "dparallel" / "a.py").write_text("2", encoding="utf-8")
