@@ -37,7 +37,7 @@ def down(settings: Settings, root: Path, say: Callable[[str], None]) -> None:
     stopped: list[dict[str, Any]] = []
     if "prefect" in records and records["prefect"].process is not None:
         try:
-            _cancel(server, stopped, say)
+            _cancel(server, stopped, workers, say)
         except httpx.HTTPError as error:  # processes are ended all the same
             say(f"prefect does not answer ({error}): states of flow runs may be wrong")
     _end("workers", workers, say)
@@ -59,8 +59,13 @@ def down(settings: Settings, root: Path, say: Callable[[str], None]) -> None:
             say(f"  {command}")
 
 
-def _cancel(server: api.Server, stopped: list[dict[str, Any]], say: Callable[[str], None]) -> None:
-    """Cancel flow runs in progress on workers, and wait for them; `stopped` gets them and their `command`."""
+def _cancel(
+    server: api.Server, stopped: list[dict[str, Any]], workers: list[Record], say: Callable[[str], None]
+) -> None:
+    """Cancel flow runs in progress on workers, and wait for them; `stopped` gets them and their `command`.
+
+    Processes end within seconds, and the workers tell the server half a minute later, which is not waited for.
+    """
     deployments = server.deployments()
     found = server.runs()
     ours = [run for run in found if run["deployment_id"] in deployments]
@@ -77,14 +82,20 @@ def _cancel(server: api.Server, stopped: list[dict[str, Any]], say: Callable[[st
         stopped.append(run)
         server.set_state(run["id"], "CANCELLING", MESSAGE)
     begin = told = time.monotonic()
+    had_processes = _flow_runs(workers) > 0
     while left := _in_progress(server, [run["id"] for run in ours]):
         now = time.monotonic()
-        if now - begin > CANCEL_SECONDS:
+        if now - begin > CANCEL_SECONDS or (had_processes and not _flow_runs(workers)):
             break
         if now - told > EVERY_SECONDS:
             told = now
             say(f"waiting for {len(left)} flow runs to stop ({now - begin:.0f} s)")
         time.sleep(1)
+
+
+def _flow_runs(workers: list[Record]) -> int:
+    """The number of processes that workers have started."""
+    return sum(len(record.members()) - (record.process is not None) for record in workers)
 
 
 def _in_progress(server: api.Server, ids: list[str]) -> list[dict[str, Any]]:

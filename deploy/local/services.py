@@ -65,7 +65,7 @@ def clients(settings: Settings, root: Path) -> dict[str, str]:
     found = {"PREFECT_API_URL": f"{settings.prefect_url}/api"}
     if not settings.shares_the_local_store:
         found["MLFLOW_TRACKING_URI"] = settings.mlflow_url
-    elif settings.mlflow_port != 5000:
+    else:
         found["DPARALLEL_MLFLOW_UI"] = settings.mlflow_url
     return found
 

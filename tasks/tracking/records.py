@@ -81,6 +81,8 @@ def how_to_open() -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         return uri
+    if "DPARALLEL_MLFLOW_UI" in os.environ:
+        return f"{LOCAL_UI}/#/experiments?workflowType=machine_learning"
     return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
 
 

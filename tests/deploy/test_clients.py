@@ -25,7 +25,7 @@ def test_local_runs_are_told_where_mlflow_is(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delenv("PREFECT_PROFILES_PATH")
     assert servers() == {}
     for settings, expected in (
-        (Settings(), {}),
+        (Settings(), {"DPARALLEL_MLFLOW_UI": "http://127.0.0.1:5000"}),
         (Settings(mlflow_port=5001), {"DPARALLEL_MLFLOW_UI": "http://127.0.0.1:5001"}),
         (Settings(mlflow_artifacts="s3://files"), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}),
     ):
