@@ -64,7 +64,7 @@ def _cancel(
 ) -> None:
     """Cancel flow runs in progress on workers, and wait for them; `stopped` gets them and their `command`.
 
-    Processes end within seconds, and the workers tell the server half a minute later, which is not waited for.
+    Their processes end within seconds; that workers report it half a minute later is not waited for.
     """
     deployments = server.deployments()
     found = server.runs()

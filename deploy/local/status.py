@@ -43,9 +43,7 @@ def status(settings: Settings, others: Mapping[str, str], root: Path, say: Calla
     say(tabulate(rows, headers=["service", "state", "pid", "started", "address", "log"]))
     if has_server:
         _tell_about_work(server, online, say)
-    say("" if has_server else "\n" + _advice(rows))
-    if has_server:
-        say("all is up; stop it by make down" if all_up else _advice(rows))
+    say("\nall is up; stop it by make down" if all_up else f"\n{_advice(rows)}")
     return all_up
 
 
@@ -61,11 +59,9 @@ def _is_up(service: Service, processes: Processes, online: Mapping[str, Mapping[
 def _tell_about_work(
     server: api.Server, online: Mapping[str, Mapping[str, float]], say: Callable[[str], None]
 ) -> None:
+    say("")
     for pool, workers in online.items():
-        say(
-            f"\nwork pool {pool}: {len(workers)} workers online"
-            + "".join(f", {name}" for name in sorted(workers))
-        )
+        say(f"work pool {pool}: workers online: {', '.join(sorted(workers)) or 'none'}")
     deployments = server.deployments()
     known = ", ".join(sorted(each["full_name"] for each in deployments.values()))
     say(f"deployments: {known or 'none'}")
