@@ -87,7 +87,7 @@ class Processes:
             process = subprocess.Popen(
                 command,
                 cwd=root,
-                env=dict(environment),
+                env={**environment, "PWD": str(root)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

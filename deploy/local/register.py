@@ -55,7 +55,7 @@ def _deploy(
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
             cwd=root,
-            env=with_programs(variables),
+            env={**with_programs(variables), "PWD": str(root)},  # which prefect.yaml gives to the workers
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -129,6 +129,7 @@ def test_a_day_with_servers(clone: Clone) -> None:
     # Neither command is told where the servers are.
     ran = clone.run("prefect", "deployment", "run", "trajectories/stage", "--param", SMALL, "--watch")
     assert "Flow run finished successfully" in ran
+    assert len(list((clone.folder / "runs" / "small").glob("trajectories-*"))) == 1, "made in this folder"
     local = ("flows.trajectories", "--config", "configs/tiny.yaml", "--set", "trajectories.problems.count=24")
     assert "runs/small/trajectories-" in clone.run(*local, "trajectories.shard_size=24", "name=small")
     runs = httpx.post(f"{api}/flow_runs/filter", json={}, trust_env=False).json()
