@@ -163,6 +163,7 @@ def test_what_runs_is_stopped_and_named_and_a_failed_start_leaves_nothing(clone:
         if [run["state_type"] for run in runs].count("RUNNING") == 2:
             break
         assert time.monotonic() < end, runs
+        assert not {run["state_type"] for run in runs} & {"FAILED", "CRASHED"}, runs
         time.sleep(1)
     stopped = clone.make("down")
     assert "stopping flow run 'shards, part 1 of 1' of shards/part" in stopped
