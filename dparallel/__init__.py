@@ -1,5 +1,8 @@
 """dparallel: make masked diffusion language models decode in parallel."""
 
+from dparallel.stages import starting as starting  # first: it handles Ctrl-C while the others are imported
+
+# isort: split
 from dparallel.completion import Completion, complete
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig

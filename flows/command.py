@@ -1,6 +1,5 @@
 """The command line of all flows: `python -m flows.<name> --config FILE [--set key=value ...]`."""
 
-import argparse
 import functools
 import inspect
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 from prefect import Flow
 
 from dparallel.config.base import UserError
+from dparallel.stages.arguments import Parser
 from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
 from flows.interruption import Interruption
 from flows.logs import show_on
@@ -30,7 +30,7 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     restart_in_utf8_mode(f"flows.{flow.name}")
     set_encodings()
     summary = (flow.description or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m flows.{flow.name}", description=summary)
+    parser = Parser(prog=f"python -m flows.{flow.name}", description=summary)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
     parser.add_argument(
         "--set",

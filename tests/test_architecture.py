@@ -167,7 +167,8 @@ def test_only_tracking_knows_mlflow() -> None:
 def test_flows_reach_the_library_for_types_only() -> None:
     """Flows do all work through tasks; their command line shows progress and encodes its own streams."""
     allowed = {"dparallel.stages.experiment", "dparallel.config.experiment", "dparallel.config.base"}
-    allowed |= {"dparallel.config.teacher", "dparallel.stages.streams", "dparallel.stages.progress"}
+    allowed |= {"dparallel.stages.arguments", "dparallel.config.teacher"}
+    allowed |= {"dparallel.stages.streams", "dparallel.stages.progress"}
     for path in (ROOT / "flows").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dparallel"):

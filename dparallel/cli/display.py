@@ -1,6 +1,7 @@
 """Terminal output: the canvas while it is decoded, progress over many prompts, statistics."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
@@ -21,6 +22,7 @@ Observer = Callable[[list[Step]], None]
 
 MASK, END = "·", "∎"
 FRAMES_PER_SECOND = 12
+LINE_EVERY = 20.0  # seconds between lines of progress where no terminal shows them
 # From the first forward pass to the latest. Medium lightness is readable on dark and light backgrounds, and
 # blue to amber is distinguishable without red-green vision.
 RAMP = ((74, 137, 243), (131, 122, 226), (180, 107, 190), (214, 115, 128), (214, 140, 46))
@@ -94,20 +96,24 @@ def _colour(step: int, latest: int) -> Style:
 
 @contextmanager
 def progress(stream: TextIO, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show the number of finished prompts: updated in place on a terminal, otherwise a line per tenth.
+    """Show the number of finished prompts: updated in place on a terminal.
+
+    Elsewhere a line per tenth, at most one every `LINE_EVERY` seconds, and the last one.
 
     Yields a function to be called for every prompt that is finished.
     """
     in_place = stream.isatty()
-    written = done
+    written, told = done, time.monotonic()
 
     def count() -> None:
-        nonlocal done, written
+        nonlocal done, written, told
         done += 1
-        if done > written and (in_place or done * 10 // total > written * 10 // total):
+        now = time.monotonic()
+        due = done * 10 // total > written * 10 // total and now - told >= LINE_EVERY
+        if done > written and (in_place or due or done == total):
             stream.write(f"\r{done}/{total} prompts" if in_place else f"{done}/{total} prompts\n")
             stream.flush()
-            written = done
+            written, told = done, now
 
     try:
         yield count

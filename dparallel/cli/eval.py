@@ -276,6 +276,7 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         name: str(store.verdicts_folder(key)) for name, key in zip(names, row.keys.verdicts, strict=True)
     }
     of_protocol = bench.config.test.protocol.decoding or DecodingConfig()
+    stated = of_protocol.model_fields_set  # the others have dparallel's defaults
     published, used = (decoding.model_dump(mode="json") for decoding in (of_protocol, measured.decoding))
     return {
         "model": model,
@@ -291,7 +292,7 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         **measured.model_dump(mode="json", include=set(REPORTED)),
         "decoding": used,
         "overridden": {
-            name: {"protocol": published[name], "used": used[name]}
+            name: {"protocol" if name in stated else "default": published[name], "used": used[name]}
             for name in used
             if used[name] != published[name]
         },
@@ -330,8 +331,14 @@ def _shares(row: Json) -> list[str]:
 
 def _details(row: Json) -> str:
     overridden = row["overridden"]
+    instead = {
+        name: f" ({origin}: {value})"
+        for name, values in overridden.items()
+        for origin, value in values.items()
+        if origin != "used"
+    }
     settings = [
-        f"{name} {value}" + (f" (protocol: {overridden[name]['protocol']})" if name in overridden else "")
+        f"{name} {value}{instead.get(name, '')}"
         for name, value in row["decoding"].items()
         if name in overridden or _is_told(name, value)
     ]

@@ -19,12 +19,14 @@ from dparallel.cli.compare import print_comparison
 from dparallel.cli.eval import evaluate
 from dparallel.cli.generate import generate
 from dparallel.cli.init import init
-from dparallel.cli.parser import build_parser
+from dparallel.cli.parser import build_parser, in_flags
 from dparallel.cli.plan import print_plan
 from dparallel.config.base import UserError
 from dparallel.models import threads
+from dparallel.stages import starting
 from dparallel.stages.streams import set_encodings
 
+DECODING_COMMANDS = ("generate", "chat", "eval")  # their settings of decoding are flags
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     with _termination_raised(), _threads_said():
         try:
+            starting.command_begins()
             if options.command == "generate":
                 generate(options)
             elif options.command == "chat":
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(command: str, message: str, error: BaseException) -> int:
     line = "; ".join([message, *_notes(error)])
+    if command in DECODING_COMMANDS:
+        line = in_flags(line)
     print(f"dparallel {command}: error: {' '.join(line.split())}", file=sys.stderr)
     return 2
 

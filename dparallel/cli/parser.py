@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import parse_yaml
 from dparallel.config.rules import RULES
+from dparallel.stages.arguments import Parser
 
 BATCH_SIZE = BenchmarkConfig.model_fields["batch_size"].default
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -40,16 +42,9 @@ HARDWARE = {"compile": "compiled kernels with fixed shapes; on a GPU, CUDA graph
 IN_FULL = "All settings in full: python -m pydoc dparallel.DecodingConfig"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line with all its commands."""
-    parser = _Parser(prog="dparallel", description="Decode with masked diffusion language models.")
+    parser = Parser(prog="dparallel", description="Decode with masked diffusion language models.")
     parser.add_argument("--version", action="version", version=f"dparallel {version('dparallel')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_init(commands)
@@ -84,6 +79,12 @@ def decoding_of(options: argparse.Namespace, published: DecodingConfig | None = 
         return DecodingConfig.model_validate({**kept, **given})
     except ValidationError as error:
         raise ConfigError(explain(error, _flag)) from error
+
+
+def in_flags(message: str) -> str:
+    """A message with the settings of decoding called as their flags are, such as `--gen-length=25`."""
+    names = "|".join(name for name in DECODING if "_" in name)
+    return re.sub(rf"\b({names})\b", lambda found: _flag(found[1]), message)
 
 
 def _flag(field: str) -> str:

@@ -17,6 +17,8 @@ from dparallel.preflight.rate import Rate, measure_rate
 from dparallel.preflight.units import size, sizes
 
 UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # GPU memory is sold as GB and means GiB
+UNCOUNTED = "Not counted: starting the programs, judging the responses, and the report's pictures"
+SHORT = "under a minute"
 Row = Sequence[str]
 
 
@@ -71,10 +73,11 @@ def _gpu_bytes(given: str | None) -> int | None:
 def _head(plan: Plan) -> str:
     training, shape = plan.config.training, plan.shape
     base = training.quantization or shape.precision
+    processes = "1 process" if shape.processes == 1 else f"{shape.processes} processes"
     return (
         f"{plan.config.name}: teacher {plan.config.teacher}, {plan.parameters:,} parameters; "
         f"LoRA rank {training.lora.rank} trains {plan.trainable:,}\n"
-        f"Training in {shape.precision}, base weights in {base}, {shape.processes} processes, canvases of at "
+        f"Training in {shape.precision}, base weights in {base}, {processes}, canvases of at "
         f"most {shape.length} tokens"
     )
 
@@ -111,7 +114,8 @@ def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
     ]
     total = _hours(rate.hours(stages.values()) for stages in (plan.fewest, plan.forwards))
     table = _table([*rows, ["together", "", total]])
-    return f"{head}\n{table}\nof one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
+    device = f"of one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
+    return f"{head}\n{table}\n{device}\n{UNCOUNTED}"
 
 
 def _range(values: Iterable[str]) -> str:
@@ -120,7 +124,14 @@ def _range(values: Iterable[str]) -> str:
 
 
 def _hours(values: Iterable[float]) -> str:
-    return f"{_range(f'{hours:.2g}' if hours < 10 else f'{hours:,.0f}' for hours in values)} hours"
+    text = _range(map(_duration, values))
+    return text if text == SHORT else f"{text} hours"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return SHORT
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
 def _bytes_table(counts: Mapping[str, int], notes: Mapping[str, str] | None = None) -> str:

@@ -187,13 +187,20 @@ class DecodingConfig(Config):
         if self.top_p is not None and self.temperature == 0:
             yield f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
 
+    def _fitting_blocks(self) -> list[int]:
+        """Up to two divisors of `gen_length`, the nearest below `block_length`; never blocks of one token."""
+        most = min(self.block_length, self.gen_length)
+        fitting = [size for size in range(2, most + 1) if self.gen_length % size == 0]
+        return fitting[-2:] or [self.gen_length]
+
     def _wrong_numbers(self) -> Iterator[str]:
         rule = RULES[self.rule]
         if self.gen_length % self.block_length:
             nearest_length = max(1, round(self.gen_length / self.block_length)) * self.block_length
             yield (
                 f"gen_length={self.gen_length} is not divisible by block_length={self.block_length}; "
-                f"the nearest valid gen_length is {nearest_length}"
+                f"the nearest valid gen_length is {nearest_length}; or give a block_length that divides it, "
+                f"such as {' or '.join(map(str, self._fitting_blocks()))}"
             )
         for field in rule.settings:
             if getattr(self, field) is None:

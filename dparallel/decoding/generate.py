@@ -16,7 +16,7 @@ from dparallel.decoding.loop import decode
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop, StopWatch
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
-from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_DECODING = DecodingConfig()
@@ -178,9 +178,10 @@ def check_prompts(
         )
     limit = config.max_position_embeddings - decoding.gen_length
     if limit < 0:
+        remedy = _fitting(config, decoding, max(map(len, prompts), default=0))
         raise DecodingError(
             f"gen_length={decoding.gen_length} is longer than this model's canvas "
-            f"(max_position_embeddings={config.max_position_embeddings}): lower gen_length"
+            f"(max_position_embeddings={config.max_position_embeddings}): {remedy}"
         )
     for row, prompt in enumerate(prompts):
         check_padding(row, prompt, config)
@@ -188,7 +189,7 @@ def check_prompts(
             raise DecodingError(
                 f"prompt {row} has {len(prompt)} tokens; with gen_length={decoding.gen_length} this model "
                 f"(max_position_embeddings={config.max_position_embeddings}) takes at most {limit}: "
-                "shorten the prompt or gen_length"
+                f"shorten the prompt or gen_length ({_fitting(config, decoding, len(prompt))})"
             )
         outside = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
         if outside is not None or config.mask_token_id in prompt:
@@ -196,6 +197,17 @@ def check_prompts(
                 f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "
                 f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
             )
+
+
+def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> str:
+    """The largest response length that fits on the canvas after a prompt of `prompt` tokens, in words."""
+    room = config.max_position_embeddings - prompt
+    if room < 1:
+        return "no length fits after this prompt"
+    if room < decoding.block_length:
+        return f"lower gen_length and block_length to at most {room}"
+    largest = room // decoding.block_length * decoding.block_length
+    return f"the largest valid gen_length with block_length={decoding.block_length} is {largest}"
 
 
 def _row_seed(seed: int | None, prompt: Sequence[int]) -> int:

@@ -21,7 +21,9 @@ def read_config_file(folder: Path) -> tuple[Format, DiffusionConfig]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{folder} holds no config.json: not a model's folder")
+        inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+        models = f"; models in it: {', '.join(inside)}" if inside else ""
+        raise CheckpointError(f"{folder} holds no config.json: not a model's folder{models}")
     raw, beside = read_json(file), folder / "generation_config.json"
     generation = read_json(beside) if beside.is_file() else {}
     named = [

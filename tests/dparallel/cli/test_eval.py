@@ -289,7 +289,7 @@ def test_the_embedded_task_is_measured_without_files(
     assert main([*arguments, "--set", "seed=3", "--threshold", "2"]) == 0
     out = capsys.readouterr().out
     assert "  data       generated: coins, split test, seed 3; 16 problems; limit 16\n" in out
-    assert "threshold 2.0 (protocol: 0.5)" in out
+    assert "threshold 2.0 (default: 0.5)" in out, "the task names no threshold"
     assert "the first 25" not in out
 
 
@@ -316,6 +316,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["--temperature", "0.5"], "gsm8k_llada: --temperature 0.5 without a seed: give --seed; "),
         (["--steps", "4"], "gsm8k_llada: steps=4 has no effect with rule='entropy': "),
         (["--set", 'rows="[8:]"'], "--limit 8 with rows=[8:] in --set: give one of them"),
+        (
+            ["--protocol", "gsm8k"],
+            "--protocol gsm8k: unknown; did you mean 'gsm8k_d2f', 'gsm8k_dream', 'gsm8k_llada' or "
+            "'gsm8k_llada_raw'? known: ",
+        ),
         (["--protocol", "coin"], "--protocol coin: unknown; did you mean 'coins'? known: gsm8k_d2f, "),
         (["--protocol", "coins"], "coins: benchmark='coins' with path="),
         (["--set", "seed=1"], "gsm8k_llada: benchmark='dataset' with seed=1: it draws count problems; "),

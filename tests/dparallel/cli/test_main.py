@@ -288,14 +288,20 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     [
         (["--threshold", "-1"], r"--threshold: .*greater than or equal to 0, got -1"),
         (["--gen-length", "ten"], r"--gen-length: .*valid integer, got 'ten'"),
-        (["--gen-length", "25"], r"gen_length=25 is not divisible by block_length=8.*24"),
+        (
+            ["--gen-length", "25"],
+            r"--gen-length=25 is not divisible by --block-length=8.*24; or give a --block-length .* as 5$",
+        ),
         (["--rule", "best"], r"--rule: unknown rule='best'; known rules: .*entropy"),
         (["--mode", "parallel"], r"--mode: .*'pipelined' or 'autoregressive', got 'parallel'"),
-        (["--refresh-every", "4"], r"refresh_every=4 has no effect .*multi_block"),
+        (["--refresh-every", "4"], r"--refresh-every=4 has no effect .*multi_block"),
         (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
         (["--device", "abacus"], r"device='abacus' cannot be used here .*; give one of cpu"),
         (["--dtype", "float8"], r"--dtype: invalid choice: 'float8'"),
-        (["--treshold", "1"], r"unrecognized arguments: --treshold 1"),
+        (
+            ["--treshold", "1"],
+            r"generate: error: unknown option --treshold; did you mean --threshold\? see .* generate --help",
+        ),
         (["--out", "x.jsonl"], r"--out x.jsonl takes the results of --prompts"),
         (["--trace", "/nowhere/trace.html"], r"--trace /nowhere/trace.html: /nowhere cannot be written to"),
         (["--trace", "."], r"--trace . is a folder; name a file in it"),
@@ -310,7 +316,7 @@ def test_bad_options_are_one_line(tiny_checkpoint, capsys, flags, message):
     ("prompt", "message"),
     [
         (" ", "--prompt: the prompt is empty"),
-        ("1 " * 41, r"--prompt: .*has 41 tokens; with gen_length=24 .* takes at most 40"),
+        ("1 " * 41, r"--prompt: .*has 41 tokens; with --gen-length=24 .* takes at most 40"),
         ("Tom <mask>", r"--prompt: .*holds token id 1; .*without the mask"),
         ("Tom \udc80", r"--prompt: .*surrogates not allowed"),
     ],
@@ -366,9 +372,29 @@ def test_bad_files_are_named(tiny_checkpoint, tmp_path, capsys):
     assert "not a text file in UTF-8" in refused([*arguments, str(binary)], capsys)
 
 
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        (["256"], "the largest valid --gen-length with --block-length=32 is 32"),
+        (["256", "--block-length", "8"], "the largest valid --gen-length with --block-length=8 is 48"),
+        (["64", "--block-length", "64"], "lower --gen-length and --block-length to at most 52"),
+    ],
+)
+def test_too_long_a_response_names_the_largest_length(tiny_checkpoint, capsys, shape, remedy):
+    """The canvas has 64 positions, and the prompt 12 tokens."""
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT, "--gen-length", *shape]
+    assert remedy in refused(arguments, capsys)
+
+
 def test_bad_models_are_one_line(tmp_path, capsys):
     arguments = ["generate", "--prompt", "?", "--model"]
     assert "holds no config.json" in refused([*arguments, str(tmp_path)], capsys)
+    for name in ("merging-b", "merging-a", "training-a"):
+        (tmp_path / name).mkdir()
+        if name.startswith("merging"):
+            (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+    models = f"models in it: {tmp_path / 'merging-a'}, {tmp_path / 'merging-b'}"
+    assert models in refused([*arguments, str(tmp_path)], capsys)
     assert "none: no such folder" in refused([*arguments, str(tmp_path / "none")], capsys)
     damaged = random_model()
     with torch.no_grad():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dparallel.cli.main import main
+from dparallel.cli.plan import _hours
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
@@ -303,6 +304,16 @@ def test_the_command_prints_the_plan(capsys) -> None:
         assert words in printed
     assert re.search(r"trajectories +54,000 +0\.72 hours\n", printed), "an exact number is no range"
     assert re.search(r"together +[\d.]+ to [\d.]+ hours\n", printed)
+    assert "1 processes" not in printed
+    assert printed.rstrip().endswith(
+        "Not counted: starting the programs, judging the responses, and the report's pictures"
+    )
+
+
+def test_times_below_a_minute_are_no_fractions_of_hours() -> None:
+    assert _hours([1.9e-05, 0.001]) == "under a minute"
+    assert _hours([1.9e-05, 0.5]) == "under a minute to 0.5 hours"
+    assert _hours([0.5, 12.3]) == "0.5 to 12 hours"
 
 
 @pytest.mark.parametrize(
