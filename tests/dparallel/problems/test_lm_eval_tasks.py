@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 
 from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig
+from dparallel.problems import lm_eval_data, lm_eval_tasks
 from dparallel.problems.judging import score
 from dparallel.problems.lm_eval_index import names, task_settings
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import load_problems, problems_digest, protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
+from dparallel.problems.stops import cut
 from dparallel.tiny.byte_level import LLADA, QWEN, byte_level
 from tests.dparallel.problems.rows import DATA
 
@@ -252,14 +255,195 @@ def test_the_names_are_those_of_lm_evals_own_index() -> None:
     assert set(found.tags) >= set(everything.all_tags)
 
 
-@needs_lm_eval
-def test_a_metric_that_is_neither_right_nor_wrong_is_named() -> None:
-    from dparallel.problems.lm_eval_tasks import _flag
+YAML = """
+task: own
+dataset_path: someone/sums
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list:
+"""
 
-    assert [_flag("a", "f1,none", value) for value in (1, 0.0, True)] == [True, False, True]
-    for value in (0.5, None, (1, 2), "x"):
-        with pytest.raises(ProblemsError, match="the metric 'f1,none' of task='a' is .*neither 0 nor 1"):
-            _flag("a", "f1,none", value)
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProblemsConfig]]:
+    """Writes a task of one's own, with its rows; gives the settings of its problems."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("dparallel.problems.lm_eval_index._folder", lambda: tmp_path / "tasks")
+    caches = (names, task_settings, lm_eval_data.open_task, lm_eval_tasks._binary)
+
+    def write(yaml: str, answers: Sequence[str], code: str = "", **settings: Any) -> ProblemsConfig:
+        for cached in caches:
+            cached.cache_clear()
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / "own.yaml").write_text(YAML.lstrip() + yaml, encoding="utf-8")
+        (tmp_path / "tasks" / "own_code.py").write_text(code, encoding="utf-8")
+        rows = [{"question": f"Question {n}?", "answer": answer} for n, answer in enumerate(answers)]
+        file = tmp_path / "own.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return config("own", num_fewshot=0, data_files={"test": str(file)}, **settings)
+
+    yield write
+    for cached in caches:
+        cached.cache_clear()
+
+
+EXACT = "  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("yaml", "stops"),
+    [
+        ("", ("\n\n",)),
+        ("generation_kwargs: {do_sample: false}\n", ("\n\n",)),
+        ("generation_kwargs: {until: END}\n", ("END",)),
+        ("generation_kwargs: {until: [END, '.']}\n", ("END", ".")),
+        ("generation_kwargs: {until: []}\n", ()),
+        ('fewshot_delimiter: "\\n---\\n"\n', ("\n---\n",)),
+        ('fewshot_delimiter: "\\n---\\n"\ngeneration_kwargs: {temperature: 0}\n', ("\n---\n",)),
+    ],
+)
+def test_stops_and_verdicts_are_lm_evals_also_where_a_task_names_no_stop(
+    yaml: str, stops: tuple[str, ...], own: Callable[..., ProblemsConfig], tmp_path: Path
+) -> None:
+    from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
+    from lm_eval.tasks import TaskManager
+
+    asked = own(EXACT + yaml, ["2", "4"])
+    version = scorers_of(asked.protocol)[0].version
+    problems, rules = load_problems(asked), protocol_of(asked)
+    [scorer] = scorers_of(rules)
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": dict(asked.data_files)}}
+    [task] = manager.load({"group": "g", "task": [{"task": "own", **data}]})["tasks"].values()
+    task.build_all_requests()
+    for request in task.instances:
+        until = request.args[1]["until"]
+        assert rules.stops == stops == tuple([until] if isinstance(until, str) else until)
+    for reply in ("2\n\nNext question: 3+3?", "2ENDLESS", "2.", "2\n---\nmore", "2", "3"):
+        for request in task.instances:
+            until = handle_stop_sequences(request.args[1]["until"], eos=None)
+            request.resps = [postprocess_generated_text(reply, until, None)]
+        task.apply_filters()
+        first = task.instances[0]
+        expected = task.process_results(first.doc, [first.filtered_resps["none"]])["exact_match"]
+        [verdict] = scorer.score(problems[:1], [cut(reply, rules.stops)])
+        assert verdict.metrics == {"exact_match,none": bool(expected)}, reply
+    assert scorer.version == version, "loading a task leaves the key of its verdicts as it is"
+
+
+GRADED = """
+def f1(doc, results):
+    right, said = set(doc["answer"].split()), set(results[0].split())
+    both = len(right & said)
+    exact = float(doc["answer"] == results[0])
+    return {"exact": exact, "f1": 2 * both / (len(right) + len(said)) if both else 0.0, "contains": exact}
+"""
+MEANS = "".join(
+    f"  - {{metric: {name}, aggregation: mean, higher_is_better: true}}\n" for name in ("f1", "exact")
+)
+RESULTS = "process_results: !function own_code.f1\n"
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("answers", [["a", "b", "the red fox"], ["a"] * 3])
+def test_graded_metrics_are_left_out_before_anything_is_decoded(
+    answers: list[str], own: Callable[..., ProblemsConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = own(MEANS + RESULTS, answers, GRADED)
+    problems, rules = load_problems(asked), protocol_of(asked)
+    assert "left out 'f1,none' is 0." in caplog.text
+    assert "the accuracy is exact,none" in caplog.text
+    assert rules.scorers == ("lm_eval:own without f1,none",)
+    assert accuracy_metric(rules) == "exact,none"
+    [scorer] = scorers_of(rules)
+    verdicts = scorer.score(problems[-1:] * 2, ["the fox", answers[-1]])
+    assert [verdict.metrics for verdict in verdicts] == [{"exact,none": False}, {"exact,none": True}]
+    chosen = own(MEANS + RESULTS, answers, GRADED, metric="exact,none")
+    load_problems(chosen)
+    assert [scorer.metrics for scorer in scorers_of(protocol_of(chosen))] == [("exact,none",)]
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("metrics", "settings", "message"),
+    [
+        (
+            MEANS,
+            {"metric": "f1,none"},
+            "metric='f1,none' of task='own' is not 0 or 1 for every .*: give metric: exact,none, or choose",
+        ),
+        (
+            MEANS.splitlines(True)[0],
+            {},
+            r"task='own' of lm-eval has no metric that is 0 or 1 .*'f1,none' is 0\.\d+ for '.*' in row \d",
+        ),
+    ],
+)
+def test_a_task_without_a_metric_that_is_0_or_1_is_refused(
+    metrics: str, settings: dict[str, Any], message: str, own: Callable[..., ProblemsConfig]
+) -> None:
+    with pytest.raises(ProblemsError, match=message):
+        load_problems(own(metrics + RESULTS, ["a", "the red fox"], GRADED, **settings))
+
+
+@needs_lm_eval
+def test_metrics_are_tried_on_the_selected_rows_and_for_a_bounded_time(
+    own: Callable[..., ProblemsConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def f1(doc, results):\n    return {'exact': 0.5 if doc['answer'] == 'odd' else 0.0}\n"
+    yaml = MEANS.splitlines(True)[1] + RESULTS
+    answers = ["a"] * 40 + ["odd"] + ["a"] * 9
+    with pytest.raises(ProblemsError, match="'exact,none' is 0.5 for '' in row 41"):
+        load_problems(own(yaml, answers, code))
+    assert len(load_problems(own(yaml, answers, code, rows="[:40]"))) == 40
+    monkeypatch.setattr(lm_eval_tasks, "PROBE_SECONDS", 0.0)
+    assert len(load_problems(own(yaml, answers, code))) == 50
+    broken = "def f1(doc, results):\n    raise KeyError('span')\n"
+    monkeypatch.setattr(lm_eval_tasks, "PROBE_SECONDS", 3.0)
+    with pytest.raises(ProblemsError, match="cannot judge the response '' to row 1 .KeyError: 'span'."):
+        load_problems(own(yaml, answers, broken))
+
+
+@needs_lm_eval
+def test_metrics_that_do_not_compare_with_the_target_are_tried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target of drop is the names of its answer's columns; its metrics compare with the texts in them."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    empty = {"number": "", "date": {"day": "", "month": "", "year": ""}, "worker_id": "", "hit_id": ""}
+    row = {
+        "section_id": "s",
+        "query_id": "q",
+        "passage": "A fox and a dog.",
+        "question": "Who?",
+        "answer": {**empty, "spans": ["the red fox"]},
+        "validated_answers": {name: [] for name in ("number", "date", "spans", "worker_id", "hit_id")},
+    }
+    (tmp_path / "drop.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    asked = config("drop", num_fewshot=0, data_files={"validation": str(tmp_path / "drop.jsonl")})
+    [problem], rules = load_problems(asked), protocol_of(asked)
+    assert rules.scorers == ("lm_eval:drop without f1,none",)
+    verdicts = score([problem] * 3, ["the red fox", "red", ""], rules)
+    assert [verdict.metrics["em,none"] for verdict in verdicts] == [True, False, False]
+
+
+def test_a_value_that_turns_out_graded_names_its_metric() -> None:
+    assert [lm_eval_tasks.flag(value) for value in (1, 0.0, True)] == [True, False, True]
+    for value in (0.5, None, (1, 2), "x", float("nan")):
+        assert lm_eval_tasks.flag(value) is None
+        verdict = lm_eval_tasks.verdict_of("a", {"em,none": 1, "f1,none": value})
+        assert verdict.metrics == {"em,none": True, "f1,none": None}
+        assert verdict.note == f"the metric 'f1,none' is {value!r}, neither 0 nor 1"
+        with pytest.raises(
+            ProblemsError,
+            match="the metric 'f1,none' of task='a' is .*neither 0 nor 1: give metric: em,none, or choose",
+        ):
+            lm_eval_tasks.verdict_of("a", {"f1,none": value, "em,none": 1})
+        with pytest.raises(ProblemsError, match="neither 0 nor 1: choose another task"):
+            lm_eval_tasks.verdict_of("a", {"f1,none": value})
 
 
 def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
