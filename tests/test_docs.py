@@ -100,7 +100,7 @@ def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
 
 def test_the_experiment_on_operations_is_whole(tmp_path: Path) -> None:
     page = ROOT / "docs" / "operations.md"
-    write_files_of(page, folder_with_the_clone(tmp_path))
+    write_files_of(page, tmp_path)  # in any folder, without the clone
     settings = load_config(DistillConfig, tmp_path / "own.yaml")
     assert settings.benchmarks["own"].test.protocol == settings.trajectories.problems.protocol
     section = DistillConfig.model_fields["benchmarks"].annotation.__args__[1]
