@@ -44,6 +44,15 @@ def refusal(
     return said
 
 
+def test_an_unknown_option_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: Refused) -> None:
+    monkeypatch.setattr(sys, "argv", ["training", "--config", "x.yaml", "--studnet", "a"])
+    with pytest.raises(SystemExit, match="2"):
+        main(flows.training.training, flows.training.plan, flows.training.run)
+    command = "python -m flows.training"
+    expected = f"{command}: error: unknown option --studnet; did you mean --student? see {command} --help\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
