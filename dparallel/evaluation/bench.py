@@ -1,6 +1,7 @@
 """Models and problems of a benchmark, and what still has to be decoded and judged."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -78,12 +79,20 @@ class Bench:
         self.config = config
         self.inputs = inputs
         self.store = Store(store)
+        self.begun = datetime.now(UTC)  # samples from before are reused ones of other runs
         self._prompts: dict[tuple[str, Split], list[list[int]]] = {}
         self._samples_keys: dict[tuple[str, Split, DecodingConfig], str] = {}
 
     @cached_property
     def problems(self) -> dict[Split, list[Problem]]:
-        """Problems by split; ProblemsError if splits overlap or a problem cannot be judged."""
+        """Problems by split.
+
+        Raises:
+            ProblemsError: splits overlap, or a problem cannot be judged.
+            StageError: files of problems changed since they were first measured.
+        """
+        for config in self.config.splits().values():
+            self.store.check_unchanged([file for source, _ in config.reads() for file in source.files()])
         problems = {split: load_problems(config) for split, config in self.config.splits().items()}
         check_disjoint({f"benchmark.{split}": of_split for split, of_split in problems.items()})
         for split, of_split in problems.items():
@@ -128,6 +137,11 @@ class Bench:
         """Key of verdicts: a digest of responses, problems, and the code that ends and judges responses."""
         problems, protocol = self.problems[split], self.protocol(split)
         return verdicts_key(samples_key, problems, protocol, scorer_named(scorer))
+
+    def count_reused(self, samples: pa.Table) -> int:
+        """Number of samples that were decoded before this run, or before the stage that it resumes, began."""
+        moments = samples["measured_at"].to_pylist()
+        return sum(moment is None or moment < self.begun for moment in moments)
 
     def certainty_key(self, unit: Unit) -> str:
         """Key of a certainty map: a digest of model, prompt, decoding and code."""

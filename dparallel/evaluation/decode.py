@@ -49,9 +49,7 @@ def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None =
             if not bench.is_missing(unit):
                 log.info("%s: decoded by another process meanwhile", unit.label)
                 continue
-            model, tokenizer = loader.load(unit.model)
-            with fitting_threads(model):
-                nfe = _decode(bench, unit, model, tokenizer, finished)
+            nfe = _decode(bench, unit, *loader.load(unit.model), finished)  # keeps no model for the next one
             passes.seen(unit, nfe)
             done += _rows(unit) * nfe
             left = ordered[place + 1 :]
@@ -108,11 +106,13 @@ def _decode(
     prompts = bench.prompts(unit.model, unit.split)[slice(*unit.slice)]
     stops = bench.stops(unit.split)
     if unit.kind == "certainty":
-        certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding, stops)
+        with fitting_threads(model):
+            certainty = record_certainty(model, tokenizer, prompts[0], unit.decoding, stops)
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return float(len(certainty["probability"]))
     batch_size, first = bench.config.batch_size, unit.slice[0]
-    samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
+    with fitting_threads(model):
+        samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)
     nfe = samples["nfe"].to_pylist()
@@ -141,6 +141,7 @@ def sample(
         UserError: a prompt does not fit the model.
     """
     stop = stop_at(tokenizer, stops)
+    ends = stops if decoding.stop_at_eos else ()  # without, the same samples serve protocols of any stops
     fitting = rows_that_fit(model, max(map(len, prompts)) + decoding.gen_length, decoding)
     together = min(batch_size, len(prompts), fitting)
     generations, seconds = _timed(model, prompts, decoding, together, stop, finished)
@@ -152,7 +153,7 @@ def sample(
             "row": first_row + place,
             "prompt_ids": prompt,
             "response_ids": generation.tokens,
-            "text": finish(generation.tokens, tokenizer, model.config.end_token_ids, stops),
+            "text": finish(generation.tokens, tokenizer, model.config.end_token_ids, ends),
             "commit_step": generation.commit_step,
             "confidence": generation.confidence,
             "nfe": generation.nfe,

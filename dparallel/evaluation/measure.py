@@ -26,8 +26,7 @@ class Measurement(BaseModel):
         batch_sizes: batch sizes of all slices, ascending.
         measured_on: first and last day (UTC) on which samples were decoded, such as `2026-11-25`; a single
             day once; empty if unknown.
-        reused: number of samples that were stored before they were asked for, so that their times are those
-            of an earlier run.
+        reused: number of samples that other runs decoded before this one, or the one that it resumes, began.
         hardware: the hardware of all slices, joined by " + " if it differs.
         sandbox: how the code of responses was confined when it was judged; empty if none was run.
     """

@@ -197,6 +197,11 @@ def _add_legend(figure: Figure) -> None:
     )
 
 
+def printable(text: str) -> str:
+    """`text` with a middle dot for each character that has no glyph, such as a line end."""
+    return "".join(character if character.isprintable() else "\N{MIDDLE DOT}" for character in text)
+
+
 def certainty(maps: Sequence[CertaintyMap], block_length: int, title: str, out: Path) -> None:
     """Plot token x step heat maps side by side with a common step scale; committed positions are grey."""
     certainty_figure(maps, block_length, title).savefig(out, dpi=DPI)
@@ -232,7 +237,9 @@ def certainty_figure(maps: Sequence[CertaintyMap], block_length: int, title: str
         axes.set_xlim(-0.5, steps - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if length <= 64:
-            axes.set_yticks(np.arange(length) + 0.5, seen.tokens, fontsize=6.5)
+            axes.set_yticks(
+                np.arange(length) + 0.5, [printable(token) for token in seen.tokens], fontsize=6.5
+            )
             axes.tick_params(axis="y", length=0)
     panels[0].set_ylabel("response position")
     assert image is not None

@@ -92,8 +92,11 @@ class Results:
 
     @property
     def default_student(self) -> str | None:
-        """Name of the default student; None if none is selected, or keeps the accuracy on validation."""
-        chosen = self.selects and self.headline.student.qualifies
+        """Name of the default student; None if none is selected, or keeps the accuracy on validation.
+
+        There is none either if the teacher solves nothing.
+        """
+        chosen = self.selects and self.headline.student.qualifies and self.reference.measurement.accuracy > 0
         return self.headline.student.model if chosen else None
 
     @property
@@ -246,7 +249,12 @@ def outcome(results: Results) -> str:
         return (
             f"No default student: none is chosen without validation problems. {student} {kept} the accuracy: "
             f"it is {_points(-head.accuracy_loss)} points from the teacher's at {reference} ({allowed} may "
-            f"be lost), with {head.nfe_ratio:.2f} times fewer forwards."
+            f"be lost), with {forwards(head.nfe_ratio)}."
+        )
+    if results.reference.measurement.accuracy == 0:
+        return (
+            f"No default student: with {reference}, the teacher solves none of the "
+            f"{results.reference.measurement.problems:,} test problems, so there is no accuracy to keep."
         )
     if not head.student.qualifies:
         return (
@@ -256,7 +264,7 @@ def outcome(results: Results) -> str:
         )
     compared = (
         f"Default student: {student}. On the test problems its accuracy is {_points(-head.accuracy_loss)} "
-        f"points from the teacher's at {reference}, with {head.nfe_ratio:.2f} times fewer forwards"
+        f"points from the teacher's at {reference}, with {forwards(head.nfe_ratio)}"
     )
     threshold = "" if best.threshold is None else f" {best.threshold:g}"
     unlisted = "" if best in results.reported else "; not in the table, selected on the test problems"
@@ -269,6 +277,11 @@ def outcome(results: Results) -> str:
         )
     ratio = f"{head.tpf_ratio_to_teacher_best:.2f} times that of the teacher's fastest row"
     return f"{compared}; its TPF is {ratio} that loses at most {allowed} ({rival})."
+
+
+def forwards(ratio: float) -> str:
+    """The ratio of the reference's forward passes to a student's in words."""
+    return f"{ratio:.2f} times fewer forwards" if ratio >= 1 else f"{1 / ratio:.2f} times more forwards"
 
 
 def _points(share: float) -> str:

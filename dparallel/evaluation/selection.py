@@ -109,7 +109,12 @@ def best_student(points: Iterable[Row]) -> Row:
 
 
 def keeping_students(test: Iterable[Row], reference: Row, max_loss: float) -> list[str]:
-    """Names of the students with an operating point that keeps the accuracy on both splits."""
+    """Names of the students with an operating point that keeps the accuracy on both splits.
+
+    None does if the teacher solves nothing.
+    """
+    if reference.measurement.accuracy == 0:
+        return []
     keeping = [
         row.model
         for row in test

@@ -56,6 +56,7 @@ def run_stage(
     bench = Bench(config, inputs, store)
     content = bench.content  # reads and checks the problems
     stage = Stage("benchmark", config, inputs, out_dir, origin)
+    bench.begun = stage.begun
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
         if done.details["judges"] == bench.judges:
@@ -112,7 +113,6 @@ def measure(
 ) -> list[Row]:
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
     keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
-    stored = {key: bench.store.count_samples(key) for key in keys.values()}
     sandbox = " + ".join({scorer.sandbox() for scorer in scorers_of(bench.protocol(split))} - {""})
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
@@ -126,7 +126,7 @@ def measure(
             case.model,
             case.method,
             split,
-            add_up(case.decoding, samples, metrics, stored[key], sandbox),
+            add_up(case.decoding, samples, metrics, bench.count_reused(samples), sandbox),
             Keys(key, tuple(verdicts)),
         )
         log.info("%s", row.label)

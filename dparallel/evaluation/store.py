@@ -3,21 +3,24 @@
     samples/<key>/00000-00250.parquet   a slice of responses, with the columns `SAMPLES`
     verdicts/<key>/00000-00250.parquet  verdicts of one scorer on a slice of the samples of a key
     certainty/<key>.json                certainty of a model while it decodes a prompt
+    data/<key>.json                     files of problems, and what they held when they were first measured
 
 Files appear atomically. Existing samples and verdicts are never replaced, so any number of processes may
 write to a store.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dparallel.stages.files import is_there, write_atomically, write_table
-from dparallel.stages.manifest import StageError, file_digest
+from dparallel.stages.manifest import StageError, digest, file_digest
 
 SAMPLES = pa.schema(
     [
@@ -108,6 +111,30 @@ class Store:
                     f"{file} {state}, and {made} was made from it: delete {file} and {made}, and run the "
                     "stage again; only what is missing is measured again"
                 )
+
+    def check_unchanged(self, files: Sequence[Path]) -> None:
+        """Remember what files of problems hold; StageError if it is not what they held before.
+
+        Otherwise numbers of different problems would stand beside each other under one name.
+        """
+        paths = [str(file.absolute()) for file in files]
+        if not paths:
+            return
+        record = self.folder / "data" / f"{digest(paths)[:16]}.json"
+        held = {path: file_digest(file) for path, file in zip(paths, files, strict=True)}
+        try:
+            before = json.loads(record.read_bytes())
+        except (OSError, ValueError):  # none yet, or damaged
+            write_atomically(record, json.dumps(held, indent=1))
+            return
+        changed = [path for path in paths if before.get(path) != held[path]]
+        if changed:
+            when = datetime.fromtimestamp(record.stat().st_mtime, UTC).date().isoformat()
+            raise StageError(
+                f"{', '.join(changed[:3])}: changed since its problems were measured ({when}, kept in "
+                f"{self.folder}): restore the file, give the new one another name, use another folder of "
+                f"runs, or delete {record} to measure the problems that it holds now"
+            )
 
     def samples_folder(self, key: str) -> Path:
         """Folder of the samples of a key."""

@@ -5,6 +5,7 @@ without invalidating existing results.
 """
 
 import ast
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from functools import cache
@@ -138,8 +139,16 @@ def _own_digest(file: Path) -> str:
 
 
 def _digest(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = _parsed(file.read_text(encoding="utf-8"))
     return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
+
+
+def _parsed(text: str) -> ast.Module:
+    """The syntax tree of a module; tried again, since Python 3.11 fails at times beside other threads."""
+    for _ in range(5):
+        with contextlib.suppress(SystemError):
+            return ast.parse(text)
+    return ast.parse(text)
 
 
 def _matching(patterns: Iterable[str], package: Path) -> list[Path]:

@@ -4,6 +4,7 @@ A stage's folder holds its files, `stage.json` (what it is made from, written fi
 was made, written last and atomically). A stage without manifest is unfinished.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -201,8 +202,11 @@ class Stage:
         self.code = self.origin.accepted_code(name, config)
         self.folder = Path(out_dir)
         self.started = time.perf_counter()
+        self.begun = datetime.now(UTC)  # when the first run of this stage began
         there = _claim_in(self.folder)
         if there is not None:
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # not recorded by earlier versions
+                self.begun = datetime.fromisoformat(there["begun"])
             _refuse_to_mix(self.folder, there, self._claim)
             return
         if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -212,7 +216,8 @@ class Stage:
                     "move it aside, or use another folder"
                 )
             log.warning("%s was missing or damaged; it is written again", self.folder / CLAIM)
-        write_atomically(self.folder / CLAIM, json.dumps({**self._claim, "how": self.how}, indent=1))
+        claim = {**self._claim, "how": self.how, "begun": self.begun.isoformat(timespec="milliseconds")}
+        write_atomically(self.folder / CLAIM, json.dumps(claim, indent=1))
 
     @property
     def _claim(self) -> dict[str, Any]:
@@ -292,7 +297,7 @@ def _claim_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_to_mix(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    there = {key: value for key, value in there.items() if key != "how"}
+    there = {key: value for key, value in there.items() if key not in ("how", "begun")}
     if there == here:
         return
     old, new = dict(_flat(there)), dict(_flat(here))

@@ -6,6 +6,7 @@ The same mistakes in the config of an experiment (`dparallel plan` makes the che
 
 import importlib.util
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -218,19 +219,30 @@ def test_a_machine_without_the_sandbox_that_a_scorer_needs(
 
 
 @pytest.mark.slow
-def test_rows_that_changed_since_they_were_measured_are_measured_anew(
+def test_rows_that_changed_since_they_were_measured_are_refused_until_the_user_agrees(
     checkpoints: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stored samples belong to the rows that they were decoded from, never to others of the same file."""
+
+    def agreed() -> int:
+        assert main(command) == 2
+        line = capsys.readouterr().err
+        assert "responses to decode" not in line
+        assert "test.jsonl: changed since its problems were measured" in line
+        record = re.search(r"or delete (\S+) to measure", line)
+        assert record is not None
+        Path(record[1]).unlink()
+        return main(command)
+
     command = [*evaluation(teacher=checkpoints / "chat"), *SHAPE]
     assert main(command) == 0
     assert "8 of 8 responses to decode" in capsys.readouterr().err
     rows = (folder / "test.jsonl").read_text(encoding="utf-8")
     (folder / "test.jsonl").write_text(rows.replace("50 + 1", "80 + 1"), encoding="utf-8")
-    assert main(command) == 0
+    assert agreed() == 0
     assert "8 of 8 responses to decode" in capsys.readouterr().err
     (folder / "test.jsonl").write_text(rows.replace("#### 51", "#### 81"), encoding="utf-8")
-    assert main(command) == 0
+    assert agreed() == 0
     err = capsys.readouterr().err
     assert "0 of 8 responses to decode" in err, "prompts are as at first"
     assert "judging" in err, "references are not"

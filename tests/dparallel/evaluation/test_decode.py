@@ -296,3 +296,18 @@ def test_decoding_ends_at_a_stop_text_of_the_protocol(inputs: dict[str, str], tm
 
     published = DECODING.model_copy(update={"stop_at_eos": False})  # stop texts do not affect decoding
     assert bench.samples_key("teacher", "test", published) == plain.samples_key("teacher", "test", published)
+
+
+def test_texts_of_samples_that_serve_all_stop_texts_are_whole(inputs: dict[str, str]) -> None:
+    """Without `stop_at_eos`, protocols with other stop texts find the same samples."""
+    model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
+    prompts = [[token + 5, 7] for token in range(4)]
+    published = DECODING.model_copy(update={"stop_at_eos": False})
+
+    def texts(decoding: DecodingConfig, *stops: str) -> list[str]:
+        return sample(model, tokenizer, prompts, decoding, 4, LATENCY_SAMPLES, stops)["text"].to_pylist()
+
+    whole = texts(published)
+    stop = max(whole, key=len)[1:4]
+    assert texts(published, stop) == whole
+    assert texts(DECODING, stop) != whole

@@ -140,3 +140,7 @@ def test_loss_curves_are_drawn_from_what_the_students_logged(tmp_path: Path) -> 
 def test_a_student_without_metrics_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"student a: .*nowhere\.jsonl is missing"):
         plots.loss_curves({"a": tmp_path / "nowhere.jsonl"}, tmp_path / "l.png")
+
+
+def test_characters_without_a_glyph_are_dots() -> None:
+    assert plots.printable("a b\r\n\tä∎") == "a b···ä∎"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dparallel.config.experiment import BenchmarkConfig
-from dparallel.evaluation.report import Results, table
+from dparallel.evaluation.report import Results, forwards, table
 from dparallel.evaluation.selection import Row, mark
 from tests.dparallel.evaluation.test_selection import REFERENCE, row
 
@@ -36,6 +36,21 @@ def student(accuracy: float, tpf: float = 5.0, **changes: Any) -> Row:
 def cells(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_teacher_that_solves_nothing_has_no_default_student() -> None:
+    """Not even one that keeps this accuracy, and is slower."""
+    nothing = row("teacher", "one_token_per_step", None, 0.0, 1.0)
+    found = results([student(0.0, tpf=0.8)], [student(0.0, tpf=0.8)], nothing)
+    assert "the teacher solves none of the 1,000 test problems, so there is no accuracy to keep" in table(
+        found
+    )
+    assert found.as_json()["default_student"] is None
+
+
+def test_more_forwards_are_called_more() -> None:
+    assert forwards(3.0) == "3.00 times fewer forwards"
+    assert forwards(0.8) == "1.25 times more forwards"
 
 
 def test_the_table_shows_every_reported_row_and_says_what_it_is() -> None:

@@ -310,5 +310,11 @@ def test_a_problems_file_that_changed_is_refused(settings, inputs, store: Path, 
     only = {name: inputs[name] for name in ("teacher", "student/copy")}
     run_stage(moved, only, folder, store)
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
+    with pytest.raises(
+        StageError, match=r"test\.jsonl: changed since its problems were measured .* or delete"
+    ):
+        run_stage(moved, only, folder, store)
+    for record in (store / "data").glob("*.json"):
+        record.unlink()
     with pytest.raises(StageError, match="made from other problems"):
         run_stage(moved, only, folder, store)

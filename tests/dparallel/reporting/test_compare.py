@@ -45,6 +45,18 @@ def test_paired_numbers_by_hand(runs: Path) -> None:
     assert low < 0 < 0.2 < high
 
 
+def test_what_runs_were_started_with_is_compared(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    for experiment, overrides in {"sums": [], "longer": ["training.epochs=3"]}.items():
+        [file] = (tmp_path / "runs" / experiment).glob("benchmark-*/manifest.json")
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest["origin"] = {"config": "a.yaml", "overrides": overrides}
+        file.write_text(json.dumps(manifest), encoding="utf-8")
+    warnings = compare(["sums", "longer"], tmp_path / "runs").warnings
+    assert len(warnings) == 1
+    assert warnings[0].endswith("sums was started with a.yaml, longer with a.yaml training.epochs=3")
+
+
 def test_the_comparison_is_printed_and_written(runs: Path, tmp_path: Path, capsys) -> None:
     assert main(["compare", "sums", "longer", "--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
