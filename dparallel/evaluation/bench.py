@@ -91,13 +91,23 @@ class Bench:
             ProblemsError: splits overlap, or a problem cannot be judged.
             StageError: files of problems changed since they were first measured.
         """
-        for config in self.config.splits().values():
-            self.store.check_unchanged([file for source, _ in config.reads() for file in source.files()])
+        for files in self._files():
+            self.store.check_unchanged(files)
         problems = {split: load_problems(config) for split, config in self.config.splits().items()}
         check_disjoint({f"benchmark.{split}": of_split for split, of_split in problems.items()})
         for split, of_split in problems.items():
             check_scorable(of_split, self.protocol(split))
         return problems
+
+    def remember_files(self) -> None:
+        """Note what the files of the problems hold, before the first sample is decoded."""
+        for files in self._files():
+            self.store.remember(files)
+
+    def _files(self) -> list[list[Path]]:
+        """Files of the problems by split."""
+        splits = self.config.splits().values()
+        return [config.files() for config in splits]
 
     @property
     def content(self) -> str:

@@ -114,6 +114,7 @@ def measure(
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
     keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
     sandbox = " + ".join({scorer.sandbox() for scorer in scorers_of(bench.protocol(split))} - {""})
+    bench.remember_files()
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
     rows = []

@@ -113,21 +113,16 @@ class Store:
                 )
 
     def check_unchanged(self, files: Sequence[Path]) -> None:
-        """Remember what files of problems hold; StageError if it is not what they held before.
+        """Raise a StageError if files of problems hold something else than when they were measured.
 
         Otherwise numbers of different problems would stand beside each other under one name.
         """
-        paths = [str(file.absolute()) for file in files]
-        if not paths:
-            return
-        record = self.folder / "data" / f"{digest(paths)[:16]}.json"
-        held = {path: file_digest(file) for path, file in zip(paths, files, strict=True)}
+        record, held = self._data(files)
         try:
             before = json.loads(record.read_bytes())
         except (OSError, ValueError):  # none yet, or damaged
-            write_atomically(record, json.dumps(held, indent=1))
             return
-        changed = [path for path in paths if before.get(path) != held[path]]
+        changed = [path for path in held if before.get(path) != held[path]]
         if changed:
             when = datetime.fromtimestamp(record.stat().st_mtime, UTC).date().isoformat()
             raise StageError(
@@ -135,6 +130,17 @@ class Store:
                 f"{self.folder}): restore the file, give the new one another name, use another folder of "
                 f"runs, or delete {record} to measure the problems that it holds now"
             )
+
+    def remember(self, files: Sequence[Path]) -> None:
+        """Note what files of problems hold, for `check_unchanged`."""
+        record, held = self._data(files)
+        if held and not is_there(record):
+            write_atomically(record, json.dumps(held, indent=1))
+
+    def _data(self, files: Sequence[Path]) -> tuple[Path, dict[str, str]]:
+        """Where the content of files is noted, and what they hold now: digests by path."""
+        held = {str(file.absolute()): file_digest(file) for file in files}
+        return self.folder / "data" / f"{digest(list(held))[:16]}.json", held
 
     def samples_folder(self, key: str) -> Path:
         """Folder of the samples of a key."""

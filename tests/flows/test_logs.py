@@ -128,7 +128,16 @@ def test_local_runs_and_the_prefect_command_have_the_same_settings() -> None:
     assert {name: settings.get(name) for name in shared} == shared
 
 
-@pytest.mark.parametrize("module", ["distill", "trajectories", "training", "merging", "benchmark", "teacher"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "distill",
+        *(
+            pytest.param(module, marks=pytest.mark.slow)
+            for module in ("trajectories", "training", "merging", "benchmark", "teacher")
+        ),
+    ],
+)
 def test_prefect_reads_the_settings_of_local_runs(module: str, tmp_path: Path) -> None:
     """Also from a folder without `prefect.toml`."""
     if module != "distill":  # the others differ in their imports alone, which are read instead

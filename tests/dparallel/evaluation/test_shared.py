@@ -153,6 +153,7 @@ def test_what_a_killed_worker_left_is_redone_and_the_results_are_those_of_one_pr
     assert not asked, "a finished stage asks for nothing"
 
 
+@pytest.mark.slow
 def test_units_that_stay_missing_are_named_and_a_run_on_another_machine_decodes_these_alone(
     settings, inputs, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

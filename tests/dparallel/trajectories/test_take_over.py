@@ -106,6 +106,7 @@ def test_a_mended_scorer_judges_again_and_loads_no_model(
     assert {row["correct"] for row in store.load(recorded / "trajectories-1").to_pylist()} == {False}
 
 
+@pytest.mark.slow
 def test_a_corrected_reference_or_test_only_judges_again(
     recorded: Path, tiny_checkpoint: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
