@@ -138,9 +138,9 @@ MISTAKES: dict[str, tuple[Any, list[str], str]] = {
     "no room in an experiment": (
         experiment,
         ["benchmarks.own.test.protocol.system=" + "long " * 4000],
-        "shorten the prompt or gen_length",
+        "shorten the prompt or ",
     ),
-    "no room": (evaluation, ["protocol.system=" + "long " * 4000], "shorten the prompt or gen_length"),
+    "no room": (evaluation, ["protocol.system=" + "long " * 4000], "shorten the prompt or "),
     "stop of an experiment": (experiment, [f"{TEST}protocol.stops=['']"], "stops holds an empty text"),
     "stop": (evaluation, ["protocol.stops=['']"], "stops holds an empty text"),
     "benchmark": (experiment, [f"{TEST}benchmark=gsm8k"], "'coins', 'dataset' or 'lm_eval'"),
@@ -153,7 +153,7 @@ TASKS: dict[str, tuple[Any, list[str], str]] = {
     ),
     "metric": (task, ["metric=acc"], "known: exact_match,strict-match, exact_match,flexible-extract"),
     "column of a task": (task, ["lm_eval:minerva_math500"], "has question, answer"),
-    "no room in a task": (task, ["protocol.system=" + "long " * 4000], "shorten the prompt or gen_length"),
+    "no room in a task": (task, ["protocol.system=" + "long " * 4000], "shorten the prompt or "),
     "stop of a task": (task, ["protocol.stops=['']"], "stops"),
     "code": (task, ["lm_eval:humaneval"], "runs generated code without a sandbox: take a protocol of"),
 }
