@@ -168,7 +168,7 @@ def test_another_command_does_not_mix_with_what_is_kept(command, prompts, tmp_pa
     kept = partial.read_bytes()
     assert main([*command, "--threshold", "1.2", "--gen-length", "16"]) == 2
     error = capsys.readouterr().err
-    assert f"{partial} holds 3 results of a command with another gen_length, threshold: give that" in error
+    assert f"{partial} holds 3 results of a command with another --gen-length, threshold: give that" in error
     prompts.write_text('{"prompt": "Tom ?"}\n', encoding="utf-8")
     assert main(command) == 2
     assert "of a command with another prompts" in capsys.readouterr().err
