@@ -83,7 +83,7 @@ def timed_generate(
     """
     started = time.perf_counter()
     try:
-        with fitting_threads(model):
+        with fitting_threads(model, min(batch_size or len(prompts), len(prompts))):
             generations = generate(model, prompts, decoding, batch_size, observe, finished, stop)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DecodingError(str(error)) from error

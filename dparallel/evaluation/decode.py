@@ -111,7 +111,7 @@ def _decode(
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return float(len(certainty["probability"]))
     batch_size, first = bench.config.batch_size, unit.slice[0]
-    with fitting_threads(model):
+    with fitting_threads(model, batch_size):
         samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)

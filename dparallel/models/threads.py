@@ -1,4 +1,4 @@
-"""How many threads torch computes with on a CPU: as many as help a model of its size.
+"""How many threads torch computes with on a CPU: as many as help a model of its size and batch.
 
 The threads wait for each other after every operation. With many of them, a small model computes for
 microseconds between two waits; and where other programs use the CPUs, each wait takes as long as the slowest
@@ -25,19 +25,22 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read by torch when it is i
 
 
 @contextlib.contextmanager
-def fitting_threads(model: torch.nn.Module) -> Iterator[None]:
+def fitting_threads(model: torch.nn.Module, rows: int = 1) -> Iterator[None]:
     """Compute with a number of threads that fits a model on a CPU, and restore the number at the end.
 
     A number that the environment (`OMP_NUM_THREADS`) or `torch.set_num_threads` has set is kept.
+
+    Args:
+        rows: batch size.
     """
     before = torch.get_num_threads()
     weight = next(model.parameters(), None)
     parameters, cores = sum(weight.numel() for weight in model.parameters()), usable_cores()
-    threads = threads_for(parameters, cores)
+    threads = threads_for(parameters, cores, rows)
     if weight is None or weight.device.type != "cpu" or is_chosen(before) or threads == before:
         yield
         return
-    say(threads, cores, parameters)
+    say(threads, cores, parameters, rows)
     torch.set_num_threads(threads)
     try:
         yield
@@ -45,20 +48,21 @@ def fitting_threads(model: torch.nn.Module) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def threads_for(parameters: int, cores: int) -> int:
-    """A thread for every `PARAMETERS_PER_THREAD`, and one for each core at most."""
-    return max(1, min(cores, -(-parameters // PARAMETERS_PER_THREAD)))
+def threads_for(parameters: int, cores: int, rows: int = 1) -> int:
+    """A thread for every `PARAMETERS_PER_THREAD` parameters and row, and one for each core at most."""
+    return max(1, min(cores, -(-parameters * rows // PARAMETERS_PER_THREAD)))
 
 
 @functools.cache
-def say(threads: int, cores: int, parameters: int) -> None:
+def say(threads: int, cores: int, parameters: int, rows: int) -> None:
     """Log the number of threads and the reason, once in a process."""
     log.info(
-        "computing with %d of %d CPU cores, which fits a model of %.2g M parameters (OMP_NUM_THREADS sets "
-        "another number)",
+        "computing with %d of %d CPU cores, which fits a model of %.2g M parameters at batch size %d "
+        "(OMP_NUM_THREADS sets another number)",
         threads,
         cores,
         parameters / 1e6,
+        rows,
     )
 
 

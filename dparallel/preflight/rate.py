@@ -56,7 +56,7 @@ def measure_rate(plan: Plan) -> Rate | None:
     canvas = torch.randint(model.config.vocab_size, (rows, length), device=device)
     block = min(plan.config.trajectories.decoding.block_length, length)
     read = torch.arange(block, device=device).expand(rows, -1)
-    with fitting_threads(model):
+    with fitting_threads(model, rows):
         seconds = [_forward_seconds(model, canvas, read) for _ in range(1 + count)][1:]
     rate = canvas.numel() / min(seconds)
     return Rate(rate, f"measured here, with forward passes of {what}")

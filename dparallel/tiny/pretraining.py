@@ -108,7 +108,7 @@ def _train(config: TeacherConfig, stage: Stage) -> Manifest:
             attention_pattern=OBJECTIVES[config.objective].attention_pattern,
         )
     )
-    with fitting_threads(model):
+    with fitting_threads(model, config.batch_size):
         train(model, config, stage.folder)
         accuracy = whole_solution_accuracy(model.eval(), tokenizer, config)
     if accuracy < config.min_accuracy:

@@ -262,7 +262,7 @@ def _decode(
             total -= len(here)
             progress.total = total
             continue
-        with fitting_threads(model):
+        with fitting_threads(model, config.batch_size):
             generations = generate(
                 model, here, config.decoding, config.batch_size, finished=finished, stop=stop
             )

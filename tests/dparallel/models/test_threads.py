@@ -26,11 +26,21 @@ def torchs_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "cores", "number"),
-    [(800_000, 2, 1), (5_000_000, 64, 1), (5_000_001, 64, 2), (50_000_000, 64, 10), (8_000_000_000, 64, 64)],
+    ("parameters", "rows", "cores", "number"),
+    [
+        (800_000, 1, 2, 1),
+        (800_000, 64, 2, 2),
+        (800_000, 12, 64, 2),
+        (5_000_000, 1, 64, 1),
+        (5_000_001, 1, 64, 2),
+        (50_000_000, 1, 64, 10),
+        (8_000_000_000, 1, 64, 64),
+    ],
 )
-def test_the_number_grows_with_the_model_up_to_the_cores(parameters: int, cores: int, number: int) -> None:
-    assert threads_for(parameters, cores) == number
+def test_the_number_grows_with_the_work_up_to_the_cores(
+    parameters: int, rows: int, cores: int, number: int
+) -> None:
+    assert threads_for(parameters, cores, rows) == number
 
 
 @pytest.mark.usefixtures("torchs_choice")
@@ -43,7 +53,7 @@ def test_a_small_model_gets_one_thread_and_the_number_is_restored(caplog: pytest
     assert torch.get_num_threads() == 4
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith(
-        "computing with 1 of 4 CPU cores, which fits a model of 0.00011 M parameters (OMP_"
+        "computing with 1 of 4 CPU cores, which fits a model of 0.00011 M parameters at batch size 1 (O"
     )
 
 
