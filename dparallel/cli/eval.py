@@ -32,14 +32,7 @@ from dparallel.evaluation.metrics import accuracy, wilson
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
-from dparallel.evaluation.texts import (
-    INTERVAL,
-    MEASURED,
-    WEAKER_SANDBOX,
-    accuracy_text,
-    is_weaker,
-    measured_text,
-)
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
@@ -316,7 +309,7 @@ def report(results: Sequence[Json]) -> str:
     ]
     table = Table(f"{results[0]['model']} ({results[0]['fingerprint'][:12]})", columns, results)
     notes = [INTERVAL, "Latency is that of one prompt alone, TPS that of a batch.", MEASURED]
-    weaker = [WEAKER_SANDBOX] if any(is_weaker(row["sandbox"]) for row in results) else []
+    weaker = sandbox_notes(row["sandbox"] for row in results)
     return "\n\n".join([table.caption, table.markdown(), "\n".join(notes), *weaker, *map(_details, results)])
 
 

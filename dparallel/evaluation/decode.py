@@ -88,7 +88,7 @@ class Passes:
 
 
 def _rows(unit: Unit) -> float:
-    """Rows that are decoded for a unit, with those that are decoded alone at their higher cost."""
+    """Rows decoded for a unit; a row that is decoded alone counts with its higher cost."""
     first, end = unit.slice
     if unit.kind == "certainty":
         return ALONE

@@ -14,14 +14,7 @@ from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
-from dparallel.evaluation.texts import (
-    INTERVAL,
-    MEASURED,
-    WEAKER_SANDBOX,
-    accuracy_text,
-    is_weaker,
-    measured_text,
-)
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
 from dparallel.stages.files import write_atomically
 
 REPORTED = ("accuracy", "accuracy_stderr", "nfe", "tpf", "tps", "latency")
@@ -234,8 +227,7 @@ def notes(results: Results) -> str:
             )
     if any(not row.qualifies for row in results.reported):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
-    if any(is_weaker(row.measurement.sandbox) for row in results.reported):
-        lines.append(WEAKER_SANDBOX)
+    lines += sandbox_notes(row.measurement.sandbox for row in results.reported)
     return "\n".join(lines)
 
 

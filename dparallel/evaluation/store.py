@@ -68,10 +68,6 @@ class Store:
         """Whether samples of all these rows are stored, judging by file names."""
         return _cover(self.samples_folder(key), rows)
 
-    def count_samples(self, key: str) -> int:
-        """Number of the stored samples of a key, judging by file names."""
-        return len(_stored_rows(self.samples_folder(key)))
-
     def put_verdicts(self, key: str, rows: range, verdicts: pa.Table) -> None:
         """Store the verdicts on the samples of these rows, with their numbers in the column `row`."""
         write_table(_slice(self.verdicts_folder(key), rows), verdicts, replace=False)

@@ -1,6 +1,6 @@
 """Cells that all tables of measurements have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dparallel.problems.sandbox.jobs import WEAKER
 
@@ -8,8 +8,8 @@ INTERVAL = (
     "± is one standard error; in brackets Wilson's 95 % interval, which also holds for few problems (n)."
 )
 MEASURED = (
-    "Measured: the days (UTC) on which the responses were decoded. Reused ones were stored before the run "
-    "asked for them, so that their times are those of an earlier run."
+    "Measured: the days (UTC) on which the responses were decoded. Reused ones are of an earlier run, "
+    "and so are their times."
 )
 WEAKER_SANDBOX = (
     "§ the generated code was judged in a weaker sandbox than bubblewrap, which was asked for by "
@@ -27,6 +27,11 @@ def accuracy_text(share: float, stderr: float, interval: Sequence[float], sandbo
     low, high = interval
     mark = " §" if is_weaker(sandbox) else ""
     return f"{share * 100:.1f} ± {stderr * 100:.1f} [{low * 100:.1f}, {high * 100:.1f}]{mark}"
+
+
+def sandbox_notes(sandboxes: Iterable[str]) -> list[str]:
+    """What the mark `§` means, if a measurement of a table has it."""
+    return [WEAKER_SANDBOX] if any(map(is_weaker, sandboxes)) else []
 
 
 def is_weaker(sandbox: str) -> bool:

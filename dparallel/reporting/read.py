@@ -69,7 +69,7 @@ class Benchmark:
         best: operating point of the best student on the test problems.
         outcome: the headline as a sentence.
         store: samples and verdicts.
-        models: folders of the models by name of the stage's input; those that are not there are left out.
+        models: folders of the models by name of the stage's input; missing ones are left out.
     """
 
     name: str
@@ -155,7 +155,7 @@ def read_benchmark(
 
     Args:
         store: folder of samples and verdicts; by default that of the folder of runs.
-        models: model folders by name of the stage's input; by default those that were recorded.
+        models: model folders by name of the stage's input; by default the recorded ones.
 
     Raises:
         StageError: the stage is not finished, or its results are damaged or of another version.

@@ -7,14 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from dparallel.evaluation.plots import plain
-from dparallel.evaluation.texts import (
-    INTERVAL,
-    MEASURED,
-    WEAKER_SANDBOX,
-    accuracy_text,
-    is_weaker,
-    measured_text,
-)
+from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
 from dparallel.reporting.aup import MEANING
 
 Json = dict[str, Any]
@@ -165,8 +158,7 @@ def notes(section: Json) -> list[str]:
         )
     if any(not row["qualifies"] for row in section["rows"]):
         lines.append("† no threshold kept the accuracy on the validation problems: the most accurate one.")
-    if any(is_weaker(row["sandbox"]) for row in section["rows"]):
-        lines.append(WEAKER_SANDBOX)
+    lines += sandbox_notes(row["sandbox"] for row in section["rows"])
     sizes = sorted({size for row in section["rows"] for size in row["batch_sizes"]})
     lines.append(f"TPS at batch size {', '.join(map(str, sizes))}. {MEASURED}")
     if len({row["device"] for row in section["rows"]}) > 1:

@@ -30,8 +30,6 @@ def test_samples_that_were_stored_without_their_date_are_read(tmp_path: Path) ->
     store.put_samples("key", range(2, 4), slice_of(range(2, 4)))
     assert store.samples("key").schema == SAMPLES
     assert store.samples("key")["measured_at"].null_count == 4
-    assert store.count_samples("key") == 4
-    assert store.count_samples("other") == 0
 
 
 def test_a_row_that_two_slices_hold_counts_once(tmp_path: Path) -> None:
