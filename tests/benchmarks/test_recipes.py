@@ -116,7 +116,7 @@ def test_the_command_runs_every_seed_and_writes_a_comparison(tmp_path, tiny_chec
     assert (home / "comparison.png").is_file()
     text = (home / "comparison.md").read_text(encoding="utf-8")
     assert text.strip() in capsys.readouterr().out
-    assert "24 test problems, batch 64" in text
+    assert "24 test problems, batch 24" in text
     assert [line[0] for line in cells(text)].count("0") == 1
 
 
