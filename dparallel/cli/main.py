@@ -1,4 +1,4 @@
-"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval` and `compare`.
+"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval`, `compare`, `runs` and `clean`.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dparallel.cli.chat import chat
+from dparallel.cli.clean import clean
 from dparallel.cli.compare import print_comparison
 from dparallel.cli.eval import evaluate
 from dparallel.cli.generate import generate
 from dparallel.cli.init import init
 from dparallel.cli.parser import build_parser, in_flags
 from dparallel.cli.plan import print_plan
+from dparallel.cli.runs import print_runs
 from dparallel.config.base import UserError
 from dparallel.models import threads
 from dparallel.stages import starting
@@ -56,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 init(options.file, options.source)
             elif options.command == "compare":
                 print_comparison(options.given, options.runs, options.out)
+            elif options.command == "runs":
+                print_runs(options.runs, options.json)
+            elif options.command == "clean":
+                clean(options.given, options.runs, options.keep, options.checkpoints, options.yes)
             else:
                 print_plan(options.config, options.set, options.gpu_memory, options.rate)
             sys.stdout.flush()

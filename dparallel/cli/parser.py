@@ -1,7 +1,6 @@
 """Arguments of the commands, including decoding settings."""
 
 import argparse
-import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from dparallel.cli.argument_types import as_path, as_positive, as_stop, as_text
 from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_eval(commands)
     _add_compare(commands)
+    _add_runs(commands)
+    _add_clean(commands)
     return parser
 
 
@@ -97,48 +99,50 @@ def _add_generate(commands: Any) -> None:
     )
     source = first.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--prompt", metavar="TEXT", type=_text, help="print its response to stdout, statistics to stderr"
+        "--prompt", metavar="TEXT", type=as_text, help="print its response to stdout, statistics to stderr"
     )
     source.add_argument(
         "--prompts",
         metavar="FILE",
-        type=_path,
+        type=as_path,
         help="JSONL, one object with a prompt per line; - reads stdin",
     )
     first.add_argument(
         "--out",
         metavar="FILE",
-        type=_path,
+        type=as_path,
         help="write the results of --prompts here; given again after an interruption, it continues",
     )
     first.add_argument(
-        "--trace", metavar="FILE", type=_path, help="write an HTML page that replays the decoding"
+        "--trace", metavar="FILE", type=as_path, help="write an HTML page that replays the decoding"
     )
     texts = command.add_argument_group("prompts and texts")
     texts.add_argument(
         "--prompt-field",
         metavar="NAME",
         default="prompt",
-        type=_text,
+        type=as_text,
         help="field of the objects that holds the prompt (default: %(default)s)",
     )
     texts.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     _add_texts(texts)
     hardware.add_argument(
-        "--batch-size", metavar="N", type=_positive, help="prompts decoded together (default: 32)"
+        "--batch-size", metavar="N", type=as_positive, help="prompts decoded together (default: 32)"
     )
 
 
 def _add_init(commands: Any) -> None:
     summary = "write an editable copy of a config that comes with the package"
     command = commands.add_parser("init", help=summary, description=summary, allow_abbrev=False)
-    command.add_argument("file", metavar="FILE", type=_path, help="the new file, such as my_experiment.yaml")
+    command.add_argument(
+        "file", metavar="FILE", type=as_path, help="the new file, such as my_experiment.yaml"
+    )
     command.add_argument(
         "--from",
         dest="source",
         metavar="CONFIG",
         default="tiny",
-        type=_text,
+        type=as_text,
         help="name of the config, such as llada_8b, recipes/d2f or protocols/gsm8k_llada (default: "
         "%(default)s); an unknown name lists all",
     )
@@ -154,7 +158,7 @@ def _add_plan(commands: Any) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=_text,
+        type=as_text,
         help="settings that override the file",
     )
     command.add_argument(
@@ -163,7 +167,7 @@ def _add_plan(commands: Any) -> None:
     command.add_argument(
         "--rate",
         metavar="N",
-        type=_positive,
+        type=as_positive,
         help="tokens per second through the model (default: measured on this machine)",
     )
 
@@ -185,18 +189,18 @@ def _add_eval(commands: Any) -> None:
         nargs="+",
         action="extend",
         required=True,
-        type=_text,
+        type=as_text,
         help="how a benchmark is asked and judged: the name of one in configs/protocols/, a file, "
         "lm_eval:TASK, or coins (the embedded task)",
     )
     first.add_argument(
         "--path",
         metavar="PATH",
-        type=_text,
+        type=as_text,
         help="local copy of the data, a file or a folder, instead of the Hugging Face Hub",
     )
     first.add_argument(
-        "--limit", metavar="N", type=_positive, help="measure the first N problems (default: all)"
+        "--limit", metavar="N", type=as_positive, help="measure the first N problems (default: all)"
     )
     first.add_argument(
         "--set",
@@ -204,7 +208,7 @@ def _add_eval(commands: Any) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=_text,
+        type=as_text,
         help="other settings of the problems, such as count=100 seed=1 (a random selection), num_fewshot=5 "
         "or protocol.chat=false",
     )
@@ -212,7 +216,7 @@ def _add_eval(commands: Any) -> None:
     results.add_argument(
         "--runs",
         metavar="FOLDER",
-        type=_path,
+        type=as_path,
         default=Path("runs"),
         help="folder of experiments; samples and verdicts are kept in its folder `measurements` "
         "(default: %(default)s)",
@@ -224,7 +228,7 @@ def _add_eval(commands: Any) -> None:
     hardware.add_argument(
         "--batch-size",
         metavar="N",
-        type=_positive,
+        type=as_positive,
         default=BATCH_SIZE,
         help="responses decoded together (default: %(default)s)",
     )
@@ -237,22 +241,66 @@ def _add_compare(commands: Any) -> None:
         "given",
         metavar="RUN",
         nargs="+",
-        type=_text,
+        type=as_text,
         help="folder of an experiment, a report or a benchmark stage; name of an experiment in the folder of "
         "runs; or id of an MLflow run recorded there. The others are compared with the first",
     )
-    command.add_argument(
-        "--runs",
-        metavar="FOLDER",
-        type=_path,
-        default=Path("runs"),
-        help="folder of experiments (default: %(default)s)",
-    )
+    _add_folder_of_runs(command)
     command.add_argument(
         "--out",
         metavar="FOLDER",
-        type=_path,
+        type=as_path,
         help="also write the comparison as HTML, JSON and Markdown here",
+    )
+
+
+def _add_runs(commands: Any) -> None:
+    summary = "list the experiments of a folder, how far they came, and their headline numbers"
+    command = commands.add_parser("runs", help=summary, description=summary, allow_abbrev=False)
+    _add_folder_of_runs(command)
+    command.add_argument(
+        "--json", action="store_true", help="print a list of JSON objects instead of a table"
+    )
+
+
+def _add_clean(commands: Any) -> None:
+    summary = "show what no kept result refers to, and remove it after a question"
+    command = commands.add_parser(
+        "clean",
+        help=summary,
+        description=f"{summary}: stages that were superseded, and what killed runs left; with RUN or --keep "
+        "also results that are not needed any more, and all that only they were made from.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "given",
+        metavar="RUN",
+        nargs="*",
+        type=as_text,
+        help="an experiment, report or stage that is not needed any more",
+    )
+    _add_folder_of_runs(command)
+    command.add_argument(
+        "--keep",
+        metavar="N",
+        type=as_positive,
+        help="keep the N latest results of each benchmark of an experiment (default: all)",
+    )
+    command.add_argument(
+        "--checkpoints",
+        action="store_true",
+        help="also remove the checkpoints of finished trainings, which serve to repair a damaged adapter",
+    )
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_folder_of_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        type=as_path,
+        default=Path("runs"),
+        help="folder of experiments (default: %(default)s)",
     )
 
 
@@ -296,7 +344,7 @@ def _add_texts(group: Any) -> None:
         metavar="TEXT",
         action="append",
         default=[],
-        type=_stop,
+        type=as_stop,
         help="end a response before this text; may be given several times",
     )
     group.add_argument("--plain", action="store_true", help="no live canvas, no colour (as with NO_COLOR)")
@@ -329,32 +377,3 @@ def _add_setting(group: Any, field: str, text: str, defaults: bool) -> None:
         return
     words = [word for word in get_args(info.annotation) if isinstance(word, str)]
     group.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
-
-
-def _text(argument: str) -> str:
-    """An argument as text: bytes that the locale cannot decode (for example `LC_ALL=C`) are read as UTF-8."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError:  # Python represents such bytes as surrogates
-        try:
-            return os.fsencode(argument).decode()
-        except UnicodeError:  # not UTF-8 either; rejected where it is used
-            return argument
-    return argument
-
-
-def _stop(argument: str) -> str:
-    if not argument:
-        raise argparse.ArgumentTypeError("an empty text would end every response: drop it")
-    return _text(argument)
-
-
-def _path(argument: str) -> Path:
-    """A path; expands `~`, since shells expand it only at the start of a word, not in `--out=~/file`."""
-    return Path(argument).expanduser()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
-    return int(text)

@@ -1,0 +1,36 @@
+"""Types of arguments: they convert the text of a command line, or name what is wrong."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def as_text(argument: str) -> str:
+    """An argument as text: bytes that the locale cannot decode (for example `LC_ALL=C`) are read as UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # Python represents such bytes as surrogates
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:  # not UTF-8 either; rejected where it is used
+            return argument
+    return argument
+
+
+def as_stop(argument: str) -> str:
+    """A text that ends responses, which is not empty."""
+    if not argument:
+        raise argparse.ArgumentTypeError("an empty text would end every response: drop it")
+    return as_text(argument)
+
+
+def as_path(argument: str) -> Path:
+    """A path; expands `~`, since shells expand it only at the start of a word, not in `--out=~/file`."""
+    return Path(argument).expanduser()
+
+
+def as_positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)
