@@ -7,6 +7,7 @@ from flows.command import main
 from flows.dispatch import Workers, workers
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import Given, checked_experiment, chosen, ready_students
+from tasks.tracking.records import Parent
 
 Planned = tuple[list[tuple[StagePlan, Workers | None]], list[str]]
 
@@ -34,7 +35,7 @@ def benchmark(
     config: Given,
     overrides: list[str] | None = None,
     benchmark: str | None = None,
-    parent: str | None = None,
+    parent: Parent | None = None,
     on_pool: bool = False,
 ) -> list[str]:
     """Measure the teacher and all students: accuracy, forward passes, speed.
@@ -50,7 +51,7 @@ def benchmark(
     return run(plan(config, overrides, benchmark, on_pool), parent=parent)
 
 
-def run(planned: Planned, parent: str | None = None, **parameters: object) -> list[str]:
+def run(planned: Planned, parent: Parent | None = None, **parameters: object) -> list[str]:
     """Measure on this machine or on the work pool; returns the stages' folders."""
     stages, benchmarks = planned
     return [run_benchmark(stage, parent, on_workers, benchmarks) for stage, on_workers in stages]

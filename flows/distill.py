@@ -50,21 +50,21 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
                 dispatch(
                     f"{stage}/stage",
                     " ".join([stage, *choice.values()]),
-                    {"config": snapshot, "parent": tracked.id, **choice},
+                    {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json"), **choice},
                 )
             return stage in on_pools
 
         if not sent("trajectories"):
-            record_trajectories(experiment.trajectories(), tracked.id)
+            record_trajectories(experiment.trajectories(), tracked.as_parent)
         for student in experiment.config.students:
             if not sent("training", student=student):
-                train_student(experiment.training(student), experiment.config.launch, tracked.id)
+                train_student(experiment.training(student), experiment.config.launch, tracked.as_parent)
             if not sent("merging", student=student):
-                merge_student(experiment.merging(student), tracked.id)
+                merge_student(experiment.merging(student), tracked.as_parent)
         benchmarks = experiment.benchmark_folders()
         for name in experiment.config.benchmarks:
             if not sent("benchmark", benchmark=name):
-                run_benchmark(experiment.benchmark(name), tracked.id, benchmarks=benchmarks)
+                run_benchmark(experiment.benchmark(name), tracked.as_parent, benchmarks=benchmarks)
         return finish(experiment, tracked)
 
 

@@ -4,6 +4,7 @@ from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from tasks.checks import Given, ready_students
 from tasks.merging import merge_student
+from tasks.tracking.records import Parent
 
 
 def plan(config: Given, overrides: list[str] | None = None, student: str | None = None) -> list[StagePlan]:
@@ -14,7 +15,10 @@ def plan(config: Given, overrides: list[str] | None = None, student: str | None 
 
 @flow(name="merging")
 def merging(
-    config: Given, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
+    config: Given,
+    overrides: list[str] | None = None,
+    student: str | None = None,
+    parent: Parent | None = None,
 ) -> list[str]:
     """Merge a student's adapter into the teacher, or the adapters of all students in turn.
 
@@ -27,7 +31,7 @@ def merging(
     return run(plan(config, overrides, student), parent=parent)
 
 
-def run(plans: list[StagePlan], parent: str | None = None, **parameters: object) -> list[str]:
+def run(plans: list[StagePlan], parent: Parent | None = None, **parameters: object) -> list[str]:
     """Merge the planned students; returns their folders."""
     return [merge_student(student, parent) for student in plans]
 

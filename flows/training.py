@@ -4,6 +4,7 @@ from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from tasks.checks import Given, ready_students
+from tasks.tracking.records import Parent
 from tasks.training import train_student
 
 
@@ -17,7 +18,10 @@ def plan(
 
 @flow(name="training")
 def training(
-    config: Given, overrides: list[str] | None = None, student: str | None = None, parent: str | None = None
+    config: Given,
+    overrides: list[str] | None = None,
+    student: str | None = None,
+    parent: Parent | None = None,
 ) -> list[str]:
     """Distil a student, or all students in turn.
 
@@ -31,7 +35,7 @@ def training(
 
 
 def run(
-    planned: tuple[LaunchConfig, list[StagePlan]], parent: str | None = None, **parameters: object
+    planned: tuple[LaunchConfig, list[StagePlan]], parent: Parent | None = None, **parameters: object
 ) -> list[str]:
     """Train the planned students; returns their folders."""
     launch, plans = planned

@@ -4,6 +4,7 @@ from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
 from tasks.checks import Given, checked_experiment
+from tasks.tracking.records import Parent
 from tasks.trajectories import record_shards, record_trajectories
 
 
@@ -19,7 +20,7 @@ def plan(
 
 @flow(name="trajectories")
 def trajectories(
-    config: Given, overrides: list[str] | None = None, parent: str | None = None, on_pool: bool = False
+    config: Given, overrides: list[str] | None = None, parent: Parent | None = None, on_pool: bool = False
 ) -> str:
     """Record trajectories of the teacher on all training problems.
 
@@ -33,7 +34,7 @@ def trajectories(
     return run(plan(config, overrides, on_pool), parent=parent)
 
 
-def run(planned: tuple[StagePlan, Workers | None], parent: str | None = None, **parameters: object) -> str:
+def run(planned: tuple[StagePlan, Workers | None], parent: Parent | None = None, **parameters: object) -> str:
     """Record on this machine or on the work pool; returns the stage's folder."""
     stage, on_workers = planned
     return record_trajectories(stage, parent, on_workers)

@@ -15,14 +15,14 @@ from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.metrics_log import METRICS
 from tasks.stages import origin_of, publish, run_tracked
-from tasks.tracking.records import how_to_open
+from tasks.tracking.records import Parent, how_to_open
 from tasks.tracking.run import Run
 
 
 @task(name="run-benchmark", task_run_name="benchmark {plan.benchmark}", cache_policy=NO_CACHE)
 def run_benchmark(
     plan: StagePlan,
-    parent: str | None = None,
+    parent: Parent | None = None,
     delegate: Delegate | None = None,
     benchmarks: Iterable[str] = (),
 ) -> str:

@@ -4,10 +4,11 @@ from dparallel.distillation import merging
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import Manifest
 from tasks.stages import origin_of, run_tracked, when_free
+from tasks.tracking.records import Parent
 
 
 @task(name="merge-student", task_run_name="merging {plan.student}")
-def merge_student(plan: StagePlan, parent: str | None = None) -> str:
+def merge_student(plan: StagePlan, parent: Parent | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
 
     def merge() -> Manifest:

@@ -14,7 +14,7 @@ from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import duration
-from tasks.tracking.records import LOCAL_UI, how_to_open
+from tasks.tracking.records import LOCAL_UI, Parent, how_to_open
 from tasks.tracking.run import Run, track
 
 log = logging.getLogger("dparallel.stage")
@@ -22,7 +22,7 @@ log = logging.getLogger("dparallel.stage")
 
 def run_tracked(
     plan: StagePlan,
-    parent: str | None,
+    parent: Parent | None,
     work: Callable[[Run], Manifest],
     home: Path | None = None,
     benchmarks: Iterable[str] = (),
@@ -30,7 +30,7 @@ def run_tracked(
     """Run a stage's work as a run of the tracking server; returns the stage's folder.
 
     Args:
-        parent: record id of the `distill` run; None for a stage that runs by itself.
+        parent: the `distill` run; None for a stage that runs by itself.
         work: the library call, which returns immediately if the stage is finished.
         home: the experiment's folder; by default the parent of the stage's folder.
         benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.

@@ -12,13 +12,14 @@ from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
 from tasks.stages import origin_of, run_tracked, when_free
+from tasks.tracking.records import Parent
 from tasks.tracking.run import Run
 
 log = logging.getLogger("dparallel.training")
 
 
 @task(name="train-student", task_run_name="training {plan.student}")
-def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: str | None = None) -> str:
+def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: Parent | None = None) -> str:
     """Distil a student in separate processes; returns the stage's folder."""
 
     folder = Path(plan.out_dir)

@@ -4,11 +4,12 @@ from prefect.cache_policies import NO_CACHE
 from dparallel.stages.experiment import StagePlan
 from dparallel.trajectories import record
 from tasks.stages import origin_of, run_tracked
+from tasks.tracking.records import Parent
 
 
 @task(name="record-trajectories", cache_policy=NO_CACHE)
 def record_trajectories(
-    plan: StagePlan, parent: str | None = None, delegate: record.Delegate | None = None
+    plan: StagePlan, parent: Parent | None = None, delegate: record.Delegate | None = None
 ) -> str:
     """Record trajectories, in this process or with `delegate`; returns the stage's folder."""
     return run_tracked(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dparallel.config.base import UserError
 from dparallel.stages.files import write_atomically
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
@@ -19,11 +20,37 @@ LOCAL_UI = os.environ.get("DPARALLEL_MLFLOW_UI", "http://127.0.0.1:5000")
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
+class StoreError(UserError):
+    """A run is to be recorded in another store than its parent; the message names both and the remedy."""
+
+
+class Parent(BaseModel):
+    """What the stages of a `distill` run are told of it, in whichever process and on whichever machine.
+
+    Attributes:
+        record: id of its record, by which its run is found in the store, or created if it is not there yet.
+        name: name of its run.
+        started: when it started, in milliseconds since 1970.
+        tracking_uri: its store.
+        run_id: its run in that store; None while the store is not available.
+        host: where it runs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record: str
+    name: str
+    started: int
+    tracking_uri: str
+    run_id: str | None = None
+    host: str = ""
+
+
 class Record(BaseModel):
     """Everything that makes up a run of the tracking server. Times are milliseconds since 1970.
 
     Attributes:
-        parent: id of the record (in the same folder) of the parent run.
+        parent: the parent run.
         folder: the stage's folder, whose manifest, `metrics.jsonl` and files belong to the run.
         reused: whether the stage was already finished; its metrics are logged again, its files are not.
         files, metrics: further files (paths) and metrics.
@@ -38,7 +65,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    parent: str | None
+    parent: Parent | None
     experiment: str
     stage: str
     name: str
@@ -70,10 +97,17 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, record.model_dump_json(indent=1))
 
 
-def tracking_uri(record: Record | None = None) -> str:
-    """MLFLOW_TRACKING_URI; if it is not set, the store of the record, or the default store."""
+def tracking_uri(of: Record | Parent | None = None) -> str:
+    """MLFLOW_TRACKING_URI; if it is not set, the store of the record or parent, or the default store."""
     from_environment = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    return from_environment or (record.tracking_uri if record else DEFAULT_STORE)
+    return anywhere(from_environment or (of.tracking_uri if of else DEFAULT_STORE))
+
+
+def anywhere(uri: str) -> str:
+    """A store's URI that means the same in all working folders."""
+    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
+        return uri
+    return f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
 
 
 def how_to_open() -> str:

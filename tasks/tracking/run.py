@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.stages import metrics_log
-from tasks.tracking.records import Record, now, one_line, tracking_uri, write_record
-from tasks.tracking.upload import log_lines, page, upload_record
+from tasks.tracking.records import Parent, Record, now, one_line, tracking_uri, write_record
+from tasks.tracking.upload import check_store, log_lines, page, upload_record
 
 log = logging.getLogger("dparallel.tracking")
 
@@ -23,17 +23,30 @@ class Run:
     def __init__(self, path: Path, record: Record):
         self.path = path
         self.record = record
-        self.id = record.id
         self.link: str | None = None
+        self.run_id: str | None = None
         self._live = True
         self._forwarded: int | None = None
+
+    @property
+    def as_parent(self) -> Parent:
+        """What the stages of this run are told of it."""
+        return Parent(
+            record=self.record.id,
+            name=self.record.name,
+            started=self.record.started,
+            tracking_uri=self.record.tracking_uri,
+            run_id=self.run_id,
+            host=self.record.host,
+        )
 
     def update(self, **changes: Any) -> None:
         """Change and write the record, then try to upload it; failed uploads only cause a warning."""
         self.record = self.record.model_copy(update=changes)
         write_record(self.path, self.record)
         try:
-            self.link = page(self.record, upload_record(self.path))
+            self.run_id = upload_record(self.path)
+            self.link = page(self.record, self.run_id)
         except Exception as error:  # no server error may stop the stage
             log.warning(
                 "MLflow at %s did not accept the run (%s). It is recorded in %s; "
@@ -57,7 +70,7 @@ class Run:
         if not new:
             return
         try:
-            log_lines(self.path, self.record, new)
+            log_lines(self.record, new)
         except Exception as error:
             log.warning("live metrics stopped (%s); they are uploaded at the end", one_line(error))
             self._live = False
@@ -69,7 +82,7 @@ def track(
     stage: str,
     name: str,
     config: dict[str, Any],
-    parent: str | None = None,
+    parent: Parent | None = None,
     folder: str | None = None,
     reused: bool = False,
     student: str | None = None,
@@ -77,8 +90,14 @@ def track(
 ) -> Iterator[Run]:
     """Track the enclosed work as a run of the experiment with the folder `home`.
 
-    The other arguments are attributes of the `Record`.
+    The other arguments are attributes of the `Record`. The store is that of the parent.
+
+    Raises:
+        StoreError: MLFLOW_TRACKING_URI names another store than the parent's, or the parent's is a file of
+            another machine.
     """
+    if parent is not None:
+        check_store(parent)
     record = Record(
         id=f"{datetime.now():%Y%m%d-%H%M%S-%f}-{stage}-{uuid.uuid4().hex[:6]}",
         parent=parent,
@@ -93,7 +112,7 @@ def track(
         host=socket.gethostname(),
         process=os.getpid(),
         started=now(),
-        tracking_uri=tracking_uri(),
+        tracking_uri=tracking_uri(parent),
     )
     run = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)
     try:

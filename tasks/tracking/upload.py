@@ -23,12 +23,22 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 
 from dparallel.stages import metrics_log
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, read_manifest
 from dparallel.stages.metrics_log import METRICS
-from tasks.tracking.records import LOCAL_UI, Record, one_line, read_record, tracking_uri, write_record
+from tasks.tracking.records import (
+    LOCAL_UI,
+    Parent,
+    Record,
+    StoreError,
+    one_line,
+    read_record,
+    tracking_uri,
+    write_record,
+)
 from tasks.tracking.registry import ALIAS, nominate, register
 
 log = logging.getLogger("dparallel.tracking")
@@ -45,7 +55,7 @@ def upload_record(path: Path) -> str:
     """Update the run of a record, and mark the record if the run is complete; returns the run's id."""
     record = read_record(path)
     client = _client(record)
-    run_id = _run_id(client, path)
+    run_id = _run_id(client, record)
     _log_params(client, run_id, record.config)
     if record.status == "RUNNING":
         return run_id
@@ -62,10 +72,10 @@ def upload_record(path: Path) -> str:
     return run_id
 
 
-def log_lines(path: Path, record: Record, lines: list[dict[str, Any]]) -> None:
+def log_lines(record: Record, lines: list[dict[str, Any]]) -> None:
     """Log lines of the metrics log of a run in progress."""
     client = _client(record)
-    _log_metrics(client, _run_id(client, path), record, lines)
+    _log_metrics(client, _run_id(client, record), record, lines)
 
 
 def upload(folder: str | Path, other_hosts: bool = False) -> list[str]:
@@ -120,9 +130,45 @@ def _client(record: Record) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_uri(record))
 
 
-def _run_id(client: MlflowClient, path: Path) -> str:
+def check_store(parent: Parent) -> None:
+    """Check that runs of this process go to the store of the parent, as far as that can be told.
+
+    One store may have several addresses, so an address that differs is asked for the parent's run.
+
+    Raises:
+        StoreError: they do not.
+    """
+    uri = tracking_uri(parent)
+    file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if uri == parent.tracking_uri:
+        if file is not None and parent.host != socket.gethostname() and not file.exists():
+            raise StoreError(
+                f"the run {parent.name!r} is recorded in {uri}, a file of {parent.host}, which this machine "
+                f"({socket.gethostname()}) does not have: start `mlflow server` there, and set "
+                "MLFLOW_TRACKING_URI to its address for all commands and workers"
+            )
+        return
+    if file is not None and not file.exists():
+        raise _other_store(parent, uri)
+    if parent.run_id is not None:
+        try:
+            MlflowClient(tracking_uri=uri).get_run(parent.run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise _other_store(parent, uri) from error
+        except Exception:  # not available now; the upload finds out
+            return
+
+
+def _other_store(parent: Parent, uri: str) -> StoreError:
+    return StoreError(
+        f"MLFLOW_TRACKING_URI is {uri}, and the run {parent.name!r} that this stage belongs to is in "
+        f"{parent.tracking_uri}: set the variable to that store, or unset it: the run hands its store on"
+    )
+
+
+def _run_id(client: MlflowClient, record: Record) -> str:
     """The MLflow run of a record; created (after its parent's) if it does not exist."""
-    record = read_record(path)
     experiment = client.get_experiment_by_name(record.experiment)
     if experiment and experiment.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -130,13 +176,29 @@ def _run_id(client: MlflowClient, path: Path) -> str:
             f"{tracking_uri(record)} mlflow experiments restore -x {experiment.experiment_id}"
         )
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(record.experiment)
-    found = client.search_runs([experiment_id], f"tags.{RECORD_TAG} = '{record.id}'", max_results=1)
-    if found:
-        return found[0].info.run_id
+    if found := _found(client, experiment_id, record.id):
+        return found
     tags = {RECORD_TAG: record.id, "stage": record.stage, "reused": str(record.reused).lower()}
     if record.parent is not None:
-        tags["mlflow.parentRunId"] = _run_id(client, path.with_name(f"{record.parent}.json"))
+        tags["mlflow.parentRunId"] = _parent_run(client, experiment_id, record, record.parent)
     return client.create_run(experiment_id, record.started, tags, record.name).info.run_id
+
+
+def _parent_run(client: MlflowClient, experiment_id: str, record: Record, parent: Parent) -> str:
+    """The run of a record's parent; created if the parent could not do so itself yet."""
+    if found := _found(client, experiment_id, parent.record):
+        return found
+    uri = tracking_uri(record)
+    if uri != parent.tracking_uri:
+        raise _other_store(parent, uri)
+    tags = {RECORD_TAG: parent.record, "stage": "distill", "reused": "false"}
+    return client.create_run(experiment_id, parent.started, tags, parent.name).info.run_id
+
+
+def _found(client: MlflowClient, experiment_id: str, record: str) -> str | None:
+    """The run of a record."""
+    runs = client.search_runs([experiment_id], f"tags.{RECORD_TAG} = '{record}'", max_results=1)
+    return runs[0].info.run_id if runs else None
 
 
 def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +15,11 @@ from mlflow import MlflowClient
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.stages.manifest import Stage, StageError
-from tasks.tracking.records import Record, how_to_open, read_record, tracking_uri
+from tasks.tracking.records import Parent, Record, StoreError, how_to_open, read_record, tracking_uri
 from tasks.tracking.registry import ALIAS
-from tasks.tracking.run import track
+from tasks.tracking.run import Run, track
 from tasks.tracking.upload import upload, upload_record
+from tests.stores import new_store
 from tests.tasks.conftest import METRICS, finish_stage
 
 
@@ -67,13 +69,15 @@ def track_everything(home: Path) -> None:
     with track(home, "distill", "wise-otter", {"name": "coins", "seeds": [1, 2]}) as parent:
         merged = home / "merging-random-0"
         config = {"check_prompts": 3}
-        with track(home, "merging", "merging random", config, parent.id, str(merged), student="random"):
+        with track(
+            home, "merging", "merging random", config, parent.as_parent, str(merged), student="random"
+        ):
             finish_stage(merged, "merging")
-        with track(home, "merging", "merging random", config, parent.id, str(merged), reused=True):
+        with track(home, "merging", "merging random", config, parent.as_parent, str(merged), reused=True):
             pass
         with (
             pytest.raises(RuntimeError),
-            track(home, "training", "training random", config, parent.id, str(home / "gone")),
+            track(home, "training", "training random", config, parent.as_parent, str(home / "gone")),
         ):
             raise RuntimeError("out of memory\nsecond line")
 
@@ -195,19 +199,80 @@ def test_live_metrics_arrive_while_the_stage_runs_and_once_only(store: MlflowCli
 
 
 def test_a_parent_that_is_still_running_is_created_for_its_child(
-    tmp_path: Path, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server becomes available between the start of the parent and that of a child."""
-    home = tmp_path / "runs" / "coins"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with track(home, "distill", "wise-otter", {"name": "coins"}) as parent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        with track(home, "benchmark", "benchmark", {}, parent.id):
+    """The store becomes available between the start of the parent and that of a child, on another machine."""
+    uri = f"sqlite:///{tmp_path}/away/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    (tmp_path / "away").touch()
+    with track(tmp_path / "here" / "coins", "distill", "wise-otter", {"name": "coins"}) as parent:
+        (tmp_path / "away").unlink()
+        (tmp_path / "away").mkdir()
+        new_store(tmp_path / "away")
+        store = MlflowClient(tracking_uri=uri)
+        with track(tmp_path / "there" / "coins", "benchmark", "benchmark", {}, parent.as_parent):
             pass
         above, below = runs_of(store, "coins")
-        assert (above.info.status, below.info.status) == ("RUNNING", "FINISHED")
+        assert (above.info.run_name, above.info.status) == ("wise-otter", "RUNNING")
+        assert below.info.status == "FINISHED"
         assert below.data.tags["mlflow.parentRunId"] == above.info.run_id
     assert [each.info.status for each in runs_of(store, "coins")] == ["FINISHED", "FINISHED"]
+
+
+def test_a_stage_without_the_variable_takes_the_store_of_its_parent(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        with track(tmp_path / "worker" / "coins", "training", "training", {}, parent.as_parent):
+            pass
+    assert len(runs_of(store, "coins")) == 2
+    assert not (tmp_path / "worker" / "mlflow.db").exists()
+
+
+def test_a_store_that_is_not_the_parents_is_an_error_before_any_work(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    others = [new_store(tmp_path / "other"), f"sqlite:///{tmp_path}/none.db"]
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        for other in others:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+            with (
+                pytest.raises(StoreError, match="unset it") as error,
+                track(tmp_path / "worker", "training", "training", {}, parent.as_parent),
+            ):
+                pytest.fail("work began")
+            assert {other, tracking_uri_of(parent)} <= set(re.findall(r"sqlite:[^, :]*", str(error.value)))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri_of(parent))
+    assert not (tmp_path / "none.db").exists()
+    assert not (tmp_path / "worker").exists()
+
+
+def tracking_uri_of(run: Run) -> str:
+    return run.as_parent.tracking_uri
+
+
+def test_a_store_has_several_addresses(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        (tmp_path / "mounted").symlink_to(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mounted/mlflow.db")
+        with track(tmp_path / "coins", "training", "training", {}, parent.as_parent):
+            pass
+    assert len(runs_of(store, "coins")) == 2
+
+
+def test_a_file_of_another_machine_is_no_store_here(tmp_path: Path) -> None:
+    elsewhere = Parent(
+        record="a", name="wise-otter", started=0, tracking_uri="sqlite:////gone/mlflow.db", host="node-a"
+    )
+    with (
+        pytest.raises(StoreError, match="a file of node-a.* start `mlflow server` there"),
+        track(tmp_path / "coins", "training", "training", {}, elsewhere),
+    ):
+        pytest.fail("work began")
 
 
 def test_a_cancelled_run_is_killed(store: MlflowClient, tmp_path: Path) -> None:
@@ -219,7 +284,7 @@ def test_a_cancelled_run_is_killed(store: MlflowClient, tmp_path: Path) -> None:
 def test_a_run_whose_process_was_killed_is_closed_by_the_upload(store: MlflowClient, tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys\n"
-        "from tasks.tracking.run import track\n"
+        "from tasks.tracking.run import Run, track\n"
         "run = track(pathlib.Path(sys.argv[1]), 'distill', 'killed', {})\n"
         "run.__enter__()\n"
         "os.kill(os.getpid(), 9)\n"
@@ -251,7 +316,7 @@ def test_the_ui_is_one_line(store: MlflowClient, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000/")
     assert how_to_open() == "http://localhost:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    assert tracking_uri() == "sqlite:///mlflow.db"
+    assert tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
 
 
 def test_a_local_run_links_to_the_ui_to_be_opened(store: MlflowClient, tmp_path: Path) -> None:
