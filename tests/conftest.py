@@ -17,6 +17,7 @@ INSIDE = {
     "LC_ALL": "C.UTF-8",
     "PYTHONPATH": str(ROOT),  # child processes run the code of this clone from any working folder
     "OMP_NUM_THREADS": "1",
+    "DPARALLEL_CACHE": str(HOME / "cache"),
     "HF_HOME": str(HOME / "huggingface"),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",

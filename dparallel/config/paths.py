@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 PACKAGE = Path(__file__).parents[1]
 # Settings that are a path or hold some: there, `rows.json` is no config file to include.
 PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "out", "hostfile")
+STORES = ("file", "gs", "s3")  # protocols of stores, all with writes that fail where an object exists
 
 
 class Written(str):
@@ -67,6 +68,16 @@ def looks_local(path: str) -> bool:
         or "\\" in path
         or glob.has_magic(path)
     )
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, such as `s3://bucket/folder`."""
+    return "://" in path
+
+
+def store_protocol(url: str) -> str:
+    """Protocol of a store's URL; of a plain path `file`."""
+    return url.partition("://")[0] if is_url(url) else "file"
 
 
 def _expanded(path: str) -> str:

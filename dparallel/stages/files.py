@@ -109,6 +109,40 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def create(path: Path, data: bytes) -> bool:
+    """Create a file with its content in one operation; False if it exists.
+
+    Raises:
+        FileError: as `write_atomically`.
+    """
+    with naming_the_file(path):
+        file, whole = new_partial(path)
+    try:
+        with file:
+            with naming_the_file(path):
+                file.write(data)
+                file.flush()
+            os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _create_in_place(path, data)
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
 def new_partial(target: Path) -> tuple[BinaryIO, Path]:
     """A new temporary file beside `target`, locked while it is open, so that `sweep` keeps it."""
     while True:

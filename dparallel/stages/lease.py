@@ -6,7 +6,6 @@ Clocks of machines may differ, so renewal is detected by watching the file inste
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -21,7 +20,7 @@ from uuid import uuid4
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dparallel.stages.files import is_there, naming_the_file, new_partial, sweep
+from dparallel.stages.files import create, is_there, new_partial, sweep
 from dparallel.stages.manifest import CLAIM, StageError
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class Watch:
             return None
         holder = self.found[0]
         if holder.is_of_this_machine:
-            return holder if _is_running(holder) else None
+            return holder if is_running(holder) else None
         if self.found != self._seen:
             self._seen, self._seen_since = self.found, time.monotonic()
         return holder if time.monotonic() - self._seen_since <= self.stale_after else None
@@ -105,9 +104,9 @@ def held(
     Raises:
         LeaseHeldError: another run holds the lease; nothing was changed.
     """
-    path, mine = Path(folder) / LEASE, _this_process()
+    path, mine = Path(folder) / LEASE, this_process()
     watch = Watch(folder, stale_after)
-    while not _create(path, mine):
+    while not create(path, mine.model_dump_json().encode()):
         holder = watch.holder()
         if holder is None:
             _remove(path, watch.found)
@@ -172,7 +171,7 @@ def this_machine() -> str:
     return "/".join(parts)
 
 
-def _this_process() -> Holder:
+def this_process() -> Holder:
     return Holder(
         token=uuid4().hex,
         pid=os.getpid(),
@@ -183,7 +182,7 @@ def _this_process() -> Holder:
     )
 
 
-def _is_running(holder: Holder) -> bool:
+def is_running(holder: Holder) -> bool:
     """Whether a holder on this machine still runs; its process id may have been reused since."""
     try:
         process = psutil.Process(holder.pid)
@@ -206,36 +205,6 @@ def _read(path: Path) -> tuple[Holder, int] | None:
         return Holder.model_validate_json(text), renewed
     except ValidationError:
         return Holder(), renewed
-
-
-def _create(path: Path, mine: Holder) -> bool:
-    """Create the lease file with its content in one operation; False if it already exists."""
-    with naming_the_file(path):
-        file, whole = new_partial(path)
-    try:
-        with file:
-            with naming_the_file(path):
-                file.write(mine.model_dump_json().encode())
-                file.flush()
-            os.link(whole, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # hard links are not supported
-            raise
-        return _create_in_place(path, mine)
-    finally:
-        whole.unlink(missing_ok=True)
-    return True
-
-
-def _create_in_place(path: Path, mine: Holder) -> bool:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(mine.model_dump_json())
-    except FileExistsError:
-        return False
-    return True
 
 
 def _remove(path: Path, stale: tuple[Holder, int] | None, say: Callable[..., None] = log.warning) -> None:

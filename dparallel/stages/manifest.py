@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
+from dparallel.stages import digests
 from dparallel.stages.files import is_there, write_atomically
 from dparallel.stages.origin import Origin, versions
 
@@ -83,7 +85,7 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, cached per process by the file's size and modification time."""
+    """SHA-256 of a file; a large one that did not change since this machine read it is not read again."""
     status = path.stat()
     return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
@@ -92,16 +94,25 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, size: int, changed: int) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            status = os.fstat(file.fileno())
+            found = digests.recall(status)
+            if found is None:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                digests.remember(status, found)
+            return found
     except OSError as error:
         raise StageError(_unreadable(path, error)) from error
 
 
-def fingerprint(path: str | Path) -> str:
-    """Fingerprint of a stage's folder (by its manifest, verified) or of a model folder (by its files)."""
+def fingerprint(path: str | Path, hashed: bool = True) -> str:
+    """Fingerprint of a stage's folder (by its manifest, verified) or of a model folder (by its files).
+
+    Args:
+        hashed: False trusts the manifest for files of the right size; whoever reads the files verifies them.
+    """
     folder = Path(path)
     if is_there(folder / MANIFEST):
-        return verify(folder).fingerprint
+        return verify(folder, hashed=hashed).fingerprint
     if is_there(folder / CLAIM):
         raise StageError(f"{folder} is unfinished (no {MANIFEST}): run its stage again to complete it")
     if not folder.is_dir():

@@ -54,7 +54,7 @@ def lease_of(folder: Path) -> Holder:
 def write(folder: Path, **changes) -> None:
     """The lease of another run."""
     (folder / LEASE).write_text(
-        lease._this_process().model_copy(update=changes).model_dump_json(), encoding="utf-8"
+        lease.this_process().model_copy(update=changes).model_dump_json(), encoding="utf-8"
     )
 
 
