@@ -27,18 +27,26 @@ from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.decoding.generate import DecodingError, check_prompts
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.cases import Case
-from dparallel.evaluation.judge import verdicts_of
-from dparallel.evaluation.metrics import accuracy, wilson
+from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
-from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
+from dparallel.evaluation.texts import (
+    KINDS,
+    MEASURED,
+    accuracy_text,
+    interval_notes,
+    measured_text,
+    sandbox_notes,
+    score_text,
+)
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
 from dparallel.problems.coins import RESPONSE_LENGTH
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import data_of
+from dparallel.problems.scorer import Measure
 from dparallel.problems.scoring import scorers_of
 from dparallel.reporting.tables import Column, Table
 from dparallel.stages.manifest import fingerprint
@@ -250,21 +258,9 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
     """Everything that is reported of a measurement, as JSON values."""
     bench, measured = asked.bench, row.measurement
     protocol, store = bench.protocol("test"), bench.store
-    found = verdicts_of(bench, MODEL, "test", measured.decoding)
-    metrics = {}
-    for flags in found.values():
-        for metric, values in flags.items():
-            known = [flag for flag in values if flag is not None]
-            share, stderr = accuracy(known) if known else (None, None)
-            interval = list(wilson(sum(known), len(known))) if known else None
-            metrics[metric] = {
-                "share": share,
-                "stderr": stderr,
-                "interval": interval,
-                "judged": len(known),
-            }
+    scorers = scorers_of(protocol)
     assert row.keys is not None
-    names = [scorer.name for scorer in scorers_of(protocol)]
+    names = [scorer.name for scorer in scorers]
     verdicts = {
         name: str(store.verdicts_folder(key)) for name, key in zip(names, row.keys.verdicts, strict=True)
     }
@@ -281,7 +277,11 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         "data": data_of(bench.config.test),
         "limit": asked.limit,
         "set": list(asked.changes),
-        "metrics": metrics,
+        "metrics": {
+            metric: _metric(measured, metric, scorer.measure(metric))
+            for scorer in scorers
+            for metric in scorer.metrics
+        },
         **measured.model_dump(mode="json", include=set(REPORTED)),
         "decoding": used,
         "overridden": {
@@ -290,6 +290,25 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
             if used[name] != published[name]
         },
         "files": {"samples": str(store.samples_folder(row.keys.samples)), "verdicts": verdicts},
+    }
+
+
+def _metric(measured: Measurement, name: str, measure: Measure) -> Json:
+    """The number of a metric: a share (0..1) of its best value, or a score on a scale without one.
+
+    Its `kind` is `correct` (a share of correct responses), `mean`, or `pooled` (of all responses together).
+    """
+    known = {"judged": measured.judged.get(name, 0), "kind": measured.kind(name)}
+    if measure.lower_is_better:
+        known["lower_is_better"] = True
+    if name in measured.scores:
+        return {"score": measured.scores[name], "stderr": measured.stderrs[name], **known}
+    interval = measured.intervals.get(name)
+    return {
+        "share": measured.metrics.get(name),
+        "stderr": measured.errors.get(name),
+        "interval": None if interval is None else list(interval),
+        **known,
     }
 
 
@@ -308,18 +327,40 @@ def report(results: Sequence[Json]) -> str:
         Column("measured", _measured, text=True),
     ]
     table = Table(f"{results[0]['model']} ({results[0]['fingerprint'][:12]})", columns, results)
-    notes = [INTERVAL, "Latency is that of one prompt alone, TPS that of a batch.", MEASURED]
+    notes = [
+        *interval_notes(list(map(_kinds, results))),
+        "Latency is that of one prompt alone, TPS that of a batch.",
+        MEASURED,
+    ]
     weaker = sandbox_notes(row["sandbox"] for row in results)
     return "\n\n".join([table.caption, table.markdown(), "\n".join(notes), *weaker, *map(_details, results)])
 
 
 def _shares(row: Json) -> list[str]:
-    """Every metric of a measurement with its value and standard error in percent."""
-    return [
-        f"{name} {accuracy_text(found['share'], found['stderr'], found['interval'], row['sandbox'])}"
-        for name, found in row["metrics"].items()
-        if found["judged"]
-    ]
+    """Every metric of a measurement with its value and standard error, in percent where it is a share."""
+    texts = []
+    for name, found in row["metrics"].items():
+        if "score" in found:
+            texts.append(f"{name} {score_text(found['score'], found['stderr'])} (no %)")
+        elif found["judged"]:
+            number = accuracy_text(found["share"], found["stderr"], found["interval"], row["sandbox"])
+            texts.append(f"{name} {number}")
+    return texts
+
+
+def _kinds(row: Json) -> dict[str, list[str]]:
+    """Metrics by what they are, for `interval_notes`."""
+    metrics: dict[str, Json] = {name: found for name, found in row["metrics"].items() if found["judged"]}
+    scores = [name for name, found in metrics.items() if "score" in found]
+    found = {
+        "scores": scores,
+        "metrics": [name for name in metrics if name not in scores],
+        "graded": [name for name in metrics if metrics[name]["kind"] == "mean" and name not in scores],
+        "pooled": [name for name in metrics if metrics[name]["kind"] == "pooled"],
+        "lower_is_better": [name for name in metrics if metrics[name].get("lower_is_better")],
+    }
+    assert set(found) == set(KINDS)
+    return found
 
 
 def _details(row: Json) -> str:

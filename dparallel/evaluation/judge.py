@@ -1,10 +1,12 @@
 """Judge: turn samples into verdicts, on the CPU. A corrected scorer judges stored samples again."""
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,17 +15,17 @@ from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.models.checkpoints import read_config
 from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.scorer import Scorer, Verdict
+from dparallel.problems.scorer import Measure, Scorer, Verdict
 from dparallel.problems.scoring import scorer_named, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
 
-Flags = dict[str, list[bool | None]]  # of every sample, by the names of metrics; None where unknown
+Values = dict[str, list[Any]]  # of every problem, by the names of metrics; None where unknown
 
 
-def verdicts_of(bench: Bench, model: str, split: Split, decoding: DecodingConfig) -> dict[str, Flags]:
+def verdicts_of(bench: Bench, model: str, split: Split, decoding: DecodingConfig) -> dict[str, Values]:
     """The stored verdicts of all scorers of a split's protocol, by their keys in the store."""
     samples_key, total = bench.samples_key(model, split, decoding), len(bench.problems[split])
     found = {}
@@ -35,8 +37,26 @@ def verdicts_of(bench: Bench, model: str, split: Split, decoding: DecodingConfig
                 f"{bench.store.folder}: verdicts {key} are missing although they were given; run the stage "
                 "again"
             )
-        found[key] = {metric: table[metric].to_pylist() for metric in scorer.metrics}
+        found[key] = {metric: _values(scorer.measure(metric), table[metric]) for metric in scorer.metrics}
     return found
+
+
+def _values(measure: Measure, column: pa.ChunkedArray) -> list[Any]:
+    """The verdicts in a column."""
+    values = column.to_pylist()
+    if measure.kind != "item":
+        return values
+    return [None if value is None else json.loads(value) for value in values]
+
+
+def _column(measure: Measure, values: Sequence[Any]) -> pa.Array:
+    """Verdicts as a column: truth values where all are that, other numbers, or items as JSON."""
+    if measure.kind == "item":
+        return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    flags = all(value is None or isinstance(value, bool) for value in values)
+    if measure.kind == "flag" or (measure.kind == "share" and flags):
+        return pa.array(values, pa.bool_())
+    return pa.array([None if value is None else float(value) for value in values], pa.float64())
 
 
 def judge_here(bench: Bench, units: Sequence[Unit]) -> None:
@@ -56,8 +76,8 @@ class _Slice:
     responses: Sequence[str]
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
-    def table(self, metrics: Sequence[str]) -> pa.Table:
-        """The columns of stored verdicts, a row for each sample."""
+    def table(self, scorer: Scorer) -> pa.Table:
+        """The columns of stored verdicts, a row for each problem."""
         rows = [
             {
                 "row": self.unit.slice[0] + place,
@@ -65,16 +85,16 @@ class _Slice:
                 "prompt": problem.prompt,
                 "reference": problem.reference,
                 "response": response,
-                **self.verdicts[place].metrics,
-                "note": self.verdicts[place].note,
             }
             for place, (problem, response) in enumerate(zip(self.problems, self.responses, strict=True))
         ]
         texts = [(name, pa.string()) for name in ("problem_id", "prompt", "reference", "response")]
-        flags = [(metric, pa.bool_()) for metric in metrics]
-        return pa.Table.from_pylist(
-            rows, schema=pa.schema([("row", pa.int32()), *texts, *flags, ("note", pa.string())])
-        )
+        table = pa.Table.from_pylist(rows, schema=pa.schema([("row", pa.int32()), *texts]))
+        verdicts = [self.verdicts[place] for place in range(len(rows))]
+        for metric in scorer.metrics:
+            values = [verdict.metrics[metric] for verdict in verdicts]
+            table = table.append_column(metric, _column(scorer.measure(metric), values))
+        return table.append_column("note", pa.array([verdict.note for verdict in verdicts], pa.string()))
 
 
 def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
@@ -91,7 +111,7 @@ def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
             if len(part.verdicts) == len(part.problems):
                 samples_key = bench.samples_key(part.unit.model, part.unit.split, part.unit.decoding)
                 key = bench.verdicts_key(samples_key, part.unit.split, scorer.name)
-                bench.store.put_verdicts(key, range(*part.unit.slice), part.table(scorer.metrics))
+                bench.store.put_verdicts(key, range(*part.unit.slice), part.table(scorer))
     if not scorer.in_process:
         log.info("%s: judged %d responses in %.1f s", scorer.name, len(places), time.perf_counter() - began)
 

@@ -108,7 +108,9 @@ def tradeoff_figure(rows: Sequence[Row], sweeps: Sequence[str], max_loss: float)
         point = Point(found.tpf, found.accuracy * 100, accuracy_bars=(max(bars[0], 0), max(bars[1], 0)))
         curves.setdefault((row.model, row.method), []).append(point)
     reference = rows[0].measurement
-    title = f"{rows[0].split} problems, n = {reference.problems}; bars: Wilson's 95 % interval"
+    wilson = all(row.measurement.kind(next(iter(row.measurement.metrics))) == "correct" for row in rows)
+    interval = "Wilson's 95 % interval" if wilson else "95 % interval"
+    title = f"{rows[0].split} problems, n = {reference.problems}; bars: {interval}"
     figure = accuracy_figure(curves, sweeps, title)
     axes, styles = figure.axes[0], styles_of(curves)
     chosen = [row for row in rows if row.operating_point]

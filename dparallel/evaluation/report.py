@@ -14,7 +14,15 @@ from dparallel.evaluation.cases import Case
 from dparallel.evaluation.certainty import CertaintyMap
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Headline, Row, aup_by_sweep, headline, keeping_students
-from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
+from dparallel.evaluation.texts import (
+    KINDS,
+    MEASURED,
+    accuracy_text,
+    interval_notes,
+    measured_text,
+    sandbox_notes,
+    score_text,
+)
 from dparallel.stages.files import write_atomically
 
 REPORTED = ("accuracy", "accuracy_stderr", "nfe", "tpf", "tps", "latency")
@@ -138,6 +146,7 @@ class Results:
         for row in self.reported:
             prefix = f"{row.model}/{row.method}"
             shares = {f"{prefix}/{metric}": share for metric, share in row.measurement.metrics.items()}
+            shares |= {f"{prefix}/{metric}": value for metric, value in row.measurement.scores.items()}
             metrics |= shares | {f"{prefix}/{name}": getattr(row.measurement, name) for name in REPORTED}
             if row.operating_point and row.threshold is not None:
                 metrics[f"{prefix}/threshold"] = row.threshold
@@ -164,11 +173,13 @@ def write_report(results: Results, maps: Sequence[CertaintyMap], folder: Path) -
 def table(results: Results) -> str:
     """A Markdown table, also readable in a terminal, with notes."""
     metrics = list(dict.fromkeys(metric for row in results.reported for metric in row.measurement.metrics))
+    scores = list(dict.fromkeys(metric for row in results.reported for metric in row.measurement.scores))
     titles = [
         "model",
         "method",
         "threshold",
         *(f"{metric} %" for metric in metrics),
+        *scores,
         "n",
         "NFE",
         "TPF",
@@ -178,7 +189,7 @@ def table(results: Results) -> str:
         "device",
     ]
     body = tabulate(
-        [_cells(row, metrics, results) for row in results.reported],
+        [_cells(row, metrics, scores, results) for row in results.reported],
         titles,
         tablefmt="pipe",
         colalign=["left", "left", *["right"] * (len(titles) - 4), "left", "left"],
@@ -187,7 +198,7 @@ def table(results: Results) -> str:
     return f"{body}\n\n{notes(results)}\n"
 
 
-def _cells(row: Row, metrics: Sequence[str], results: Results) -> list[str]:
+def _cells(row: Row, metrics: Sequence[str], scores: Sequence[str], results: Results) -> list[str]:
     measured = row.measurement
     is_default = results.default_student is not None and row.case == results.headline.student.case
     shares = [f"{measured.metrics[name] * 100:.1f}" if name in measured.metrics else "" for name in metrics]
@@ -199,6 +210,10 @@ def _cells(row: Row, metrics: Sequence[str], results: Results) -> list[str]:
         plain(row.method) + (" (default)" if is_default else "") + ("" if row.qualifies else " †"),
         "" if row.threshold is None else f"{row.threshold:g}",
         *shares,
+        *(
+            score_text(measured.scores[name], measured.stderrs[name]) if name in measured.scores else ""
+            for name in scores
+        ),
         f"{measured.problems}",
         f"{measured.nfe:.1f}",
         f"{measured.tpf:.2f}",
@@ -213,10 +228,11 @@ def notes(results: Results) -> str:
     """Explanation of the table, and the outcome as a sentence."""
     sizes = sorted({size for row in results.reported for size in row.measurement.batch_sizes})
     hardware = sorted({row.measurement.hardware for row in results.reported})
+    explained = interval_notes([row.measurement.model_dump(include=set(KINDS)) for row in results.reported])
     chosen = "chosen on the validation problems" if results.selects else "as given"
     lines = [
         outcome(results),
-        f"Test problems; thresholds {chosen}. {INTERVAL}",
+        " ".join([f"Test problems; thresholds {chosen}.", *explained]),
         f"TPS at batch size {', '.join(map(str, sizes))}, latency of one prompt alone. {MEASURED}",
     ]
     for kind, values in (("hardware", hardware), ("batch sizes", sizes)):

@@ -41,9 +41,13 @@ class Row:
         """A short description for log messages."""
         threshold = "" if self.threshold is None else f" {self.threshold:g}"
         found = self.measurement
+        metric = next(iter(found.metrics))
+        accuracy = f"{found.accuracy:.1%} of {found.problems} right"
+        if found.kind(metric) != "correct":
+            accuracy = f"{metric} {found.accuracy:.1%} on {found.problems}"
         return (
-            f"{self.split}: {self.model}, {self.method}{threshold}: {found.accuracy:.1%} of {found.problems} "
-            f"right, NFE {found.nfe:.1f}, TPF {found.tpf:.2f}"
+            f"{self.split}: {self.model}, {self.method}{threshold}: {accuracy}, "
+            f"NFE {found.nfe:.1f}, TPF {found.tpf:.2f}"
         )
 
     def flat(self) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def measure(
 ) -> list[Row]:
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
     keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
-    sandbox = " + ".join({scorer.sandbox() for scorer in scorers_of(bench.protocol(split))} - {""})
+    scorers = scorers_of(bench.protocol(split))
+    sandbox = " + ".join({scorer.sandbox() for scorer in scorers} - {""})
+    measures = {metric: measure for scorer in scorers for metric, measure in scorer.measures.items()}
     bench.remember_files()
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
@@ -122,12 +124,12 @@ def measure(
         key = keys[case]
         samples = bench.samples(key, split)
         verdicts = verdicts_of(bench, case.model, split, case.decoding)
-        metrics = {name: flags for by_metric in verdicts.values() for name, flags in by_metric.items()}
+        metrics = {name: values for by_metric in verdicts.values() for name, values in by_metric.items()}
         row = Row(
             case.model,
             case.method,
             split,
-            add_up(case.decoding, samples, metrics, bench.count_reused(samples), sandbox),
+            add_up(case.decoding, samples, metrics, bench.count_reused(samples), sandbox, measures),
             Keys(key, tuple(verdicts)),
         )
         log.info("%s", row.label)

@@ -166,10 +166,22 @@ def _stored_rows(folder: Path) -> set[int]:
 
 
 def _joined(slices: Sequence[pa.Table]) -> pa.Table:
-    """One table in the order of the column `row`; of equal rows, the first one is taken."""
-    table = pa.concat_tables(slices)
+    """One table in the order of the column `row`; of equal rows, the first one is taken.
+
+    A metric may be true or false for all responses of a slice, and a number for those of another.
+    """
+    numbers = {field.name for table in slices for field in table.schema if pa.types.is_floating(field.type)}
+    table = pa.concat_tables([_with_numbers(table, numbers) for table in slices])
     first = {row: place for place, row in reversed(list(enumerate(table["row"].to_pylist())))}
     return table.take(pa.array([first[row] for row in sorted(first)], pa.int64()))
+
+
+def _with_numbers(table: pa.Table, names: set[str]) -> pa.Table:
+    """The table with truth values in the columns `names` as 1.0 and 0.0."""
+    for place, field in enumerate(table.schema):
+        if field.name in names and pa.types.is_boolean(field.type):
+            table = table.set_column(place, field.name, table[field.name].cast(pa.float64()))
+    return table
 
 
 def _read(file: Path, schema: pa.Schema | None = None) -> pa.Table:

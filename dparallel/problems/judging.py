@@ -9,7 +9,7 @@ from typing import Any
 from dparallel.config.base import UserError
 from dparallel.config.problems import ProtocolConfig
 from dparallel.problems.pool import Outcome, call_each
-from dparallel.problems.scorer import Scorer, Verdict
+from dparallel.problems.scorer import Response, Scorer, Verdict
 from dparallel.problems.scoring import scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.worker import NOTE_LENGTH, describe
@@ -24,7 +24,7 @@ class JudgingError(UserError):
 
 def score(problems: Sequence[Problem], responses: Sequence[str], protocol: ProtocolConfig) -> list[Verdict]:
     """Verdicts of all scorers of a protocol for each response, with the metrics and notes of all scorers."""
-    metrics: list[dict[str, bool | None]] = [{} for _ in problems]
+    metrics: list[dict[str, Any]] = [{} for _ in problems]
     notes: list[list[str]] = [[] for _ in problems]
     for scorer in scorers_of(protocol):
         for index, verdict in judged(scorer, problems, responses):
@@ -34,11 +34,12 @@ def score(problems: Sequence[Problem], responses: Sequence[str], protocol: Proto
 
 
 def judged(
-    scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]
+    scorer: Scorer, problems: Sequence[Problem], responses: Sequence[Response]
 ) -> Generator[tuple[int, Verdict], None, None]:
     """Judge each response to its problem; yields its index and its verdict when it is known.
 
-    A response is incorrect, with a note, if the scorer raises an exception on it, exceeds `scorer.seconds`,
+    A response is incorrect (or left out, by a metric that has no value for that), with a note, if the scorer
+    raises an exception on it, exceeds `scorer.seconds`,
     or twice ends its process. Close the iterator (`contextlib.closing`) to end early.
 
     Raises:
@@ -68,13 +69,13 @@ def judged(
         )
 
 
-def judge_one(scorer: Scorer, problem: Problem, response: str) -> dict[str, Any]:
+def judge_one(scorer: Scorer, problem: Problem, response: Response) -> dict[str, Any]:
     """The verdict on one response as JSON values."""
     [verdict] = scorer.checked(scorer.score([problem], [response]), 1)
     return {"metrics": verdict.metrics, "note": _cut(verdict.note)}
 
 
-def _judge_here(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+def _judge_here(scorer: Scorer, problems: Sequence[Problem], responses: Sequence[Response]) -> list[Verdict]:
     """Judge the whole batch, or one by one if the scorer raises an exception on one of them."""
     try:
         verdicts = scorer.checked(scorer.score(problems, responses), len(problems))
@@ -100,7 +101,7 @@ def _outcome(function: Callable[..., Any], *arguments: Any) -> Outcome:
 
 def _verdict(scorer: Scorer, outcome: Outcome) -> Verdict:
     if outcome.failure is not None:
-        return Verdict(dict.fromkeys(scorer.metrics, False), outcome.failure)
+        return Verdict(scorer.failed(), outcome.failure)
     return Verdict(**outcome.value)
 
 

@@ -75,7 +75,7 @@ class Document:
             parts += [f"## {section['benchmark']}", *self._outcomes(section)]
             measured, compared = tables.measurements(section), tables.differences(section)
             parts += [measured.caption, measured.markdown(), _listed(tables.notes(section))]
-            parts += [compared.caption, compared.markdown(), _listed(tables.PAIRED_NOTES)]
+            parts += [compared.caption, compared.markdown(), _listed(tables.paired_notes(section))]
             parts += [f"![Trade-off]({picture})"] if pictures else []
         return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -126,7 +126,7 @@ class Document:
             "measurements": tables.measurements(section),
             "differences": tables.differences(section),
             "notes": tables.notes(section),
-            "paired_notes": tables.PAIRED_NOTES,
+            "paired_notes": tables.paired_notes(section),
             "picture": inline_svg(self._figures[name], _identifier(name), described),
             "exhibitions": exhibitions,
             "runs": section["runs"],

@@ -1,10 +1,22 @@
-"""Compare two methods on the same problems: exact McNemar test, and an interval of the difference."""
+"""Compare two methods on the same problems: a paired test, and an interval of the difference.
+
+What is tested follows from what a verdict is: right or wrong (`Paired`), a value between (`PairedMeans`), or
+one number of all responses together (`PairedResamples`).
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from dparallel.evaluation.metrics import wilson
+import numpy as np
+from scipy.special import stdtrit
+
+from dparallel.evaluation.metrics import Z, mean, spread, wilson
+
+EXACT = 12  # differing problems for which all assignments of signs are tried, 4,096
+ASSIGNMENTS = 9_999  # random ones of more problems
+CHUNK = 500  # of them at once
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,7 @@ class Paired:
     lost: int
     gained: int
     neither: int
+    test = "mcnemar"
 
     @classmethod
     def of(cls, verdicts: Iterable[tuple[bool | None, bool | None]]) -> "Paired":
@@ -79,3 +92,129 @@ class Paired:
 
 def _reach(one: float, other: float, correlation: float) -> float:
     return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
+
+
+@dataclass(frozen=True)
+class PairedMeans:
+    """The differences of the values that two methods have on the same problems.
+
+    Attributes:
+        differences: value of the second method minus that of the first, -1..1, by problem.
+    """
+
+    differences: tuple[float, ...]
+    test = "sign_flip"
+
+    @classmethod
+    def of(cls, values: Iterable[tuple[float | None, float | None]]) -> "PairedMeans":
+        """From pairs of values; pairs with an unknown value (None) are left out."""
+        return cls(
+            tuple(
+                float(second) - float(first)
+                for first, second in values
+                if first is not None and second is not None
+            )
+        )
+
+    @property
+    def samples(self) -> int:
+        return len(self.differences)
+
+    @property
+    def lost(self) -> int:
+        """Problems on which the second method has a lower value."""
+        return sum(difference < 0 for difference in self.differences)
+
+    @property
+    def gained(self) -> int:
+        """Problems on which the second method has a higher value."""
+        return sum(difference > 0 for difference in self.differences)
+
+    @property
+    def difference(self) -> float:
+        """Mean of the second method minus that of the first, -1..1."""
+        return mean(self.differences)[0]
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `difference`."""
+        return mean(self.differences)[1]
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided test by random signs: how often the sum of the differences is as far from 0 as this.
+
+        If the methods do not differ, each difference may as well have the other sign. All assignments of
+        signs are tried for up to `EXACT` problems that differ, otherwise `ASSIGNMENTS` random ones with a
+        fixed seed. For verdicts of right or wrong, the exact test is McNemar's.
+        """
+        differing = np.array([difference for difference in self.differences if difference])
+        limit = abs(differing.sum()) - 1e-9
+        if not len(differing):
+            return 1.0
+        if len(differing) <= EXACT:
+            signs = np.array(list(product((1, -1), repeat=len(differing))))
+            return float(np.mean(np.abs(signs @ differing) >= limit))
+        draws, extreme = np.random.default_rng(0), 0
+        for first in range(0, ASSIGNMENTS, CHUNK):
+            count = min(CHUNK, ASSIGNMENTS - first)
+            signs = draws.integers(0, 2, (count, len(differing))) * 2 - 1
+            extreme += int(np.sum(np.abs(signs @ differing) >= limit))
+        return (extreme + 1) / (ASSIGNMENTS + 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `difference` by Student's t distribution, cut to -1..1."""
+        if self.samples < 2:
+            return -1.0, 1.0
+        return _cut(self.difference, float(stdtrit(self.samples - 1, 0.975)) * self.stderr)
+
+
+@dataclass(frozen=True)
+class PairedResamples:
+    """Two numbers of all responses together, and those of the same random selections of the problems.
+
+    Attributes:
+        samples: number of problems.
+        first, second: the numbers (0..1) of the methods.
+        resamples: their differences, second minus first, in every selection of which both are known.
+    """
+
+    samples: int
+    first: float
+    second: float
+    resamples: tuple[float, ...]
+    test = "bootstrap"
+
+    @classmethod
+    def of(
+        cls, samples: int, numbers: tuple[float, float], resamples: Iterable[Sequence[float | None]]
+    ) -> "PairedResamples":
+        """From the numbers, and pairs of those of the same selection."""
+        known = [second - first for first, second in resamples if first is not None and second is not None]
+        return cls(samples, *numbers, tuple(known))
+
+    @property
+    def difference(self) -> float:
+        return self.second - self.first
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `difference`."""
+        return spread(self.resamples)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided: twice the share of selections whose difference is 0 or has the other sign."""
+        below = sum(difference <= 0 for difference in self.resamples)
+        above = sum(difference >= 0 for difference in self.resamples)
+        return min(1.0, 2 * (min(below, above) + 1) / (len(self.resamples) + 1))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `difference` by the normal distribution, cut to -1..1."""
+        return _cut(self.difference, Z * self.stderr) if self.resamples else (-1.0, 1.0)
+
+
+def _cut(middle: float, reach: float) -> tuple[float, float]:
+    return max(middle - reach, -1.0), min(middle + reach, 1.0)

@@ -30,8 +30,10 @@ class Answers:
     Attributes:
         metric: the metric of `verdicts`, which the accuracy is the share of.
         problem_ids, prompts, references, responses: texts; a reference may be missing.
-        verdicts: whether each response is correct; None if unknown.
+        verdicts: whether each response is correct, or its value as a share of the best one (0..1); None if
+            unknown.
         notes: reasons of the verdicts, where there are any.
+        pooled: whether the accuracy is a number of all responses together, so that there are no verdicts.
     """
 
     metric: str
@@ -39,8 +41,9 @@ class Answers:
     prompts: list[str]
     references: list[str | None]
     responses: list[str]
-    verdicts: list[bool | None]
+    verdicts: list[bool | float | None]
     notes: list[str | None]
+    pooled: bool = False
 
     @cached_property
     def places(self) -> dict[ProblemKey, int]:
@@ -133,8 +136,13 @@ class Benchmark:
                 "which it was measured, or run the stage again"
             )
         metric = next(iter(measured.metrics))
-        names = ("problem_id", "prompt", "reference", "response", metric, "note")
-        return Answers(metric, *(table[name].to_pylist() for name in names))
+        texts = (table[name].to_pylist() for name in ("problem_id", "prompt", "reference", "response"))
+        verdicts, pooled = table[metric].to_pylist(), metric in measured.pooled
+        if pooled:
+            verdicts = [None] * len(table)
+        elif not pa.types.is_boolean(table.schema.field(metric).type):
+            verdicts = [None if value is None else value / measured.full for value in verdicts]
+        return Answers(metric, *texts, verdicts, table["note"].to_pylist(), pooled)
 
     def samples(self, row: Row) -> pa.Table:
         """The samples of a row with the columns `evaluation.store.SAMPLES`, in the order of the problems."""

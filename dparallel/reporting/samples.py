@@ -20,7 +20,7 @@ OUTCOMES = {
     (False, False): "solved by neither",
     (True, True): "solved by both",
 }
-UNKNOWN = "not judged"
+EQUAL, UNKNOWN, POOLED = "equal value", "not judged", "judged together"
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,29 @@ class Response:
 
     Attributes:
         label: model, method and threshold.
-        correct: None if unknown.
+        value: whether it is correct, or a share of the best value; None if unknown.
         note: reason of the verdict.
         replay: index of its replay in the page; None if there is none.
     """
 
     label: str
-    correct: bool | None
+    value: bool | float | None
     text: str
     note: str | None
     replay: int | None = None
+    pooled: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The value in words, or in percent where it lies between wrong and right."""
+        if self.value is None:
+            return POOLED if self.pooled else UNKNOWN
+        return {0: "wrong", 1: "right"}.get(self.value) or f"{self.value * 100:.1f} %"
+
+    @property
+    def colour(self) -> str:
+        """Class of the verdict in the page."""
+        return self.verdict if self.verdict in ("wrong", "right") else "unknown"
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,10 @@ class Exhibition:
         before, after: labels of the rows.
         counts: number of problems by outcome.
         shown: number of `samples` by outcome.
-        regressions: problems that only `before` solves, those of which `after` is surest first.
+        regressions: problems that only `before` solves, or on which its value is higher: the largest losses
+            first, then those of which `after` is surest.
         samples: problems of every outcome, in order; empty if they are not asked for.
+        rule: what counts as lost, where verdicts are not simply right or wrong.
     """
 
     before: str
@@ -70,6 +85,7 @@ class Exhibition:
     shown: dict[str, int]
     regressions: list[Sample]
     samples: list[Sample]
+    rule: str = ""
 
     @property
     def problems(self) -> int:
@@ -97,10 +113,12 @@ class Exhibitor:
         """Choose regressions and samples of two rows."""
         first, second = (benchmark.answers(row) for benchmark, row in (before, after))
         common = [(place, second.places[key]) for key, place in first.places.items() if key in second.places]
-        outcomes = {pair: _outcome(first.verdicts[pair[0]], second.verdicts[pair[1]]) for pair in common}
-        counts = {name: list(outcomes.values()).count(name) for name in [*OUTCOMES.values(), UNKNOWN]}
+        values = {pair: (first.verdicts[pair[0]], second.verdicts[pair[1]]) for pair in common}
+        outcomes = {pair: POOLED if first.pooled else _outcome(*values[pair]) for pair in common}
+        names = [*OUTCOMES.values(), EQUAL, UNKNOWN, POOLED]
+        counts = {name: list(outcomes.values()).count(name) for name in names}
         lost = [pair for pair in common if outcomes[pair] == "lost"]
-        worst = self._surest_first(after, lost)[: self._per_outcome]
+        worst = self._surest_first(before, after, lost)[: self._per_outcome]
         chosen = [
             pair
             for name in counts
@@ -114,18 +132,25 @@ class Exhibitor:
             shown={name: min(count, self._per_outcome) for name, count in counts.items() if count},
             regressions=[self._regression(before, after, *pair) for pair in worst],
             samples=[_sample(_beside(before, after), pair, outcomes[pair], first) for pair in sorted(chosen)],
+            rule=_rule(first, list(values.values())),
         )
 
-    def _surest_first(self, after: Measured, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Problems by the mean confidence of the response's tokens when they were committed."""
-        benchmark, row = after
+    def _surest_first(
+        self, before: Measured, after: Measured, pairs: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Problems by the loss, then by the mean confidence of the response's tokens when committed."""
+        (earlier, of), (benchmark, row) = before, after
+        first, second = earlier.answers(of).verdicts, benchmark.answers(row).verdicts
+
+        def change(pair: tuple[int, int]) -> float:
+            return float(second[pair[1]] or 0) - float(first[pair[0]] or 0)
 
         def confidence(pair: tuple[int, int]) -> float:
             [sample] = benchmark.samples(row).slice(pair[1], 1).to_pylist()
             sure = [value for value in sample["confidence"][: sample["num_tokens"]] if value > 0]
             return sum(sure) / max(len(sure), 1)
 
-        return sorted(pairs, key=lambda pair: (-confidence(pair), pair))
+        return sorted(pairs, key=lambda pair: (change(pair), -confidence(pair), pair))
 
     def _regression(self, before: Measured, after: Measured, place: int, other: int) -> Sample:
         first, second = (benchmark.answers(row) for benchmark, row in (before, after))
@@ -145,7 +170,7 @@ class Exhibitor:
         [sample] = benchmark.samples(row).slice(place, 1).to_pylist()
         name = f"{benchmark.name}, {answers.problem_ids[place]}"
         return self.replays.add(
-            subject=f"{name}: {_label(of)}, {'right' if answers.verdicts[place] else 'wrong'}",
+            subject=f"{name}: {_label(of)}, {_response(of, answers, place).verdict}",
             label=f"{name}: {_label(of)}",
             prompt=capped(answers.prompts[place]),
             decoding=row.measurement.decoding,
@@ -170,8 +195,25 @@ def _tokenizer(folder: str) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
     return load_tokenizer(folder), read_config(folder).end_token_ids
 
 
-def _outcome(before: bool | None, after: bool | None) -> str:
-    return UNKNOWN if before is None or after is None else OUTCOMES[bool(before), bool(after)]
+def _outcome(before: bool | float | None, after: bool | float | None) -> str:
+    if before is None or after is None:
+        return UNKNOWN
+    if before in (0, 1) and after in (0, 1):
+        return OUTCOMES[bool(before), bool(after)]
+    if before == after:
+        return EQUAL
+    return OUTCOMES[before > after, after > before]
+
+
+def _rule(answers: Answers, values: Sequence[tuple[bool | float | None, bool | float | None]]) -> str:
+    if answers.pooled:
+        return f"{answers.metric} is a number of all responses together: no problem is lost by itself."
+    if any(value not in (None, 0, 1) for pair in values for value in pair):
+        return (
+            f"A problem is lost if the value of {answers.metric} is lower, and gained if it is higher; the "
+            "largest losses come first."
+        )
+    return ""
 
 
 def _beside(before: Measured, after: Measured) -> list[Measured]:
@@ -192,7 +234,11 @@ def _sample(rows: Sequence[Measured], pair: tuple[int, int], outcome: str, first
 def _response(of: Measured, answers: Answers, place: int) -> Response:
     note = answers.notes[place]
     return Response(
-        _label(of), answers.verdicts[place], capped(answers.responses[place]), note and capped(note)
+        _label(of),
+        answers.verdicts[place],
+        capped(answers.responses[place]),
+        note and capped(note),
+        pooled=answers.pooled,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from dparallel.evaluation.selection import Row
 from dparallel.reporting.aup import MEANING, Aup, anchor, aup, aup_2
-from dparallel.reporting.paired import Paired
+from dparallel.reporting.paired import Paired, PairedMeans, PairedResamples
 from dparallel.reporting.read import Benchmark
 
 Json = dict[str, Any]
 Measured = tuple[Benchmark, Row]
 Pair = tuple[Measured, Measured]  # before, after
+Comparison = Paired | PairedMeans | PairedResamples
 
 
 def summary(benchmarks: Sequence[Benchmark]) -> list[Json]:
@@ -52,14 +53,31 @@ def compared(runs: Sequence[Benchmark]) -> list[Pair]:
     return pairs
 
 
-def paired(before: Measured, after: Measured) -> Paired:
-    """Compare two rows on the problems that both have; equal ids and prompts make equal problems."""
+def paired(before: Measured, after: Measured) -> Comparison | None:
+    """Compare two rows on the problems that both have; equal ids and prompts make equal problems.
+
+    Returns:
+        None if the accuracies are numbers of all responses together, and those are to different problems.
+    """
     first, second = (benchmark.answers(row) for benchmark, row in (before, after))
-    return Paired.of(
+    if first.pooled or second.pooled:
+        one, other = before[1].measurement, after[1].measurement
+        if list(first.places) != list(second.places) or one.problems != other.problems:
+            return None
+        draws = zip(one.resamples, other.resamples, strict=False)
+        return PairedResamples.of(one.problems, (one.accuracy, other.accuracy), draws)
+    values = [
         (first.verdicts[place], second.verdicts[second.places[problem]])
         for problem, place in first.places.items()
         if problem in second.places
-    )
+    ]
+    if any(value not in (None, 0, 1) for pair in values for value in pair):
+        return PairedMeans.of(values)
+    return Paired.of((_flag(one), _flag(other)) for one, other in values)
+
+
+def _flag(value: bool | float | None) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def _section(name: str, runs: Sequence[Benchmark]) -> Json:
@@ -111,6 +129,11 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
         "metrics": measured.metrics,
         "intervals": {name: list(ends) for name, ends in measured.intervals.items()},
         "judged": measured.judged,
+        "scores": measured.scores,
+        "stderrs": measured.stderrs,
+        "graded": list(measured.graded),
+        "pooled": list(measured.pooled),
+        "lower_is_better": list(measured.lower_is_better),
         "nfe": measured.nfe,
         "nfe_speed_up": base.nfe / measured.nfe,
         "tpf": measured.tpf,
@@ -142,19 +165,28 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
 
 def _pair(before: Measured, after: Measured) -> Json:
     found = paired(before, after)
+    named = {"before": _named(*before), "after": _named(*after)}
+    if found is None:
+        unknown = dict.fromkeys(("lost", "gained", "difference", "p_value"))
+        return {**named, "test": "none", "problems": 0, **unknown, "interval": [None, None]}
     low, high = found.interval if found.samples else (None, None)
     return {
-        "before": _named(*before),
-        "after": _named(*after),
+        **named,
+        "test": found.test,
         "problems": found.samples,
-        "both": found.both,
-        "lost": found.lost,
-        "gained": found.gained,
-        "neither": found.neither,
+        **_counts(found),
         "difference": found.difference if found.samples else None,
         "interval": [low, high],
         "p_value": found.p_value,
     }
+
+
+def _counts(found: Comparison) -> Json:
+    """What is counted of problems: none where verdicts are on all of them together."""
+    if isinstance(found, Paired):
+        return {name: getattr(found, name) for name in ("both", "lost", "gained", "neither")}
+    counts = {name: getattr(found, name, None) for name in ("lost", "gained")}
+    return {**counts, "stderr": found.stderr if found.samples else None}
 
 
 def _named(run: Benchmark, row: Row) -> Json:

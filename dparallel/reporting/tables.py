@@ -6,17 +6,44 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dparallel.evaluation.metrics import RESAMPLES
 from dparallel.evaluation.plots import plain
-from dparallel.evaluation.texts import INTERVAL, MEASURED, accuracy_text, measured_text, sandbox_notes
+from dparallel.evaluation.texts import (
+    MEASURED,
+    accuracy_text,
+    interval_notes,
+    measured_text,
+    sandbox_notes,
+    score_text,
+)
 from dparallel.reporting.aup import MEANING
+from dparallel.reporting.paired import ASSIGNMENTS, EXACT
 
 Json = dict[str, Any]
 # Below `differences`.
-PAIRED_NOTES = [
-    "Lost and gained: problems that only the other row solves, and that only this one solves. 95 % interval "
-    "by Newcombe's method 10 for paired proportions; p: exact two-sided McNemar test. Each comparison stands "
-    "alone: of twenty without any difference, one has p below 0.05."
-]
+ALONE = "Each comparison stands alone: of twenty without any difference, one has p below 0.05."
+TESTS = {
+    "mcnemar": (
+        "Lost and gained: problems that only the other row solves, and that only this one solves. 95 % "
+        "interval by Newcombe's method 10 for paired proportions; p: exact two-sided McNemar test."
+    ),
+    "sign_flip": (
+        "Where values lie between wrong and right, lost and gained are the problems on which this row's "
+        "value is lower, and higher. 95 % interval of the mean difference by Student's t; p: two-sided test "
+        f"by random signs of the differences, exact for up to {EXACT} that are not 0, otherwise with "
+        f"{ASSIGNMENTS:,} assignments and a fixed seed."
+    ),
+    "bootstrap": (
+        "Where the accuracy is one number of all responses together, no problem is lost or gained by itself. "
+        f"Both rows are compared in the same {RESAMPLES} resamples of the problems: normal 95 % interval of "
+        "the difference with their standard deviation; p: twice the share of resamples without a difference "
+        "in this direction, at least 0.02."
+    ),
+    "none": (
+        "Accuracies that are one number of all responses together are compared on exactly the same problems "
+        "alone."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -95,12 +122,21 @@ def measurements(section: Json) -> Table:
     def metric(name: str) -> Column:
         return Column(f"{name} %", lambda row: _percent(row["metrics"].get(name)))
 
+    def score(name: str) -> Column:
+        return Column(
+            name,
+            lambda row: (
+                score_text(row["scores"][name], row["stderrs"][name]) if name in row["scores"] else ""
+            ),
+        )
+
     columns = [
         *_name_columns(rows),
         Column("threshold", lambda row: "" if row["threshold"] is None else f"{row['threshold']:g}"),
         Column("accuracy %", _accuracy),
         Column("n", lambda row: str(row["problems"])),
         *map(metric, further),
+        *map(score, dict.fromkeys(name for row in rows for name in row["scores"])),
         Column("NFE", lambda row: f"{row['nfe']:.1f}"),
         Column("NFE ratio", lambda row: f"{row['nfe_speed_up']:.2f}x"),
         Column("latency s", lambda row: f"{row['times']['latency']:.3g}", time=True),
@@ -122,8 +158,8 @@ def differences(section: Json) -> Table:
         Column("row", lambda pair: _label(pair["after"]), text=True),
         Column("compared with", lambda pair: _label(pair["before"]), text=True),
         Column("problems", lambda pair: str(pair["problems"])),
-        Column("lost", lambda pair: str(pair["lost"])),
-        Column("gained", lambda pair: str(pair["gained"])),
+        Column("lost", lambda pair: _count(pair["lost"])),
+        Column("gained", lambda pair: _count(pair["gained"])),
         Column("difference", lambda pair: _points(pair["difference"])),
         Column("95 % interval", lambda pair: " to ".join(map(_points, pair["interval"]))),
         Column("p", lambda pair: _p_value(pair["p_value"])),
@@ -133,11 +169,17 @@ def differences(section: Json) -> Table:
     )
 
 
+def paired_notes(section: Json) -> list[str]:
+    """What the table of differences means."""
+    used = {pair["test"] for pair in section["paired"]}
+    return [" ".join([*(text for test, text in TESTS.items() if test in used), ALONE])]
+
+
 def notes(section: Json) -> list[str]:
     """What the table of measurements means."""
     accuracy = list(dict.fromkeys(next(iter(row["metrics"])) for row in section["rows"]))
     lines = [
-        f"Accuracy is the metric {' or '.join(accuracy)}. {INTERVAL}",
+        " ".join([f"Accuracy is the metric {' or '.join(accuracy)}.", *interval_notes(section["rows"])]),
         "The ratios are speed-ups: NFE and latency (one prompt alone) of the reference, which is the first "
         "row of its run, divided by those of the row.",
         MEANING,
@@ -223,5 +265,11 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def _p_value(value: float) -> str:
+def _count(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ from dparallel.models.loader import releasing_memory
 from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import encode_problems, render_all, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, protocol_of
+from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
 from dparallel.stages.code import DECODING, STOPS, code_digest
@@ -183,12 +185,19 @@ def take_over(
                 judged = rows(
                     config, shard.problems, prompts, generations_of(table), tokenizer, end_token_ids
                 )
-                write_shard(shard.path, judged, metadata)
+                write_shard(shard.path, _with_truth(config, judged), metadata)
                 log.info("%s: decoded before, in %s; judged anew", shard.path.name, file.parent.name)
                 break
         else:
             left.append(shard)
     return left
+
+
+def _with_truth(config: TrajectoriesConfig, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `correct` as true or false; of a value between wrong and right, the best one is right."""
+    protocol = protocol_of(config.problems)
+    measure = scorers_of(protocol)[0].measure(accuracy_metric(protocol))
+    return [{**row, "correct": measure.is_right(row["correct"])} for row in rows]
 
 
 def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) -> ShardMetadata:
@@ -267,5 +276,5 @@ def _decode(
                 model, here, config.decoding, config.batch_size, finished=finished, stop=stop
             )
         judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
-        write_shard(shard.path, judged, metadata)
+        write_shard(shard.path, _with_truth(config, judged), metadata)
         progress.tell(recorded, f"{recorded:,} of {total:,} responses")

@@ -1,11 +1,19 @@
+import math
+import random
+import statistics
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.evaluation.measure import add_up
+from dparallel.evaluation.measure import Measurement, add_up
+from dparallel.evaluation.metrics import wilson
 from dparallel.evaluation.store import SAMPLES
+from dparallel.problems.scorer import FLAG, Measure
+from dparallel.stages.manifest import StageError
 
 DECODING = DecodingConfig(gen_length=12, block_length=6, threshold=1.5)
 
@@ -74,3 +82,86 @@ def test_days_and_what_was_reused() -> None:
     assert (found.measured_on, found.reused) == (("2026-11-24", "2026-11-26"), 2)
     assert add_up(DECODING, early, {"exact": [True] * 2}).measured_on == ("2026-11-24",)
     assert add_up(DECODING, unknown, {"exact": [True] * 2}).measured_on == ()
+
+
+def test_graded_and_pooled_metrics_by_hand() -> None:
+    """Four problems; F1 0, 0.5, 1, 1: mean 0.625, squares 0.6875, s.e. sqrt(0.6875 / 3 / 4) = 0.239357."""
+    samples = samples_of([(1, 1)] * 4, 1, [1], batch_size=4, hardware="A")
+    measures = {
+        "f1": Measure("share"),
+        "rouge": Measure("share", full=100),
+        "exact": FLAG,
+        "length": Measure("number", full=None, lower_is_better=True),
+        "bleu": Measure(
+            "item", full=100, whole=lambda items: sum(a for a, _ in items) / sum(b for _, b in items)
+        ),
+    }
+    verdicts = {
+        "f1": [0.0, 0.5, 1.0, True],
+        "rouge": [100.0, 0, 100.0, 0],
+        "exact": [True, False, True, None],
+        "length": [10, 20, 30, None],
+        "bleu": [[100, 2], [50, 1], [0, 1], [50, 4]],
+    }
+    found = add_up(DECODING, samples, verdicts, measures=measures)
+    assert (found.accuracy, found.problems) == (0.625, 4)
+    assert found.accuracy_stderr == pytest.approx(0.239357, abs=1e-6)
+    # t of 3 degrees of freedom at 97.5 %: 3.182446; 0.625 - 0.761742 < 0 and 0.625 + 0.761742 > 1
+    assert found.accuracy_interval == (0.0, 1.0)
+    assert found.metrics == {"f1": 0.625, "rouge": 0.5, "exact": 2 / 3, "bleu": 0.25}
+    assert found.scores == {"length": 20.0}
+    assert found.stderrs["length"] == pytest.approx(math.sqrt(200 / 2 / 3))
+    assert (found.graded, found.pooled, found.lower_is_better) == (("f1",), ("bleu",), ("length",))
+    assert found.intervals["rouge"] == wilson(2, 4), "all values are 0 or the best one"
+    assert found.errors["exact"] == pytest.approx(math.sqrt(2 / 9 / 3))
+    draws = random.Random(0)
+    again = []
+    for _ in range(100):  # as lm-eval's bootstrap draws
+        chosen = draws.choices(verdicts["bleu"], k=4)
+        again.append(sum(a for a, _ in chosen) / sum(b for _, b in chosen) / 100)
+    assert found.stderrs["bleu"] == pytest.approx(statistics.stdev(again))
+    assert found.resamples == (), "the accuracy is not pooled"
+    assert [found.kind(metric) for metric in ("f1", "rouge", "length", "bleu")] == [
+        "mean",
+        "correct",
+        "mean",
+        "pooled",
+    ]
+    first = add_up(DECODING, samples, {"bleu": verdicts["bleu"]}, measures=measures)
+    assert first.resamples == pytest.approx(again)
+    low, _ = first.accuracy_interval
+    assert low == pytest.approx(max(0.25 - 1.959964 * first.accuracy_stderr, 0))
+    assert Measurement.model_validate(first.model_dump(mode="json")) == first
+
+
+def test_a_narrow_interval_is_not_cut() -> None:
+    """0.4, 0.5, 0.6: mean 0.5, s.e. 0.1 / sqrt(3), t of 2 degrees 4.302653: 0.5 -/+ 0.248414."""
+    samples = samples_of([(1, 1)] * 3, 1, [1], batch_size=4, hardware="A")
+    found = add_up(DECODING, samples, {"f1": [0.4, 0.5, 0.6]}, measures={"f1": Measure("share")})
+    assert found.accuracy_interval == pytest.approx((0.251586, 0.748414), abs=1e-6)
+    one = add_up(DECODING, samples[:1], {"f1": [0.4]}, measures={"f1": Measure("share")})
+    assert (one.accuracy_stderr, one.accuracy_interval) == (0.0, (0.0, 1.0)), "one value says nothing"
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_values_of_0_and_1_are_measured_as_truth_values_are(flags: list[bool]) -> None:
+    samples = samples_of([(1, 1)] * len(flags), 1, [1], batch_size=4, hardware="A")
+    plain = add_up(DECODING, samples, {"right": flags})
+    graded = add_up(
+        DECODING, samples, {"right": list(map(float, flags))}, measures={"right": Measure("share")}
+    )
+    assert graded == plain
+
+
+def test_an_accuracy_without_a_value_on_its_scale_is_an_error() -> None:
+    samples = samples_of([(1, 1)] * 2, 1, [1], batch_size=4, hardware="A")
+    outside = Measure("item", full=1.0, whole=sum)
+    with pytest.raises(
+        StageError, match="the metric 'f1', the accuracy, is 3 for these responses, not a sha"
+    ):
+        add_up(DECODING, samples, {"f1": [1, 2]}, measures={"f1": outside})
+    nothing = Measure("item", full=1.0, whole=lambda items: 1 / 0)
+    with pytest.raises(StageError, match="the accuracy, has no value for these responses"):
+        add_up(DECODING, samples, {"f1": [1, 2]}, measures={"f1": nothing})
+    found = add_up(DECODING, samples, {"exact": [True, False], "f1": [1, 2]}, measures={"f1": outside})
+    assert (found.metrics, found.scores) == ({"exact": 0.5}, {"f1": 3.0})

@@ -13,12 +13,14 @@ from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, table
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.store import SAMPLES, Keys, Store
+from dparallel.problems.scorer import FLAG, Measure
 from dparallel.stages.manifest import Stage, digest
 from dparallel.tiny.tokenizer import build_tokenizer
 
 SHAPE = {"gen_length": 12, "block_length": 6}
 REFERENCE = DecodingConfig(**SHAPE, rule="steps", steps=12)
 TOKENIZER = build_tokenizer()
+VERDICTS = {"1": True, "0": False, "-": None, **{str(tenths): tenths / 10 for tenths in range(2, 10)}}
 WORDS = ["Tom", "has", "7", "coins", "and", "buys", "2", "answer", "9"]
 
 
@@ -92,7 +94,8 @@ def finished_benchmark(
 
     Args:
         teacher: folder of the teacher, and of the student.
-        reference, swept, student: a 1 for every problem that is solved, in the order of these rows.
+        reference, swept, student: a 1 for every problem that is solved, in the order of these rows; 2 to 9
+            for values of 0.2 to 0.9.
         seconds: of each sample of the reference; the others take a half and a quarter.
         day: of November 2026, on which all samples were measured.
         reused: number of samples of each row that an earlier run had measured.
@@ -102,6 +105,8 @@ def finished_benchmark(
         responses: texts of the student's responses, by place, other than those made up.
     """
     settings = settings or config()
+    graded = not set(reference + swept + student) <= set("10-")
+    kind, measure = (pa.float64(), Measure("share")) if graded else (pa.bool_(), FLAG)
     store = Store(runs / STORE)
     split = {}
     for name in ("validation", "test"):
@@ -121,20 +126,20 @@ def finished_benchmark(
                     "prompt": prompt.format(first_problem + place),
                     "reference": f"{first_problem + place + 1}",
                     "response": texts[place],
-                    "exact": {"1": True, "0": False, "-": None}[verdict],
+                    "exact": VERDICTS[verdict],
                     "note": None if verdict == "1" else "not a <number>",
                 }
                 for place, verdict in enumerate(verdicts)
             ]
             columns = [(column, pa.string()) for column in ("problem_id", "prompt", "reference", "response")]
-            schema = pa.schema([("row", pa.int32()), *columns, ("exact", pa.bool_()), ("note", pa.string())])
+            schema = pa.schema([("row", pa.int32()), *columns, ("exact", kind), ("note", pa.string())])
             sample_key = digest([experiment, key, name, model, method])[:16]
             verdict_key = digest(sample_key)[:16]
             store.put_samples(sample_key, range(len(found)), found)
             store.put_verdicts(verdict_key, range(len(found)), pa.Table.from_pylist(judged, schema=schema))
             decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
             flags = {"exact": [row["exact"] for row in judged]}
-            measured = add_up(decoding, found, flags, reused, sandbox)
+            measured = add_up(decoding, found, flags, reused, sandbox, {"exact": measure})
             rows.append(
                 Row(
                     model,

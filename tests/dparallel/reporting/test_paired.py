@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dparallel.evaluation.metrics import wilson
-from dparallel.reporting.paired import Paired
+from dparallel.reporting.paired import Paired, PairedMeans, PairedResamples
 
 counts = st.integers(0, 60)
 
@@ -57,3 +57,46 @@ def test_the_other_direction_is_the_mirror_image(both: int, lost: int, gained: i
     assert 0 < one.p_value <= 1
     assert -1 - 1e-12 <= low <= one.difference + 1e-12
     assert one.difference - 1e-12 <= high <= 1 + 1e-12
+
+
+def test_random_signs_by_hand() -> None:
+    """Differences 0.5, 0.25, 0 and -0.25: the sum 0.5; of the 8 signs of three, |sum| is at least 0.5 in
+    +++: 0.5, ++-: 1, +-+: 0, +--: 0.5, and their mirror images, so in 6 of 8."""
+    found = PairedMeans.of([(0.5, 1.0), (0.0, 0.25), (1, 1), (0.75, 0.5), (None, 1.0), (1.0, None)])
+    assert (found.samples, found.lost, found.gained) == (4, 1, 2)
+    assert found.difference == pytest.approx(0.125)
+    assert found.p_value == pytest.approx(6 / 8)
+    # squares of the deviations 0.375, 0.125, -0.125, -0.375 add up to 0.3125: s.e. sqrt(0.3125 / 3 / 4)
+    assert found.stderr == pytest.approx(0.161374, abs=1e-6)
+    low, high = found.interval  # t of 3 degrees of freedom: 3.182446
+    assert (low, high) == pytest.approx((0.125 - 0.513566, 0.125 + 0.513566), abs=1e-5)
+
+
+def test_many_differences_are_tested_by_chance_with_a_fixed_seed() -> None:
+    one = PairedMeans((0.1,) * 30 + (-0.1,) * 10)
+    assert one.p_value == one.p_value
+    # 30 against 10 of equal size is McNemar's 2 P(X <= 10 of 40) = 0.002222
+    assert one.p_value == pytest.approx(Paired(0, 10, 30, 0).p_value, abs=0.002)
+    assert PairedMeans((0.0,) * 5).p_value == 1
+    assert PairedMeans((0.3,)).interval == (-1, 1)
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(1, 5))
+def test_random_signs_of_right_and_wrong_are_mcnemars_test(lost: int, gained: int, both: int) -> None:
+    pairs = [(True, False)] * lost + [(False, True)] * gained + [(True, True)] * both
+    one, other = Paired.of(pairs), PairedMeans.of(pairs)
+    assert other.p_value == pytest.approx(one.p_value)
+    assert (other.lost, other.gained, other.samples) == (one.lost, one.gained, one.samples)
+    assert other.difference == pytest.approx(one.difference)
+
+
+def test_resamples_by_hand() -> None:
+    """Differences 0.1, 0.2 and -0.1, of which one is not above 0: p = 2 (1 + 1) / (3 + 1)."""
+    found = PairedResamples.of(8, (0.3, 0.4), [(0.3, 0.4), (0.2, 0.4), (0.4, 0.3), (None, 0.4)])
+    assert found.difference == pytest.approx(0.1)
+    assert found.p_value == 1
+    assert found.stderr == pytest.approx(0.152753, abs=1e-6)
+    low, high = found.interval
+    assert (low, high) == pytest.approx((0.1 - 0.299390, 0.1 + 0.299390), abs=1e-5)
+    sure = PairedResamples.of(8, (0.1, 0.4), [(0.1, 0.4)] * 100)
+    assert sure.p_value == pytest.approx(2 / 101)
