@@ -34,16 +34,18 @@ class DispatchError(RuntimeError):
     """A dispatched run did not complete; the message names the run, its state and its message."""
 
 
-def dispatch(
-    deployment: str, name: str, parameters: dict[str, Any], poll_seconds: float = POLL_SECONDS
-) -> None:
-    """Run the deployment `flow/deployment` under the name `name`, and wait until a worker has finished it.
+def dispatch(deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: float = POLL_SECONDS) -> None:
+    """Start a run of `flow/deployment` for each of `runs` (parameters by name), and wait for all of them.
+
+    They run side by side, as many at a time as their work pool has room for; see `dispatch_all`.
 
     Raises:
-        DispatchError: the run failed, crashed or was cancelled.
+        DispatchError: some failed, crashed or were cancelled; the others have ended too. The message names
+            all that did not complete.
     """
-    if failures := dispatch_all(deployment, {name: parameters}, poll_seconds):
-        raise DispatchError(failures[0])
+    failures = dispatch_all(deployment, runs, poll_seconds)
+    if failures:
+        raise DispatchError("\n".join(failures))
 
 
 def workers(

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from flows.environment import flow
@@ -44,27 +45,31 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
     snapshot = experiment.snapshot.as_parameter()
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
-        def sent(stage: StageName, **choice: str) -> bool:
-            """Run a stage on its work pool if `on_pools` lists it, and wait; False if it is to run here."""
+        def sent(stage: StageName, kind: str = "", names: Iterable[str] = ()) -> bool:
+            """Run a stage on its work pool if `on_pools` lists it, and wait; False if it is to run here.
+
+            Args:
+                kind, names: the students or benchmarks of which each is a run of its own, side by side.
+            """
+            common = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
+            runs = {f"{stage} {name}": {**common, kind: name} for name in names} or {stage: common}
             if stage in on_pools:
-                dispatch(
-                    f"{stage}/stage",
-                    " ".join([stage, *choice.values()]),
-                    {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json"), **choice},
-                )
+                dispatch(f"{stage}/stage", runs)
             return stage in on_pools
 
+        students, benchmarks = experiment.config.students, experiment.config.benchmarks
         if not sent("trajectories"):
             record_trajectories(experiment.trajectories(), tracked.as_parent)
-        for student in experiment.config.students:
-            if not sent("training", student=student):
+        if not sent("training", "student", students):
+            for student in students:
                 train_student(experiment.training(student), experiment.config.launch, tracked.as_parent)
-            if not sent("merging", student=student):
+        if not sent("merging", "student", students):
+            for student in students:
                 merge_student(experiment.merging(student), tracked.as_parent)
-        benchmarks = experiment.benchmark_folders()
-        for name in experiment.config.benchmarks:
-            if not sent("benchmark", benchmark=name):
-                run_benchmark(experiment.benchmark(name), tracked.as_parent, benchmarks=benchmarks)
+        folders = experiment.benchmark_folders()
+        if not sent("benchmark", "benchmark", benchmarks):
+            for name in benchmarks:
+                run_benchmark(experiment.benchmark(name), tracked.as_parent, benchmarks=folders)
         return finish(experiment, tracked)
 
 

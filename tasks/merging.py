@@ -2,16 +2,15 @@ from prefect import task
 
 from dparallel.distillation import merging
 from dparallel.stages.experiment import StagePlan
-from dparallel.stages.manifest import Manifest
-from tasks.stages import origin_of, run_tracked, when_free
+from tasks.stages import origin_of, run_tracked
 from tasks.tracking.records import Parent
 
 
 @task(name="merge-student", task_run_name="merging {plan.student}")
 def merge_student(plan: StagePlan, parent: Parent | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
-
-    def merge() -> Manifest:
-        return merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, origin_of(plan))
-
-    return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, merge))
+    return run_tracked(
+        plan,
+        parent,
+        lambda run: merging.run_stage(plan.settings(), plan.inputs, plan.out_dir, origin_of(plan)),
+    )

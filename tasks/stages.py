@@ -29,9 +29,12 @@ def run_tracked(
 ) -> str:
     """Run a stage's work as a run of the tracking server; returns the stage's folder.
 
+    If another run works in the folder, this one waits, and then finds its result or makes it.
+
     Args:
         parent: the `distill` run; None for a stage that runs by itself.
-        work: the library call, which returns immediately if the stage is finished.
+        work: the library call, which returns immediately if the stage is finished, and raises
+            `LeaseHeldError` if another run works in the folder.
         home: the experiment's folder; by default the parent of the stage's folder.
         benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
     """
@@ -48,7 +51,9 @@ def run_tracked(
         benchmarks=benchmarks,
     ) as run:
         log.info("%s", name, extra={"stage": name})
-        manifest = work(run)
+        manifest = when_free(plan.out_dir, lambda: work(run))
+        if manifest.origin.get("flow_run") != origin_of(plan).flow_run and not run.record.reused:
+            run.update(reused=True)  # another run made it while this one waited
     log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
     publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir

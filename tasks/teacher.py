@@ -4,10 +4,9 @@ from prefect import task
 
 from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.experiment import StagePlan
-from dparallel.stages.manifest import Manifest
 from dparallel.stages.origin import Origin
 from dparallel.tiny import pretraining
-from tasks.stages import origin_of, run_tracked, when_free
+from tasks.stages import origin_of, run_tracked
 
 
 @task(name="train-teacher")
@@ -20,8 +19,9 @@ def train_teacher(config: TeacherConfig, file: str, overrides: list[str]) -> str
     origin = Origin(config=file, overrides=tuple(overrides))
     settings = config.model_dump(mode="json")
     plan = StagePlan(stage="teacher", config=settings, inputs={}, out_dir=config.out, origin=origin)
-
-    def train() -> Manifest:
-        return pretraining.run_stage(config, {}, config.out, origin_of(plan))
-
-    return run_tracked(plan, None, lambda run: when_free(config.out, train), home=Path("runs/teacher"))
+    return run_tracked(
+        plan,
+        None,
+        lambda run: pretraining.run_stage(config, {}, config.out, origin_of(plan)),
+        home=Path("runs/teacher"),
+    )

@@ -11,7 +11,7 @@ from dparallel.stages.lease import IN_USE, LeaseHeldError, remove_left
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
-from tasks.stages import origin_of, run_tracked, when_free
+from tasks.stages import origin_of, run_tracked
 from tasks.tracking.records import Parent
 from tasks.tracking.run import Run
 
@@ -41,4 +41,4 @@ def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: Parent |
                 remove_left(folder)
         return verify(folder, plan.stage)
 
-    return run_tracked(plan, parent, lambda run: when_free(plan.out_dir, lambda: train(run)))
+    return run_tracked(plan, parent, train)

@@ -222,6 +222,13 @@ class Bench:
             return not self.store.has_verdicts(verdicts, range(*unit.slice))
         return not self.store.has_samples(key, range(*unit.slice))
 
+    def decoded_file(self, unit: Unit) -> Path:
+        """The file that decoding a unit makes."""
+        if unit.kind == "certainty":
+            return self.store.certainty(self.certainty_key(unit))
+        key = self.samples_key(unit.model, unit.split, unit.decoding)
+        return self.store.samples_file(key, range(*unit.slice))
+
     def units(self, values: Iterable[Mapping[str, Any]]) -> list[Unit]:
         """Parse units from JSON values; UserError for a unit that does not fit these settings and inputs."""
         units = []

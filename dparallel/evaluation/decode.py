@@ -26,6 +26,7 @@ from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
 from dparallel.stages.hardware import hardware
 from dparallel.stages.progress import Progress
+from dparallel.stages.sharing import in_turn
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ ALONE = 8.0  # estimate: time of a row that is decoded alone, relative to one in
 
 
 def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None = None) -> None:
-    """Decode the units that no other process has decoded meanwhile, grouped by model.
+    """Decode the units that no other process decodes, grouped by model; what others decode is waited for.
 
     Args:
         finished: called with every response when it is decoded, to show progress.
@@ -45,16 +46,18 @@ def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None =
     ordered = sorted(units, key=lambda unit: models.index(unit.model))
     progress, passes, done = Progress(log, 0.0), Passes(), 0.0
     with Loader(bench.inputs) as loader:
-        for place, unit in enumerate(ordered):
-            if not bench.is_missing(unit):
+        left = dict.fromkeys(ordered)
+        for unit, mine in in_turn(ordered, bench.decoded_file, bench.is_missing, "slices of samples"):
+            del left[unit]
+            if not mine:
                 log.info("%s: decoded by another process meanwhile", unit.label)
                 continue
             nfe = _decode(bench, unit, *loader.load(unit.model), finished)  # keeps no model for the next one
             passes.seen(unit, nfe)
             done += _rows(unit) * nfe
-            left = ordered[place + 1 :]
             progress.total = done + sum(_rows(other) * passes.expected(other) for other in left)
-            progress.tell(done, f"{place + 1} of {len(ordered)}: {unit.label}: NFE {nfe:.1f}")
+            place = len(ordered) - len(left)
+            progress.tell(done, f"{place} of {len(ordered)}: {unit.label}: NFE {nfe:.1f}")
 
 
 class Passes:

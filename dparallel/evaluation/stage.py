@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Split, Unit
-from dparallel.evaluation.cases import TEACHER, Case, cases, first_student
+from dparallel.evaluation.cases import TEACHER, Case, Cases, cases, first_student
 from dparallel.evaluation.judge import verdicts_of
 from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, write_report
@@ -21,6 +21,7 @@ from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
 from dparallel.evaluation.store import Keys
 from dparallel.problems.registry import check_unchanged, data_of
 from dparallel.problems.scoring import scorers_of
+from dparallel.stages import lease
 from dparallel.stages.files import sweep
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.stages.origin import Origin
@@ -47,6 +48,7 @@ def run_stage(
         origin: the run that the stage belongs to.
 
     Raises:
+        LeaseHeldError: another run works in this folder; processes that make units do not count.
         UserError: teacher or students are missing, names or problems overlap, or prompts do not fit.
         StageError: `out_dir` belongs to other settings, models or problems; or samples are damaged, or still
             missing after three rounds of `delegate`.
@@ -57,18 +59,37 @@ def run_stage(
     content = bench.content  # reads and checks the problems
     stage = Stage("benchmark", config, inputs, out_dir, origin)
     bench.begun = stage.begun
-    if done := stage.done:
-        check_unchanged(stage.folder, done, content)
-        if done.details["judges"] == bench.judges:
-            bench.store.check(done.details["measurements"], stage.folder)
+    if done := _finished(stage, bench, content):
+        return done
+    with lease.held(stage.folder):
+        if done := _finished(stage, bench, content):  # by another run meanwhile
             return done
-        log.warning("%s was judged by scorers of another version or environment: judging again", stage.folder)
-        stage.reopen()
-    sweep(stage.folder)
-    sweep(bench.store.folder)
-    make: Make = partial(make_here, bench)
-    if delegate is not None:
-        make = partial(have_units_made, bench, delegate)
+        if stage.done:
+            log.warning(
+                "%s was judged by scorers of another version or environment: judging again", stage.folder
+            )
+            stage.reopen()
+        sweep(bench.store.folder)
+        make: Make = partial(make_here, bench)
+        if delegate is not None:
+            make = partial(have_units_made, bench, delegate)
+        return _compare(stage, bench, asked, make, content)
+
+
+def _finished(stage: Stage, bench: Bench, content: str) -> Manifest | None:
+    """The manifest, if the stage is finished and was judged by the scorers of this code and environment."""
+    done = stage.done
+    if done is None:
+        return None
+    check_unchanged(stage.folder, done, content)
+    if done.details["judges"] != bench.judges:
+        return None
+    bench.store.check(done.details["measurements"], stage.folder)
+    return done
+
+
+def _compare(stage: Stage, bench: Bench, asked: Cases, make: Make, content: str) -> Manifest:
+    config = bench.config
 
     # 2. Select thresholds and a student on the validation problems, if there are any
     validation: list[Row] = []
@@ -102,7 +123,7 @@ def run_stage(
             "data": {split: data_of(problems) for split, problems in config.splits().items()},
             "judges": bench.judges,
             **results.summary(),
-            "models": inputs,
+            "models": bench.inputs,
             "measurements": bench.store.digests(row.keys for row in results.rows if row.keys),
         },
     )

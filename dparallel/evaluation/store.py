@@ -57,7 +57,7 @@ class Store:
 
     def put_samples(self, key: str, rows: range, samples: pa.Table) -> None:
         """Store the samples of these rows."""
-        write_table(_slice(self.samples_folder(key), rows), samples, replace=False)
+        write_table(self.samples_file(key, rows), samples, replace=False)
 
     def samples(self, key: str) -> pa.Table:
         """The stored samples of a key, in the order of their rows."""
@@ -83,7 +83,7 @@ class Store:
 
     def put_certainty(self, key: str, text: str) -> None:
         """Store a certainty map as JSON text."""
-        write_atomically(self.certainty(key), text)
+        write_atomically(self.certainty(key), text, replace=False)
 
     def certainty(self, key: str) -> Path:
         """Path of a certainty map."""
@@ -137,6 +137,10 @@ class Store:
         """Where the content of files is noted, and what they hold now: digests by path."""
         held = {str(file.absolute()): file_digest(file) for file in files}
         return self.folder / "data" / f"{digest(list(held))[:16]}.json", held
+
+    def samples_file(self, key: str, rows: range) -> Path:
+        """Path of a slice of the samples of a key."""
+        return _slice(self.samples_folder(key), rows)
 
     def samples_folder(self, key: str) -> Path:
         """Folder of the samples of a key."""

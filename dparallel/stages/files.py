@@ -31,6 +31,7 @@ SAYS_NO_ROOM = (
 )
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # no hard links supported
 PARTIAL = ".partial"  # how the names of temporary files end
+CLAIMED = ".claim"
 SAVING = ".saving-"  # how those of temporary folders of models that are being saved begin
 LONGEST_CHAIN = 40  # symbolic links followed, as in Linux
 
@@ -55,14 +56,17 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
+def write_atomically(path: str | Path, content: str | bytes, replace: bool = True) -> None:
     """Write a complete file; text is encoded as UTF-8.
+
+    Args:
+        replace: if False, an existing file is kept, also if another process creates it meanwhile.
 
     Raises:
         FileError: missing permission, full disk, or a folder that cannot be created. The old file is kept.
     """
     data = content.encode() if isinstance(content, str) else content
-    with naming_the_file(path, len(data)), replacing(path) as file:
+    with naming_the_file(path, len(data)), replacing(path, replace) as file:
         file.write(data)
 
 
@@ -153,6 +157,32 @@ def new_partial(target: Path) -> tuple[BinaryIO, Path]:
             return file, partial
         file.close()  # a process that sweeps the folder was faster
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[bool]:
+    """Claim a file that several processes may make; yields False if another process is making it.
+
+    The claim is a locked temporary file beside `path`, and ends with its process. Where the file system has
+    no locks, every process gets the claim.
+    """
+    claim = path.with_name(f".{path.name[:40]}{CLAIMED}{PARTIAL}")
+    with contextlib.ExitStack() as stack:
+        while True:
+            with naming_the_file(path):
+                claim.parent.mkdir(parents=True, exist_ok=True)
+                file = claim.open("ab")
+            if not _lock(file):
+                file.close()
+                yield False
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), claim.stat()):
+                    break
+            file.close()  # the process that had the claim has removed it meanwhile
+        stack.enter_context(file)
+        stack.callback(claim.unlink, missing_ok=True)
+        yield True
 
 
 def sweep(folder: Path, alone: bool = False) -> None:

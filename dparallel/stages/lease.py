@@ -21,7 +21,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.stages.files import create, is_there, new_partial, sweep
-from dparallel.stages.manifest import CLAIM, StageError
+from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
 
@@ -209,11 +209,11 @@ def _read(path: Path) -> tuple[Holder, int] | None:
 
 def _remove(path: Path, stale: tuple[Holder, int] | None, say: Callable[..., None] = log.warning) -> None:
     """Remove the lease of a holder that is gone; concurrent runs check it again one after another."""
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
         with contextlib.suppress(OSError):  # without file locks, two runs may take over at the same moment
-            claim = stack.enter_context(path.with_name(CLAIM).open("r+b"))
-            fcntl.flock(claim, fcntl.LOCK_EX)
-        if stale is not None and _read(path) == stale:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        is_same = os.path.samestat(os.fstat(file.fileno()), path.stat())  # not that of another run by now
+        if is_same and stale is not None and _read(path) == stale:
             say("%s was in use by %s, which is gone; its lease is taken over", path.parent, stale[0])
             path.unlink(missing_ok=True)
 

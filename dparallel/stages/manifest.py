@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages import digests
-from dparallel.stages.files import is_there, write_atomically
+from dparallel.stages.files import PARTIAL, is_there, write_atomically
 from dparallel.stages.origin import Origin, versions
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class Stage:
                 self.begun = datetime.fromisoformat(there["begun"])
             _refuse_to_mix(self.folder, there, self._claim)
             return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and any(not file.name.endswith(PARTIAL) for file in self.folder.iterdir()):
             if not self.folder.name.endswith(f"-{stage_key(config, self.inputs, self.code)}"):
                 raise StageError(
                     f"{self.folder} is not empty and not a stage's folder ({CLAIM} is missing or damaged): "

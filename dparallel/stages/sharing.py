@@ -1,16 +1,19 @@
-"""Distribute work to other processes and request it again until its files exist."""
+"""Share work with other processes: request it until its files exist, and never make a file twice at once."""
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dparallel.stages.files import making
 from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
 
 ROUNDS = 3  # requests for missing work: the second and third repeat what was lost
 NAMED = 5  # items of missing work listed in a message
+SAID_EVERY = 60.0  # seconds between two messages while waiting
 
 Work = TypeVar("Work")
 
@@ -53,3 +56,42 @@ def have_made(
             f"{folder}: {len(missing)} of {len(wanted)} {noun} are still missing: {named}{more}; {why}\n"
             "Run the stage again; it makes only these."
         )
+
+
+def in_turn(
+    items: Iterable[Work],
+    file: Callable[[Work], Path],
+    is_missing: Callable[[Work], bool],
+    noun: str,
+    every: float = 1.0,
+) -> Iterator[tuple[Work, bool]]:
+    """Go through work that other processes may do as well; what they are doing comes last.
+
+    Args:
+        file: the file of an item, by which it is claimed.
+        is_missing: whether the result of an item is missing.
+        noun: name of several items, for messages.
+        every: seconds between two looks at what other processes are doing.
+
+    Yields:
+        Every item once: with True while this process has claimed it, to be done now; with False when another
+        process has done it. An item whose process ended without a result is claimed.
+    """
+    left, said_at = list(items), -SAID_EVERY
+    while left:
+        busy = []
+        for item in left:
+            if not is_missing(item):
+                yield item, False
+                continue
+            with making(file(item)) as mine:
+                if mine:
+                    yield item, is_missing(item)
+                else:
+                    busy.append(item)
+        if busy and len(busy) == len(left):
+            if time.monotonic() - said_at >= SAID_EVERY:
+                log.info("%d %s are being made by other processes: waiting for them", len(busy), noun)
+                said_at = time.monotonic()
+            time.sleep(every)
+        left = busy

@@ -25,12 +25,13 @@ from dparallel.problems.registry import check_unchanged, load_problems, problems
 from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import stop_at
+from dparallel.stages import lease
 from dparallel.stages.code import DECODING, STOPS, code_digest
-from dparallel.stages.files import is_there, sweep
+from dparallel.stages.files import is_there
 from dparallel.stages.manifest import Manifest, Stage, StageError, digest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
-from dparallel.stages.sharing import have_made
+from dparallel.stages.sharing import have_made, in_turn
 from dparallel.trajectories.rows import generations_of, identity, rows
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import (
@@ -73,6 +74,7 @@ def run_stage(
         origin: the run that the stage belongs to.
 
     Raises:
+        LeaseHeldError: another run works in this folder; processes that record shards do not count.
         ProblemsError: the problems cannot be read, or a prompt does not fit the model.
         StageError: `out_dir` belongs to other settings, another teacher or other problems; or shards are
             still missing after three rounds of `delegate`.
@@ -84,9 +86,17 @@ def run_stage(
     if done := stage.done:
         check_unchanged(stage.folder, done, content)
         return done
+    with lease.held(stage.folder):
+        return stage.done or _record(config, inputs, stage, problems, delegate)  # by another run meanwhile
 
-    sweep(stage.folder)
 
+def _record(
+    config: TrajectoriesConfig,
+    inputs: dict[str, str],
+    stage: Stage,
+    problems: list[Problem],
+    delegate: Delegate | None,
+) -> Manifest:
     # 1. Take over the shards that were recorded before, and record the others.
     shards = _cut(config, problems, stage.folder)
     metadata = _metadata(config, inputs, stage)
@@ -109,7 +119,7 @@ def run_stage(
         files=[shard.path.name for shard in shards],
         counts=counts,
         metrics=metrics,
-        details={"problems": content},
+        details={"problems": problems_digest(problems)},
     )
 
 
@@ -122,7 +132,8 @@ def record_shards(
 ) -> None:
     """Record the shards with the given indices that do not exist yet; `run_stage` finishes the stage.
 
-    Any number of processes may run this concurrently, even for the same shards: their rows are equal.
+    Any number of processes may run this concurrently, even for the same shards: each is recorded by one of
+    them, and the others wait for it.
 
     Raises:
         ValueError: an index is out of range.
@@ -252,11 +263,12 @@ def _decode(
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
     protocol = protocol_of(config.problems)
-    prompts = [
-        encode_problems(shard.problems, protocol, tokenizer, model, config.decoding) for shard in shards
-    ]
+    prompts = {
+        shard.index: encode_problems(shard.problems, protocol, tokenizer, model, config.decoding)
+        for shard in shards
+    }
     stop = stop_at(tokenizer, protocol.stops)
-    recorded, total = 0, sum(map(len, prompts))
+    recorded, total = 0, sum(map(len, prompts.values()))
     progress = Progress(log, total)
 
     def finished(place: int, generation: Generation) -> None:
@@ -265,8 +277,11 @@ def _decode(
         if recorded % config.batch_size == 0:  # a batch may finish all at once
             progress.tell(recorded, f"{recorded:,} of {total:,} responses")
 
-    for shard, here in zip(shards, prompts, strict=True):
-        if is_there(shard.path):
+    for shard, mine in in_turn(
+        shards, lambda shard: shard.path, lambda shard: not is_there(shard.path), "shards"
+    ):
+        here = prompts[shard.index]
+        if not mine:
             log.info("%s: recorded by another process meanwhile", shard.path.name)
             total -= len(here)
             progress.total = total

@@ -59,6 +59,8 @@ def upload_record(path: Path) -> str:
     _log_params(client, run_id, record.config)
     if record.status == "RUNNING":
         return run_id
+    # A run that waited for another one knows only now that it reuses that one's result.
+    client.set_tag(run_id, "reused", str(record.reused).lower())
     client.log_dict(run_id, record.config, "config.yaml")
     if record.folder is not None:
         _log_stage(client, run_id, record, Path(record.folder))
@@ -175,7 +177,7 @@ def _run_id(client: MlflowClient, record: Record) -> str:
             f"experiment {record.experiment!r} is deleted there; restore it: MLFLOW_TRACKING_URI="
             f"{tracking_uri(record)} mlflow experiments restore -x {experiment.experiment_id}"
         )
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(record.experiment)
+    experiment_id = experiment.experiment_id if experiment else _new_experiment(client, record.experiment)
     if found := _found(client, experiment_id, record.id):
         return found
     tags = {RECORD_TAG: record.id, "stage": record.stage, "reused": str(record.reused).lower()}
@@ -199,6 +201,16 @@ def _found(client: MlflowClient, experiment_id: str, record: str) -> str | None:
     """The run of a record."""
     runs = client.search_runs([experiment_id], f"tags.{RECORD_TAG} = '{record}'", max_results=1)
     return runs[0].info.run_id if runs else None
+
+
+def _new_experiment(client: MlflowClient, name: str) -> str:
+    try:
+        return client.create_experiment(name)
+    except MlflowException as error:
+        experiment = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+            raise
+        return experiment.experiment_id  # another run was faster
 
 
 def _log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path) -> None:

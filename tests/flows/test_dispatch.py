@@ -26,18 +26,27 @@ def errand(message: str, parent: str | None = None) -> None:
 
 @flow(name="parent")
 def parent(message: str) -> None:
-    dispatch("errand/stage", f"errand {message}", {"message": message}, poll_seconds=0.1)
+    dispatch("errand/stage", {f"errand {message}": {"message": message}}, poll_seconds=0.1)
 
 
 @flow(name="dispatching")
 def dispatching(name: str, parameters: dict[str, str]) -> None:
-    dispatch("errand/stage", name, parameters, poll_seconds=0.1)
+    dispatch("errand/stage", {name: parameters}, poll_seconds=0.1)
 
 
 @flow(name="dispatching several")
 def dispatching_several(messages: list[str]) -> list[str]:
     runs = {f"errand {message}": {"message": message} for message in messages}
     return dispatch_all("errand/stage", runs, poll_seconds=0.1)
+
+
+@flow(name="dispatching students")
+def dispatching_students(students: list[str]) -> None:
+    dispatch(
+        "errand/stage",
+        {f"training {student}": {"message": student} for student in students},
+        poll_seconds=0.1,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +104,20 @@ def test_one_of_several_that_crashes_does_not_end_the_others() -> None:
     crashes.join()
     others.join()
     assert failures == ["run 'errand first of two' of errand/stage: Crashed: exit code -9"]
+
+
+def test_all_that_failed_are_named_when_the_others_have_ended() -> None:
+    """Students are trained side by side."""
+    ends = {"fails": StateType.FAILED, "is lost": StateType.CRASHED, "goes well": StateType.COMPLETED}
+    workers = [end_child(message, State(type=type_, message="no GPU")) for message, type_ in ends.items()]
+    with pytest.raises(DispatchError) as error:
+        dispatching_students(list(ends))
+    for worker in workers:
+        worker.join()
+    assert str(error.value).splitlines() == [
+        "run 'training fails' of errand/stage: Failed: no GPU",
+        "run 'training is lost' of errand/stage: Crashed: no GPU",
+    ]
 
 
 def test_a_parent_that_is_interrupted_cancels_all_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

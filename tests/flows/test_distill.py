@@ -130,11 +130,12 @@ def test_the_whole_pipeline_and_again(
     # 4. A student with another recipe: only what depends on it is computed. Every stage runs on its pool
     deployed, sent = deployments(), []
 
-    def worker(deployment: str, name: str, parameters: dict[str, Any]) -> None:
+    def worker(deployment: str, runs: dict[str, dict[str, Any]]) -> None:
         flow, _ = deployed[deployment]
-        flow.validate_parameters(parameters)
-        sent.append(name)
-        flow.with_options(flow_run_name=name)(**parameters)
+        for name, parameters in runs.items():
+            flow.validate_parameters(parameters)
+            sent.append(name)
+            flow.with_options(flow_run_name=name)(**parameters)
 
     monkeypatch.setattr("flows.distill.dispatch", worker)
     on_pools = get_args(StageName)

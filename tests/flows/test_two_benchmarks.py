@@ -72,10 +72,11 @@ def test_every_benchmark_is_sent_to_the_pool_by_its_name(
 ) -> None:
     overrides, deployed, sent = settings(config_file, "sent"), deployments(), []
 
-    def dispatched(deployment: str, name: str, parameters: dict[str, Any]) -> None:
+    def dispatched(deployment: str, runs: dict[str, dict[str, Any]]) -> None:
         flow, _ = deployed[deployment]
-        flow.validate_parameters(parameters)
-        sent.append((deployment, name, parameters.get("benchmark")))
+        for name, parameters in runs.items():
+            flow.validate_parameters(parameters)
+            sent.append((deployment, name, parameters.get("benchmark")))
 
     monkeypatch.setattr("flows.distill.dispatch", dispatched)
     monkeypatch.setattr("flows.distill.finish", lambda experiment, run: "")

@@ -3,9 +3,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,6 +145,30 @@ def test_uploading_twice_makes_no_duplicates(store: MlflowClient, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_model_is_one_version_however_many_runs_made_it(store: MlflowClient, tmp_path: Path) -> None:
+    home = tmp_path / "runs" / "coins"
+    merged = home / "merging-random-0"
+    for _ in range(2):
+        with track(home, "merging", "merging random", {}, None, str(merged), student="random"):
+            if not merged.exists():
+                finish_stage(merged, "merging")
+    assert len(store.search_model_versions("name = 'coins-random'")) == 1
+
+
+def test_runs_that_create_their_experiment_at_once_are_of_one(store: MlflowClient, tmp_path: Path) -> None:
+    start = threading.Barrier(4)
+
+    def run(number: int) -> None:
+        start.wait()
+        with track(tmp_path / "runs" / "coins", "distill", f"twin {number}", {}):
+            pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert len(runs_of(store, "coins")) == 4
+    assert pending(tmp_path) == []
+
+
 def test_a_server_that_is_away_gets_everything_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """Units to samples: in one process, with one model in memory, keyed by model, prompts, decoding and code."""
 
 import json
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from dparallel.models import loader
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.prompts import finish
-from dparallel.stages import code
+from dparallel.stages import code, files
 from tests.conftest import random_model
 from tests.dparallel.evaluation.oracle import disturbed
 
@@ -248,7 +250,8 @@ def test_one_model_is_in_memory_at_every_moment_and_none_at_the_end(
 def test_what_another_process_decodes_meanwhile_is_kept(
     inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process finishes while this one decodes the same unit."""
+    """The file system has no locks; the other process finishes while this one decodes the same unit."""
+    monkeypatch.setattr(files, "_lock", lambda file: True)
     bench, units = Bench(settings(), inputs, tmp_path), [unit(rows=(0, 5)), unit(rows=(5, 10))]
     key = bench.samples_key("teacher", "test", DECODING)
 
@@ -264,6 +267,28 @@ def test_what_another_process_decodes_meanwhile_is_kept(
     monkeypatch.setattr(decode, "sample", overtaken)
     make_units(settings(), inputs, tmp_path, units)
     assert set(bench.samples(key, "test")["hardware"].to_pylist()) == {"theirs"}
+
+
+def test_two_that_need_the_same_samples_decode_them_once(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two experiments of a folder of runs, with the same teacher."""
+    decoded, start = list[int](), threading.Barrier(2)
+
+    def counted(model: Any, tokenizer: Any, prompts: Any, *arguments: Any) -> Any:
+        decoded.append(len(prompts))
+        return sample(model, tokenizer, prompts, *arguments)
+
+    def make(_: int) -> None:
+        start.wait()
+        make_units(settings(), inputs, tmp_path, [unit(rows=(0, 5)), unit(rows=(5, 10)), certain])
+
+    certain = {**unit(rows=(0, 1)), "kind": "certainty"}
+    monkeypatch.setattr(decode, "sample", counted)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(make, range(2)))
+    assert decoded == [5, 5]
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

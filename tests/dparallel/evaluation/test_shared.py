@@ -19,6 +19,7 @@ from dparallel.evaluation.sharing import make_units
 from dparallel.evaluation.stage import run_stage
 from dparallel.models import loader
 from dparallel.models.checkpoints import load_model
+from dparallel.stages.lease import LEASE, LeaseHeldError
 from dparallel.stages.manifest import StageError, verify
 from dparallel.stages.sharing import NAMED, ROUNDS
 from tests.dparallel.evaluation.oracle import disturbed, own_answers
@@ -243,3 +244,17 @@ def test_a_damaged_slice_is_refused_before_any_work(settings, inputs, tmp_path: 
     with pytest.raises(StageError, match=f"{file.name} is damaged: delete it"):
         run_stage(settings, inputs, out, store, one_unit)
     assert len(asked) == 1
+
+
+def test_a_second_run_is_refused_while_parts_decode_for_the_first(settings, inputs, tmp_path: Path) -> None:
+    out, store = tmp_path / "out", tmp_path / "store"
+
+    def by_parts(missing: Units) -> list[str]:
+        with pytest.raises(LeaseHeldError, match=f"{out} is in use by process"):
+            run_stage(settings, inputs, out, store)
+        make_units(settings, inputs, store, missing)
+        return []
+
+    first = run_stage(settings, inputs, out, store, by_parts)
+    assert run_stage(settings, inputs, out, store) == first
+    assert not (out / LEASE).exists()

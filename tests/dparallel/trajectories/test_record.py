@@ -18,6 +18,7 @@ from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.judging import score
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import load_problems, problems_digest
+from dparallel.stages.lease import LeaseHeldError
 from dparallel.stages.manifest import StageError
 from dparallel.stages.sharing import ROUNDS
 from dparallel.trajectories import record, store
@@ -283,3 +284,22 @@ def test_a_shard_that_does_not_exist_is_refused(tiny_checkpoint: Path, tmp_path:
     with pytest.raises(ValueError, match="no shard 3: 7 problems are 3 shards .* from 0 to 2"):
         record_shards(config(), inputs(tiny_checkpoint), tmp_path / "out", [0, 3])
     assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_a_second_run_is_refused_while_parts_record_for_the_first(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The first run holds the folder; its parts record in it; the second run changes nothing."""
+    out = tmp_path / "out"
+
+    def by_parts(indices: list[int]) -> list[str]:
+        with pytest.raises(LeaseHeldError, match=f"{out} is in use by process {os.getpid()} on "):
+            run_stage(config(), inputs(tiny_checkpoint), out)
+        record_shards(config(), inputs(tiny_checkpoint), out, indices)
+        return []
+
+    first = run_stage(config(), inputs(tiny_checkpoint), out, by_parts)
+    assert run_stage(config(), inputs(tiny_checkpoint), out) == first
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*first.files, "manifest.json", "stage.json"]
+    )
