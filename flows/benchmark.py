@@ -5,6 +5,7 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
+from flows.names import run_name
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import Given, checked_experiment, chosen, ready_students
 from tasks.tracking.records import Parent
@@ -25,12 +26,12 @@ def plan(
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
     planned: list[tuple[StagePlan, Workers | None]] = []
     for name in chosen("benchmark", experiment.config.benchmarks, benchmark):
-        on_workers = workers("measurements/part", "units", experiment, benchmark=name)
+        on_workers = workers("measurements", "units", experiment, benchmark=name)
         planned.append((experiment.benchmark(name), on_workers if on_pool else None))
     return planned, experiment.benchmark_folders()
 
 
-@flow(name="benchmark")
+@flow("benchmark", run_name)
 def benchmark(
     config: Given,
     overrides: list[str] | None = None,
@@ -45,8 +46,8 @@ def benchmark(
         overrides: settings `key.sub=value` that override the file.
         benchmark: name of a benchmark in the config; by default all benchmarks.
         parent: the distill run that this stage belongs to.
-        on_pool: have missing samples decoded by `launch.parts` runs of `measurements/part` on its work
-            pool, and judged there where that takes long; thresholds are selected in this run.
+        on_pool: have missing samples decoded by `launch.parts` runs of `measurements/measure-part` on its
+            work pool, and judged there where that takes long; thresholds are selected in this run.
     """
     return run(plan(config, overrides, benchmark, on_pool), parent=parent)
 
@@ -57,7 +58,7 @@ def run(planned: Planned, parent: Parent | None = None, **parameters: object) ->
     return [run_benchmark(stage, parent, on_workers, benchmarks) for stage, on_workers in stages]
 
 
-@flow(name="measurements")
+@flow("measurements")
 def measurements(
     config: Given, benchmark: str, units: list[dict[str, Any]], overrides: list[str] | None = None
 ) -> str:

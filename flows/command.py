@@ -63,7 +63,8 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     try:
         terminal.say(f"{flow.name}: starting")
         start_temporary_server()
-        result: str | list[str] = Flow(run_planned, name=flow.name)(**arguments)
+        local = Flow(run_planned, flow.name, flow.version, flow.flow_run_name)
+        result: str | list[str] = local(**arguments)
     except BaseException as error:  # Prefect has logged the traceback
         if interruption.number is not None:
             interruption.leave()

@@ -22,11 +22,20 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from dparallel.stages.experiment import Experiment
+from flows.names import experiment_of, title_of
 
 POLL_SECONDS = 3.0
 PATIENCE_SECONDS = 300.0  # how long the server may be unreachable while waiting for a run
 
 
+DEPLOYMENTS = {  # by flow, as in prefect.yaml
+    "trajectories": "trajectories/record",
+    "shards": "shards/record-part",
+    "training": "training/train",
+    "merging": "merging/merge",
+    "benchmark": "benchmark/measure",
+    "measurements": "measurements/measure-part",
+}
 Workers = Callable[[Sequence[Any]], list[str]]  # has work done, and returns a message for each failure
 
 
@@ -48,19 +57,14 @@ def dispatch(deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: 
         raise DispatchError("\n".join(failures))
 
 
-def workers(
-    deployment: str,
-    key: str,
-    experiment: Experiment,
-    **choice: str,
-) -> Workers:
-    """The function that has work of a stage done by `launch.parts` runs of `flow/deployment`; see `deal`."""
+def workers(flow: str, key: str, experiment: Experiment, **choice: str) -> Workers:
+    """The function that has work done by `launch.parts` runs of a flow's deployment; see `deal`."""
     settings = {"config": experiment.snapshot.as_parameter(), **choice}
-    return partial(deal, deployment, key, experiment.config.launch.parts, settings)
+    return partial(deal, flow, key, experiment.config.launch.parts, settings)
 
 
-def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:
-    """Divide `work` into at most `parts` runs of `flow/deployment`, and wait for them.
+def deal(flow: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:
+    """Divide `work` into at most `parts` runs of a flow's deployment, and wait for them.
 
     Args:
         key: name of the parameter for a run's share of `work`.
@@ -69,12 +73,12 @@ def deal(deployment: str, key: str, parts: int, parameters: dict[str, Any], work
     Returns:
         As `dispatch_all`.
     """
-    flow, count = deployment.partition("/")[0], min(parts, len(work))
+    count, name = min(parts, len(work)), title_of(flow, parameters)
     runs = {
-        f"{flow}, part {part + 1} of {count}": {**parameters, key: list(work[part::count])}
+        f"{name}, part {part + 1} of {count}": {**parameters, key: list(work[part::count])}
         for part in range(count)
     }
-    return dispatch_all(deployment, runs)
+    return dispatch_all(DEPLOYMENTS[flow], runs)
 
 
 def dispatch_all(
@@ -103,8 +107,11 @@ def dispatch_all(
 def _start_or_join(deployment: str, name: str, parameters: dict[str, Any]) -> UUID:
     run = _going_on(deployment, parameters)
     if run is None:
+        kinds = {"experiment": experiment_of(parameters), **parameters}
+        tags = [f"{kind}:{kinds[kind]}" for kind in ("experiment", "student", "benchmark") if kinds.get(kind)]
         # A timeout of 0 returns immediately; `_wait` shows the states of the run and can cancel it.
-        run = cast(FlowRun, run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0))
+        started = run_deployment(deployment, parameters=parameters, flow_run_name=name, tags=tags, timeout=0)
+        run = cast(FlowRun, started)
     else:
         get_run_logger().warning(
             "joined run %r of %s, which is already in progress; if it is stuck: prefect flow-run cancel %s",

@@ -7,9 +7,11 @@ from prefect import get_run_logger, runtime
 
 from dparallel.stages.experiment import Experiment
 from flows.command import main
-from flows.dispatch import dispatch
+from flows.dispatch import DEPLOYMENTS, dispatch
+from flows.names import name_of, run_name
 from tasks.benchmark import report, run_benchmark
 from tasks.checks import Given, checked_experiment
+from tasks.labels import tag_stage
 from tasks.merging import merge_student
 from tasks.tracking.run import Run, track
 from tasks.training import train_student
@@ -25,7 +27,7 @@ def plan(
     return checked_experiment(config, overrides, here=set(get_args(StageName)) - set(on_pools))
 
 
-@flow(name="distill")
+@flow("distill", run_name)
 def distill(config: Given, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
     """Distil all students of a config, merge them, and compare them with the teacher on all benchmarks.
 
@@ -43,6 +45,7 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
     """Run all stages; returns the final report."""
     settings = experiment.config.model_dump(mode="json")
     snapshot = experiment.snapshot.as_parameter()
+    tag_stage("distill", experiment.config.name)
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
         def sent(stage: StageName, kind: str = "", names: Iterable[str] = ()) -> bool:
@@ -52,9 +55,9 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
                 kind, names: the students or benchmarks of which each is a run of its own, side by side.
             """
             common = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
-            runs = {f"{stage} {name}": {**common, kind: name} for name in names} or {stage: common}
+            runs = [{**common, kind: name} for name in names] or [common]
             if stage in on_pools:
-                dispatch(f"{stage}/stage", runs)
+                dispatch(DEPLOYMENTS[stage], {name_of(stage, run): run for run in runs})
             return stage in on_pools
 
         students, benchmarks = experiment.config.students, experiment.config.benchmarks

@@ -7,7 +7,9 @@ where Prefect's server is; MLflow's, which MLflow would not find there, is read 
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from flows.interruption import leave_at_once_until_a_run_begins
 
@@ -40,10 +42,27 @@ leave_at_once_until_a_run_begins()
 for name, value in {**SETTINGS, **servers()}.items():
     os.environ.setdefault(name, value)
 
-from prefect import flow
+import prefect
 
+from dparallel.stages.origin import commit
+from dparallel.version import __version__
 from flows.logs import send_to_the_run
 
-__all__ = ["flow"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def flow(
+    name: str, run_name: Callable[[], str] | None = None
+) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
+    """A decorator like `prefect.flow`; the version is that of the package, with its commit.
+
+    Args:
+        run_name: gives the names of runs; by default, their callers do.
+    """
+    head, changed = commit()["commit"], commit()["uncommitted_changes"]
+    version = f"{__version__}+{head[:12]}{'.changed' if changed else ''}" if head else __version__
+    return prefect.flow(name=name, flow_run_name=run_name, version=version)
+
 
 send_to_the_run()

@@ -2,6 +2,7 @@ from flows.environment import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
+from flows.names import run_name
 from tasks.checks import Given, ready_students
 from tasks.merging import merge_student
 from tasks.tracking.records import Parent
@@ -13,7 +14,7 @@ def plan(config: Given, overrides: list[str] | None = None, student: str | None 
     return [experiment.merging(name) for name in students]
 
 
-@flow(name="merging")
+@flow("merging", run_name)
 def merging(
     config: Given,
     overrides: list[str] | None = None,

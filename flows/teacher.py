@@ -2,6 +2,7 @@ from flows.environment import flow
 
 from dparallel.config.teacher import TeacherConfig
 from flows.command import main
+from flows.names import run_name
 from tasks.checks import checked_teacher
 from tasks.teacher import train_teacher
 
@@ -11,7 +12,7 @@ def plan(config: str, overrides: list[str] | None = None) -> TeacherConfig:
     return checked_teacher(config, overrides)
 
 
-@flow(name="teacher")
+@flow("teacher", run_name)
 def teacher(config: str, overrides: list[str] | None = None) -> str:
     """Train the tiny teacher from scratch.
 

@@ -3,6 +3,7 @@ from flows.environment import flow
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
+from flows.names import run_name
 from tasks.checks import Given, ready_students
 from tasks.tracking.records import Parent
 from tasks.training import train_student
@@ -16,7 +17,7 @@ def plan(
     return experiment.config.launch, [experiment.training(name) for name in students]
 
 
-@flow(name="training")
+@flow("training", run_name)
 def training(
     config: Given,
     overrides: list[str] | None = None,

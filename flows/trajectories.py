@@ -3,6 +3,7 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
+from flows.names import run_name
 from tasks.checks import Given, checked_experiment
 from tasks.tracking.records import Parent
 from tasks.trajectories import record_shards, record_trajectories
@@ -14,11 +15,11 @@ def plan(
     """Check the parameters; returns the stage's plan, and how workers record for it if `on_pool`."""
     here = [] if on_pool else ["trajectories"]
     experiment = checked_experiment(config, overrides, ["trajectories"], here)
-    on_workers = workers("shards/part", "numbers", experiment)
+    on_workers = workers("shards", "numbers", experiment)
     return experiment.trajectories(), on_workers if on_pool else None
 
 
-@flow(name="trajectories")
+@flow("trajectories", run_name)
 def trajectories(
     config: Given, overrides: list[str] | None = None, parent: Parent | None = None, on_pool: bool = False
 ) -> str:
@@ -28,8 +29,8 @@ def trajectories(
         config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file.
         parent: the distill run that this stage belongs to.
-        on_pool: have the shards recorded by `launch.parts` runs of `shards/part` on its work pool; this run
-            checks them and finishes the stage.
+        on_pool: have the shards recorded by `launch.parts` runs of `shards/record-part` on its work pool;
+            this run checks them and finishes the stage.
     """
     return run(plan(config, overrides, on_pool), parent=parent)
 
@@ -40,7 +41,7 @@ def run(planned: tuple[StagePlan, Workers | None], parent: Parent | None = None,
     return record_trajectories(stage, parent, on_workers)
 
 
-@flow(name="shards")
+@flow("shards")
 def shards(config: Given, numbers: list[int], overrides: list[str] | None = None) -> str:
     """Record some shards of the trajectories; other runs record the rest.
 

@@ -83,7 +83,7 @@ def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], 
             f"{name}/{key}": value for name in manifests for key, value in manifests[name].metrics.items()
         }
     run.update(files=[str(path.resolve()) for path in uploaded], metrics=metrics)
-    publish("distill", text, run.link)
+    publish(home.name, "distill", text, run.link)
     lines = [
         text,
         "",

@@ -1,7 +1,6 @@
 """What all stages' tasks have in common: an MLflow run and a Prefect artifact."""
 
 import logging
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import duration
+from tasks.labels import artifact_key, tag_stage
 from tasks.tracking.records import LOCAL_UI, Parent, how_to_open
 from tasks.tracking.run import Run, track
 
@@ -39,8 +39,10 @@ def run_tracked(
         benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
     """
     name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
+    home = home or Path(plan.out_dir).parent
+    tag_stage(plan.stage, home.name, student=plan.student, benchmark=plan.benchmark)
     with track(
-        home or Path(plan.out_dir).parent,
+        home,
         plan.stage,
         name,
         plan.config,
@@ -55,7 +57,7 @@ def run_tracked(
         if manifest.origin.get("flow_run") != origin_of(plan).flow_run and not run.record.reused:
             run.update(reused=True)  # another run made it while this one waited
     log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
-    publish(name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
+    publish(home.name, name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir
 
 
@@ -75,16 +77,16 @@ def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:
             continue
 
 
-def publish(name: str, markdown: str, link: str | None) -> None:
-    """Show a text in Prefect, with a link to the MLflow run."""
-    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    create_markdown_artifact(markdown, key=key, description=name)
+def publish(experiment: str, name: str, markdown: str, link: str | None) -> None:
+    """Show the text of a stage or of the whole run in Prefect, with a link to the MLflow run."""
+    key, title = artifact_key(experiment, name), f"{experiment}: {name}"
+    create_markdown_artifact(markdown, key=key, description=title)
     if link is not None:
         how = "`make ui` opens it" if link.startswith(LOCAL_UI) else None
-        create_link_artifact(link, link_text=f"MLflow: {name}", key=f"{key}-mlflow", description=how)
+        create_link_artifact(link, link_text=f"MLflow: {title}", key=f"{key}-mlflow", description=how)
     else:
-        how = f"Run `{name}` of this experiment, in a browser after:\n\n    {how_to_open()}\n"
-        create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {name}")
+        how = f"Run `{name}` of experiment `{experiment}`, in a browser after:\n\n    {how_to_open()}\n"
+        create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {title}")
 
 
 def in_a_line(name: str, folder: str, manifest: Manifest, reused: bool) -> str:

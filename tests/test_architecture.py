@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prefect import Flow
 
+from flows.dispatch import DEPLOYMENTS
 from tests.test_encoding import unencoded
 
 ROOT = Path(__file__).parent.parent
@@ -169,6 +170,7 @@ def test_flows_reach_the_library_for_types_only() -> None:
     allowed = {"dparallel.stages.experiment", "dparallel.config.experiment", "dparallel.config.base"}
     allowed |= {"dparallel.stages.arguments", "dparallel.config.teacher"}
     allowed |= {"dparallel.stages.streams", "dparallel.stages.progress"}
+    allowed |= {"dparallel.stages.origin", "dparallel.version"}  # the version of the flows
     for path in (ROOT / "flows").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dparallel"):
@@ -205,6 +207,10 @@ def test_every_deployment_names_a_flow_and_its_parameters() -> None:
         flow.validate_parameters(deployment["parameters"])
         assert deployment["work_pool"]["name"] in ("cpu", "gpu")
         assert (ROOT / deployment["parameters"]["config"]).is_file()
-    stages = ["trajectories", "training", "merging", "benchmark", "teacher"]
-    expected = {"distill/full", "shards/part", "measurements/part", *(f"{stage}/stage" for stage in stages)}
-    assert set(deployments()) == expected
+    assert set(deployments()) == {"distill/full", "teacher/pretrain", *DEPLOYMENTS.values()}
+
+
+def test_deployments_are_told_apart_by_their_names_alone() -> None:
+    names = [deployment["name"] for _, deployment in deployments().values()]
+    assert len(set(names)) == len(names)
+    assert all(deployment["description"] for _, deployment in deployments().values())

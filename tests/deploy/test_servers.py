@@ -127,13 +127,13 @@ def test_a_day_with_servers(clone: Clone) -> None:
     assert after == pids
 
     # Neither command is told where the servers are.
-    ran = clone.run("prefect", "deployment", "run", "trajectories/stage", "--param", SMALL, "--watch")
+    ran = clone.run("prefect", "deployment", "run", "trajectories/record", "--param", SMALL, "--watch")
     assert "Flow run finished successfully" in ran
     assert len(list((clone.folder / "runs" / "small").glob("trajectories-*"))) == 1, "made in this folder"
     local = ("flows.trajectories", "--config", "configs/tiny.yaml", "--set", "trajectories.problems.count=24")
     assert "runs/small/trajectories-" in clone.run(*local, "trajectories.shard_size=24", "name=small")
     runs = httpx.post(f"{api}/flow_runs/filter", json={}, trust_env=False).json()
-    assert sorted(run["name"] for run in runs if run["name"].startswith("shards")) == ["shards, part 1 of 1"]
+    assert sorted(run["name"] for run in runs if "shards" in run["name"]) == ["small: shards, part 1 of 1"]
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
     assert len(runs) == 3
     assert (clone.folder / "mlflow.db").is_file()
@@ -155,7 +155,7 @@ def test_a_day_with_servers(clone: Clone) -> None:
 def test_what_runs_is_stopped_and_named_and_a_failed_start_leaves_nothing(clone: Clone) -> None:
     clone.make("up")
     long = 'overrides=["trajectories.problems.count=20000","name=long"]'
-    clone.run("prefect", "deployment", "run", "trajectories/stage", "--param", long)
+    clone.run("prefect", "deployment", "run", "trajectories/record", "--param", long)
     api = f"http://127.0.0.1:{clone.prefect}/api"
     end = time.monotonic() + 240
     while True:
@@ -166,8 +166,8 @@ def test_what_runs_is_stopped_and_named_and_a_failed_start_leaves_nothing(clone:
         assert not {run["state_type"] for run in runs} & {"FAILED", "CRASHED"}, runs
         time.sleep(1)
     stopped = clone.make("down")
-    assert "stopping flow run 'shards, part 1 of 1' of shards/part" in stopped
-    command = "prefect deployment run trajectories/stage --watch --param 'overrides="
+    assert "stopping flow run 'long: shards, part 1 of 1' of shards/record-part" in stopped
+    command = "prefect deployment run trajectories/record --watch --param 'overrides="
     assert command in stopped.splitlines()[-1]
     assert clone.processes() == []
 
@@ -234,7 +234,7 @@ def test_both_servers_on_postgresql(tmp_path: Path, postgres: str) -> None:
     )
     try:
         clone.make("up")
-        ran = clone.run("prefect", "deployment", "run", "trajectories/stage", "--param", SMALL, "--watch")
+        ran = clone.run("prefect", "deployment", "run", "trajectories/record", "--param", SMALL, "--watch")
         assert "Flow run finished successfully" in ran
         # A local run finds MLflow's server, too: its run is beside the worker's, in the same experiment.
         local = (

@@ -32,7 +32,7 @@ TWO_SLICES = ["benchmarks.coins.validation.count=66", "benchmarks.coins.batch_si
 
 @pytest.fixture(scope="module", autouse=True)
 def part(prefect_server: None) -> None:
-    measurements.to_deployment(name="part").apply()
+    measurements.to_deployment(name="measure-part").apply()
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,10 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
         [folder] = benchmark(str(config_file), overrides, on_pool=True)
     runs = parts(config_file)
     one, other, redone, *test = [run.parameters["units"] for run in runs]
-    assert [run.name for run in runs][:2] == ["measurements, part 1 of 2", "measurements, part 2 of 2"]
+    assert [run.name for run in runs][:2] == [
+        "small: measurements coins, part 1 of 2",
+        "small: measurements coins, part 2 of 2",
+    ]
     assert not [unit for unit in one if unit in other]
     assert redone == one[-1:], "what the dead one did not come to"
     assert len(test) == 2
@@ -136,7 +139,7 @@ def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(
     overrides = settings(config_file, "runs")
     with (
         worker(config_file, dies_at={0, 1, 2}),
-        pytest.raises(StageError, match=r"1 of \d+ units .*run 'measurements, part 1 of 1' .*exit code -9"),
+        pytest.raises(StageError, match=r"1 of \d+ units .*coins, part 1 of 1' .*exit code -9"),
     ):
         benchmark(str(config_file), overrides, on_pool=True)
     failed = [run.parameters["units"] for run in parts(config_file)]

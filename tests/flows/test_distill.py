@@ -135,12 +135,13 @@ def test_the_whole_pipeline_and_again(
         for name, parameters in runs.items():
             flow.validate_parameters(parameters)
             sent.append(name)
-            flow.with_options(flow_run_name=name)(**parameters)
+            flow(**parameters)
 
     monkeypatch.setattr("flows.distill.dispatch", worker)
     on_pools = get_args(StageName)
     distill(str(config_file), ["students.published.certainty_weight=1.0"], on_pools)
-    assert sorted(sent) == STAGES
+    overridden = " (students.published.certainty_weight=1.0)"
+    assert sorted(sent) == [f"small: {name}{overridden}" for name in STAGES]
     _, changed = family(client)
     anew = {name for name, run in changed.items() if run.data.tags["reused"] == "false"}
     assert anew == {"training published", "merging published", "benchmark coins"}

@@ -33,7 +33,7 @@ FOUR_SHARDS = ["trajectories.shard_size=6"]  # of 24 problems
 
 @pytest.fixture(scope="module", autouse=True)
 def part(prefect_server: None) -> None:
-    shards.to_deployment(name="part").apply()
+    shards.to_deployment(name="record-part").apply()
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,10 @@ def test_what_a_dead_worker_left_is_redone(config_file: Path) -> None:
     with worker(config_file, dies_at={0}):
         folder = trajectories(str(config_file), [*FOUR_SHARDS, "launch.parts=2"], on_pool=True)
     assert [run.parameters["numbers"] for run in parts(config_file)] == [[0, 2], [1, 3], [2]]
-    assert [run.name for run in parts(config_file)][:2] == ["shards, part 1 of 2", "shards, part 2 of 2"]
+    assert [run.name for run in parts(config_file)][:2] == [
+        "small: shards, part 1 of 2",
+        "small: shards, part 2 of 2",
+    ]
 
     # The number of parts is not part of the key of the stage, which is therefore found again.
     assert trajectories(str(config_file), FOUR_SHARDS) == folder
@@ -104,7 +107,7 @@ def test_the_automation_for_lost_runs_is_one_that_the_server_takes() -> None:
 def test_a_part_that_always_dies_is_named_and_the_rerun_only_adds(config_file: Path) -> None:
     with (
         worker(config_file, dies_at={0, 1, 2}),
-        pytest.raises(StageError, match=r"part-00003\.parquet; run 'shards, part 1 of 1' .*exit code -9"),
+        pytest.raises(StageError, match=r"part-00003\.parquet; .*shards, part 1 of 1' .*exit code -9"),
     ):
         trajectories(str(config_file), FOUR_SHARDS, on_pool=True)
     with worker(config_file, dies_at=set()):

@@ -76,14 +76,14 @@ def test_every_benchmark_is_sent_to_the_pool_by_its_name(
         flow, _ = deployed[deployment]
         for name, parameters in runs.items():
             flow.validate_parameters(parameters)
-            sent.append((deployment, name, parameters.get("benchmark")))
+            sent.append((deployment, name.partition(" (")[0], parameters.get("benchmark")))
 
     monkeypatch.setattr("flows.distill.dispatch", dispatched)
     monkeypatch.setattr("flows.distill.finish", lambda experiment, run: "")
     distill(str(config_file), overrides, ("trajectories", "training", "merging", "benchmark"))
     assert sent[-2:] == [
-        ("benchmark/stage", "benchmark coins", "coins"),
-        ("benchmark/stage", "benchmark answers", "answers"),
+        ("benchmark/measure", "small: benchmark coins", "coins"),
+        ("benchmark/measure", "small: benchmark answers", "answers"),
     ]
 
 

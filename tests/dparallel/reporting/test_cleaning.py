@@ -284,7 +284,7 @@ def test_bad_input(arguments, named, tmp_path, monkeypatch, capsys) -> None:
     try:
         code = main(arguments)
     except SystemExit as stop:
-        code = stop.code
+        code = int(stop.code or 0)
     assert code == 2
     assert named in capsys.readouterr().err
 

@@ -1,0 +1,58 @@
+"""Names of flow runs, by which those of different experiments are told apart."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import runtime
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+LONGEST = 120  # characters of a name
+
+
+def run_name() -> str:
+    """Name of the flow run in progress; given to Prefect, which calls it when the run starts."""
+    return name_of(runtime.flow_run.flow_name, runtime.flow_run.parameters)
+
+
+def name_of(flow: str, parameters: Mapping[str, Any]) -> str:
+    """Title of a flow run and what was overridden: `tiny: training fast (training.seed=1)`.
+
+    Args:
+        parameters: of the flow run; they need not be valid.
+    """
+    shown = [each for each in _overrides(parameters) if not each.startswith(("name=", "runs="))]
+    name = title_of(flow, parameters) + (f" ({', '.join(shown)})" if shown else "")
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+
+
+def title_of(flow: str, parameters: Mapping[str, Any]) -> str:
+    """Experiment, flow, and student or benchmark: `tiny: training fast`."""
+    words = [flow, parameters.get("student"), parameters.get("benchmark")]
+    return f"{experiment_of(parameters)}: {' '.join(str(word) for word in words if word)}"
+
+
+def experiment_of(parameters: Mapping[str, Any]) -> str:
+    """Name of the experiment, or of its config file if that cannot be read."""
+    for override in reversed(_overrides(parameters)):
+        if override.startswith("name="):
+            return override.removeprefix("name=")
+    config = parameters.get("config")
+    if isinstance(config, Mapping):
+        settings = config.get("settings")
+        return str(settings.get("name")) if isinstance(settings, Mapping) else "unknown"
+    file = Path(str(config))
+    try:
+        stated = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, YAMLError):
+        stated = None
+    named = stated.get("name") if isinstance(stated, Mapping) else None
+    return str(named) if named else file.stem
+
+
+def _overrides(parameters: Mapping[str, Any]) -> list[str]:
+    """Those of a run in progress, whose snapshot is the config, and those of the parameters."""
+    config = parameters.get("config")
+    begun = config.get("overrides") if isinstance(config, Mapping) else None
+    return [str(each) for each in (*(begun or []), *(parameters.get("overrides") or []))]

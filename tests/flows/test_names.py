@@ -1,0 +1,87 @@
+"""Names of flow runs, tags and keys of artifacts: those of different experiments differ."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.environment import flow
+
+import pytest
+from prefect import get_client, runtime
+
+from flows.names import LONGEST, experiment_of, name_of, run_name, title_of
+from tasks.labels import artifact_key, tag_stage
+
+SNAPSHOT = {"config": "some/file.yaml", "settings": {"name": "sums"}, "overrides": ["name=sums", "seed=3"]}
+SNAPSHOT_ALONE = {"config": SNAPSHOT | {"overrides": []}}
+
+
+@pytest.mark.parametrize(
+    ("flow_name", "parameters", "expected"),
+    [
+        ("distill", {"config": "configs/tiny.yaml"}, "tiny: distill"),
+        ("distill", {"config": "configs/tiny.yaml", "overrides": ["name=short"]}, "short: distill"),
+        (
+            "distill",
+            {
+                "config": "configs/tiny.yaml",
+                "overrides": ["runs=x", "training.seed=1", "name=a", "name=b"],
+            },
+            "b: distill (training.seed=1)",
+        ),
+        ("training", {"config": SNAPSHOT, "student": "fast"}, "sums: training fast (seed=3)"),
+        (
+            "training",
+            {"config": SNAPSHOT, "overrides": ["x=1"], "student": None},
+            "sums: training (seed=3, x=1)",
+        ),
+        (
+            "benchmark",
+            {"config": SNAPSHOT | {"overrides": []}, "benchmark": "gsm8k"},
+            "sums: benchmark gsm8k",
+        ),
+        ("distill", {"config": "absent/file.yaml"}, "file: distill"),
+        ("distill", {"config": 5, "overrides": None}, "5: distill"),
+        ("distill", {}, "None: distill"),
+    ],
+)
+def test_names(flow_name: str, parameters: dict[str, Any], expected: str) -> None:
+    assert name_of(flow_name, parameters) == expected
+
+
+def test_titles_are_without_what_was_overridden() -> None:
+    assert title_of("measurements", {"config": SNAPSHOT, "benchmark": "gsm8k"}) == "sums: measurements gsm8k"
+
+
+def test_long_names_are_cut() -> None:
+    name = name_of("distill", {"config": "a.yaml", "overrides": [f"key{number}=1" for number in range(99)]})
+    assert len(name) == LONGEST
+    assert name.endswith("...")
+
+
+def test_a_file_without_a_name_or_that_is_no_yaml_lends_its_own(tmp_path: Path) -> None:
+    for text in ("seed: 1", "[", "just text", "name: ''"):
+        (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+        assert experiment_of({"config": str(tmp_path / "own.yaml")}) == "own"
+
+
+def test_keys_of_artifacts_tell_experiments_apart() -> None:
+    assert artifact_key("tiny", "training trajectory_ordered") == "tiny-training-trajectory-ordered"
+    assert artifact_key("Größe 2", "distill") == "gr-e-2-distill"
+
+
+@flow("training", run_name)
+def training(config: str, student: str | None = None) -> tuple[str, Any]:
+    tag_stage("training", "sums", student=student, benchmark=None)
+    tag_stage("merging", "sums", student="another")  # a stage within the flow run of another one
+    return runtime.flow_run.name, runtime.flow_run.id
+
+
+def test_a_flow_run_is_named_tagged_and_versioned(prefect_server: None) -> None:
+    name, run_id = training("configs/tiny.yaml", "fast")
+    assert name == "tiny: training fast"
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+    assert run.name == name
+    assert set(run.tags) == {"experiment:sums", "student:fast"}
+    assert training.version is not None
+    assert training.version.startswith("0.")
