@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from flows.environment import flow
 
@@ -54,7 +54,7 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
             Args:
                 kind, names: the students or benchmarks of which each is a run of its own, side by side.
             """
-            common = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
+            common: dict[str, Any] = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
             runs = [{**common, kind: name} for name in names] or [common]
             if stage in on_pools:
                 dispatch(DEPLOYMENTS[stage], {name_of(stage, run): run for run in runs})
