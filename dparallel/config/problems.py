@@ -38,7 +38,7 @@ class ProblemsConfig(Config):
         sources: data sets of `dataset`.
         task: name of a task of `lm_eval`, such as `gsm8k_cot_zeroshot`.
         metric: metric of the task used as the accuracy, such as `exact_match,flexible-extract`; by default
-            the first one.
+            the first one that can be it.
         num_fewshot: number of examples; by default the task's own. They are drawn as lm-eval draws them.
         data_files: local files by split, read instead of the task's data set on the Hub.
         protocol: how problems are asked and responses are scored; of `lm_eval`, whether in a chat.

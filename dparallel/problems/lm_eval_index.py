@@ -121,16 +121,9 @@ def task_settings(name: str) -> dict[str, Any]:
     elif kind != "generate_until":
         reason = f"is of the type {kind}, and only generate_until can be decoded in parallel"
     elif settings.get("unsafe_code"):
-        raise ProblemsError(
-            f"task={name!r} of lm-eval runs generated code without a sandbox: take a protocol of HumanEval "
-            "or MBPP instead, such as humaneval_llada or mbpp_llada, or choose another task"
-        )
+        raise ProblemsError(_unsafe(name))
     elif settings.get("doc_to_image") or settings.get("doc_to_audio"):
         reason = "asks about pictures or sounds"
-    elif settings.get("repeats", 1) > 1:
-        reason = f"takes {settings['repeats']} responses to every problem, and one is decoded"
-    elif wrong := [metric for metric in metrics(settings) if _aggregation(metric) != "mean"]:
-        reason = f"has the metric {metric_name(wrong[0]['metric'])!r}, which is no share of correct responses"
     else:
         return settings
     raise ProblemsError(f"task={name!r} of lm-eval {reason}; choose another task")
@@ -146,11 +139,13 @@ def metric_name(metric: str) -> str:
     return metric.rpartition(".")[2] if "/" in metric else metric
 
 
-def _aggregation(metric: dict[str, Any]) -> str:
-    """How the values of a metric are aggregated; by default as lm-eval does."""
-    if "aggregation" in metric:
-        return str(metric["aggregation"])
-    from lm_eval.api import metrics, registry
-
-    default = registry.get_metric_aggregation(metric["metric"])
-    return "mean" if default is metrics.mean else "another"
+def _unsafe(name: str) -> str:
+    """The remedy for a task that runs generated code in the judge's own process."""
+    said = f"task={name!r} of lm-eval runs generated code without a sandbox"
+    for benchmark in ("humaneval", "mbpp"):
+        if name.startswith(benchmark):
+            return (
+                f"{said}: take our own protocol of the same problems, which runs their tests in one: "
+                f"--protocol {benchmark}_llada, or another one of {benchmark}_*"
+            )
+    return f"{said}, and there is no protocol of the same problems here: choose another task"

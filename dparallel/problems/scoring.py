@@ -34,7 +34,7 @@ def scorers_of(protocol: ProtocolConfig) -> list[Scorer]:
 def scorer_named(name: str) -> Scorer:
     """A scorer of `SCORERS`, or the scorer of a task of lm-eval."""
     if name.startswith(f"{LM_EVAL}:"):
-        from dparallel.problems.lm_eval_tasks import scorer  # imported here because lm-eval is optional
+        from dparallel.problems.lm_eval_metrics import scorer  # imported here because lm-eval is optional
 
         return scorer(name)
     if name not in SCORERS:

@@ -62,7 +62,7 @@ SCORERS: dict[str, tuple[str, ...]] = {
     "minerva": ("problems/mathematics.py", "problems/latex.py"),
     "humaneval": CODE_TESTS,
     "mbpp": CODE_TESTS,
-    "lm_eval": ("problems/lm_eval_data.py", "problems/lm_eval_tasks.py"),
+    "lm_eval": ("problems/lm_eval_data.py", "problems/lm_eval_metrics.py"),
 }
 # As few modules per stage as possible: changes of other modules keep existing results valid. Modules that
 # read problems are not listed, since a stage compares the problems themselves.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dparallel.config.problems import ProblemsConfig
-from dparallel.problems import lm_eval_data, lm_eval_tasks
+from dparallel.problems import lm_eval_data, lm_eval_metrics
 from dparallel.problems.lm_eval_index import names, task_settings
 from tests.dparallel.problems.lm_eval_made import ROWS, YAML, config
 
@@ -29,7 +29,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """Writes a task of one's own, with its rows; gives the settings of its problems."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("dparallel.problems.lm_eval_index._folder", lambda: tmp_path / "tasks")
-    caches = (names, task_settings, lm_eval_data.open_task, lm_eval_tasks._binary)
+    caches = (
+        names,
+        task_settings,
+        lm_eval_data.open_task,
+        lm_eval_metrics.usable_scorer,
+        lm_eval_metrics._aggregation,
+    )
 
     def write(yaml: str, answers: Sequence[str], code: str = "", **settings: Any) -> ProblemsConfig:
         for cached in caches:

@@ -28,8 +28,10 @@ def own_task(name: str, num_fewshot: int, files: dict[str, str]) -> Any:
     """The task as lm-eval's evaluator prepares it."""
     from lm_eval import tasks
 
-    folders = [Path(tasks.__file__).parent / folder for folder in ("gsm8k", "minerva_math")]
-    manager = tasks.TaskManager(include_path=list(map(str, folders)), include_defaults=False)
+    from dparallel.problems.lm_eval_index import names
+
+    folder = Path(names().tasks[name]).parent
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
     data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     members = [{"task": name, **data}]
     [task] = manager.load({"group": "own", "task": members})["tasks"].values()
