@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
@@ -39,22 +40,55 @@ DEPLOYMENTS = {  # by flow, as in prefect.yaml
 Workers = Callable[[Sequence[Any]], list[str]]  # has work done, and returns a message for each failure
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A dispatched run that did not complete."""
+
+    name: str
+    deployment: str
+    state: StateType
+    text: str  # name and message of the state
+
+    def __str__(self) -> str:
+        return f"run {self.name!r} of {self.deployment}: {self.text}"
+
+
 class DispatchError(RuntimeError):
     """A dispatched run did not complete; the message names the run, its state and its message."""
 
 
-def dispatch(deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: float = POLL_SECONDS) -> None:
+def dispatch(
+    deployment: str,
+    runs: Mapping[str, dict[str, Any]],
+    attempts: int = 1,
+    timeout_hours: float | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
     """Start a run of `flow/deployment` for each of `runs` (parameters by name), and wait for all of them.
 
     They run side by side, as many at a time as their work pool has room for; see `dispatch_all`.
+
+    Args:
+        attempts: how often a run is started while it crashes, which happens if its worker is lost. It then
+            goes on where the crashed one was. A run that fails is not started again.
+        timeout_hours: a run that takes longer, from its start on a worker, is cancelled.
 
     Raises:
         DispatchError: some failed, crashed or were cancelled; the others have ended too. The message names
             all that did not complete.
     """
-    failures = dispatch_all(deployment, runs, poll_seconds)
+    rest, failures = dict(runs), list[Failure]()
+    for left in range(attempts - 1, -1, -1):
+        ended = dispatch_all(deployment, rest, poll_seconds, timeout_hours)
+        crashed = [failure for failure in ended if failure.state == StateType.CRASHED and left]
+        failures += [failure for failure in ended if failure not in crashed]
+        for failure in crashed:
+            get_run_logger().warning("%s; it is started again", failure)
+        rest = {failure.name: runs[failure.name] for failure in crashed}
+        if not rest:
+            break
     if failures:
-        raise DispatchError("\n".join(failures))
+        raise DispatchError("\n".join(map(str, failures)))
 
 
 def workers(flow: str, key: str, experiment: Experiment, **choice: str) -> Workers:
@@ -71,19 +105,22 @@ def deal(flow: str, key: str, parts: int, parameters: dict[str, Any], work: Sequ
         parameters: further parameters, equal for all runs.
 
     Returns:
-        As `dispatch_all`.
+        A message for each run that failed, crashed or was cancelled.
     """
     count, name = min(parts, len(work)), title_of(flow, parameters)
     runs = {
         f"{name}, part {part + 1} of {count}": {**parameters, key: list(work[part::count])}
         for part in range(count)
     }
-    return dispatch_all(DEPLOYMENTS[flow], runs)
+    return [str(failure) for failure in dispatch_all(DEPLOYMENTS[flow], runs)]
 
 
 def dispatch_all(
-    deployment: str, runs: Mapping[str, dict[str, Any]], poll_seconds: float = POLL_SECONDS
-) -> list[str]:
+    deployment: str,
+    runs: Mapping[str, dict[str, Any]],
+    poll_seconds: float = POLL_SECONDS,
+    timeout_hours: float | None = None,
+) -> list[Failure]:
     """Start a run of `flow/deployment` for each of `runs` (parameters by name), and wait for all of them.
 
     If a run with the same parameters (except `parent`) is still in progress, for example because its caller
@@ -91,13 +128,13 @@ def dispatch_all(
     by a signal), the runs are cancelled as well. A failed run does not stop the others.
 
     Returns:
-        A message for each run that failed, crashed or was cancelled.
+        The runs that failed, crashed or were cancelled.
     """
     going: dict[UUID, str] = {}
     try:
         for name, parameters in runs.items():
             going[_start_or_join(deployment, name, parameters)] = name
-        return _wait(deployment, going, poll_seconds)
+        return _wait(deployment, going, poll_seconds, timeout_hours)
     except BaseException:
         for run_id in going:
             _cancel(run_id)
@@ -137,23 +174,27 @@ def _going_on(deployment: str, parameters: dict[str, Any]) -> FlowRun | None:
     return next(same, None)
 
 
-def _wait(deployment: str, going: dict[UUID, str], poll_seconds: float) -> list[str]:
-    """Wait until all runs in `going` have ended, removing them; returns a message for each failure."""
+def _wait(
+    deployment: str, going: dict[UUID, str], poll_seconds: float, timeout_hours: float | None
+) -> list[Failure]:
+    """Wait until all runs in `going` have ended, removing them; returns those that did not complete."""
     log = get_run_logger()
     seen: dict[UUID, str | None] = {}
+    late = set[UUID]()  # cancelled because they took too long
     failures = []
     answered = time.monotonic()
     with get_client(sync_client=True) as client:
         while True:
             for run_id, name in list(going.items()):
                 try:
-                    state = client.read_flow_run(run_id).state
+                    run = client.read_flow_run(run_id)
                     answered = time.monotonic()
                 except httpx.HTTPError as error:
                     if time.monotonic() - answered > PATIENCE_SECONDS:
                         raise
                     log.warning("the state of run %r is unknown (%s); asking again", name, error)
                     continue
+                state = run.state
                 if state is not None and state.name != seen.get(run_id):
                     seen[run_id] = state.name
                     log.info("dispatched run %r: %s", name, state.name)
@@ -162,16 +203,27 @@ def _wait(deployment: str, going: dict[UUID, str], poll_seconds: float) -> list[
                 if state is not None and state.is_final():
                     del going[run_id]
                     if not state.is_completed():
-                        message = state.message or "no message"
-                        failures.append(f"run {name!r} of {deployment}: {state.name}: {message}")
+                        text = f"{state.name}: {state.message or 'no message'}"
+                        if run_id in late:
+                            text += f"; it took longer than launch.timeout_hours={timeout_hours:g}"
+                        failures.append(Failure(name, deployment, state.type, text))
+                elif run_id not in late and _takes_too_long(run, timeout_hours):
+                    late.add(run_id)
+                    _cancel(run_id, f"it took longer than launch.timeout_hours={timeout_hours:g}")
             if not going:
                 return failures
             time.sleep(poll_seconds)
 
 
-def _cancel(run_id: UUID) -> None:
+def _takes_too_long(run: FlowRun, timeout_hours: float | None) -> bool:
+    if timeout_hours is None:
+        return False
+    return bool(run.estimated_run_time.total_seconds() > timeout_hours * 3600)
+
+
+def _cancel(run_id: UUID, why: str = "the run that waited for it ended") -> None:
     try:
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run_id, Cancelling(message="the run that waited for it ended"))
+            client.set_flow_run_state(run_id, Cancelling(message=why))
     except Exception as error:  # the error that ended the wait is more important
         get_run_logger().warning("not cancelled (%s); do it by: prefect flow-run cancel %s", error, run_id)

@@ -43,7 +43,7 @@ def distill(config: Given, overrides: list[str] | None = None, on_pools: tuple[S
 
 def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **parameters: object) -> str:
     """Run all stages; returns the final report."""
-    settings = experiment.config.model_dump(mode="json")
+    settings, launch = experiment.config.model_dump(mode="json"), experiment.config.launch
     snapshot = experiment.snapshot.as_parameter()
     tag_stage("distill", experiment.config.name)
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
@@ -57,7 +57,8 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
             common: dict[str, Any] = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
             runs = [{**common, kind: name} for name in names] or [common]
             if stage in on_pools:
-                dispatch(DEPLOYMENTS[stage], {name_of(stage, run): run for run in runs})
+                named = {name_of(stage, run): run for run in runs}
+                dispatch(DEPLOYMENTS[stage], named, launch.attempts, launch.timeout_hours)
             return stage in on_pools
 
         students, benchmarks = experiment.config.students, experiment.config.benchmarks
@@ -65,7 +66,7 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
             record_trajectories(experiment.trajectories(), tracked.as_parent)
         if not sent("training", "student", students):
             for student in students:
-                train_student(experiment.training(student), experiment.config.launch, tracked.as_parent)
+                train_student(experiment.training(student), launch, tracked.as_parent)
         if not sent("merging", "student", students):
             for student in students:
                 merge_student(experiment.merging(student), tracked.as_parent)

@@ -47,6 +47,7 @@ import prefect
 from dparallel.stages.origin import commit
 from dparallel.version import __version__
 from flows.logs import send_to_the_run
+from flows.progress import show_progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,3 +67,4 @@ def flow(
 
 
 send_to_the_run()
+show_progress()

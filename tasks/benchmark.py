@@ -2,9 +2,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from dparallel.evaluation import plots, sharing
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
@@ -14,12 +11,13 @@ from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.metrics_log import METRICS
+from tasks.retries import resumable_task
 from tasks.stages import origin_of, publish, run_tracked
 from tasks.tracking.records import Parent, how_to_open
 from tasks.tracking.run import Run
 
 
-@task(name="run-benchmark", task_run_name="benchmark {plan.benchmark}", cache_policy=NO_CACHE)
+@resumable_task("run-benchmark", "benchmark {plan.benchmark}")
 def run_benchmark(
     plan: StagePlan,
     parent: Parent | None = None,
@@ -42,7 +40,7 @@ def run_benchmark(
     )
 
 
-@task(name="make-units")
+@resumable_task("make-units")
 def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
     """Decode and judge some units for a benchmark that another run finishes; returns the store's folder."""
     plan.origin.accepted_code(plan.stage, plan.settings())
@@ -50,7 +48,7 @@ def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
     return plan.store
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@resumable_task("report")
 def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], run: Run) -> str:
     """The final report: tables, pictures, merged models, next commands, and how to open report and MLflow.
 

@@ -1,12 +1,11 @@
-from prefect import task
-
 from dparallel.distillation import merging
 from dparallel.stages.experiment import StagePlan
+from tasks.retries import resumable_task
 from tasks.stages import origin_of, run_tracked
 from tasks.tracking.records import Parent
 
 
-@task(name="merge-student", task_run_name="merging {plan.student}")
+@resumable_task("merge-student", "merging {plan.student}")
 def merge_student(plan: StagePlan, parent: Parent | None = None) -> str:
     """Merge a student's adapter into the teacher; returns the stage's folder."""
     return run_tracked(

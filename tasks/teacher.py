@@ -1,15 +1,14 @@
 from pathlib import Path
 
-from prefect import task
-
 from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.origin import Origin
 from dparallel.tiny import pretraining
+from tasks.retries import resumable_task
 from tasks.stages import origin_of, run_tracked
 
 
-@task(name="train-teacher")
+@resumable_task("train-teacher")
 def train_teacher(config: TeacherConfig, file: str, overrides: list[str]) -> str:
     """Train the tiny teacher from scratch; returns its folder.
 

@@ -2,7 +2,6 @@ import logging
 from pathlib import Path
 
 import torch
-from prefect import task
 
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan, StudentConfig
@@ -11,6 +10,7 @@ from dparallel.stages.lease import IN_USE, LeaseHeldError, remove_left
 from dparallel.stages.manifest import MANIFEST, Manifest, verify
 from dparallel.stages.metrics_log import METRICS
 from tasks.launch import TrainingRefused, fit_to_gpus, launch
+from tasks.retries import resumable_task
 from tasks.stages import origin_of, run_tracked
 from tasks.tracking.records import Parent
 from tasks.tracking.run import Run
@@ -18,7 +18,7 @@ from tasks.tracking.run import Run
 log = logging.getLogger("dparallel.training")
 
 
-@task(name="train-student", task_run_name="training {plan.student}")
+@resumable_task("train-student", "training {plan.student}")
 def train_student(plan: StagePlan, launch_config: LaunchConfig, parent: Parent | None = None) -> str:
     """Distil a student in separate processes; returns the stage's folder."""
 

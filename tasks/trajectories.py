@@ -1,13 +1,11 @@
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from dparallel.stages.experiment import StagePlan
 from dparallel.trajectories import record
+from tasks.retries import resumable_task
 from tasks.stages import origin_of, run_tracked
 from tasks.tracking.records import Parent
 
 
-@task(name="record-trajectories", cache_policy=NO_CACHE)
+@resumable_task("record-trajectories")
 def record_trajectories(
     plan: StagePlan, parent: Parent | None = None, delegate: record.Delegate | None = None
 ) -> str:
@@ -19,7 +17,7 @@ def record_trajectories(
     )
 
 
-@task(name="record-shards")
+@resumable_task("record-shards")
 def record_shards(plan: StagePlan, shards: list[int]) -> str:
     """Record some shards for a stage that another run finishes; returns the stage's folder."""
     record.record_shards(plan.settings(), plan.inputs, plan.out_dir, shards, origin_of(plan))

@@ -170,12 +170,17 @@ class LaunchConfig(Config):
         hostfile: for training on several machines: a file with lines `HOST slots=N`; one process per slot.
         parts: number of flow runs among which recording and measuring are divided on a work pool. Workers
             take them in turn, so several parts per GPU balance the load.
+        attempts: how often a stage is sent to its work pool while its run crashes, as when a worker or its
+            machine is lost. A run that fails is not sent again.
+        timeout_hours: a stage's run on its work pool that takes longer is cancelled.
     """
 
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
     processes: PositiveInt = 1
     hostfile: LocalPath | None = None
     parts: PositiveInt = 1
+    attempts: PositiveInt = 3
+    timeout_hours: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "LaunchConfig":

@@ -37,7 +37,7 @@ def dispatching(name: str, parameters: dict[str, str]) -> None:
 @flow(name="dispatching several")
 def dispatching_several(messages: list[str]) -> list[str]:
     runs = {f"errand {message}": {"message": message} for message in messages}
-    return dispatch_all("errand/stage", runs, poll_seconds=0.1)
+    return [str(failure) for failure in dispatch_all("errand/stage", runs, poll_seconds=0.1)]
 
 
 @flow(name="dispatching students")
@@ -94,6 +94,82 @@ def test_what_becomes_of_the_child_becomes_of_the_parent(ending: StateType) -> N
 def test_a_child_that_completes_lets_the_parent_go_on() -> None:
     worker = end_child("well", State(type=StateType.COMPLETED))
     parent("well")
+    worker.join()
+
+
+@flow(name="dispatching again")
+def dispatching_again(message: str, attempts: int) -> None:
+    dispatch("errand/stage", {f"errand {message}": {"message": message}}, attempts, poll_seconds=0.1)
+
+
+def ends_in_turn(message: str, *states: State) -> threading.Thread:
+    """End the runs that are given `message`, one after the other."""
+
+    def work() -> None:
+        ended = set[UUID]()
+        deadline = time.monotonic() + 60
+        for state in states:
+            new: list[FlowRun] = []
+            while not new and time.monotonic() < deadline:
+                time.sleep(0.05)
+                new = [
+                    run for run in errands() if run.parameters["message"] == message and run.id not in ended
+                ]
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(new[0].id, state, force=True)
+            ended.add(new[0].id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("states", "attempts", "ends"),
+    [
+        ([StateType.CRASHED, StateType.CRASHED, StateType.COMPLETED], 3, None),
+        ([StateType.CRASHED, StateType.CRASHED], 2, "Crashed: a worker was lost"),
+        ([StateType.CRASHED, StateType.FAILED], 3, "Failed: a worker was lost"),
+        ([StateType.FAILED], 3, "Failed: a worker was lost"),
+        ([StateType.CANCELLED], 3, "Cancelled: a worker was lost"),
+    ],
+)
+def test_only_what_crashed_is_started_again(states: list[StateType], attempts: int, ends: str | None) -> None:
+    message = f"again {states} {attempts}"
+    worker = ends_in_turn(message, *(State(type=state, message="a worker was lost") for state in states))
+    if ends is None:
+        dispatching_again(message, attempts)
+    else:
+        with pytest.raises(DispatchError, match=ends):
+            dispatching_again(message, attempts)
+    worker.join()
+    assert [run.parameters["message"] for run in errands()].count(message) == len(states)
+
+
+@flow(name="dispatching for a while")
+def dispatching_for_a_while(message: str, hours: float) -> None:
+    runs = {f"errand {message}": {"message": message}}
+    dispatch("errand/stage", runs, timeout_hours=hours, poll_seconds=0.1)
+
+
+def test_a_run_that_takes_too_long_is_cancelled() -> None:
+    def work() -> None:
+        child = child_of("slow")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(child.id, State(type=StateType.RUNNING), force=True)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                state = client.read_flow_run(child.id).state
+                assert state is not None
+                if state.type == StateType.CANCELLING:
+                    break
+                time.sleep(0.1)
+            client.set_flow_run_state(child.id, State(type=StateType.CANCELLED), force=True)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    with pytest.raises(DispatchError, match=r"it took longer than launch.timeout_hours=0.0003"):
+        dispatching_for_a_while("slow", 0.0003)
     worker.join()
 
 
