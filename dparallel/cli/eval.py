@@ -54,6 +54,7 @@ from dparallel.stages.manifest import fingerprint
 MODEL = "model"  # name of the only input
 REPORTED = (  # fields of a `Measurement`
     "samples",
+    "repeats",
     "nfe",
     "tpf",
     "tps",
@@ -89,7 +90,13 @@ class Asked:
 
     @property
     def total(self) -> int:
-        return len(self.bench.problems["test"])
+        """Number of responses."""
+        return len(self.bench.problems["test"]) * len(self.repeated)
+
+    @property
+    def repeated(self) -> list[DecodingConfig]:
+        """The decodings of all responses to a problem."""
+        return self.bench.repeated("test", self.case.decoding)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -227,6 +234,8 @@ def _measure(asked: Asked) -> Row:
     missing = sum(unit.slice[1] - unit.slice[0] for unit in bench.missing([case], "test"))
     here = f"; {total - missing} are in {bench.store.folder}" if missing < total else ""
     _say(f"{asked.name}: {missing} of {total} responses to decode{here}")
+    if note := bench.copies("test", case.decoding):
+        _say(f"{asked.name}: {note}")
 
     def make(units: Sequence[Unit]) -> None:
         if units and units[0].kind == "samples":
@@ -241,7 +250,8 @@ def _measure(asked: Asked) -> Row:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DecodingError(f"{asked.name}: {error}") from error
     except BaseException as error:
-        kept = len(bench.store.samples(bench.samples_key(MODEL, "test", case.decoding)))
+        keys = [bench.samples_key(MODEL, "test", repeat) for repeat in asked.repeated]
+        kept = sum(len(bench.store.samples(key)) for key in keys)
         error.add_note(
             f"{asked.name}: {kept} of {total} responses are kept in {bench.store.folder}; run the same "
             "command again to continue"
@@ -289,7 +299,15 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
             for name in used
             if used[name] != published[name]
         },
-        "files": {"samples": str(store.samples_folder(row.keys.samples)), "verdicts": verdicts},
+        "files": {
+            "samples": str(store.samples_folder(row.keys.samples)),
+            **(
+                {"repeats": list(map(str, map(store.samples_folder, row.keys.repeats)))}
+                if row.keys.repeats
+                else {}
+            ),
+            "verdicts": verdicts,
+        },
     }
 
 
@@ -378,13 +396,16 @@ def _details(row: Json) -> str:
     ]
     source = "" if row["protocol_file"] is None else f" ({row['protocol_file']})"
     limit = "" if row["limit"] is None else f"; limit {row['limit']}"
+    problems = f"{row['samples'] // row['repeats']} problems"
+    if row["repeats"] > 1:
+        problems += f", {row['repeats']} responses to each"
     changes = [f"  with       {' '.join(row['set'])}"] if row["set"] else []
     return "\n".join(
         [
             row["protocol"],
             f"  protocol   version {row['version']}{source}",
             f"  model      {row['model']}, fingerprint {row['fingerprint']}",
-            f"  data       {'; '.join(row['data'])}; {row['samples']} problems{limit}",
+            f"  data       {'; '.join(row['data'])}; {problems}{limit}",
             *changes,
             f"  decoding   {', '.join(settings)}",
             f"  device     {row['hardware']}; batch size {', '.join(map(str, row['batch_sizes']))}",

@@ -30,6 +30,7 @@ from dparallel.stages.manifest import StageError, digest, fingerprint
 Split = Literal["validation", "test"]
 
 SLICE_BATCHES, SLICE_PROBLEMS = 4, 64  # size of a slice: batches, or problems if batches are small
+REPEAT = 1_000_003  # between the seeds of the responses to a problem that are judged together
 SLICE_VERDICTS = 128  # problems of a slice of verdicts by a scorer that takes long
 CERTAINTY_CODE = (*DECODING, "evaluation/certainty.py")
 
@@ -143,10 +144,33 @@ class Bench:
             self._samples_keys[asked] = self._key(model, split, prompts, decoding, DECODING)
         return self._samples_keys[asked]
 
-    def verdicts_key(self, samples_key: str, split: Split, scorer: str) -> str:
+    def repeated(self, split: Split, decoding: DecodingConfig) -> list[DecodingConfig]:
+        """The decodings of all responses to a problem that a scorer judges together: the first one is given.
+
+        Sampled ones have other seeds. Without a temperature, all would be equal, and there is one.
+        """
+        if decoding.temperature == 0:
+            return [decoding]
+        count = max(scorer.repeats for scorer in scorers_of(self.protocol(split)))
+        seeds = [((decoding.seed or 0) + number * REPEAT) % 2**63 for number in range(1, count)]
+        return [decoding, *(decoding.model_copy(update={"seed": seed}) for seed in seeds)]
+
+    def copies(self, split: Split, decoding: DecodingConfig) -> str | None:
+        """What to know where one response counts as several, which would be equal."""
+        count = max(scorer.repeats for scorer in scorers_of(self.protocol(split)))
+        if count == 1 or decoding.temperature > 0:
+            return None
+        return (
+            f"{count} responses to every problem are judged together; without a temperature all are equal, "
+            "so one is decoded and counts as all of them"
+        )
+
+    def verdicts_key(self, model: str, split: Split, decoding: DecodingConfig, scorer: str) -> str:
         """Key of verdicts: a digest of responses, problems, and the code that ends and judges responses."""
-        problems, protocol = self.problems[split], self.protocol(split)
-        return verdicts_key(samples_key, problems, protocol, scorer_named(scorer))
+        problems, protocol, judge = self.problems[split], self.protocol(split), scorer_named(scorer)
+        judged = self.repeated(split, decoding)[: judge.repeats]
+        samples = "+".join(self.samples_key(model, split, repeat) for repeat in judged)
+        return verdicts_key(samples, problems, protocol, judge)
 
     def count_reused(self, samples: pa.Table) -> int:
         """Number of samples that were decoded before this run, or before the stage that it resumes, began."""
@@ -161,7 +185,7 @@ class Bench:
     def missing(self, cases: Iterable[Case], split: Split) -> list[Unit]:
         """Units for samples of these cases that are not stored; methods may share a decoding."""
         units: dict[Unit, None] = {}
-        for model, decoding in dict.fromkeys((case.model, case.decoding) for case in cases):
+        for model, decoding in self._decodings(cases, split):
             rows = set(self.store.samples(self.samples_key(model, split, decoding))["row"].to_pylist())
             for part in slices(len(self.problems[split]), self.config.batch_size, decoding):
                 if not rows.issuperset(part):
@@ -170,14 +194,18 @@ class Bench:
                     ] = None
         return list(units)
 
+    def _decodings(self, cases: Iterable[Case], split: Split) -> list[tuple[str, DecodingConfig]]:
+        """Models and decodings of all samples of cases."""
+        every = ((case.model, repeat) for case in cases for repeat in self.repeated(split, case.decoding))
+        return list(dict.fromkeys(every))
+
     def unjudged(self, cases: Iterable[Case], split: Split) -> list[Unit]:
         """Units for verdicts on samples of these cases that are not stored."""
         units: dict[Unit, None] = {}
         total = len(self.problems[split])
         for model, decoding in dict.fromkeys((case.model, case.decoding) for case in cases):
-            samples_key = self.samples_key(model, split, decoding)
             for scorer in scorers_of(self.protocol(split)):
-                key = self.verdicts_key(samples_key, split, scorer.name)
+                key = self.verdicts_key(model, split, decoding, scorer.name)
                 for part in judged_slices(total, scorer):
                     if not self.store.has_verdicts(key, part):
                         units[
@@ -216,10 +244,10 @@ class Bench:
         """Whether the result of a unit is not stored yet."""
         if unit.kind == "certainty":
             return not is_there(self.store.certainty(self.certainty_key(unit)))
-        key = self.samples_key(unit.model, unit.split, unit.decoding)
         if unit.scorer is not None:
-            verdicts = self.verdicts_key(key, unit.split, unit.scorer)
+            verdicts = self.verdicts_key(unit.model, unit.split, unit.decoding, unit.scorer)
             return not self.store.has_verdicts(verdicts, range(*unit.slice))
+        key = self.samples_key(unit.model, unit.split, unit.decoding)
         return not self.store.has_samples(key, range(*unit.slice))
 
     def decoded_file(self, unit: Unit) -> Path:

@@ -15,7 +15,7 @@ from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.models.checkpoints import read_config
 from dparallel.problems.judging import judged
 from dparallel.problems.prompts import finish
-from dparallel.problems.scorer import Measure, Scorer, Verdict
+from dparallel.problems.scorer import Measure, Response, Scorer, Verdict
 from dparallel.problems.scoring import scorer_named, scorers_of
 from dparallel.problems.sources import Problem
 from dparallel.stages.manifest import StageError
@@ -27,10 +27,10 @@ Values = dict[str, list[Any]]  # of every problem, by the names of metrics; None
 
 def verdicts_of(bench: Bench, model: str, split: Split, decoding: DecodingConfig) -> dict[str, Values]:
     """The stored verdicts of all scorers of a split's protocol, by their keys in the store."""
-    samples_key, total = bench.samples_key(model, split, decoding), len(bench.problems[split])
+    total = len(bench.problems[split])
     found = {}
     for scorer in scorers_of(bench.protocol(split)):
-        key = bench.verdicts_key(samples_key, split, scorer.name)
+        key = bench.verdicts_key(model, split, decoding, scorer.name)
         table = bench.store.verdicts(key)
         if table is None or len(table) < total:
             raise StageError(
@@ -73,7 +73,7 @@ class _Slice:
 
     unit: Unit
     problems: Sequence[Problem]
-    responses: Sequence[str]
+    responses: Sequence[Response]
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
     def table(self, scorer: Scorer) -> pa.Table:
@@ -84,7 +84,7 @@ class _Slice:
                 "problem_id": problem.problem_id,
                 "prompt": problem.prompt,
                 "reference": problem.reference,
-                "response": response,
+                "response": _shown(response),
             }
             for place, (problem, response) in enumerate(zip(self.problems, self.responses, strict=True))
         ]
@@ -99,7 +99,7 @@ class _Slice:
 
 def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
     """Judge units together, so that worker processes start once; each is stored when it is complete."""
-    slices = list(_responses(bench, units))
+    slices = list(_responses(bench, units, scorer.repeats))
     places = [(part, place) for part in slices for place in range(len(part.problems))]
     problems = [part.problems[place] for part, place in places]
     responses = [part.responses[place] for part, place in places]
@@ -109,24 +109,46 @@ def _judge(bench: Bench, scorer: Scorer, units: Sequence[Unit]) -> None:
             part, place = places[index]
             part.verdicts[place] = verdict
             if len(part.verdicts) == len(part.problems):
-                samples_key = bench.samples_key(part.unit.model, part.unit.split, part.unit.decoding)
-                key = bench.verdicts_key(samples_key, part.unit.split, scorer.name)
+                unit = part.unit
+                key = bench.verdicts_key(unit.model, unit.split, unit.decoding, scorer.name)
                 bench.store.put_verdicts(key, range(*part.unit.slice), part.table(scorer))
     if not scorer.in_process:
         log.info("%s: judged %d responses in %.1f s", scorer.name, len(places), time.perf_counter() - began)
 
 
-def _responses(bench: Bench, units: Sequence[Unit]) -> Iterator[_Slice]:
-    """The texts of the units' samples, which are read once for each model and decoding."""
+def _responses(bench: Bench, units: Sequence[Unit], repeats: int) -> Iterator[_Slice]:
+    """The texts of the units' samples, which are read once for each model and decoding.
+
+    Args:
+        repeats: number of responses to every problem that are judged together.
+    """
     by_samples: dict[tuple[str, Split, DecodingConfig], list[Unit]] = {}
     for unit in units:
         by_samples.setdefault((unit.model, unit.split, unit.decoding), []).append(unit)
     for (model, split, decoding), parts in by_samples.items():
         tokenizer, end_token_ids = bench.tokenizer(model), read_config(bench.inputs[model]).end_token_ids
-        samples = bench.samples(bench.samples_key(model, split, decoding), split)["response_ids"]
+        repeated = [
+            bench.samples(bench.samples_key(model, split, repeat), split)["response_ids"]
+            for repeat in bench.repeated(split, decoding)[:repeats]
+        ]
         for unit in parts:
-            responses = [
-                finish(tokens, tokenizer, end_token_ids, bench.protocol(split).stops)
-                for tokens in samples.slice(unit.slice[0], unit.slice[1] - unit.slice[0]).to_pylist()
+            first, end = unit.slice
+            texts = [
+                [
+                    finish(tokens, tokenizer, end_token_ids, bench.protocol(split).stops)
+                    for tokens in samples.slice(first, end - first).to_pylist()
+                ]
+                for samples in repeated
             ]
-            yield _Slice(unit, bench.problems[split][slice(*unit.slice)], responses)
+            responses = list(map(list, zip(*texts, strict=True))) if len(texts) > 1 else texts[0]
+            yield _Slice(unit, bench.problems[split][first:end], responses)
+
+
+def _shown(response: Response) -> str:
+    """A response, or all that were judged together, as one text."""
+    if isinstance(response, str):
+        return response
+    count = len(response)
+    return "\n\n".join(
+        f"----- response {number} of {count} -----\n{text}" for number, text in enumerate(response, 1)
+    )

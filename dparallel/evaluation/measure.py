@@ -32,6 +32,8 @@ class Measurement(BaseModel):
 
     Attributes:
         accuracy, accuracy_stderr: the first metric of the protocol's first scorer, and its standard error.
+        samples: number of responses.
+        repeats: number of responses to every problem, which are judged together.
         metrics: by metric, over the responses that it judges: the share of correct responses (0..1); or their
             mean, or the number of all of them together, as a share of the best value.
         scores: the same of metrics without a best value, or outside their scale, as they are.
@@ -61,6 +63,7 @@ class Measurement(BaseModel):
 
     decoding: DecodingConfig
     samples: PositiveInt
+    repeats: PositiveInt = 1
     accuracy: float
     accuracy_stderr: float
     metrics: dict[str, float]
@@ -154,6 +157,7 @@ def add_up(
     return Measurement(
         decoding=decoding,
         samples=len(samples),
+        repeats=max(len(samples) // len(next(iter(verdicts.values()))), 1),
         **numbers,
         nfe=sum(columns["nfe"]) / len(samples),
         tpf=tokens_per_forward(columns["num_tokens"], columns["nfe"]),

@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Split, Unit
 from dparallel.evaluation.cases import TEACHER, Case, Cases, cases, first_student
@@ -133,17 +135,25 @@ def measure(
     bench: Bench, make: Make, asked: Sequence[Case], split: Split, more: Sequence[Unit] = ()
 ) -> list[Row]:
     """Decode the missing samples of `asked` and the units `more`, judge, and aggregate a row per case."""
-    keys = {case: bench.samples_key(case.model, split, case.decoding) for case in asked}
+    keys = {
+        case: [
+            bench.samples_key(case.model, split, repeat) for repeat in bench.repeated(split, case.decoding)
+        ]
+        for case in asked
+    }
     scorers = scorers_of(bench.protocol(split))
     sandbox = " + ".join({scorer.sandbox() for scorer in scorers} - {""})
     measures = {metric: measure for scorer in scorers for metric, measure in scorer.measures.items()}
+    for note in dict.fromkeys(bench.copies(split, case.decoding) for case in asked):
+        if note is not None:
+            log.info("%s problems: %s", split, note)
     bench.remember_files()
     make([*bench.missing(asked, split), *filter(bench.is_missing, more)])
     make(bench.unjudged(asked, split))
     rows = []
     for case in asked:
-        key = keys[case]
-        samples = bench.samples(key, split)
+        first, *repeats = keys[case]
+        samples = pa.concat_tables([bench.samples(key, split) for key in keys[case]])
         verdicts = verdicts_of(bench, case.model, split, case.decoding)
         metrics = {name: values for by_metric in verdicts.values() for name, values in by_metric.items()}
         row = Row(
@@ -151,7 +161,7 @@ def measure(
             case.method,
             split,
             add_up(case.decoding, samples, metrics, bench.count_reused(samples), sandbox, measures),
-            Keys(key, tuple(verdicts)),
+            Keys(first, tuple(verdicts), tuple(repeats)),
         )
         log.info("%s", row.label)
         rows.append(row)

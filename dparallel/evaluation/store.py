@@ -43,10 +43,15 @@ SAMPLES = pa.schema(
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the samples and verdicts of a measurement."""
+    """Keys of the samples and verdicts of a measurement.
+
+    Attributes:
+        repeats: keys of the samples of further responses to the same problems, judged together with these.
+    """
 
     samples: str
     verdicts: tuple[str, ...]
+    repeats: tuple[str, ...] = ()
 
 
 class Store:
@@ -93,7 +98,8 @@ class Store:
         """SHA-256 of every file of these keys, by path relative to the store."""
         files = set[Path]()
         for key in keys:
-            for folder in (self.samples_folder(key.samples), *map(self.verdicts_folder, key.verdicts)):
+            folders = [self.samples_folder(samples) for samples in (key.samples, *key.repeats)]
+            for folder in [*folders, *map(self.verdicts_folder, key.verdicts)]:
                 files |= set(_slices(folder))
         return {file.relative_to(self.folder).as_posix(): file_digest(file) for file in sorted(files)}
 

@@ -130,7 +130,7 @@ class Benchmark:
 
     def _answers(self, key: str, measured: Measurement) -> Answers:
         table = self.store.verdicts(key)
-        if table is None or len(table) < measured.samples:
+        if table is None or len(table) < measured.samples // measured.repeats:
             raise StageError(
                 f"{self.store.folder} lacks the verdicts {key} of {self.folder}: give the folder of runs in "
                 "which it was measured, or run the stage again"
@@ -229,7 +229,7 @@ def _row(flat: Mapping[str, Any]) -> Row:
         flat["method"],
         flat["split"],
         Measurement.model_validate(flat),
-        Keys(keys["samples"], tuple(keys["verdicts"])),
+        Keys(keys["samples"], tuple(keys["verdicts"]), tuple(keys.get("repeats", ()))),
         flat["operating_point"],
         flat["qualifies"],
     )

@@ -100,7 +100,7 @@ def _run(run: Benchmark) -> Json:
     return {
         "run": run.run,
         "stage": run.folder.name,
-        "problems": run.reference.measurement.samples,
+        "problems": run.reference.measurement.samples // run.reference.measurement.repeats,
         "outcome": run.outcome,
         "default_student": run.default_student,
         "max_loss": run.max_loss,

@@ -93,3 +93,46 @@ def test_every_kind_of_metric_is_measured_stored_and_shown(
         "± is one standard error; in brackets Wilson's",
     ):
         assert note in out
+
+
+def vote(problems: Sequence[Problem], responses: Sequence[str | list[str]]) -> list[Verdict]:
+    """Whether there are three responses, and whether they differ."""
+    said = [[response] * 3 if isinstance(response, str) else response for response in responses]
+    return [Verdict({"three": len(texts) == 3, "differ": len(set(texts)) > 1}) for texts in said]
+
+
+def test_repeats_are_decoded_with_other_seeds_and_judged_together(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCORERS, "vote", Scorer("vote", 1, ("three", "differ"), vote, repeats=3))
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"prompt": f"Tom {n} coins", "answer": ""}) + "\n" for n in range(4)]
+    Path("own.jsonl").write_text("".join(lines), encoding="utf-8")
+    protocol: dict[str, Any] = {"data": [{"path": "a/b", "reference": "answer"}], "scorers": ["vote"]}
+    Path("own.json").write_text(json.dumps(protocol), encoding="utf-8")
+    model = ["eval", "--model", str(tiny_checkpoint), "--protocol", "own.json", "--path", "own.jsonl", *SHAPE]
+    sampled = [*model, "--temperature", "2", "--seed", "5"]
+    assert main([*sampled, "--json"]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "own: 12 of 12 responses to decode" in err
+    assert (found["samples"], found["repeats"]) == (12, 3)
+    assert (found["metrics"]["three"]["share"], found["metrics"]["three"]["judged"]) == (1.0, 4)
+    assert found["metrics"]["differ"]["share"] == 1.0
+    folders = [found["files"]["samples"], *found["files"]["repeats"]]
+    texts = [pq.read_table(folder)["text"].to_pylist() for folder in folders]
+    [verdicts] = found["files"]["verdicts"].values()
+    [first, *_] = pq.read_table(verdicts)["response"].to_pylist()
+    assert first.startswith("----- response 1 of 3 -----\n" + texts[0][0])
+    assert first.endswith("----- response 3 of 3 -----\n" + texts[2][0])
+    assert main(sampled) == 0
+    out, err = capsys.readouterr()
+    assert "own: 0 of 12 responses to decode; 12 are in runs" in err
+    assert "own.jsonl; 4 problems, 3 responses to each" in out
+
+    assert main([*model, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["samples"], found["repeats"]) == (4, 1)
+    assert [found["metrics"][name]["share"] for name in ("three", "differ")] == [1.0, 0.0]
+    assert "without a temperature all are equal, so one is decoded and counts as all of them" in err

@@ -78,7 +78,7 @@ def bench(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def stored(bench: Bench, scorer: str) -> pa.Table:
-    key = bench.verdicts_key(bench.samples_key("teacher", "test", DECODING), "test", scorer)
+    key = bench.verdicts_key("teacher", "test", DECODING, scorer)
     table = bench.store.verdicts(key)
     assert table is not None
     return table
