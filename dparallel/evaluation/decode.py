@@ -45,9 +45,12 @@ def decode_here(bench: Bench, units: Sequence[Unit], finished: Finished | None =
     models = list(dict.fromkeys(unit.model for unit in units))
     ordered = sorted(units, key=lambda unit: models.index(unit.model))
     progress, passes, done = Progress(log, 0.0), Passes(), 0.0
-    with Loader(bench.inputs) as loader:
-        left = dict.fromkeys(ordered)
-        for unit, mine in in_turn(ordered, bench.decoded_file, bench.is_missing, "slices of samples"):
+    left = dict.fromkeys(ordered)
+    with (
+        Loader(bench.inputs) as loader,
+        in_turn(ordered, bench.decoded_file, bench.is_missing, "slices of samples") as turns,
+    ):
+        for unit, mine in turns:
             del left[unit]
             if not mine:
                 log.info("%s: decoded by another process meanwhile", unit.label)

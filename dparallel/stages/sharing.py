@@ -1,8 +1,9 @@
 """Share work with other processes: request it until its files exist, and never make a file twice at once."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,25 +59,36 @@ def have_made(
         )
 
 
+@contextlib.contextmanager
 def in_turn(
     items: Iterable[Work],
     file: Callable[[Work], Path],
     is_missing: Callable[[Work], bool],
     noun: str,
     every: float = 1.0,
-) -> Iterator[tuple[Work, bool]]:
+) -> Iterator[Iterator[tuple[Work, bool]]]:
     """Go through work that other processes may do as well; what they are doing comes last.
+
+    Yields an iterator over every item once: with True while this process has claimed it, to be done now; with
+    False when another process has done it. An item whose process ended without a result is claimed.
 
     Args:
         file: the file of an item, by which it is claimed.
         is_missing: whether the result of an item is missing.
         noun: name of several items, for messages.
         every: seconds between two looks at what other processes are doing.
-
-    Yields:
-        Every item once: with True while this process has claimed it, to be done now; with False when another
-        process has done it. An item whose process ended without a result is claimed.
     """
+    with contextlib.closing(_turns(items, file, is_missing, noun, every)) as turns:
+        yield turns
+
+
+def _turns(
+    items: Iterable[Work],
+    file: Callable[[Work], Path],
+    is_missing: Callable[[Work], bool],
+    noun: str,
+    every: float,
+) -> Generator[tuple[Work, bool], None, None]:
     left, said_at = list(items), -SAID_EVERY
     while left:
         busy = []

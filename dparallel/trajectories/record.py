@@ -277,19 +277,18 @@ def _decode(
         if recorded % config.batch_size == 0:  # a batch may finish all at once
             progress.tell(recorded, f"{recorded:,} of {total:,} responses")
 
-    for shard, mine in in_turn(
-        shards, lambda shard: shard.path, lambda shard: not is_there(shard.path), "shards"
-    ):
-        here = prompts[shard.index]
-        if not mine:
-            log.info("%s: recorded by another process meanwhile", shard.path.name)
-            total -= len(here)
-            progress.total = total
-            continue
-        with fitting_threads(model, config.batch_size):
-            generations = generate(
-                model, here, config.decoding, config.batch_size, finished=finished, stop=stop
-            )
-        judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
-        write_shard(shard.path, _with_truth(config, judged), metadata)
-        progress.tell(recorded, f"{recorded:,} of {total:,} responses")
+    with in_turn(shards, lambda shard: shard.path, lambda shard: not is_there(shard.path), "shards") as turns:
+        for shard, mine in turns:
+            here = prompts[shard.index]
+            if not mine:
+                log.info("%s: recorded by another process meanwhile", shard.path.name)
+                total -= len(here)
+                progress.total = total
+                continue
+            with fitting_threads(model, config.batch_size):
+                generations = generate(
+                    model, here, config.decoding, config.batch_size, finished=finished, stop=stop
+                )
+            judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
+            write_shard(shard.path, _with_truth(config, judged), metadata)
+            progress.tell(recorded, f"{recorded:,} of {total:,} responses")

@@ -53,11 +53,12 @@ def test_many_that_go_through_the_same_work_do_each_item_once(tmp_path: Path) ->
     def work(_: int) -> tuple[list[Path], list[Path]]:
         start.wait()
         done: dict[bool, list[Path]] = {True: [], False: []}
-        for path, mine in turns(paths):
-            if mine:
-                time.sleep(0.002)
-                path.write_bytes(b"made")
-            done[mine].append(path)
+        with turns(paths) as found:
+            for path, mine in found:
+                if mine:
+                    time.sleep(0.002)
+                    path.write_bytes(b"made")
+                done[mine].append(path)
         return done[True], done[False]
 
     with ThreadPoolExecutor(6) as pool:
@@ -73,17 +74,30 @@ def test_what_another_process_does_comes_last_and_is_taken_over_if_it_is_killed(
 ) -> None:
     caplog.set_level(logging.INFO)
     order = []
-    for path, mine in turns(numbered(tmp_path, 3)):
-        assert mine
-        order.append(path.name)
-        path.write_bytes(b"made")
-        if len(order) == 2:
-            threading.Timer(0.2, os.kill, (holding, signal.SIGKILL)).start()
+    with turns(numbered(tmp_path, 3)) as found:
+        for path, mine in found:
+            assert mine
+            order.append(path.name)
+            path.write_bytes(b"made")
+            if len(order) == 2:
+                threading.Timer(0.2, os.kill, (holding, signal.SIGKILL)).start()
     assert order == ["1", "2", "0"]
     assert [record.message for record in caplog.records] == [
         "1 files are being made by other processes: waiting for them"
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+def test_an_error_ends_the_claim(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with turns(numbered(tmp_path, 3)) as found:
+            for _ in found:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        interrupted()
+    assert error.traceback, "which keeps the loop alive"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_claim_is_swept_only_when_its_process_is_gone(tmp_path: Path, holding: int) -> None:

@@ -1,0 +1,149 @@
+"""Servers and workers as `make up` starts them, and runs on them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from mlflow import MlflowClient
+
+from tests.deploy.test_servers import Clone
+from tests.failures.experiment import settings
+from tests.failures.local import SECONDS, wait_until
+
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Stack:
+    """A clone with its servers; every case has a folder of runs of its own."""
+
+    def __init__(self, folder: Path, teacher: Path, **variables: str):
+        stores = {"DPARALLEL_MLFLOW_STORE": f"sqlite:///{folder}/store.db"}
+        self.clone = Clone(
+            folder, **{**stores, "DPARALLEL_THREADS": "1", "DPARALLEL_CPU_RUNS": "4", **variables}
+        )
+        self.teacher = teacher
+
+    def up(self) -> None:
+        self.clone.make("up")
+
+    def down(self) -> None:
+        self.clone.make("down")
+        assert self.clone.processes() == []
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.clone.prefect}/api"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.clone.mlflow}"
+
+    def ask(self, path: str, body: Any) -> Any:
+        """A request to Prefect's server."""
+        answer = httpx.post(f"{self.api}/{path}", json=body, trust_env=False, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def config(self, runs: Path, **changes: Any) -> Path:
+        """A config file whose runs are in a folder."""
+        path = runs.parent / f"{runs.name}.yaml"
+        path.write_text(yaml.safe_dump({**settings(self.teacher, runs), **changes}), encoding="utf-8")
+        return path
+
+    def submit(self, deployment: str, config: Path, **parameters: Any) -> str:
+        """Start a run of a deployment; its id."""
+        flow, _, name = deployment.partition("/")
+        found = httpx.get(f"{self.api}/deployments/name/{flow}/{name}", trust_env=False).json()
+        body = {"parameters": {"config": str(config), **parameters}, "state": {"type": "SCHEDULED"}}
+        run: str = self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"]
+        return run
+
+    def state(self, run: str) -> dict[str, Any]:
+        state: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{run}", trust_env=False).json()["state"]
+        return state
+
+    def ends(self, run: str, seconds: float = 2 * SECONDS) -> tuple[str, str]:
+        """Wait for the end of a run; its state and message."""
+        last: dict[str, Any] = {}
+
+        def is_over() -> bool:
+            nonlocal last
+            time.sleep(0.5)
+            with contextlib.suppress(httpx.HTTPError):
+                last = self.state(run)
+            return last.get("type") in FINAL
+
+        wait_until(is_over, lambda: f"{last}\n{self.log('gpu-1')}\n{self.log('cpu-1')}", seconds)
+        return last["type"], last.get("message") or ""
+
+    def log(self, name: str) -> str:
+        """The end of the log of a server or a worker."""
+        text = (self.clone.folder / ".dparallel" / "logs" / f"{name}.log").read_text(
+            encoding="utf-8", errors="replace"
+        )
+        return text[-6000:]
+
+    def runs_in(self, folder: Path) -> list[dict[str, Any]]:
+        """All flow runs for a folder of runs."""
+        found = self.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})
+        return [run for run in found if str(folder) in str(run["parameters"])]
+
+    def quiet(self, folder: Path, seconds: float = SECONDS) -> None:
+        """Wait until no flow run for a folder of runs is in progress."""
+
+        def is_quiet() -> bool:
+            time.sleep(0.5)
+            return all(run["state_type"] in FINAL for run in self.runs_in(folder))
+
+        wait_until(is_quiet, lambda: str(self.runs_in(folder)), seconds)
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Processes of the workers whose command line has all these words."""
+        found = []
+        for process in self.clone.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if all(word in line for word in words):
+                    found.append(process)
+        return found
+
+    def flow_processes(self, run: str) -> list[psutil.Process]:
+        """The process in which a worker runs a flow run."""
+        found = []
+        for process in self.clone.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == run and "prefect" in " ".join(
+                    process.cmdline()
+                ):
+                    found.append(process)
+        return found
+
+    def upload(self, runs: Path) -> str:
+        """`python -m tasks.tracking upload`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.tracking", "upload", str(runs)],
+            cwd=self.clone.folder,
+            env={**os.environ, "MLFLOW_TRACKING_URI": self.mlflow},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        return done.stdout + done.stderr
+
+    def statuses(self, experiment: str) -> dict[str, list[str]]:
+        """Statuses in MLflow of the runs of every stage, the oldest first."""
+        client = MlflowClient(tracking_uri=self.mlflow)
+        found = client.get_experiment_by_name(experiment)
+        assert found is not None
+        runs = client.search_runs([found.experiment_id], order_by=["start_time ASC"])
+        statuses: dict[str, list[str]] = {}
+        for run in runs:
+            statuses.setdefault(run.data.tags["stage"], []).append(run.info.status)
+        return statuses

@@ -1,0 +1,114 @@
+"""A run is ended by a signal in each stage, and given again."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.failures.conftest import Place
+from tests.failures.experiment import STAGES, temporary_files
+from tests.failures.local import Command
+from tests.failures.table import Row
+
+SIGNALS = {
+    signal.SIGKILL: "SIGKILL of the run",
+    signal.SIGTERM: "SIGTERM of the run",
+    signal.SIGINT: "Ctrl-C",
+}
+LOST = {
+    "trajectories": "the shards in progress",
+    "training": "the steps since the last checkpoint",
+    "merging": "the merging in progress",
+    "benchmark": "the slices in progress",
+}
+IN_ORDER = 10.0  # seconds in which a run ends by itself
+
+
+MIDDLE = {
+    "trajectories": ("*/trajectories-*/part-*.parquet", 3),
+    "training": ("*/training-*/checkpoints/step-*", 2),
+    "merging": ("*/merging-*/.saving-*", 1),
+    "benchmark": ("measurements/samples/*/*.parquet", 3),
+}
+
+
+def is_in_the_middle(runs: Path, stage: str) -> bool:
+    """Whether some of a stage is done."""
+    pattern, count = MIDDLE[stage]
+    return len(list(runs.glob(pattern))) >= count
+
+
+def wait_for_the_middle(place: Place, run: Command, stage: str) -> None:
+    """Wait until some of a stage is done, and some is not."""
+    run.wait_until(lambda: is_in_the_middle(place.runs, stage))
+    assert not place.is_finished(stage), "the fault comes too late"
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_flow_is_ended(
+    before: Callable[[str], Place], shown: Callable[[Row], None], stage: str, number: signal.Signals
+) -> None:
+    place = before(stage)
+    with place.start(stage) as run:
+        wait_for_the_middle(place, run, stage)
+        run.signal(number)
+        code = run.code(IN_ORDER + 5)
+        assert run.leaves_no_process()
+        said = run.said
+    assert not place.is_finished(stage)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+        outcome = "ends at once, no process is left; MLflow shows it as killed after the next upload"
+    else:
+        assert code == 128 + number, said
+        assert temporary_files(place.runs) == []
+        assert "Traceback" not in said
+        assert "what is done is kept. To go on, give the same command: " in run.last
+        outcome = f"ends within {IN_ORDER:.0f} s with exit code {code}, says how to go on, killed in MLflow"
+    assert place.statuses()[stage] == "KILLED"
+    place.same_again(stage)
+    assert place.statuses()[stage] == "FINISHED"
+    shown(Row(SIGNALS[number], stage, outcome, LOST[stage]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_training_process_is_ended(
+    before: Callable[[str], Place], shown: Callable[[Row], None], number: signal.Signals
+) -> None:
+    place = before("training")
+    with place.start("training") as run:
+        wait_for_the_middle(place, run, "training")
+        [rank] = [
+            process
+            for process in run.family()
+            if "torch.distributed.run" not in process.cmdline()
+            and "dparallel.distillation" in process.cmdline()
+        ]
+        rank.send_signal(number)
+        assert run.code() == 1, run.said
+        assert run.leaves_no_process()
+        said = run.said
+    assert "flow training failed: training ended with exit code 1; its last lines:" in said
+    assert f"Signal {number.value} ({number.name})" in said
+    assert place.statuses()["training"] == "FAILED"
+    place.same_again("training")
+    outcome = "exit code 1, the signal is named"
+    shown(Row(f"{number.name} of a training process", "training", outcome, LOST["training"]))
+
+
+def test_the_temporary_server_is_killed(before: Callable[[str], Place], shown: Callable[[Row], None]) -> None:
+    place = replace(before("trajectories"), zygote=None)
+    del place.environment["PREFECT_API_URL"]
+    with place.start("trajectories", PREFECT_HOME=str(place.folder / "prefect")) as run:
+        wait_for_the_middle(place, run, "trajectories")
+        [server] = [process for process in run.family() if "uvicorn" in process.cmdline()]
+        server.kill()
+        code, said = run.code(300), run.said
+        assert run.leaves_no_process()
+    assert code in (0, 1), said
+    place.same_again("trajectories", "-v")
+    outcome = "the stage is finished" if place.is_finished("trajectories") else "fails"
+    shown(Row("SIGKILL of a local run's Prefect server", "trajectories", f"{outcome}, exit code {code}"))
