@@ -7,7 +7,7 @@ from flows.command import main
 from flows.dispatch import Workers, workers
 from flows.names import run_name
 from tasks.benchmark import make_units, run_benchmark
-from tasks.checks import Given, checked_experiment, chosen, ready_students
+from tasks.checks import Given, Settings, all_overrides, checked_experiment, chosen, ready_students
 from tasks.tracking.records import Parent
 
 Planned = tuple[list[tuple[StagePlan, Workers | None]], list[str]]
@@ -38,18 +38,20 @@ def benchmark(
     benchmark: str | None = None,
     parent: Parent | None = None,
     on_pool: bool = False,
+    settings: Settings | None = None,
 ) -> list[str]:
     """Measure the teacher and all students: accuracy, forward passes, speed.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
-        overrides: settings `key.sub=value` that override the file.
+        overrides: settings `key.sub=value` that override the file and `settings`.
         benchmark: name of a benchmark in the config; by default all benchmarks.
         parent: the distill run that this stage belongs to.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/measure-part` on its
             work pool, and judged there where that takes long; thresholds are selected in this run.
+        settings: settings that override the file, as values.
     """
-    return run(plan(config, overrides, benchmark, on_pool), parent=parent)
+    return run(plan(config, all_overrides(settings, overrides), benchmark, on_pool), parent=parent)
 
 
 def run(planned: Planned, parent: Parent | None = None, **parameters: object) -> list[str]:

@@ -10,7 +10,7 @@ from flows.command import main
 from flows.dispatch import DEPLOYMENTS, dispatch
 from flows.names import name_of, run_name
 from tasks.benchmark import report, run_benchmark
-from tasks.checks import Given, checked_experiment
+from tasks.checks import Given, Settings, all_overrides, checked_experiment
 from tasks.labels import tag_stage
 from tasks.merging import merge_student
 from tasks.tracking.run import Run, track
@@ -28,15 +28,21 @@ def plan(
 
 
 @flow("distill", run_name)
-def distill(config: Given, overrides: list[str] | None = None, on_pools: tuple[StageName, ...] = ()) -> str:
+def distill(
+    config: Given,
+    overrides: list[str] | None = None,
+    on_pools: tuple[StageName, ...] = (),
+    settings: Settings | None = None,
+) -> str:
     """Distil all students of a config, merge them, and compare them with the teacher on all benchmarks.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
-        overrides: settings `key.sub=value` that override the file.
+        overrides: settings `key.sub=value` that override the file and `settings`.
         on_pools: stages to run as deployments on their work pools; the others run in this process.
+        settings: settings that override the file, as values.
     """
-    text = run(plan(config, overrides, on_pools), on_pools)
+    text = run(plan(config, all_overrides(settings, overrides), on_pools), on_pools)
     get_run_logger().info("\n%s", text)  # which `prefect deployment run --watch` shows
     return text
 

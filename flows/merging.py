@@ -3,7 +3,7 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.names import run_name
-from tasks.checks import Given, ready_students
+from tasks.checks import Given, Settings, all_overrides, ready_students
 from tasks.merging import merge_student
 from tasks.tracking.records import Parent
 
@@ -20,16 +20,18 @@ def merging(
     overrides: list[str] | None = None,
     student: str | None = None,
     parent: Parent | None = None,
+    settings: Settings | None = None,
 ) -> list[str]:
     """Merge a student's adapter into the teacher, or the adapters of all students in turn.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
-        overrides: settings `key.sub=value` that override the file.
+        overrides: settings `key.sub=value` that override the file and `settings`.
         student: name of a student in the config; by default all students.
         parent: the distill run that this stage belongs to.
+        settings: settings that override the file, as values.
     """
-    return run(plan(config, overrides, student), parent=parent)
+    return run(plan(config, all_overrides(settings, overrides), student), parent=parent)
 
 
 def run(plans: list[StagePlan], parent: Parent | None = None, **parameters: object) -> list[str]:

@@ -8,6 +8,8 @@ from prefect import runtime
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks.checks import all_overrides
+
 LONGEST = 120  # characters of a name
 
 
@@ -37,7 +39,7 @@ def experiment_of(parameters: Mapping[str, Any]) -> str:
     """Name of the experiment, or of its config file if that cannot be read."""
     for override in reversed(_overrides(parameters)):
         if override.startswith("name="):
-            return override.removeprefix("name=")
+            return str(YAML(typ="safe", pure=True).load(override.removeprefix("name=")))
     config = parameters.get("config")
     if isinstance(config, Mapping):
         settings = config.get("settings")
@@ -55,4 +57,5 @@ def _overrides(parameters: Mapping[str, Any]) -> list[str]:
     """Those of a run in progress, whose snapshot is the config, and those of the parameters."""
     config = parameters.get("config")
     begun = config.get("overrides") if isinstance(config, Mapping) else None
-    return [str(each) for each in (*(begun or []), *(parameters.get("overrides") or []))]
+    given = all_overrides(parameters.get("settings"), parameters.get("overrides"))
+    return [str(each) for each in (*(begun or []), *given)]

@@ -4,7 +4,7 @@ from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.names import run_name
-from tasks.checks import Given, ready_students
+from tasks.checks import Given, Settings, all_overrides, ready_students
 from tasks.tracking.records import Parent
 from tasks.training import train_student
 
@@ -23,16 +23,18 @@ def training(
     overrides: list[str] | None = None,
     student: str | None = None,
     parent: Parent | None = None,
+    settings: Settings | None = None,
 ) -> list[str]:
     """Distil a student, or all students in turn.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
-        overrides: settings `key.sub=value` that override the file.
+        overrides: settings `key.sub=value` that override the file and `settings`.
         student: name of a student in the config; by default all students.
         parent: the distill run that this stage belongs to.
+        settings: settings that override the file, as values.
     """
-    return run(plan(config, overrides, student), parent=parent)
+    return run(plan(config, all_overrides(settings, overrides), student), parent=parent)
 
 
 def run(

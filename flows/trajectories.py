@@ -4,7 +4,7 @@ from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
 from flows.names import run_name
-from tasks.checks import Given, checked_experiment
+from tasks.checks import Given, Settings, all_overrides, checked_experiment
 from tasks.tracking.records import Parent
 from tasks.trajectories import record_shards, record_trajectories
 
@@ -21,18 +21,23 @@ def plan(
 
 @flow("trajectories", run_name)
 def trajectories(
-    config: Given, overrides: list[str] | None = None, parent: Parent | None = None, on_pool: bool = False
+    config: Given,
+    overrides: list[str] | None = None,
+    parent: Parent | None = None,
+    on_pool: bool = False,
+    settings: Settings | None = None,
 ) -> str:
     """Record trajectories of the teacher on all training problems.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
-        overrides: settings `key.sub=value` that override the file.
+        overrides: settings `key.sub=value` that override the file and `settings`.
         parent: the distill run that this stage belongs to.
         on_pool: have the shards recorded by `launch.parts` runs of `shards/record-part` on its work pool;
             this run checks them and finishes the stage.
+        settings: settings that override the file, as values.
     """
-    return run(plan(config, overrides, on_pool), parent=parent)
+    return run(plan(config, all_overrides(settings, overrides), on_pool), parent=parent)
 
 
 def run(planned: tuple[StagePlan, Workers | None], parent: Parent | None = None, **parameters: object) -> str:

@@ -4,13 +4,15 @@ import shlex
 from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from pydantic import BaseModel
 
 from dparallel.config.base import ConfigError, nearest
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.config.partial import overrides_of, partial_of
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
@@ -28,6 +30,16 @@ from dparallel.stages.snapshot import take_snapshot
 from tasks.launch import fit_to_gpus
 
 Given = str | dict[str, Any]  # a config file, or the snapshot of a run in progress as JSON values
+if TYPE_CHECKING:
+    Settings: TypeAlias = BaseModel
+    TeacherSettings: TypeAlias = BaseModel
+else:  # the form in Prefect's UI, whose values the server checks
+    Settings, TeacherSettings = partial_of(DistillConfig), partial_of(TeacherConfig)
+
+
+def all_overrides(settings: BaseModel | None, overrides: list[str] | None) -> list[str]:
+    """Settings given as values, and then those given as text, as overrides of a config."""
+    return [*overrides_of(settings), *(overrides or [])]
 
 
 def checked_experiment(

@@ -39,7 +39,12 @@ def refuse_same_names(names: Iterable[tuple[str, str]]) -> None:
 
 
 class Sweep(Config):
-    """A decoding at several thresholds."""
+    """A decoding at several thresholds.
+
+    Args:
+        decoding: its other settings.
+        thresholds: of its rule.
+    """
 
     decoding: DecodingConfig
     thresholds: tuple[NonNegativeFloat, ...] = Field(min_length=1)

@@ -34,6 +34,9 @@ class DecodingConfig(Config):
             <= `stability_threshold` nats since the previous forward pass (KL divergence; default 0.01).
             `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin`: the samplers of Dream, which
             treat the response as one block and take `steps` forward passes.
+        threshold: of the rule; smallest probability or margin, or largest entropy in nats.
+        stability_threshold: of the rule `stability`, in nats.
+        steps: forward passes of the rule `steps` and of Dream's samplers.
         mode: when a block becomes active.
             `sequential`: when the previous block is complete.
             `multi_block` (d3LLM): when a fraction `block_add_threshold` (default 0.1) of the previous
@@ -52,6 +55,8 @@ class DecodingConfig(Config):
             passes (default 8) and a complete block for `settle_rounds` further passes (default 1).
             `exact`, the default of `pipelined` and `autoregressive`: keeps the keys and values that
             later tokens cannot change.
+        block_add_threshold, decoded_token_threshold: fractions of a block; see `mode`.
+        settle_rounds, refresh_every: forward passes of the caches in `multi_block`; see `cache`.
         stop_at_eos: stop when an end-of-sequence token and all tokens before it are committed; always on
             in `autoregressive`.
         temperature: sampling temperature; 0 takes the most likely token.

@@ -18,7 +18,11 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class Ramp(Config):
-    """A ratio that changes linearly from `start` (first train step) to `end` (last train step)."""
+    """A ratio that changes linearly from `start` (first train step) to `end` (last train step).
+
+    Args:
+        start, end: ratios at the first and the last train step.
+    """
 
     start: Ratio
     end: Ratio
@@ -29,7 +33,11 @@ class Ramp(Config):
 
 
 class Growth(Config):
-    """A growing block length: the divisors of the response length from `start` to `end`, in turn."""
+    """A growing block length: the divisors of the response length from `start` to `end`, in turn.
+
+    Args:
+        start, end: smallest and largest block length in tokens.
+    """
 
     start: PositiveInt
     end: PositiveInt

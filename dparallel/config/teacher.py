@@ -16,6 +16,10 @@ class TeacherConfig(Config):
     Args:
         out: folder of the model.
         objective: `diffusion`, or `autoregressive` for next-token prediction.
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: shape of the model.
+        max_position_embeddings: longest sequence in tokens.
+        train_steps: number of train steps.
+        seed: of the initial weights and of the training rows.
         block_length: for `diffusion` (default 12): half of the training rows, and the responses of the
             final check, are filled block by block.
         batch_size: training rows per train step.
