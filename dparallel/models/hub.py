@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from dparallel.config.paths import looks_local
 from dparallel.models.formats import CheckpointError
+from dparallel.models.offline import REMEDY, cache_if_offline
 
 WEIGHTS = "*.safetensors"
 # Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
@@ -52,9 +53,10 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     name, _, revision = str(path).partition("@")
     wanted = [*SMALL, WEIGHTS] if with_weights else [*SMALL]
     try:
-        if with_weights:
-            _check_room(name, revision or None, wanted)
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        with cache_if_offline() as offline:
+            if with_weights:
+                _check_room(name, revision or None, wanted)
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except IncompleteSnapshotError as error:
         raise CheckpointError(f"{path} is only partly in the local cache: {_first_line(error)}") from error
     except GatedRepoError as error:
@@ -68,6 +70,11 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     ) as error:
+        if offline and isinstance(error, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub that the cache "
+                f"{constants.HF_HUB_CACHE} holds, and {REMEDY}: give a local folder"
+            ) from error
         raise CheckpointError(
             f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub ({_first_line(error)})"
         ) from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.config.sources import kind_of
+from dparallel.models.offline import cache_if_offline
 from dparallel.problems.lm_eval_index import manager, task_settings
 from dparallel.problems.sources import ProblemsError
 from dparallel.problems.tables import KINDS, TableError, check_kinds, open_table
@@ -30,7 +31,8 @@ def open_task(name: str, num_fewshot: int | None, data_files: tuple[tuple[str, s
     datasets.disable_progress_bars()
     try:
         whole = {"group": "dparallel", "task": [changes]}  # takes the settings of the task's file
-        [task] = manager(name).load(whole)["tasks"].values()
+        with cache_if_offline():
+            [task] = manager(name).load(whole)["tasks"].values()
     except Exception as error:  # a task is a program of its own
         raise ProblemsError(_not_loaded(name, settings, count, dict(data_files), error)) from error
     return task

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from dparallel.config.sources import PROBLEM_FILES, SourceConfig, kind_of
+from dparallel.models.offline import cache_if_offline
 from dparallel.problems.tables import (
     COMMIT,
     Concatenation,
@@ -141,7 +142,8 @@ def _load(path: str, subset: str | None, revision: str | None, split: str) -> Hu
 
     datasets.disable_progress_bars()
     try:
-        table = HubTable(datasets.load_dataset(path, name=subset, revision=revision, split=split))
+        with cache_if_offline():
+            table = HubTable(datasets.load_dataset(path, name=subset, revision=revision, split=split))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, StopIteration) as error:
         reason = str(error.__cause__ or error) or "it holds 0 problems"
         raise HubError(f"cannot be read: {reason}") from error

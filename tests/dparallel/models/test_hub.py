@@ -18,6 +18,7 @@ from dparallel import load_model, load_tokenizer
 from dparallel.models import hub
 from dparallel.models.checkpoints import choose_format, read_config
 from dparallel.models.formats import CheckpointError
+from dparallel.models.offline import cache_if_offline
 from tests.dparallel.models.published import publish
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -203,3 +204,29 @@ def test_a_folder_comes_before_a_name(cached: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(cached, tmp_path / "some" / "model")
     assert load_model("some/model", "cpu").config.name_or_path == str(tmp_path / "some" / "model")
+
+
+def test_without_an_address_of_the_hub_the_cache_is_used_at_once(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No retries, each with a line of its own; a proxy looks the name up itself."""
+    asked = []
+
+    def unknown(*arguments: object) -> None:
+        asked.append(arguments)
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr("dparallel.models.offline.socket.getaddrinfo", unknown)
+    monkeypatch.setattr("dparallel.models.offline.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with cache_if_offline() as offline:
+        assert offline
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    assert hub.checkpoint_folder("some/model", with_weights=False) == cached
+    with pytest.raises(CheckpointError, match="some/other is neither .* the Hub cannot be reached"):
+        hub.checkpoint_folder("some/other", with_weights=False)
+    assert asked
+    monkeypatch.setattr("dparallel.models.offline.getproxies", lambda: {"https": "http://proxy"})
+    with cache_if_offline() as offline:
+        assert not offline
