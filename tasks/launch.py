@@ -34,11 +34,17 @@ log = logging.getLogger("dparallel.launch")
 LAST_LINES = 40
 # Lines with which launchers begin to report a failed process; the relevant output was printed before.
 LAUNCHERS_REPORT = re.compile(r"torch/distributed/elastic/.*failed \(exitcode|launch\.py:\d+:sigkill_handler")
+# The signal that ended a process, in the reports of torch's and of DeepSpeed's launcher.
+SIGNAL = re.compile(r"(?:failed \(exitcode: |exits with return code = )-(\d+)")
 GRACE_SECONDS = 5.0  # less than `flows.interruption.SECONDS`
 
 
 class TrainingFailed(RuntimeError):
     """Training failed; the message contains its exit code and last lines of output."""
+
+
+class TrainingEnded(UserError):
+    """A training process was ended from outside; the message names the signal and the remedy."""
 
 
 class TrainingRefused(UserError):
@@ -62,18 +68,31 @@ def launch(
 
     Raises:
         TrainingRefused: a process ended with a user's error.
+        TrainingEnded: a process was ended by a signal.
         TrainingFailed: the launcher's exit code is not 0 for another reason.
     """
     plan_file = write_plan(plan)
     env = environment(config, plan.inputs.get("teacher"))
     with _processes([*command(config, target), str(plan_file)], env) as (process, family):
-        last, mistakes = _follow(process, family, on_line, on_tick, tick_seconds)
+        last, mistakes, number = _follow(process, family, on_line, on_tick, tick_seconds)
         code = process.wait()
+        if code < 0 and number is None:  # the launcher itself
+            number = -code
     on_tick()
     if code != 0 and mistakes:
         raise TrainingRefused("; ".join(mistakes))
+    if number is not None:
+        raise TrainingEnded(_who_ended_it(number))
     if code != 0:
         raise TrainingFailed(f"training ended with exit code {code}; its last lines:\n" + "\n".join(last))
+
+
+def _who_ended_it(number: int) -> str:
+    why = ": the system does that when memory runs out" if number == signal.SIGKILL else ""
+    return (
+        f"a training process was ended by {signal.Signals(number).name} (signal {number}){why}. Checkpoints "
+        "are kept: give the same command again to go on from the last one"
+    )
 
 
 def fit_to_gpus(config: LaunchConfig, training: TrainingConfig, views: int, gpus: int) -> LaunchConfig:
@@ -196,11 +215,12 @@ def _follow(
     on_line: Callable[[str], None],
     on_tick: Callable[[], None],
     tick_seconds: float,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], int | None]:
     """Forward lines until the output ends.
 
-    Returns the last lines that are not the launcher's own, and the messages of users' errors, which several
-    processes may report. After such an error, nothing is forwarded: the launcher only reports the failure.
+    Returns the last lines that are not the launcher's own, the messages of users' errors, which several
+    processes may report, and the signal that ended a process first, if one did. After a user's error, nothing
+    is forwarded: the launcher only reports the failure.
 
     Workers that survive a killed launcher keep the output open; it then ends at the first tick without a
     line.
@@ -219,6 +239,7 @@ def _follow(
     last: deque[str] = deque(maxlen=LAST_LINES)
     mistakes: dict[str, None] = {}
     reporting = ended = False
+    number: int | None = None
     next_tick = time.monotonic() + tick_seconds
     while True:
         with contextlib.suppress(queue.Empty):
@@ -228,6 +249,8 @@ def _follow(
             if (mistake := reported(line)) is not None:
                 mistakes[mistake] = None
             reporting = reporting or LAUNCHERS_REPORT.search(line) is not None
+            if number is None and (report := SIGNAL.search(line)) is not None:
+                number = int(report.group(1))
             if not reporting:
                 last.append(line)
             if not mistakes:
@@ -239,7 +262,7 @@ def _follow(
             family |= _descendants(process)
             ended = process.poll() is not None
             next_tick = time.monotonic() + tick_seconds
-    return list(last), list(mistakes)
+    return list(last), list(mistakes), number
 
 
 def _descendants(process: subprocess.Popen) -> set[psutil.Process]:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import yaml
 
+BUSY_TRIES, BUSY_SECONDS = 10, 1.0  # Prefect's answer while its database is locked, on SQLite
 IN_PROGRESS = ("PENDING", "RUNNING", "CANCELLING")
 
 
@@ -20,7 +21,11 @@ class Server:
         self._client = httpx.Client(base_url=f"{url}/api", timeout=30, trust_env=False)
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self._client.request(method, path, json=body)
+        for _ in range(BUSY_TRIES):
+            answer = self._client.request(method, path, json=body)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(BUSY_SECONDS)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -34,6 +39,14 @@ class Server:
             "base_job_template": json.loads(template.read_text(encoding="utf-8")),
         }
         self._ask("POST", "/work_pools/", body)
+
+    def limit_queue(self, pool: str, queue: str, runs: int) -> None:
+        """Let at most so many runs of a pool's queue be in progress; the queue is created if need be."""
+        known = {each["name"] for each in self._ask("POST", f"/work_pools/{pool}/queues/filter", {})}
+        if queue in known:
+            self._ask("PATCH", f"/work_pools/{pool}/queues/{queue}", {"concurrency_limit": runs})
+        else:
+            self._ask("POST", f"/work_pools/{pool}/queues", {"name": queue, "concurrency_limit": runs})
 
     def workers_online(self, pool: str) -> dict[str, float]:
         """Time of the last heartbeat, in seconds since 1970, of the pool's workers that are online."""

@@ -15,22 +15,32 @@ from deploy.local.services import POOLS, with_programs
 DEPLOY = Path(__file__).parents[1]
 DEPLOYED = "deployed.json"
 LOG = "deploy.log"
+EXPERIMENTS = "experiments"  # queue of the cpu pool, for runs that wait for others of the pool
 
 
 def register(
-    server: api.Server, variables: Mapping[str, str], root: Path, data: Path, say: Callable[[str], None]
+    server: api.Server,
+    variables: Mapping[str, str],
+    root: Path,
+    data: Path,
+    say: Callable[[str], None],
+    cpu_slots: int | None = None,
 ) -> None:
     """Give the server what it lacks; what is there is left as it is, but deployments of changed flows.
 
     Args:
         variables: environment variables for Prefect's command.
         data: the folder that remembers what was deployed.
+        cpu_slots: how many runs the workers of the cpu pool take at a time. One is kept free for stages: if
+            runs of `distill/full` had all of them, they would wait for stages that never start.
     """
     known = server.pools()
     for pool in POOLS:
         if pool not in known:
             server.create_pool(pool, DEPLOY / "pools" / "process.json")
             say(f"work pool {pool}: created")
+    if cpu_slots:
+        server.limit_queue("cpu", EXPERIMENTS, max(cpu_slots - 1, 1))
     _deploy(server, variables, root, data, say)
     automations = server.create_missing_automations((DEPLOY / "automations").glob("*.yaml"))
     say(f"automations: {', '.join(automations)}")

@@ -47,7 +47,8 @@ def up(settings: Settings, others: Mapping[str, str], root: Path, say: Callable[
                 is_healthy = partial(api.answers, service.health)
                 _wait(service.name, is_healthy, processes, say, service in missing)
         server = api.Server(settings.prefect_url)
-        register(server, {**others, **clients(settings, root)}, root, data, say)
+        slots = settings.cpu_workers * settings.cpu_runs
+        register(server, {**others, **clients(settings, root)}, root, data, say, slots)
         for service in missing:
             if service.pool is not None:
                 started[service.name] = _start(service, processes, root, begun)

@@ -118,6 +118,8 @@ def test_a_day_with_servers(clone: Clone) -> None:
     api = f"http://127.0.0.1:{clone.prefect}/api"
     automations = httpx.post(f"{api}/automations/filter", json={}, trust_env=False).json()
     assert len(automations) == len(list((ROOT / "deploy" / "automations").glob("*.yaml")))
+    queue = httpx.get(f"{api}/work_pools/cpu/queues/experiments", trust_env=False).json()
+    assert queue["concurrency_limit"] == 1, "of two slots, one is for the stages of an experiment"
 
     psutil.Process(pids["gpu-1"]).kill()
     assert "not running: gpu-1;" in clone.make("status", code=1)

@@ -91,11 +91,13 @@ def test_a_training_process_is_ended(
         assert run.code() == 1, run.said
         assert run.leaves_no_process()
         said = run.said
-    assert "flow training failed: training ended with exit code 1; its last lines:" in said
-    assert f"Signal {number.value} ({number.name})" in said
+    assert "Traceback" not in said
+    ended = f"flow training failed: a training process was ended by {number.name} (signal {number.value})"
+    assert run.last.startswith(ended), said
+    assert "give the same command again to go on from the last one" in run.last
     assert place.statuses()["training"] == "FAILED"
     place.same_again("training")
-    outcome = "exit code 1, the signal is named"
+    outcome = "exit code 1, one line with the signal and how to go on"
     shown(Row(f"{number.name} of a training process", "training", outcome, LOST["training"]))
 
 

@@ -25,7 +25,9 @@ def test_two_at_once(before: Callable[[str], Place], shown: Callable[[Row], None
         assert codes == [0, 0], "\n".join(said)
         assert first.leaves_no_process()
         assert second.leaves_no_process()
-    assert sorted(map(waits, said)) == [False, True], "\n".join(said)
+    assert sorted("already done" in text for text in said) == [False, True], "\n".join(said)
+    # Of two trainings that start, one may be done before the other one's processes have started.
+    assert sum(map(waits, said)) == 1 or stage == "training", "\n".join(said)
     place.is_undisturbed()
     client = MlflowClient(tracking_uri=place.store)
     experiment = client.get_experiment_by_name("small")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,11 @@ def main() -> None:
         raise ValueError("the loss is not a number at train_step 7")
     if plan["config"]["ends"] == "refused":
         sys.exit(report(LeaseHeldError(f"{folder} is in use by\nprocess 7")))
-    if plan["config"]["ends"] == "never":
+    if plan["config"]["ends"] == "killed" and rank == "0":
+        while not (folder / "pid-1").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if plan["config"]["ends"] in ("never", "killed"):
         time.sleep(600)
 
 

@@ -11,7 +11,15 @@ import torch
 
 from dparallel.config.experiment import LaunchConfig, OptimizerConfig, TrainingConfig
 from dparallel.stages.experiment import StagePlan
-from tasks.launch import TrainingFailed, TrainingRefused, command, environment, fit_to_gpus, launch
+from tasks.launch import (
+    TrainingEnded,
+    TrainingFailed,
+    TrainingRefused,
+    command,
+    environment,
+    fit_to_gpus,
+    launch,
+)
 
 CHILD = "tests.tasks.child"
 
@@ -105,6 +113,17 @@ def test_a_users_error_in_a_process_is_one_line_without_the_launchers_report(
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_is_named_with_its_signal(tmp_path: Path, launcher: str) -> None:
+    config = LaunchConfig(processes=2) if launcher == "torchrun" else on_hosts(tmp_path, "localhost slots=2")
+    with pytest.raises(TrainingEnded) as error:
+        launch(plan_in(tmp_path, "killed"), config, lambda line: None, lambda: None, CHILD)
+    assert str(error.value).startswith(
+        "a training process was ended by SIGKILL (signal 9): the system does that when memory runs out. "
+    )
+    assert gone(children_in(tmp_path, 2))
+
+
 def test_an_exception_stops_every_process(tmp_path: Path) -> None:
     def stop_once_started() -> None:
         children_in(tmp_path, 2)
@@ -172,7 +191,7 @@ def test_a_killed_launcher_ends_training_and_its_workers(tmp_path: Path) -> None
         for pid in {workers_launcher, own.pid}:
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(TrainingFailed, match="exit code -9"):
+    with pytest.raises(TrainingEnded, match="was ended by SIGKILL"):
         launch(
             plan_in(tmp_path, "never"),
             LaunchConfig(processes=2),
