@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -93,8 +92,12 @@ def dispatch(
 
 def workers(flow: str, key: str, experiment: Experiment, **choice: str) -> Workers:
     """The function that has work done by `launch.parts` runs of a flow's deployment; see `deal`."""
-    settings = {"config": experiment.snapshot.as_parameter(), **choice}
-    return partial(deal, flow, key, experiment.config.launch.parts, settings)
+
+    def have_done(work: Sequence[Any]) -> list[str]:
+        settings = {"config": experiment.as_parameter(), **choice}
+        return deal(flow, key, experiment.config.launch.parts, settings, work)
+
+    return have_done
 
 
 def deal(flow: str, key: str, parts: int, parameters: dict[str, Any], work: Sequence[Any]) -> list[str]:

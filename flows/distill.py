@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Literal, get_args
 
 from flows.environment import flow
@@ -50,7 +51,7 @@ def distill(
 def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **parameters: object) -> str:
     """Run all stages; returns the final report."""
     settings, launch = experiment.config.model_dump(mode="json"), experiment.config.launch
-    snapshot = experiment.snapshot.as_parameter()
+    snapshot = cache(experiment.as_parameter)
     tag_stage("distill", experiment.config.name)
     with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
 
@@ -60,9 +61,12 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
             Args:
                 kind, names: the students or benchmarks of which each is a run of its own, side by side.
             """
-            common: dict[str, Any] = {"config": snapshot, "parent": tracked.as_parent.model_dump(mode="json")}
-            runs = [{**common, kind: name} for name in names] or [common]
             if stage in on_pools:
+                common: dict[str, Any] = {
+                    "config": snapshot(),
+                    "parent": tracked.as_parent.model_dump(mode="json"),
+                }
+                runs = [{**common, kind: name} for name in names] or [common]
                 named = {name_of(stage, run): run for run in runs}
                 dispatch(DEPLOYMENTS[stage], named, launch.attempts, launch.timeout_hours)
             return stage in on_pools

@@ -24,9 +24,9 @@ from dparallel.preflight.plan import check_disk, disk_needed
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
-from dparallel.stages.files import is_there
-from dparallel.stages.manifest import MANIFEST, StageError, fingerprint
+from dparallel.stages.manifest import StageError, fingerprint
 from dparallel.stages.snapshot import take_snapshot
+from dparallel.stages.storage.inputs import localized
 from tasks.launch import fit_to_gpus
 
 Given = str | dict[str, Any]  # a config file, or the snapshot of a run in progress as JSON values
@@ -58,7 +58,7 @@ def checked_experiment(
         UserError: names the mistake and the remedy.
     """
     snapshot = take_snapshot(config, overrides)
-    settings = snapshot.experiment()
+    settings = localized(snapshot.experiment())
     gpus = torch.cuda.device_count()
     length_matters = gpus > 0 and "training" in here
     lengths = check_experiment(settings, {*stages, "trajectories"} if length_matters else stages)
@@ -67,7 +67,9 @@ def checked_experiment(
     if gpus:
         _check_gpus(settings, lengths, here, gpus)
     folder_of = cache(checkpoint_folder)  # once: the hub's snapshot may change
-    fingerprint(folder_of(settings.teacher))  # refuses damaged files; what is hashed is hashed once a process
+    fingerprint(
+        folder_of(settings.teacher), hashed=bool(stages)
+    )  # refuses damaged files; what is hashed is hashed once a process
     if "benchmark" in stages:
         for model in settings.baseline_models():
             fingerprint(folder_of(model))
@@ -150,7 +152,7 @@ def check_ready(stage: str, experiment: Experiment, students: list[str]) -> None
     plans = {"training": experiment.training, "merging": experiment.merging}
     for name, student in earlier:
         plan = experiment.trajectories() if student is None else plans[name](student)
-        if is_there(Path(plan.out_dir) / MANIFEST):
+        if experiment.is_finished(plan.out_dir):
             continue
         command = ["python", "-m", f"flows.{name}", "--config", experiment.snapshot.config]
         command += ["--set", *experiment.snapshot.overrides] if experiment.snapshot.overrides else []

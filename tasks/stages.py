@@ -13,6 +13,8 @@ from dparallel.stages.lease import LeaseHeldError, wait_until_free
 from dparallel.stages.manifest import MANIFEST, Manifest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import duration
+from dparallel.stages.storage import exchange
+from dparallel.stages.storage.folders import Storage
 from tasks.labels import artifact_key, tag_stage
 from tasks.tracking.records import LOCAL_UI, Parent, how_to_open
 from tasks.tracking.run import Run, track
@@ -48,17 +50,37 @@ def run_tracked(
         plan.config,
         parent,
         plan.out_dir,
-        reused=is_there(Path(plan.out_dir) / MANIFEST),
+        reused=is_finished(plan),
         student=plan.student,
         benchmarks=benchmarks,
     ) as run:
         log.info("%s", name, extra={"stage": name})
-        manifest = when_free(plan.out_dir, lambda: work(run))
+        manifest = kept(plan, lambda: when_free(plan.out_dir, lambda: work(run)))
         if manifest.origin.get("flow_run") != origin_of(plan).flow_run and not run.record.reused:
             run.update(reused=True)  # another run made it while this one waited
     log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
     publish(home.name, name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
     return plan.out_dir
+
+
+def storage_of(plan: StagePlan) -> Storage | None:
+    """The store through which machines exchange results; None if there is none."""
+    return None if plan.store is None else Storage(plan.store, plan.runs)
+
+
+def is_finished(plan: StagePlan) -> bool:
+    """Whether a stage is finished, here or in the store."""
+    storage = storage_of(plan)
+    there = storage is not None and storage.manifest(plan.out_dir) is not None
+    return there or is_there(Path(plan.out_dir) / MANIFEST)
+
+
+def kept(plan: StagePlan, work: Callable[[], Manifest]) -> Manifest:
+    """Run a stage's work, with its inputs from the store and its result in it, if there is one."""
+    storage = storage_of(plan)
+    if storage is None:
+        return work()
+    return exchange.run(storage, plan.out_dir, plan.inputs.values(), work, get_run_logger().info)
 
 
 def origin_of(plan: StagePlan) -> Origin:

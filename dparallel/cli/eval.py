@@ -20,7 +20,7 @@ from dparallel.cli.parser import decoding_of
 from dparallel.config.base import ConfigError, UserError, nearest
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.config.files import make_config, read_settings
 from dparallel.config.paths import shipped_configs
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
@@ -142,7 +142,7 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
         decoding = decoding_of(options, problems.protocol.decoding)
         _check_repeatable(decoding)
         config = BenchmarkConfig(test=problems, reference=decoding, batch_size=options.batch_size)
-    bench = Bench(config, {MODEL: str(folder)}, options.runs / STORE)
+    bench = Bench(config, {MODEL: str(folder)}, options.runs / MEASUREMENTS)
     return Asked(name, file, options.limit, options.set, bench, Case(MODEL, name, decoding))
 
 

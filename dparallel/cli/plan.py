@@ -15,6 +15,7 @@ from dparallel.preflight.memory import RESERVED
 from dparallel.preflight.plan import Plan, check_fits, make_plan
 from dparallel.preflight.rate import Rate, measure_rate
 from dparallel.preflight.units import size, sizes
+from dparallel.stages.storage.inputs import localized
 
 UNITS = {"MB": 2**20, "GB": 2**30, "MIB": 2**20, "GIB": 2**30}  # GPU memory is sold as GB and means GiB
 UNCOUNTED = "Not counted: starting the programs, judging the responses, and the report's pictures"
@@ -36,7 +37,7 @@ def print_plan(
         UserError: the experiment does not fit (raised after printing), or settings are invalid.
     """
     gpu_bytes = _gpu_bytes(gpu_memory)
-    settings = load_config(DistillConfig, config, overrides)
+    settings = localized(load_config(DistillConfig, config, overrides))
     plan = make_plan(settings, check_experiment(settings), on_gpu=gpu_bytes is not None)
     disk = free_disk(plan.config.runs)
     rate: Rate | None = None

@@ -18,7 +18,7 @@ from dparallel.config.benchmark import (
     refuse_unrepeatable,
 )
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.paths import LocalPath, PathOrHubId
+from dparallel.config.paths import LocalPath, PathOrHubId, RunsFolder, StoreUrl
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
@@ -198,7 +198,7 @@ class LaunchConfig(Config):
 
 
 RUNS = "runs"  # in the working folder
-STORE = "measurements"  # folder in `runs` for the samples and verdicts of all experiments
+MEASUREMENTS = "measurements"  # folder in `runs` for the samples and verdicts of all experiments
 
 
 class DistillConfig(Config):
@@ -206,8 +206,10 @@ class DistillConfig(Config):
 
     Args:
         name: name of the experiment in folders and in MLflow.
-        teacher: checkpoint folder or Hugging Face Hub id.
+        teacher: checkpoint folder, Hugging Face Hub id, or URL of a model in a store.
         runs: folder for all results.
+        store: folder or URL (`s3://bucket/folder`, `gs://…`) through which machines that share no folder
+            exchange results; `runs` is then each machine's own. By default none.
         code: code digests by stage. A stage listed here keeps the result that code with this digest made
             (see its `manifest.json`): you vouch that later code changes do not affect it.
         trajectories, training, merging: settings of these stages.
@@ -218,7 +220,8 @@ class DistillConfig(Config):
 
     name: Name
     teacher: PathOrHubId
-    runs: LocalPath = RUNS
+    runs: RunsFolder = RUNS
+    store: StoreUrl | None = None
     code: dict[Literal["trajectories", "training", "merging"], CodeDigest] = {}
     trajectories: TrajectoriesConfig
     training: TrainingConfig
@@ -234,9 +237,10 @@ class DistillConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
-        if self.name.casefold() == STORE:
+        if self.name.casefold() == MEASUREMENTS:
             raise ValueError(
-                f"name={self.name!r}: {self.runs}/{STORE} holds all experiments' samples; choose another name"
+                f"name={self.name!r}: {self.runs}/{MEASUREMENTS} holds all experiments' samples; choose "
+                "another name"
             )
         refuse_same_names(("students", name) for name in self.students)
         refuse_same_names(("benchmarks", name) for name in self.benchmarks)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from dparallel.config.paths import PATHS, Written, find_config, shipped_configs,
 
 NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  # sections whose keys are names
 
+INPUTS = ("path", "chat_template", "model", "teacher")  # settings that are the path of an input
 CONFIG_FILES = (".yaml", ".yml", ".json")
 
 Loaded = TypeVar("Loaded", bound=Config)
@@ -69,6 +70,28 @@ def make_config(
         return model.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{named}: {explain(error)}") from error
+
+
+def with_inputs(
+    settings: dict[str, Any], change: Callable[[str, str], str], section: str = ""
+) -> dict[str, Any]:
+    """Settings in which `change` is applied to the paths of all inputs: models and files of problems.
+
+    Args:
+        change: called with a key of `INPUTS` and its path.
+        section: key of `settings`, as in `_included`.
+    """
+
+    def changed(key: str, value: Any) -> Any:
+        if key in INPUTS and section not in NAMED and isinstance(value, str):
+            return change(key, value)
+        if key == "data_files" and isinstance(value, dict):
+            return {split: change(key, path) for split, path in value.items()}
+        if isinstance(value, list):
+            return [changed("", part) for part in value]
+        return with_inputs(value, change, key) if isinstance(value, dict) else value
+
+    return {key: changed(key, value) for key, value in settings.items()}
 
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:

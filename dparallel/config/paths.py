@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 PACKAGE = Path(__file__).parents[1]
 # Settings that are a path or hold some: there, `rows.json` is no config file to include.
-PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "out", "hostfile")
+PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "store", "out", "hostfile")
 STORES = ("file", "gs", "s3")  # protocols of stores, all with writes that fail where an object exists
 
 
@@ -70,14 +70,50 @@ def looks_local(path: str) -> bool:
     )
 
 
+def store_protocol(url: str) -> str:
+    """Protocol of a store's URL; of a plain path `file`."""
+    return url.partition("://")[0] if is_url(url) else "file"
+
+
 def is_url(path: str) -> bool:
     """Whether a path is a URL, such as `s3://bucket/folder`."""
     return "://" in path
 
 
-def store_protocol(url: str) -> str:
-    """Protocol of a store's URL; of a plain path `file`."""
-    return url.partition("://")[0] if is_url(url) else "file"
+def check_url(url: str) -> str:
+    """The URL of something in a store; ValueError if its kind is unknown or it holds credentials."""
+    protocol, _, place = url.partition("://")
+    if "@" in place.partition("/")[0]:
+        raise ValueError(
+            f"the {protocol}:// URL holds a name or password before @: take it out, and give credentials in "
+            "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+    if protocol not in STORES:
+        kinds = ", ".join(f"{kind}://" for kind in STORES)
+        raise ValueError(f"{url!r}: no store is known for {protocol}://; valid: a folder, {kinds}")
+    if not place.strip("/") or "?" in place:
+        raise ValueError(f"{url!r} must name a bucket or folder; options are set in the environment")
+    return url.rstrip("/")
+
+
+def _no_url(path: Any) -> Any:
+    if isinstance(path, str) and is_url(path):
+        raise ValueError(f"{path.rpartition('@')[2]!r} is a URL: give a path on this machine")
+    return path
+
+
+def _no_url_of_runs(path: Any) -> Any:
+    if isinstance(path, str) and is_url(path):
+        url = path.rpartition("@")[2]
+        raise ValueError(
+            f"{url!r} is a URL, and runs is the folder of this machine in which stages compute: to keep "
+            f"results there, set store: {url}, and leave runs out"
+        )
+    return path
+
+
+def _store(url: Any) -> Any:
+    return check_url(str(url)) if isinstance(url, str) and is_url(url) else _located(url)
 
 
 def _expanded(path: str) -> str:
@@ -93,6 +129,8 @@ def _located(path: Any) -> Any:
     """The path in full, if a file holds it."""
     if not isinstance(path, str) or not path:
         return path
+    if is_url(path):
+        return check_url(str(path))
     expanded = _expanded(path)
     if not isinstance(path, Written) or os.path.isabs(expanded):
         return expanded
@@ -102,7 +140,7 @@ def _located(path: Any) -> Any:
 def _located_or_hub_id(path: Any) -> Any:
     """As `_located`, unless there is nothing and `path` can be an id on the Hub."""
     full = _located(path)
-    if not isinstance(path, Written) or full == str(path) or _exists(full):
+    if not isinstance(path, Written) or is_url(full) or full == str(path) or _exists(full):
         return full
     shipped = os.path.normpath(shipped_configs() / path)
     if _exists(shipped):
@@ -120,7 +158,13 @@ def _exists(path: str) -> bool:
     return os.path.lexists(path) or (glob.has_magic(path) and bool(glob.glob(path)))
 
 
-# A file or folder. `~` is expanded here only.
-LocalPath = Annotated[str, Field(min_length=1), BeforeValidator(_located)]
+# A file or folder of this machine. `~` is expanded here only.
+LocalPath = Annotated[str, Field(min_length=1), BeforeValidator(_located), BeforeValidator(_no_url)]
+# A file or folder that is read, of this machine or of a store.
+InputPath = Annotated[str, Field(min_length=1), BeforeValidator(_located)]
 # A file or folder, or an id on the Hugging Face Hub.
 PathOrHubId = Annotated[str, Field(min_length=1), BeforeValidator(_located_or_hub_id)]
+# The local folder in which stages compute.
+RunsFolder = Annotated[str, Field(min_length=1), BeforeValidator(_located), BeforeValidator(_no_url_of_runs)]
+# A folder, or the URL of one in a bucket.
+StoreUrl = Annotated[str, Field(min_length=1), BeforeValidator(_store)]

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from dparallel.config.base import Config
-from dparallel.config.paths import LocalPath
+from dparallel.config.paths import InputPath
 from dparallel.config.protocol import ROWS, ProtocolConfig
 from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig
 
@@ -49,12 +49,12 @@ class ProblemsConfig(Config):
     count: PositiveInt | None = None
     seed: NonNegativeInt | None = None
     rows: str | None = Field(default=None, pattern=ROWS)
-    path: LocalPath | None = None
+    path: InputPath | None = None
     sources: tuple[SourceConfig, ...] = ()
     task: str | None = Field(default=None, pattern=r"^[^:\s]+$")
     metric: str | None = Field(default=None, min_length=1)
     num_fewshot: NonNegativeInt | None = None
-    data_files: dict[str, LocalPath] = {}
+    data_files: dict[str, InputPath] = {}
     protocol: ProtocolConfig = ProtocolConfig()
 
     def reads(self) -> list[tuple[SourceConfig, SourceConfig]]:

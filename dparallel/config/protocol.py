@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from dparallel.config.base import HOW, Config
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.paths import LocalPath
+from dparallel.config.paths import InputPath
 from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig, check_prompt
 
 ROWS = r"^\[-?\d*%?:-?\d*%?\]$"  # a slice such as [:200] or [50%:]
@@ -72,7 +72,7 @@ class ProtocolConfig(Config):
     chat: bool = False
     examples_as: Literal["turns", "text"] = "turns"
     separator: str = "\n\n"
-    chat_template: Annotated[LocalPath | None, HOW] = None  # its content is part of the data
+    chat_template: Annotated[InputPath | None, HOW] = None  # its content is part of the data
     prefill: str = ""
     stops: tuple[str, ...] = ()
     scorers: tuple[str, ...] = Field(default=("exact",), min_length=1)

@@ -73,13 +73,13 @@ class Bench:
 
     Args:
         inputs: model folders by name.
-        store: folder of the store.
+        store: the store of samples and verdicts, or its folder.
     """
 
-    def __init__(self, config: BenchmarkConfig, inputs: Mapping[str, str], store: str | Path):
+    def __init__(self, config: BenchmarkConfig, inputs: Mapping[str, str], store: str | Path | Store):
         self.config = config
         self.inputs = inputs
-        self.store = Store(store)
+        self.store = store if isinstance(store, Store) else Store(store)
         self.begun = datetime.now(UTC)  # samples from before are reused ones of other runs
         self._prompts: dict[tuple[str, Split], list[list[int]]] = {}
         self._samples_keys: dict[tuple[str, Split, DecodingConfig], str] = {}

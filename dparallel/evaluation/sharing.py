@@ -8,6 +8,7 @@ from dparallel.config.experiment import BenchmarkConfig
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.decode import Finished, decode_here
 from dparallel.evaluation.judge import judge_here
+from dparallel.evaluation.store import Store
 from dparallel.problems.scoring import scorer_named
 from dparallel.stages.sharing import have_made
 
@@ -15,7 +16,10 @@ Delegate = Callable[[list[dict[str, Any]]], Sequence[str]]
 
 
 def make_units(
-    config: BenchmarkConfig, inputs: dict[str, str], store: str | Path, units: Sequence[Mapping[str, Any]]
+    config: BenchmarkConfig,
+    inputs: dict[str, str],
+    store: str | Path | Store,
+    units: Sequence[Mapping[str, Any]],
 ) -> None:
     """Decode and judge units of a benchmark that another process finishes (`stage.run_stage`).
 

@@ -20,7 +20,7 @@ from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, write_report
 from dparallel.evaluation.selection import Row, best_student, keeps_accuracy, mark, operating_points, slower
 from dparallel.evaluation.sharing import Delegate, have_units_made, make_here
-from dparallel.evaluation.store import Keys
+from dparallel.evaluation.store import Keys, Store
 from dparallel.problems.registry import check_unchanged, data_of
 from dparallel.problems.scoring import scorers_of
 from dparallel.stages import lease
@@ -37,14 +37,14 @@ def run_stage(
     config: BenchmarkConfig,
     inputs: dict[str, str],
     out_dir: str | Path,
-    store: str | Path,
+    store: str | Path | Store,
     delegate: Delegate | None = None,
     origin: Origin | None = None,
 ) -> Manifest:
     """Measure `inputs["teacher"]` and every `inputs["student/<name>"]`, and compare them.
 
     Args:
-        store: folder of samples and verdicts; only what is missing there is decoded and judged.
+        store: samples and verdicts, or their folder; only what is missing there is decoded and judged.
         delegate: has other processes decode and judge units (with `sharing.make_units`), waits for them and
             returns descriptions of failures; by default this process does so.
         origin: the run that the stage belongs to.

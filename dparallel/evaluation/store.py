@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,15 +55,30 @@ class Keys:
     repeats: tuple[str, ...] = ()
 
 
-class Store:
-    """Reads and writes samples and verdicts; damaged files raise a StageError with the remedy."""
+class Elsewhere(Protocol):
+    """Where other machines keep samples and verdicts, if they share no folder with this one."""
 
-    def __init__(self, folder: str | Path):
+    def bring(self, path: Path) -> None:
+        """Bring a file, or the files of a folder, when it is first looked at."""
+
+    def share(self, file: Path) -> None:
+        """Keep a file that was made here there, too; if there is one already, take that one instead."""
+
+
+class Store:
+    """Reads and writes samples and verdicts; damaged files raise a StageError with the remedy.
+
+    Args:
+        elsewhere: where other machines keep them; by default `folder` holds all.
+    """
+
+    def __init__(self, folder: str | Path, elsewhere: Elsewhere | None = None):
         self.folder = Path(folder)
+        self.elsewhere = elsewhere
 
     def put_samples(self, key: str, rows: range, samples: pa.Table) -> None:
         """Store the samples of these rows."""
-        write_table(self.samples_file(key, rows), samples, replace=False)
+        self._put(self.samples_file(key, rows), samples)
 
     def samples(self, key: str) -> pa.Table:
         """The stored samples of a key, in the order of their rows."""
@@ -75,7 +91,7 @@ class Store:
 
     def put_verdicts(self, key: str, rows: range, verdicts: pa.Table) -> None:
         """Store the verdicts on the samples of these rows, with their numbers in the column `row`."""
-        write_table(_slice(self.verdicts_folder(key), rows), verdicts, replace=False)
+        self._put(_slice(self.verdicts_folder(key), rows), verdicts)
 
     def verdicts(self, key: str) -> pa.Table | None:
         """The stored verdicts of a key, in the order of their rows; None if there are none."""
@@ -88,11 +104,13 @@ class Store:
 
     def put_certainty(self, key: str, text: str) -> None:
         """Store a certainty map as JSON text."""
-        write_atomically(self.certainty(key), text, replace=False)
+        file = self.certainty(key)
+        write_atomically(file, text, replace=False)
+        self._share(file)
 
     def certainty(self, key: str) -> Path:
         """Path of a certainty map."""
-        return self.folder / "certainty" / f"{key}.json"
+        return self._brought(self.folder / "certainty" / f"{key}.json")
 
     def digests(self, keys: Iterable[Keys]) -> dict[str, str]:
         """SHA-256 of every file of these keys, by path relative to the store."""
@@ -107,6 +125,7 @@ class Store:
         """Raise a StageError for the first missing or changed file of those that `made` was made from."""
         for name, expected in digests.items():
             file = self.folder / name
+            self._brought(file.parent)
             if not is_there(file) or file_digest(file) != expected:
                 state = "was damaged or edited" if is_there(file) else "is missing"
                 raise StageError(
@@ -150,11 +169,24 @@ class Store:
 
     def samples_folder(self, key: str) -> Path:
         """Folder of the samples of a key."""
-        return self.folder / "samples" / key
+        return self._brought(self.folder / "samples" / key)
 
     def verdicts_folder(self, key: str) -> Path:
         """Folder of the verdicts of a key."""
-        return self.folder / "verdicts" / key
+        return self._brought(self.folder / "verdicts" / key)
+
+    def _put(self, file: Path, table: pa.Table) -> None:
+        write_table(file, table, replace=False)
+        self._share(file)
+
+    def _share(self, file: Path) -> None:
+        if self.elsewhere is not None:
+            self.elsewhere.share(file)
+
+    def _brought(self, path: Path) -> Path:
+        if self.elsewhere is not None:
+            self.elsewhere.bring(path)
+        return path
 
 
 def _slice(folder: Path, rows: range) -> Path:

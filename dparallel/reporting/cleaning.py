@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.find import REPORT, RunError
 from dparallel.reporting.past import PastExperiment, PastStage, made_from, size_of
 from dparallel.stages.files import PARTIAL, SAVING, sweep
@@ -109,7 +109,7 @@ def removals(
     found = [_removal(stage, given_up) for stage in gone]
     for experiment in experiments:
         found += _around(experiment, {stage.folder for stage in gone}, checkpoints)
-    measurements, notes = _measurements(runs / STORE, stages, gone)
+    measurements, notes = _measurements(runs / MEASUREMENTS, stages, gone)
     found += measurements
     for stage in stages:
         if stage.holder is not None and stage.folder in given_up:

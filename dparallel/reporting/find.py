@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.config.base import UserError, nearest
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.read import benchmark_name
 from dparallel.stages.manifest import CLAIM, MANIFEST, read_manifest
 
@@ -133,7 +133,7 @@ def _by_id(given: str, runs: Path) -> Found:
 
 def _similar(given: str, runs: Path) -> str:
     """A "did you mean" hint with the most similar experiment, report or benchmark stage."""
-    folders = [folder for folder in sorted(runs.glob("*/")) if folder.name != STORE]
+    folders = [folder for folder in sorted(runs.glob("*/")) if folder.name != MEASUREMENTS]
     for part in ("benchmark-*/", "report-*/"):
         folders += sorted(runs.glob(f"*/{part}"))
     names = [folder.relative_to(runs).as_posix() for folder in folders]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dparallel.config.base import UserError
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.stages.lease import Holder, Watch
 from dparallel.stages.manifest import CLAIM, MANIFEST, Manifest, read_manifest
 
@@ -95,7 +95,7 @@ def past_experiments(runs: Path) -> list[PastExperiment]:
         raise UserError(f"{runs}: no such folder (looked in {Path.cwd()}): name the folder of runs by --runs")
     found = []
     for folder in sorted(runs.iterdir()):
-        if folder.name == STORE or folder.name.startswith(".") or not folder.is_dir():
+        if folder.name == MEASUREMENTS or folder.name.startswith(".") or not folder.is_dir():
             continue
         stages = [folder] if _is_stage(folder) else [stage for stage in _folders(folder) if _is_stage(stage)]
         if stages:

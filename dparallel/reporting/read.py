@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from dparallel.config.base import plain_message
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.store import Keys, Store
@@ -187,7 +187,7 @@ def read_benchmark(
             best=next(row for row in test if row.case == best.case),
             outcome=results["outcome"],
             default_student=results["default_student"],
-            store=Store(folder.resolve().parents[1] / STORE if store is None else store),
+            store=Store(folder.resolve().parents[1] / MEASUREMENTS if store is None else store),
             models=_models(folder, manifest) if models is None else models,
         )
     except ValidationError as error:

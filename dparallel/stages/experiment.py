@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dparallel.config.base import Config, ConfigError, explain, nearest
 from dparallel.config.experiment import (
-    STORE,
+    MEASUREMENTS,
+    RUNS,
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
@@ -24,9 +25,20 @@ from dparallel.config.experiment import (
 )
 from dparallel.config.recipe import RecipeConfig
 from dparallel.config.teacher import TeacherConfig
-from dparallel.stages.manifest import CLAIM, StageError, claimed_code, fingerprint, stage_key
+from dparallel.stages.files import is_there
+from dparallel.stages.manifest import (
+    CLAIM,
+    MANIFEST,
+    Manifest,
+    StageError,
+    claimed_code,
+    fingerprint,
+    stage_key,
+)
 from dparallel.stages.origin import Origin
 from dparallel.stages.snapshot import Snapshot, snapshot_of
+from dparallel.stages.storage.folders import open_storage
+from dparallel.stages.storage.inputs import published
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +69,9 @@ class StagePlan(BaseModel):
         config: settings of the stage as JSON values.
         inputs: folders of the inputs, by name.
         out_dir: folder of the stage.
-        store: folder of the samples and verdicts that all experiments of a runs folder share.
+        measurements: folder of the samples and verdicts that all experiments of a runs folder share.
+        store: URL of the store through which machines exchange results; None if there is none.
+        runs: folder of runs of this machine, which the store mirrors.
         origin: the run that the stage belongs to.
     """
 
@@ -69,7 +83,9 @@ class StagePlan(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]
     out_dir: str
-    store: str = STORE
+    measurements: str = MEASUREMENTS
+    store: str | None = None
+    runs: str = RUNS
     origin: Origin = Origin()
 
     def settings(self) -> Any:
@@ -100,6 +116,7 @@ class Experiment:
         """
         self.config = config
         self.snapshot = snapshot or snapshot_of(config, config.name)
+        self.storage = None if config.store is None else open_storage(config.store, config.runs)
         self.folder = Path(config.runs) / config.name
         self._folder_of = cache(folder_of)
         self._told: set[Path] = set()
@@ -143,6 +160,31 @@ class Experiment:
         """Folders of all benchmarks; StageError if an input is not finished."""
         return [self.benchmark(name).out_dir for name in self.config.benchmarks]
 
+    def is_finished(self, folder: str | Path) -> bool:
+        """Whether a stage is finished, here or in the store."""
+        return is_there(Path(folder) / MANIFEST) or self._in_store(folder) is not None
+
+    def as_parameter(self) -> dict[str, Any]:
+        """The run's snapshot as JSON values that mean the same to workers on other machines.
+
+        With a store, inputs of this machine are written there, and every worker has its own folder of runs.
+        """
+        parameter = self.snapshot.as_parameter()
+        if self.storage is not None:
+            parameter["settings"] = published(parameter["settings"], self.storage)
+        return parameter
+
+    def _fingerprint(self, folder: str) -> str:
+        """Fingerprint of an input, trusting manifests: what reads the files verifies them."""
+        if not is_there(Path(folder) / MANIFEST) and (there := self._in_store(folder)) is not None:
+            return there.fingerprint
+        return fingerprint(folder, hashed=False)
+
+    def _in_store(self, folder: str | Path) -> Manifest | None:
+        if self.storage is None or not self.storage.holds(folder):
+            return None
+        return self.storage.manifest(folder)
+
     @property
     def _teacher(self) -> str:
         return str(self._folder_of(self.config.teacher))
@@ -164,7 +206,7 @@ class Experiment:
         benchmark: str | None = None,
     ) -> StagePlan:
         try:
-            made_from = {key: fingerprint(path) for key, path in inputs.items()}
+            made_from = {key: self._fingerprint(path) for key, path in inputs.items()}
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
@@ -181,7 +223,9 @@ class Experiment:
             config=config.model_dump(mode="json"),
             inputs=inputs,
             out_dir=str(folder),
-            store=str(Path(self.config.runs) / STORE),
+            measurements=str(Path(self.config.runs) / MEASUREMENTS),
+            store=self.config.store,
+            runs=self.config.runs,
             origin=Origin(
                 config=self.snapshot.config,
                 overrides=self.snapshot.overrides,

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from dparallel.config.base import ConfigError, explain
 from dparallel.config.experiment import RUNS, DistillConfig
 from dparallel.config.files import load_config, make_config
+from dparallel.config.paths import is_url
 from dparallel.stages.code import stage_digest
 from dparallel.stages.files import write_atomically
 from dparallel.stages.manifest import digest
@@ -46,8 +47,10 @@ class Snapshot(BaseModel):
         return make_config(DistillConfig, self.settings, self.config)
 
     def as_parameter(self) -> dict[str, Any]:
-        """The snapshot as JSON values that mean the same in all working folders."""
+        """The snapshot as JSON values that mean the same in all working folders of this machine."""
         settings = {**self.settings, "runs": os.path.abspath(self.settings.get("runs", RUNS))}
+        if (store := settings.get("store")) is not None and not is_url(store):
+            settings["store"] = os.path.abspath(store)
         return {**self.model_dump(mode="json"), "settings": settings}
 
     @property
@@ -86,6 +89,8 @@ def take_snapshot(config: str | dict[str, Any], overrides: Sequence[str] | None 
         snapshot = Snapshot.model_validate(config)
     except ValidationError as error:
         raise ConfigError(f"config: neither a file nor a run's snapshot: {explain(error)}") from error
+    if "runs" not in snapshot.settings and (runs := os.environ.get("DPARALLEL_RUNS")):
+        snapshot = snapshot.model_copy(update={"settings": {**snapshot.settings, "runs": runs}})
     if not overrides:
         return snapshot
     changed = make_config(DistillConfig, snapshot.settings, snapshot.config, overrides)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.stages.lease import LEASE
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from tests.flows.conftest import small_settings
@@ -55,7 +55,7 @@ def copy_before(reference: Path, runs: Path, stage: str) -> None:
     """The folder of runs as it is when a stage begins: only what was finished before is there."""
     later = STAGES[STAGES.index(stage) :]
     ignored = [f"{name}-*" for name in (*later, "report")]
-    shutil.copytree(reference, runs, ignore=shutil.ignore_patterns(*ignored, STORE, "tracking"))
+    shutil.copytree(reference, runs, ignore=shutil.ignore_patterns(*ignored, MEASUREMENTS, "tracking"))
 
 
 def temporary_files(folder: Path) -> list[Path]:

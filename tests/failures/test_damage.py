@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.stages.manifest import MANIFEST
 from tests.failures.conftest import Place
 from tests.failures.experiment import results
@@ -94,10 +94,10 @@ DAMAGES = [
         taken="it is written again, with a warning",
     ),
     Damage("merged model", "merging", "*/merging-*/model.safetensors", run="benchmark"),
-    Damage("samples", "benchmark", f"{STORE}/samples/*/*.parquet"),
-    Damage("samples", "benchmark", f"{STORE}/samples/*/*.parquet", "emptied", finished=False),
-    Damage("verdicts", "benchmark", f"{STORE}/verdicts/*/*.parquet", finished=False),
-    Damage("certainty map", "benchmark", f"{STORE}/certainty/*.json", "emptied", finished=False),
+    Damage("samples", "benchmark", f"{MEASUREMENTS}/samples/*/*.parquet"),
+    Damage("samples", "benchmark", f"{MEASUREMENTS}/samples/*/*.parquet", "emptied", finished=False),
+    Damage("verdicts", "benchmark", f"{MEASUREMENTS}/verdicts/*/*.parquet", finished=False),
+    Damage("certainty map", "benchmark", f"{MEASUREMENTS}/certainty/*.json", "emptied", finished=False),
     Damage("`results.json`", "benchmark", "*/benchmark-*/results.json"),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from flows.benchmark import benchmark, measurements, plan
 from flows.distill import distill
 from tests.flows.test_benchmark import one_student, part, parts, polled_often, results, settings, worker
@@ -53,7 +53,7 @@ def test_one_of_them_is_measured_by_name_and_the_other_judges_its_samples(
     [answers] = benchmark(str(config_file), overrides, benchmark="answers")
     assert folders(config_file, "local") == ["answers"]
     assert {row["reused"] for row in rows_of(answers)} == {0}
-    samples = config_file.parent / "local" / STORE / "samples"
+    samples = config_file.parent / "local" / MEASUREMENTS / "samples"
     decoded = {file: file.stat().st_mtime_ns for file in samples.rglob("*.parquet")}
 
     both = benchmark(str(config_file), overrides)

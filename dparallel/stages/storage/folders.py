@@ -218,6 +218,9 @@ class Storage:
         Raises:
             StorageError: a file is missing or damaged there, or does not fit on the disk.
         """
+        for file in records:
+            if not Path(os.path.abspath(folder / file)).is_relative_to(os.path.abspath(folder)):
+                raise StorageError(f"{self.remote.url_of(self.name(folder))} lists {file!r}, outside of it")
         missing = {
             file: record
             for file, record in records.items()
@@ -239,13 +242,32 @@ class Storage:
 
         _together(missing, fetch)
 
+    def pull_sizes(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """Download files of known sizes and unknown content, except those that are here."""
+        missing = [
+            file
+            for file, size in sizes.items()
+            if not is_there(folder / file) or (folder / file).stat().st_size != size
+        ]
+        if missing:
+            self._check_room(folder, sum(sizes[file] for file in missing))
+            name = self.name(folder)
+            at = f"{name}/" if name != "." else ""
+            _together(missing, lambda file: self._pull_file(f"{at}{file}", folder / file))
+
     def push_files(self, folder: Path, files: Iterable[str], present: Mapping[str, int]) -> None:
-        """Upload files of a folder, except those whose content is there.
+        """Upload files of a folder of runs, except those whose content is there.
 
         Args:
             present: sizes of the objects of the folder, by name.
         """
-        name = self.name(folder)
+        self._push(folder, files, self.name(folder), present)
+
+    def push_from(self, folder: Path, files: Iterable[str], name: str) -> None:
+        """Upload files of any folder as objects below `name`, except those whose content is there."""
+        self._push(folder, files, name, self.remote.sizes(name))
+
+    def _push(self, folder: Path, files: Iterable[str], name: str, present: Mapping[str, int]) -> None:
 
         def send(file: str) -> None:
             path = folder / file
@@ -343,7 +365,11 @@ def _outcome(act: Callable[[Item], object], item: Item) -> Exception | None:
     return None
 
 
-@cache
 def open_storage(url: str, runs: str) -> Storage:
-    """The store of a URL for a folder of runs; one for the whole process."""
+    """The store of a URL for a folder of runs; one for the whole process, which remembers manifests."""
+    return _storage(url, os.path.abspath(runs))
+
+
+@cache
+def _storage(url: str, runs: str) -> Storage:
     return Storage(url, runs)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import STORE, BenchmarkConfig
+from dparallel.config.experiment import MEASUREMENTS, BenchmarkConfig
 from dparallel.evaluation.measure import add_up
 from dparallel.evaluation.report import Results, table
 from dparallel.evaluation.selection import Row
@@ -107,7 +107,7 @@ def finished_benchmark(
     settings = settings or config()
     graded = not set(reference + swept + student) <= set("10-")
     kind, measure = (pa.float64(), Measure("share")) if graded else (pa.bool_(), FLAG)
-    store = Store(runs / STORE)
+    store = Store(runs / MEASUREMENTS)
     split = {}
     for name in ("validation", "test"):
         rows = []

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dparallel.cli.main import main
-from dparallel.config.experiment import STORE
+from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.cleaning import removals, remove, remove_empty, results_to_give_up
 from dparallel.reporting.past import PastStage, made_from, past_experiments
 from dparallel.stages.files import write_atomically
@@ -41,7 +41,7 @@ def made(
     if hour is None:
         return folder
     for name in measurements:
-        write_atomically(experiment.parent / STORE / name, name)
+        write_atomically(experiment.parent / MEASUREMENTS / name, name)
     manifest = Manifest(
         **claim,
         files={
@@ -93,7 +93,7 @@ def test_a_given_up_result_goes_with_all_that_only_it_was_made_from(tmp_path: Pa
     assert results_to_give_up(past_experiments(tmp_path), keep=1) == {old[3]}
     clean(tmp_path, {old[3]})
     assert stages_in(tmp_path) == set(new), "the recording is of both"
-    store = tmp_path / STORE / "samples"
+    store = tmp_path / MEASUREMENTS / "samples"
     assert (store / "shared/0.parquet").is_file()
     assert (store / "2/0.parquet").is_file()
     assert not (store / "1/0.parquet").exists()
@@ -156,7 +156,7 @@ def test_measurements_stay_while_an_unfinished_benchmark_may_use_them(tmp_path: 
     made(tmp_path / "other", "benchmark-sums", 5, hour=None)
     [note] = clean(tmp_path, set(whole))
     assert "2 files of measurements are kept" in note
-    assert (tmp_path / STORE / "samples/1/0.parquet").is_file()
+    assert (tmp_path / MEASUREMENTS / "samples/1/0.parquet").is_file()
 
 
 def test_reports_plans_and_records_go_with_their_stages(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_no_kept_result_loses_anything_it_was_made_from(tmp_path_factory, data: 
     assert made_from(results, before.values()) <= there
     for stage in results:
         assert stage.manifest is not None
-        assert all((runs / STORE / name).is_file() for name in stage.manifest.details["measurements"])
+        assert all((runs / MEASUREMENTS / name).is_file() for name in stage.manifest.details["measurements"])
     clean(runs, given_up & there)
     assert stages_in(runs) == stages_needed(results, before.values())
 

@@ -7,7 +7,7 @@ import pytest
 
 from dparallel.reporting.compare import compare
 from dparallel.reporting.report import write_report
-from tests.dparallel.reporting.made import STORE, finished_benchmark
+from tests.dparallel.reporting.made import MEASUREMENTS, finished_benchmark
 
 
 def test_a_report_by_hand(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_report_by_hand(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert reference["graded"] == ["exact"]
     # squares 0.16 + 0.01 + 0.01 + 0.36 + 0.16 = 0.7: s.e. sqrt(0.7 / 4 / 5)
     assert reference["accuracy_stderr"] == pytest.approx(0.187083, abs=1e-6)
-    write_report("sums", [("sums", stage)], tmp_path / STORE, {}, tmp_path / "report")
+    write_report("sums", [("sums", stage)], tmp_path / MEASUREMENTS, {}, tmp_path / "report")
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     [_, pair] = report["benchmarks"][0]["paired"]
     # differences -0.5, 0, -0.3, 1, 0: the sum 0.2; of the 8 signs of three, |sum| is at least 0.2 in all

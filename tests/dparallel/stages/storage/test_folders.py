@@ -301,3 +301,13 @@ def test_measurements_of_other_machines_are_brought_once_and_again_when_asked(
     write_atomically(there.runs / key / "00010-00020.parquet", b"late")
     there.share(there.runs / key / "00010-00020.parquet")
     assert (there.runs / key / "00010-00020.parquet").read_bytes() == b"mine", "the first one is kept"
+
+
+def test_no_file_is_written_outside_of_a_stage(new_storage: NewStorage) -> None:
+    here, there = new_storage("here"), new_storage("there")
+    made = finish(at(here), FILES)
+    outside = made.model_copy(update={"files": {"../../outside": made.files["adapter/config.json"]}})
+    here.remote.write("small/outside", b"{}")
+    here.remote.write(f"{STAGE}/{MANIFEST}", outside.model_dump_json().encode())
+    with pytest.raises(StorageError, match="lists '../../outside', outside of it"):
+        there.pull(at(there))
