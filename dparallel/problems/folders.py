@@ -97,7 +97,10 @@ def _subset(root: Path, subset: str | None) -> tuple[Path, Patterns | None]:
         patterns = None if data_files is None else sanitize_patterns(data_files)
         return root / (configs[name].get("data_dir") or "."), patterns
     if subset is not None and not (root / subset).is_dir():
-        raise TableError(f"no subset {subset!r}: it is neither in a README.md nor a sub-folder")
+        raise TableError(
+            f"no subset {subset!r}: it is neither in a README.md nor a sub-folder; the folder holds "
+            f"{listed(sorted(root.iterdir()))}"
+        )
     return root / (subset or "."), None
 
 

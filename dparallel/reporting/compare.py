@@ -1,6 +1,5 @@
 """Compare past runs: one table, paired tests on the same problems, and warnings where runs differ."""
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
     if mine != theirs:
         changed = _changed(mine.model_dump(), theirs.model_dump())
         texts.append(f"{name}: the references of {runs} are decoded differently ({', '.join(changed)})")
-    started = [_started(run) for run in (first, other)]
+    started = [run.started for run in (first, other)]
     if started[0] != started[1]:
         texts.append(f"{name}: {first.run} was started with {started[0]}, {other.run} with {started[1]}")
     changed = _changed(first.manifest.versions, other.manifest.versions)
@@ -98,12 +97,6 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
             f"{other.sweep_split} problems: AUP is left out, and the picture compares different problems"
         )
     return [text for text in texts if text is not None]
-
-
-def _started(run: Benchmark) -> str:
-    """The config file and overrides that a run was started with."""
-    origin = run.manifest.origin
-    return shlex.join([origin.get("config") or "settings of a script", *origin.get("overrides", [])])
 
 
 def _problems(first: Benchmark, other: Benchmark) -> str | None:

@@ -1,15 +1,21 @@
 """What to do with a finished experiment: its merged models, and commands that use the best of them."""
 
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
+from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.problems import LM_EVAL
+from dparallel.config.files import load_config
+from dparallel.config.paths import shipped_configs
+from dparallel.config.problems import LM_EVAL, ProtocolConfig, SourceConfig
 from dparallel.evaluation.cases import STUDENT
 from dparallel.reporting.read import Benchmark
 
 PROMPT = "What is 6 times 7?"  # where the benchmark's own problems are long
 PROMPT_CHARACTERS = 100
+OWN = "PROTOCOL"  # where no file has the protocol of the benchmark
 
 
 def next_steps(benchmark: Benchmark, runs: Path) -> list[str]:
@@ -32,9 +38,13 @@ def next_steps(benchmark: Benchmark, runs: Path) -> list[str]:
     decoding = _flags(benchmark.best.measurement.decoding)
     model = ["--model", students[best]]
     elsewhere = [] if runs == Path("runs") else ["--runs", str(runs)]
-    measured = ["eval", *model, "--protocol", _protocol(benchmark), *elsewhere, "--limit", "100", *decoding]
+    problems = _problems(benchmark)
+    measured = ["eval", *model, *problems, *elsewhere, "--limit", "100", *decoding]
     commands = [["generate", *model, "--prompt", _prompt(benchmark), *decoding], measured]
-    return [*lines, "next:", *(f"  {shlex.join(['dparallel', *words])}" for words in commands)]
+    lines += ["next:", *(f"  {shlex.join(['dparallel', *words])}" for words in commands)]
+    if OWN in problems:
+        lines.append(f"  ({OWN}: a file with the settings of `protocol` of the benchmark's test problems)")
+    return lines
 
 
 def _flags(decoding: DecodingConfig) -> list[str]:
@@ -51,12 +61,41 @@ def _flags(decoding: DecodingConfig) -> list[str]:
     return flags
 
 
-def _protocol(benchmark: Benchmark) -> str:
-    """What `dparallel eval` measures the same benchmark by; the names of files are not recorded."""
-    test = benchmark.manifest.config["test"]
+def _problems(benchmark: Benchmark) -> list[str]:
+    """Flags with which `dparallel eval` measures the same problems, without `rows` and `count`."""
+    test, how = benchmark.manifest.config["test"], benchmark.manifest.how.get("test", {})
+    if test["benchmark"] == "coins":
+        return ["--protocol", "coins"]
+    changes = {}
     if test["benchmark"] == LM_EVAL:
-        return f"{LM_EVAL}:{test['task']}"
-    return "coins" if test["benchmark"] == "coins" else "PROTOCOL"
+        name = f"{LM_EVAL}:{test['task']}"
+        changes = {key: test[key] for key in ("num_fewshot", "metric") if test.get(key) is not None}
+        changes |= {f"data_files.{split}": file for split, file in how.get("data_files", {}).items()}
+    else:
+        name = _protocol(test["protocol"])
+        if test.get("sources"):
+            changes["sources"] = json.dumps([_given(source) for source in test["sources"]])
+    path = ["--path", how["path"]] if how.get("path") else []
+    settings = [f"{key}={value}" for key, value in changes.items()]
+    return ["--protocol", name, *path, *(["--set", *settings] if settings else [])]
+
+
+def _protocol(recorded: dict[str, Any]) -> str:
+    """Name of the protocol file with the recorded settings, in the working folder or of the package."""
+    for folder in (Path("configs", "protocols"), shipped_configs() / "protocols"):
+        for file in sorted(folder.glob("*.yaml")):
+            try:
+                settings = load_config(ProtocolConfig, file).what()
+            except UserError:  # a file that is being written
+                continue
+            if settings == recorded:
+                return file.stem
+    return OWN
+
+
+def _given(source: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a source that are not at their default."""
+    return {key: value for key, value in source.items() if value != SourceConfig.model_fields[key].default}
 
 
 def _prompt(benchmark: Benchmark) -> str:

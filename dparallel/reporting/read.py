@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from dparallel.config.experiment import MEASUREMENTS
 from dparallel.evaluation.measure import Measurement
 from dparallel.evaluation.selection import Row
 from dparallel.evaluation.store import Keys, Store
-from dparallel.stages.manifest import Manifest, StageError, read_manifest
+from dparallel.stages.manifest import MANIFEST, Manifest, StageError, read_manifest
 
 RESULTS = "results.json"
 ProblemKey = tuple[str, str, int]  # id, prompt, and number of earlier problems that are equal in both
@@ -120,6 +121,30 @@ class Benchmark:
     def devices(self) -> list[str]:
         """Hardware of all rows on the test problems."""
         return sorted({row.measurement.hardware for row in self.rows if row.split == "test"})
+
+    @property
+    def started(self) -> str:
+        """The config file and overrides that the run was started with."""
+        origin = self.manifest.origin
+        return shlex.join([origin.get("config") or "settings of a script", *origin.get("overrides", [])])
+
+    @property
+    def data(self) -> list[str]:
+        """Where the problems of each split come from."""
+        named: Mapping[str, Sequence[str]] = self.manifest.details.get("data", {})
+        return [f"{split}: {'; '.join(sources)}" for split, sources in named.items()]
+
+    def training(self) -> dict[str, dict[str, Any]]:
+        """Settings of the students' training, by name of the stage's input; of those whose stage is there."""
+        found = {}
+        for name, folder in self.models.items():
+            if (Path(folder) / MANIFEST).is_file():
+                wanted = read_manifest(folder).inputs.get("training")
+                stages = sorted(Path(folder).resolve().parent.glob(f"training-*/{MANIFEST}"))
+                made = [read_manifest(stage.parent) for stage in stages]
+                settings = [stage.config for stage in made if stage.fingerprint == wanted]
+                found |= {name: settings[0]} if settings else {}
+        return found
 
     def answers(self, row: Row) -> Answers:
         """The texts and verdicts behind a row; StageError if they are missing or damaged."""

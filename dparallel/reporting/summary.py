@@ -6,6 +6,8 @@ All times, which differ between repetitions, lie under the keys `times`.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dparallel.config.decoding import DecodingConfig
+from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Row
 from dparallel.reporting.aup import MEANING, Aup, anchor, aup, aup_2
 from dparallel.reporting.paired import Paired, PairedMeans, PairedResamples
@@ -104,10 +106,27 @@ def _run(run: Benchmark) -> Json:
         "outcome": run.outcome,
         "default_student": run.default_student,
         "max_loss": run.max_loss,
+        "started_with": run.started,
+        "data": run.data,
+        "decodings": {
+            f"{plain(row.model)}, {plain(row.method)}": _stated(row.measurement.decoding)
+            for row in run.reported
+        },
+        "training": run.training(),
         "protocol": run.protocol,
         "code": run.manifest.code,
         "versions": run.manifest.versions,
         "devices": run.devices,
+    }
+
+
+def _stated(decoding: DecodingConfig) -> Json:
+    """The settings of a decoding that shape it, and others that are not at their default."""
+    fields = DecodingConfig.model_fields
+    return {
+        name: value
+        for name, value in decoding.model_dump(mode="json").items()
+        if name in ("gen_length", "block_length", "rule") or value != fields[name].default
     }
 
 
@@ -164,8 +183,10 @@ def _row(run: Benchmark, row: Row, two: Aup, over_sweeps: Aup | None) -> Json:
 
 
 def _pair(before: Measured, after: Measured) -> Json:
-    found = paired(before, after)
     named = {"before": _named(*before), "after": _named(*after)}
+    if before[1].keys is not None and before[1].keys == after[1].keys:
+        return {**named, **_same(before[1].measurement.problems)}
+    found = paired(before, after)
     if found is None:
         unknown = dict.fromkeys(("lost", "gained", "difference", "p_value"))
         return {**named, "test": "none", "problems": 0, **unknown, "interval": [None, None]}
@@ -179,6 +200,12 @@ def _pair(before: Measured, after: Measured) -> Json:
         "interval": [low, high],
         "p_value": found.p_value,
     }
+
+
+def _same(problems: int) -> Json:
+    """The comparison of a measurement with itself, in which nothing is tested."""
+    counts = {"lost": 0, "gained": 0, "difference": 0.0}
+    return {"test": "same", "problems": problems, **counts, "interval": [None, None], "p_value": None}
 
 
 def _counts(found: Comparison) -> Json:

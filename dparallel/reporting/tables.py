@@ -39,6 +39,7 @@ TESTS = {
         "the difference with their standard deviation; p: twice the share of resamples without a difference "
         "in this direction, at least 0.02."
     ),
+    "same": "The same samples: both rows are one measurement, and there is nothing to test.",
     "none": (
         "Accuracies that are one number of all responses together are compared on exactly the same problems "
         "alone."
@@ -161,7 +162,7 @@ def differences(section: Json) -> Table:
         Column("lost", lambda pair: _count(pair["lost"])),
         Column("gained", lambda pair: _count(pair["gained"])),
         Column("difference", lambda pair: _points(pair["difference"])),
-        Column("95 % interval", lambda pair: " to ".join(map(_points, pair["interval"]))),
+        Column("95 % interval", _interval),
         Column("p", lambda pair: _p_value(pair["p_value"])),
     ]
     return Table(
@@ -263,6 +264,12 @@ def _points(share: float | None) -> str:
 
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _interval(pair: Json) -> str:
+    if pair["test"] == "same":
+        return "the same samples"
+    return " to ".join(filter(None, map(_points, pair["interval"])))
 
 
 def _count(value: int | None) -> str:

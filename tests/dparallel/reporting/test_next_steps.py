@@ -10,8 +10,12 @@ from dparallel.cli.main import main
 from dparallel.cli.parser import build_parser, decoding_of
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
+from dparallel.config.files import load_config
+from dparallel.config.protocol import ProtocolConfig
 from dparallel.reporting.next_steps import _flags, next_steps
 from dparallel.reporting.read import read_benchmark
+from tests.conftest import ROOT
+from tests.dparallel.reporting import made
 from tests.dparallel.reporting.made import REFERENCE, SHAPE, finished_benchmark
 
 
@@ -67,4 +71,18 @@ def test_a_benchmark_without_models_has_no_next_steps(tiny_checkpoint: Path, tmp
     models = {"teacher": "t", "student/fast": "f", "student/other": "o"}
     lines = next_steps(replace(benchmark, models=models), Path("runs"))
     assert lines[1:3] == ["  fast (default student): f", "  other: o"]
-    assert "--protocol PROTOCOL --limit 100" in lines[-1]
+    assert '--protocol PROTOCOL --set \'sources=[{"path": ' in lines[-2]
+    assert (
+        lines[-1] == "  (PROTOCOL: a file with the settings of `protocol` of the benchmark's test problems)"
+    )
+
+
+def test_the_command_names_the_protocols_file_and_the_data(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Equal settings are those of a file, wherever it was read."""
+    protocol = load_config(ProtocolConfig, ROOT / "configs" / "protocols" / "gsm8k_llada.yaml")
+    problems = {"benchmark": "dataset", "protocol": protocol, "path": "copy.jsonl"}
+    settings = made.config(test={**problems, "count": 4}, validation={**problems, "rows": "[4:]"})
+    stage = finished_benchmark(tmp_path / "runs", tiny_checkpoint, settings=settings)
+    line = next_steps(read_benchmark("sums", stage), Path("runs"))[-1]
+    assert "--protocol gsm8k_llada --path " in line
+    assert line.split("--path ")[1].split()[0].endswith("copy.jsonl")
