@@ -11,6 +11,7 @@ import httpx
 import yaml
 
 BUSY_TRIES, BUSY_SECONDS = 10, 1.0  # Prefect's answer while its database is locked, on SQLite
+WEBHOOK = "dparallel-notify"  # block with the address for notifications
 IN_PROGRESS = ("PENDING", "RUNNING", "CANCELLING")
 
 
@@ -66,16 +67,46 @@ class Server:
             for each in found
         }
 
-    def create_missing_automations(self, files: Iterable[Path]) -> list[str]:
-        """Create those automations of the files whose names the server does not have; returns all names."""
+    def create_missing_automations(self, files: Iterable[Path], notify: str = "") -> list[str]:
+        """Create those automations of the files whose names the server does not have.
+
+        Args:
+            notify: address for notifications; if it is empty, automations that need it are left out.
+
+        Returns:
+            The names of all that the server has now.
+        """
         known = {each["name"] for each in self._ask("POST", "/automations/filter", {})}
+        webhook = self._webhook(notify) if notify else None
         names = []
         for file in sorted(files):
             automation = yaml.safe_load(file.read_text(encoding="utf-8"))
+            notifying = [each for each in automation["actions"] if each["type"] == "call-webhook"]
+            if notifying and webhook is None:
+                continue
+            for action in notifying:
+                action["block_document_id"] = webhook
             names.append(automation["name"])
             if automation["name"] not in known:
                 self._ask("POST", "/automations/", automation)
         return names
+
+    def _webhook(self, url: str) -> str:
+        """Id of the block that holds the address for notifications, which Prefect treats as a secret."""
+        kind = self._ask("GET", "/block_types/slug/webhook")["id"]
+        body = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+        schema = self._ask("POST", "/block_schemas/filter", body)[0]["id"]
+        data = {"url": url, "method": "POST"}
+        body = {"block_documents": {"block_type_id": {"any_": [kind]}, "name": {"any_": [WEBHOOK]}}}
+        there = self._ask("POST", "/block_documents/filter", {**body, "include_secrets": True})
+        if there and there[0]["data"].get("url") == url:
+            return str(there[0]["id"])
+        if there:
+            changed = {"data": data, "block_schema_id": schema, "merge_existing_data": False}
+            self._ask("PATCH", f"/block_documents/{there[0]['id']}", changed)
+            return str(there[0]["id"])
+        made = {"name": WEBHOOK, "data": data, "block_type_id": kind, "block_schema_id": schema}
+        return str(self._ask("POST", "/block_documents/", made)["id"])
 
     def runs(self, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Flow runs in progress, or the ones with the given ids; the oldest first."""

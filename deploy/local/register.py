@@ -25,6 +25,7 @@ def register(
     data: Path,
     say: Callable[[str], None],
     cpu_slots: int | None = None,
+    notify: str = "",
 ) -> None:
     """Give the server what it lacks; what is there is left as it is, but deployments of changed flows.
 
@@ -33,6 +34,7 @@ def register(
         data: the folder that remembers what was deployed.
         cpu_slots: how many runs the workers of the cpu pool take at a time. One is kept free for stages: if
             runs of `distill/full` had all of them, they would wait for stages that never start.
+        notify: address that is told of failed runs.
     """
     known = server.pools()
     for pool in POOLS:
@@ -42,7 +44,7 @@ def register(
     if cpu_slots:
         server.limit_queue("cpu", EXPERIMENTS, max(cpu_slots - 1, 1))
     _deploy(server, variables, root, data, say)
-    automations = server.create_missing_automations((DEPLOY / "automations").glob("*.yaml"))
+    automations = server.create_missing_automations((DEPLOY / "automations").glob("*.yaml"), notify)
     say(f"automations: {', '.join(automations)}")
 
 
@@ -80,4 +82,6 @@ def _deploy(
 
 if __name__ == "__main__":
     url = os.environ["PREFECT_API_URL"]
-    register(api.Server(url.removesuffix("/api")), {"PREFECT_API_URL": url}, Path.cwd(), Path.home(), print)
+    notify = os.environ.get("DPARALLEL_NOTIFY_URL", "")
+    variables = {"PREFECT_API_URL": url}
+    register(api.Server(url.removesuffix("/api")), variables, Path.cwd(), Path.home(), print, notify=notify)

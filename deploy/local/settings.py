@@ -46,6 +46,7 @@ class Settings(BaseModel):
     cpu_runs: Annotated[int, Field(ge=1, le=64)] = 2
     gpu_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    notify_url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
 
     @field_validator("host")
     @classmethod
@@ -140,6 +141,8 @@ def _explain(mistake: Any) -> str:
         return message
     name = f"{PREFIX}{str(mistake['loc'][0]).upper()}"
     got = "" if mistake["type"] == "value_error" else f", got {mistake['input']!r}"
+    if name == "DPARALLEL_NOTIFY_URL":
+        message, got = "write an address that begins with http:// or https://", ""  # it may hold a secret
     if name == "DPARALLEL_GPU_WORKERS":
         message = "write `auto` or a number from 0 to 64"
     return f"{name}: {message}{got}; change it in {FILE}"

@@ -48,7 +48,8 @@ def up(settings: Settings, others: Mapping[str, str], root: Path, say: Callable[
                 _wait(service.name, is_healthy, processes, say, service in missing)
         server = api.Server(settings.prefect_url)
         slots = settings.cpu_workers * settings.cpu_runs
-        register(server, {**others, **clients(settings, root)}, root, data, say, slots)
+        variables = {**others, **clients(settings, root)}
+        register(server, variables, root, data, say, slots, settings.notify_url)
         for service in missing:
             if service.pool is not None:
                 started[service.name] = _start(service, processes, root, begun)

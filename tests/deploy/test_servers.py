@@ -1,13 +1,16 @@
 """`make up`, `make status` and `make down` with real servers and workers, in a folder like a clone."""
 
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,12 +94,37 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
     stop(Processes(tmp_path / ".dparallel").records().values(), seconds=0)
 
 
+@pytest.fixture
+def told() -> Iterator[tuple[str, list[str]]]:
+    """An address for notifications, and the texts that it got."""
+    texts: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            texts.append(json.loads(body)["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook", texts
+        server.shutdown()
+        thread.join()
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_day_with_servers(clone: Clone) -> None:
+def test_a_day_with_servers(clone: Clone, told: tuple[str, list[str]]) -> None:
+    address, texts = told
+    with (clone.folder / ".env").open("a", encoding="utf-8") as file:
+        file.write(f"DPARALLEL_NOTIFY_URL={address}\n")
     status = clone.make("status", code=1)
     assert "not running: prefect, mlflow, cpu-1, gpu-1; start what is missing by make up" in status
 
@@ -140,6 +168,16 @@ def test_a_day_with_servers(clone: Clone) -> None:
     assert len(runs) == 3
     assert (clone.folder / "mlflow.db").is_file()
     assert not (clone.folder / "mlartifacts").exists()
+
+    absent = ("--param", 'config="configs/absent.yaml"', "--watch")
+    clone.run("prefect", "deployment", "run", "trajectories/record", *absent, code=1)
+    end = time.monotonic() + 60
+    while not texts and time.monotonic() < end:
+        time.sleep(0.5)
+    assert len(texts) == 1
+    assert texts[0].startswith("absent: trajectories: Failed. ")
+    assert "configs/absent.yaml" in texts[0]
+    assert f"http://127.0.0.1:{clone.prefect}/runs/flow-run/" in texts[0]
 
     status = clone.make("status")
     assert "all is up" in status
