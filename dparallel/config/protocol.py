@@ -40,7 +40,8 @@ class ProtocolConfig(Config):
     """How a benchmark asks its problems and scores the responses, as published.
 
     Args:
-        version: increment it when the meaning of the same settings changes; part of the key of every result.
+        version: increment it when the meaning of the same settings changes; part of the key of every verdict,
+            while samples are keyed by what is asked.
         prompt: a format string over the columns of a problem, such as `Question: {question}`; braces are
             written `{{` and `}}`.
         system: text of the system turn; without `chat`, text at the beginning of the prompt.

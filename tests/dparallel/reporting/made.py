@@ -162,7 +162,8 @@ def finished_benchmark(
     (stage.folder / "results.json").write_text(json.dumps(results.as_json()), encoding="utf-8")
     (stage.folder / "table.md").write_text(table(results), encoding="utf-8")
     models = {"models": {"teacher": str(teacher), "student/fast": str(teacher)}} if with_models else {}
-    details = {**results.summary(), **models}
+    measurements = store.digests(row.keys for row in results.rows if row.keys)
+    details = {**results.summary(), **models, "measurements": measurements}
     stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=details)
     return stage.folder
 

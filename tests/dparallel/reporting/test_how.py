@@ -10,12 +10,12 @@ from dparallel.reporting.report import write_report
 from dparallel.reporting.summary import _pair
 from dparallel.reporting.tables import differences, paired_notes
 from dparallel.stages.manifest import Manifest
-from tests.dparallel.reporting.made import STORE, finished_benchmark
+from tests.dparallel.reporting.made import MEASUREMENTS, finished_benchmark
 
 
 def test_settings_and_command_are_in_the_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     stage = finished_benchmark(tmp_path, tiny_checkpoint)
-    write_report("sums", [("sums", stage)], tmp_path / STORE, {}, tmp_path / "report")
+    write_report("sums", [("sums", stage)], tmp_path / MEASUREMENTS, {}, tmp_path / "report")
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     [run] = report["benchmarks"][0]["runs"]
     assert run["started_with"] == "'settings of a script'"
