@@ -47,7 +47,11 @@ class Stack:
 
     def ask(self, path: str, body: Any) -> Any:
         """A request to Prefect's server."""
-        answer = httpx.post(f"{self.api}/{path}", json=body, trust_env=False, timeout=60)
+        for _ in range(10):
+            answer = httpx.post(f"{self.api}/{path}", json=body, trust_env=False, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # its database is locked
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -91,9 +95,9 @@ class Stack:
         return text[-6000:]
 
     def runs_in(self, folder: Path) -> list[dict[str, Any]]:
-        """All flow runs for a folder of runs."""
-        found = self.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})
-        return [run for run in found if str(folder) in str(run["parameters"])]
+        """All flow runs for a folder of runs, the oldest first."""
+        found = [run for run in self.ask("flow_runs/filter", {}) if str(folder) in str(run["parameters"])]
+        return sorted(found, key=lambda run: str(run["created"]))
 
     def quiet(self, folder: Path, seconds: float = SECONDS) -> None:
         """Wait until no flow run for a folder of runs is in progress."""
