@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 from prefect import Flow
 
 from dparallel.config.base import UserError
 from dparallel.stages.arguments import Parser
 from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
-from flows.interruption import Interruption
+from flows.interruption import Interruption, same_command
 from flows.logs import show_on
 from flows.server import start_temporary_server
 
@@ -70,6 +71,11 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
             interruption.leave()
         if not isinstance(error, Exception):
             raise
+        if isinstance(error, httpx.RequestError):
+            error = ConnectionError(
+                f"Prefect's server does not answer ({error}): what is done is kept. To go on, give the same "
+                f"command: {same_command()}"
+            )
         sys.exit(f"flow {flow.name} failed: {error}")
     interruption.over()
     print(result if isinstance(result, str) else "\n".join(result), flush=True)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import httpx
 from prefect import get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
@@ -102,13 +103,16 @@ def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:
 def publish(experiment: str, name: str, markdown: str, link: str | None) -> None:
     """Show the text of a stage or of the whole run in Prefect, with a link to the MLflow run."""
     key, title = artifact_key(experiment, name), f"{experiment}: {name}"
-    create_markdown_artifact(markdown, key=key, description=title)
-    if link is not None:
-        how = "`make ui` opens it" if link.startswith(LOCAL_UI) else None
-        create_link_artifact(link, link_text=f"MLflow: {title}", key=f"{key}-mlflow", description=how)
-    else:
-        how = f"Run `{name}` of experiment `{experiment}`, in a browser after:\n\n    {how_to_open()}\n"
-        create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {title}")
+    try:
+        create_markdown_artifact(markdown, key=key, description=title)
+        if link is not None:
+            how = "`make ui` opens it" if link.startswith(LOCAL_UI) else None
+            create_link_artifact(link, link_text=f"MLflow: {title}", key=f"{key}-mlflow", description=how)
+        else:
+            how = f"Run `{name}` of experiment `{experiment}`, in a browser after:\n\n    {how_to_open()}\n"
+            create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {title}")
+    except httpx.HTTPError as error:  # the result does not depend on the server
+        log.warning("%s is not shown in Prefect, whose server does not answer (%s)", title, error)
 
 
 def in_a_line(name: str, folder: str, manifest: Manifest, reused: bool) -> str:

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dparallel.stages import lease
@@ -61,3 +62,12 @@ def test_work_that_is_refused_waits_again(tmp_path: Path) -> None:
 
     assert stages.when_free(str(tmp_path / "stage"), work) == MADE
     assert len(tries) == 3
+
+
+def test_a_stage_is_finished_though_prefects_server_is_gone(monkeypatch: pytest.MonkeyPatch, logged) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(stages, "create_markdown_artifact", refused)
+    stages.publish("small", "training fast", "a table", None)
+    assert "small: training fast is not shown in Prefect, whose server does not answer" in logged.text
