@@ -13,6 +13,7 @@ from dparallel.config.base import ConfigError, nearest
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.config.partial import overrides_of, partial_of
+from dparallel.config.roots import check_inside_roots
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
@@ -58,6 +59,7 @@ def checked_experiment(
         UserError: names the mistake and the remedy.
     """
     snapshot = take_snapshot(config, overrides)
+    check_inside_roots(snapshot.experiment().model_dump(mode="json"))
     settings = localized(snapshot.experiment())
     gpus = torch.cuda.device_count()
     length_matters = gpus > 0 and "training" in here
@@ -103,6 +105,7 @@ def _check_gpus(settings: DistillConfig, lengths: PromptLengths, here: Collectio
 def checked_teacher(config: str, overrides: list[str] | None = None) -> TeacherConfig:
     """Load the settings of a tiny teacher and check its folder."""
     settings = load_config(TeacherConfig, config, overrides)
+    check_inside_roots(settings.model_dump(mode="json"))
     check_folder(Path(settings.out))
     return settings
 

@@ -141,6 +141,7 @@ def worker(
     """
     own = {**others, **prefect_home(settings, root), **clients(settings, root)}
     own["PREFECT_WORKER_QUERY_SECONDS"] = WORKER_QUERY_SECONDS
+    own["DPARALLEL_ROOTS"] = settings.roots or str(root)
     if settings.threads is not None:
         own["OMP_NUM_THREADS"] = str(settings.threads)
     if devices is not None:

@@ -46,6 +46,7 @@ class Settings(BaseModel):
     cpu_runs: Annotated[int, Field(ge=1, le=64)] = 2
     gpu_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    roots: str = ""
     notify_url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
 
     @field_validator("host")

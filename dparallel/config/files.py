@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dparallel.config.base import Config, ConfigError, explain
 from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, written
+from dparallel.config.roots import check_path
 
 NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  # sections whose keys are names
 
@@ -99,6 +100,7 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     place = os.path.realpath(path)
     if place in including:
         raise ConfigError(f"{path} includes itself")
+    check_path("config file", place)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
