@@ -22,7 +22,7 @@ help:
 	@echo "make test-failures  kills, full disks, damaged files, lost servers; writes the table in docs/operations.md"
 	@echo "make check       format, lint, types, fast tests"
 	@echo "make format      format the code, and mend what the linter can"
-	@echo "make ui          the MLflow UI on http://127.0.0.1:5000"
+	@echo "make ui          the runs in MLflow, on http://127.0.0.1:5000"
 	@echo "make up          servers, work pools and workers on this machine, with the settings in .env"
 	@echo "make status      what of them runs, and where"
 	@echo "make down        stop them"
@@ -87,7 +87,7 @@ demo: $(READY)
 	$(BIN)/python -m flows.distill --config configs/tiny.yaml
 
 ui: $(READY)
-	$(BIN)/mlflow ui --backend-store-uri $(or $(filter-out http%,$(MLFLOW_TRACKING_URI)),sqlite:///mlflow.db) --host 127.0.0.1 --port 5000
+	@$(BIN)/python -m tasks.tracking ui
 
 up: $(READY)
 	@$(BIN)/python -m deploy.local up

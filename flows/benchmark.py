@@ -8,9 +8,9 @@ from flows.dispatch import Workers, workers
 from flows.names import run_name
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import Given, Settings, all_overrides, checked_experiment, chosen, ready_students
-from tasks.tracking.records import Parent
+from tasks.tracking.records import Parent, Promotion
 
-Planned = tuple[list[tuple[StagePlan, Workers | None]], list[str]]
+Planned = tuple[list[tuple[StagePlan, Workers | None]], Promotion]
 
 
 def plan(
@@ -19,8 +19,8 @@ def plan(
     """Check the parameters.
 
     Returns:
-        Pairs of a stage's plan and, if `on_pool`, how workers decode for it; and the folders of all
-        benchmarks of the experiment.
+        Pairs of a stage's plan and, if `on_pool`, how workers decode for it; and what decides on the aliases
+        of the experiment's models.
     """
     here = [] if on_pool else ["benchmark"]
     experiment, _ = ready_students("benchmark", config, overrides, here=here)
@@ -28,7 +28,8 @@ def plan(
     for name in chosen("benchmark", experiment.config.benchmarks, benchmark):
         on_workers = workers("measurements", "units", experiment, benchmark=name)
         planned.append((experiment.benchmark(name), on_workers if on_pool else None))
-    return planned, experiment.benchmark_folders()
+    folders = experiment.benchmark_folders()
+    return planned, Promotion(benchmarks=folders, settings=experiment.config.promotion)
 
 
 @flow("benchmark", run_name)
@@ -56,8 +57,9 @@ def benchmark(
 
 def run(planned: Planned, parent: Parent | None = None, **parameters: object) -> list[str]:
     """Measure on this machine or on the work pool; returns the stages' folders."""
-    stages, benchmarks = planned
-    return [run_benchmark(stage, parent, on_workers, benchmarks) for stage, on_workers in stages]
+    stages, promotion = planned
+    decides = promotion if parent is None else None  # otherwise the parent does
+    return [run_benchmark(stage, parent, on_workers, decides) for stage, on_workers in stages]
 
 
 @flow("measurements")

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 from flows.environment import flow
 
-from prefect import get_run_logger, runtime
+from prefect import get_run_logger
 
 from dparallel.stages.experiment import Experiment
 from flows.command import main
@@ -14,7 +14,8 @@ from tasks.benchmark import report, run_benchmark
 from tasks.checks import Given, Settings, all_overrides, checked_experiment
 from tasks.labels import tag_stage
 from tasks.merging import merge_student
-from tasks.tracking.run import Run, track
+from tasks.stages import track_experiment
+from tasks.tracking.run import Run
 from tasks.training import train_student
 from tasks.trajectories import record_trajectories
 
@@ -50,10 +51,9 @@ def distill(
 
 def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **parameters: object) -> str:
     """Run all stages; returns the final report."""
-    settings, launch = experiment.config.model_dump(mode="json"), experiment.config.launch
-    snapshot = cache(experiment.as_parameter)
+    launch, snapshot = experiment.config.launch, cache(experiment.as_parameter)
     tag_stage("distill", experiment.config.name)
-    with track(experiment.folder, "distill", runtime.flow_run.name, settings) as tracked:
+    with track_experiment(experiment) as tracked:
 
         def sent(stage: StageName, kind: str = "", names: Iterable[str] = ()) -> bool:
             """Run a stage on its work pool if `on_pools` lists it, and wait; False if it is to run here.
@@ -80,18 +80,19 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
         if not sent("merging", "student", students):
             for student in students:
                 merge_student(experiment.merging(student), tracked.as_parent)
-        folders = experiment.benchmark_folders()
         if not sent("benchmark", "benchmark", benchmarks):
             for name in benchmarks:
-                run_benchmark(experiment.benchmark(name), tracked.as_parent, benchmarks=folders)
+                run_benchmark(experiment.benchmark(name), tracked.as_parent)
         return finish(experiment, tracked)
 
 
 def finish(experiment: Experiment, run: Run) -> str:
     """Write the report of the finished stages, and return it as text."""
-    trainings = {student: experiment.training(student) for student in experiment.config.students}
+    students = experiment.config.students
+    stages = [experiment.trajectories()]
+    stages += [plan(student) for plan in (experiment.training, experiment.merging) for student in students]
     measured = [experiment.benchmark(name) for name in experiment.config.benchmarks]
-    return report(experiment.folder, measured, trainings, run)
+    return report(experiment.folder, measured, stages, run, experiment.config.promotion)
 
 
 if __name__ == "__main__":

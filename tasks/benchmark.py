@@ -1,13 +1,16 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dparallel.config.experiment import PromotionConfig
 from dparallel.evaluation import plots, sharing
+from dparallel.evaluation.cases import STUDENT
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
 from dparallel.evaluation.store import Store
+from dparallel.reporting.headline import headline
 from dparallel.reporting.next_steps import next_steps
-from dparallel.reporting.read import read_benchmark
+from dparallel.reporting.read import Benchmark, read_benchmark
 from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import read_manifest
@@ -15,8 +18,10 @@ from dparallel.stages.metrics_log import METRICS
 from dparallel.stages.storage import exchange
 from dparallel.stages.storage.folders import Storage
 from tasks.retries import resumable_task
-from tasks.stages import origin_of, publish, run_tracked, storage_of
-from tasks.tracking.records import Parent, how_to_open
+from tasks.stages import is_older, manifest_of, origin_of, publish, run_tracked, storage_of
+from tasks.tracking.content import effort
+from tasks.tracking.links import how_to_open
+from tasks.tracking.records import Parent, Promotion
 from tasks.tracking.run import Run
 
 
@@ -25,17 +30,18 @@ def run_benchmark(
     plan: StagePlan,
     parent: Parent | None = None,
     delegate: Delegate | None = None,
-    benchmarks: Iterable[str] = (),
+    promotion: Promotion | None = None,
 ) -> str:
     """Measure teacher and students, in this process or with `delegate`; returns the stage's folder.
 
     Args:
-        benchmarks: folders of all benchmarks of the experiment: a student becomes the candidate in MLflow
-            when it keeps the accuracy in all of them. By default this one alone.
+        promotion: what decides on the aliases of models when the stage is finished; None if the run that it
+            belongs to does so.
     """
     storage = storage_of(plan)
     if storage is not None:
-        exchange.pull_stages(storage, set(benchmarks) - {plan.out_dir})
+        if promotion is not None:
+            exchange.pull_stages(storage, set(promotion.benchmarks) - {plan.out_dir})
         if delegate is not None:
             delegate = exchange.bringing(delegate, storage)
     store = Store(plan.measurements, storage)
@@ -43,7 +49,7 @@ def run_benchmark(
         plan,
         parent,
         lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, store, delegate, origin_of(plan)),
-        benchmarks=benchmarks,
+        promotion=promotion,
     )
 
 
@@ -59,51 +65,63 @@ def make_units(plan: StagePlan, units: list[dict[str, Any]]) -> str:
 
 
 @resumable_task("report")
-def report(home: Path, plans: list[StagePlan], trainings: dict[str, StagePlan], run: Run) -> str:
+def report(
+    home: Path, plans: list[StagePlan], others: list[StagePlan], run: Run, promotion: PromotionConfig
+) -> str:
     """The final report: tables, pictures, merged models, next commands, and how to open report and MLflow.
 
     Args:
         home: the experiment's folder.
         plans: the finished benchmark stages, of the same models.
-        trainings: the finished training stages by student, whose loss curves are drawn.
+        others: the other finished stages.
         run: the experiment's own run, on which experiments are compared.
+        promotion: when a student becomes the champion in MLflow's registry.
     """
+    trained = [plan for plan in others if plan.stage == "training"]
     if (storage := storage_of(plans[0])) is not None:
-        _pull(storage, [*plans, *trainings.values()])
+        _pull(storage, [*plans, *trained])
     stages = [(plan.benchmark or "benchmark", Path(plan.out_dir)) for plan in plans]
     models = {name: path for plan in plans for name, path in plan.inputs.items()}
     folder = report_folder(home, stages)
     report_files = write_report(home.name, stages, plans[0].measurements, models, folder)
     curves = folder / "loss_curves.png"
-    plots.loss_curves({name: Path(plan.out_dir) / METRICS for name, plan in trainings.items()}, curves)
+    plots.loss_curves({plan.student or "": Path(plan.out_dir) / METRICS for plan in trained}, curves)
 
-    manifests = {name: read_manifest(stage) for name, stage in stages}
+    benchmarks = [read_benchmark(*stage, plans[0].measurements, models=models) for stage in stages]
     tables = [stage / "table.md" for _, stage in stages]
     pictures = [
-        stage / file for name, stage in stages for file in manifests[name].files if file.endswith(".png")
+        benchmark.folder / file
+        for benchmark in benchmarks
+        for file in benchmark.manifest.files
+        if file.endswith(".png")
     ]
     text = "\n\n".join(table.read_text(encoding="utf-8").strip() for table in tables)
-    metrics = next(iter(manifests.values())).metrics
     uploaded = [*report_files, curves]
     if len(stages) == 1:
         uploaded += [*tables, *pictures]
     else:  # whose files have equal names
         text = (folder / "report.md").read_text(encoding="utf-8").strip()
-        metrics = {
-            f"{name}/{key}": value for name in manifests for key, value in manifests[name].metrics.items()
-        }
-    run.update(files=[str(path.resolve()) for path in uploaded], metrics=metrics)
-    publish(home.name, "distill", text, run.link)
+    made = made_by([*others, *plans], run.record.started)
+    run.update(
+        files=[str(path.resolve()) for path in uploaded],
+        metrics={**numbers(benchmarks), **{key: value for _, _, more in made for key, value in more.items()}},
+        note=f"{text}\n\n{stages_table(made)}",
+        tags={**run.record.tags, "default_student": default_students(benchmarks)},
+        stages=[str(Path(plan.out_dir).resolve()) for plan in (*others, *plans)],
+        reused=all(reused for _, reused, _ in made),
+        promotion=Promotion(benchmarks=[str(stage.resolve()) for _, stage in stages], settings=promotion),
+    )
+    publish(home.name, "distill", text, run)
     lines = [
         text,
         "",
         "pictures:",
         *(f"  {picture}" for picture in (*pictures, curves)),
-        *next_steps(read_benchmark(*stages[0], plans[0].measurements, models=models), home.parent),
+        *next_steps(benchmarks[0], home.parent),
         "report:",
         f"  {folder / 'report.html'}",
         "MLflow:",
-        f"  {how_to_open()}",
+        *(f"  {line}" for line in how_to_open(run.record, run.experiment_id)),
     ]
     return "\n".join(lines)
 
@@ -116,3 +134,44 @@ def _pull(storage: Storage, plans: Sequence[StagePlan]) -> None:
             exchange.pull_stages(storage, plan.inputs.values())
             for file in read_manifest(plan.out_dir).details["measurements"]:
                 storage.bring((Path(plan.measurements) / file).parent)
+
+
+def numbers(benchmarks: list[Benchmark]) -> dict[str, float]:
+    """Metrics of an experiment: those of its benchmarks; of several ones, after the benchmark's name."""
+    found: dict[str, float] = {}
+    for benchmark in benchmarks:
+        prefix = f"{benchmark.name}/" if len(benchmarks) > 1 else ""
+        head = {f"headline/{name}": value for name, value in headline(benchmark).items()}
+        found |= {f"{prefix}{name}": value for name, value in (benchmark.manifest.metrics | head).items()}
+    return found
+
+
+def default_students(benchmarks: list[Benchmark]) -> str:
+    """The default student of each benchmark, once if all have the same."""
+    names = {each.name: (each.default_student or "none").removeprefix(STUDENT) for each in benchmarks}
+    if len(set(names.values())) == 1:
+        return next(iter(names.values()))
+    return ", ".join(f"{benchmark}: {student}" for benchmark, student in names.items())
+
+
+def made_by(plans: list[StagePlan], started: int) -> list[tuple[str, bool, dict[str, float]]]:
+    """Of each stage: its name, whether it was finished before, and its wall seconds and tokens as metrics."""
+    found = []
+    for plan in plans:
+        name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
+        manifest = manifest_of(plan)
+        spent = effort(manifest, Path(plan.out_dir))
+        metrics = {f"{what}/{name}": value for what, value in spent.items()}
+        found.append((name, is_older(manifest, started), metrics))
+    seconds = sum(metrics[f"seconds/{name}"] for name, reused, metrics in found if not reused)
+    return [*found, ("together", not seconds, {"seconds": seconds})]
+
+
+def stages_table(made: list[tuple[str, bool, dict[str, float]]]) -> str:
+    """The stages of an experiment as a Markdown table."""
+    lines = ["| stage | seconds | tokens | |", "|---|---:|---:|---|"]
+    for name, reused, metrics in made[:-1]:
+        tokens = metrics.get(f"tokens/{name}")
+        cells = [name, f"{metrics[f'seconds/{name}']:.1f}", "" if tokens is None else f"{tokens:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {'reused' if reused else ''} |")
+    return "\n".join(lines)

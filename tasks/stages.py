@@ -1,23 +1,29 @@
 """What all stages' tasks have in common: an MLflow run and a Prefect artifact."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 from prefect import get_run_logger, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.settings import PREFECT_API_URL
 
-from dparallel.stages.experiment import StagePlan
+from dparallel.config.base import UserError
+from dparallel.models.checkpoints import read_config
+from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.files import is_there
 from dparallel.stages.lease import LeaseHeldError, wait_until_free
-from dparallel.stages.manifest import MANIFEST, Manifest
+from dparallel.stages.manifest import MANIFEST, Manifest, read_manifest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import duration
 from dparallel.stages.storage import exchange
 from dparallel.stages.storage.folders import Storage
 from tasks.labels import artifact_key, tag_stage
-from tasks.tracking.records import LOCAL_UI, Parent, how_to_open
+from tasks.tracking import describe, links
+from tasks.tracking.records import Parent, Promotion
 from tasks.tracking.run import Run, track
 
 log = logging.getLogger("dparallel.stage")
@@ -28,7 +34,7 @@ def run_tracked(
     parent: Parent | None,
     work: Callable[[Run], Manifest],
     home: Path | None = None,
-    benchmarks: Iterable[str] = (),
+    promotion: Promotion | None = None,
 ) -> str:
     """Run a stage's work as a run of the tracking server; returns the stage's folder.
 
@@ -39,28 +45,43 @@ def run_tracked(
         work: the library call, which returns immediately if the stage is finished, and raises
             `LeaseHeldError` if another run works in the folder.
         home: the experiment's folder; by default the parent of the stage's folder.
-        benchmarks: folders of all benchmarks of the experiment, if the stage is one of them.
+        promotion: what decides on the aliases of models when the stage is finished.
     """
     name = " ".join(filter(None, (plan.stage, plan.student, plan.benchmark)))
     home = home or Path(plan.out_dir).parent
     tag_stage(plan.stage, home.name, student=plan.student, benchmark=plan.benchmark)
+    folder = Path(plan.out_dir)
+    there = is_finished(plan)
     with track(
         home,
         plan.stage,
-        name,
+        name if parent else describe.run_name(home.name, [name], plan.origin.overrides),
         plan.config,
         parent,
         plan.out_dir,
-        reused=is_finished(plan),
+        monitored=not there,
         student=plan.student,
-        benchmarks=benchmarks,
+        inputs={key: str(Path(path).resolve()) for key, path in plan.inputs.items()},
+        params=describe.stage_parameters(plan),
+        tags={
+            **describe.origin_tags(plan.origin),
+            **describe.stage_tags(plan, family_of(plan.inputs.get("teacher"))),
+            **prefect_tags(),
+        },
+        promotion=promotion and promotion.here(),
+        reused=there,
     ) as run:
         log.info("%s", name, extra={"stage": name})
         manifest = kept(plan, lambda: when_free(plan.out_dir, lambda: work(run)))
-        if manifest.origin.get("flow_run") != origin_of(plan).flow_run and not run.record.reused:
-            run.update(reused=True)  # another run made it while this one waited
-    log.info("%s", in_a_line(name, plan.out_dir, manifest, run.record.reused), extra={"stage": None})
-    publish(home.name, name, summary(name, plan.out_dir, manifest, run.record.reused), run.link)
+        waited = not there and manifest.origin.get("flow_run") != origin_of(plan).flow_run
+        reused = waited or (there and is_older(manifest, run.record.started))  # otherwise judged anew
+        table = folder / "table.md"
+        note = table.read_text(encoding="utf-8") if plan.stage == "benchmark" and table.is_file() else ""
+        run.record = run.record.model_copy(
+            update={"reused": reused, "note": note or summary(name, plan.out_dir, manifest, reused)}
+        )
+    log.info("%s", in_a_line(name, plan.out_dir, manifest, reused), extra={"stage": None})
+    publish(home.name, name, summary(name, plan.out_dir, manifest, reused), run)
     return plan.out_dir
 
 
@@ -76,12 +97,61 @@ def is_finished(plan: StagePlan) -> bool:
     return there or is_there(Path(plan.out_dir) / MANIFEST)
 
 
+def manifest_of(plan: StagePlan) -> Manifest:
+    """Manifest of a finished stage, here or in the store; StageError if it is not finished."""
+    storage = storage_of(plan)
+    there = storage.manifest(plan.out_dir) if storage is not None else None
+    return there or read_manifest(plan.out_dir)
+
+
 def kept(plan: StagePlan, work: Callable[[], Manifest]) -> Manifest:
     """Run a stage's work, with its inputs from the store and its result in it, if there is one."""
     storage = storage_of(plan)
     if storage is None:
         return work()
     return exchange.run(storage, plan.out_dir, plan.inputs.values(), work, get_run_logger().info)
+
+
+def track_experiment(experiment: Experiment) -> AbstractContextManager[Run]:
+    """The run of a whole experiment, below which its stages are."""
+    config, overrides = experiment.config, experiment.snapshot.overrides
+    origin = Origin(config=experiment.snapshot.config, overrides=overrides)
+    return track(
+        experiment.folder,
+        "distill",
+        describe.run_name(config.name, config.students, overrides),
+        config.model_dump(mode="json"),
+        params=describe.parameters(config, overrides),
+        tags={
+            **describe.origin_tags(origin),
+            **describe.experiment_tags(config, family_of(experiment.trajectories().inputs["teacher"])),
+            **prefect_tags(),
+        },
+    )
+
+
+def is_older(manifest: Manifest, started: int) -> bool:
+    """Whether a stage was finished before a run started (milliseconds since 1970)."""
+    return (datetime.fromisoformat(manifest.finished_at).timestamp() + 1) * 1000 <= started
+
+
+def family_of(teacher: str | None) -> str | None:
+    """The family of a checkpoint; None if there is no such checkpoint yet."""
+    if teacher is None:
+        return None
+    try:
+        return str(read_config(teacher).family)
+    except UserError:
+        return None
+
+
+def prefect_tags() -> dict[str, str]:
+    """Tags that lead to the flow run in progress."""
+    if runtime.flow_run.id is None:
+        return {}
+    tags = {"prefect_run": f"{runtime.flow_run.name} ({runtime.flow_run.id})"}
+    served = PREFECT_API_URL.value() is not None  # a temporary server has no pages
+    return {**tags, "prefect_run_url": str(runtime.flow_run.ui_url)} if served else tags
 
 
 def origin_of(plan: StagePlan) -> Origin:
@@ -100,16 +170,19 @@ def when_free(folder: str, work: Callable[[], Manifest]) -> Manifest:
             continue
 
 
-def publish(experiment: str, name: str, markdown: str, link: str | None) -> None:
+def publish(experiment: str, name: str, markdown: str, run: Run) -> None:
     """Show the text of a stage or of the whole run in Prefect, with a link to the MLflow run."""
     key, title = artifact_key(experiment, name), f"{experiment}: {name}"
+    command = links.ui_command(run.record.tracking_uri)
+    needed = links.needs_a_server(run.record.tracking_uri)
     try:
         create_markdown_artifact(markdown, key=key, description=title)
-        if link is not None:
-            how = "`make ui` opens it" if link.startswith(LOCAL_UI) else None
-            create_link_artifact(link, link_text=f"MLflow: {title}", key=f"{key}-mlflow", description=how)
+        if run.link is not None:
+            how = f"After `{command}`, or `make ui` in the project's folder" if needed else None
+            create_link_artifact(run.link, link_text=f"MLflow: {title}", key=f"{key}-mlflow", description=how)
         else:
-            how = f"Run `{name}` of experiment `{experiment}`, in a browser after:\n\n    {how_to_open()}\n"
+            opened = "\n".join(f"    {line}" for line in links.how_to_open(run.record))
+            how = f"Run `{name}` of experiment `{experiment}`, in a browser:\n\n{opened}\n"
             create_markdown_artifact(how, key=f"{key}-mlflow", description=f"MLflow: {title}")
     except httpx.HTTPError as error:  # the result does not depend on the server
         log.warning("%s is not shown in Prefect, whose server does not answer (%s)", title, error)

@@ -197,6 +197,20 @@ class LaunchConfig(Config):
         return self
 
 
+class PromotionConfig(Config):
+    """When the default student's merged model becomes the champion in MLflow's registry.
+
+    Args:
+        max_loss: accepted loss of accuracy against the teacher and against the present champion, on the test
+            problems of each benchmark; 0.01 is one percentage point.
+        replace_other_samples: also replace a champion that was measured on other problems, or asked or
+            judged by another protocol, with which no comparison is possible.
+    """
+
+    max_loss: NonNegativeFloat = 0.01
+    replace_other_samples: bool = False
+
+
 RUNS = "runs"  # in the working folder
 MEASUREMENTS = "measurements"  # folder in `runs` for the samples and verdicts of all experiments
 
@@ -216,6 +230,7 @@ class DistillConfig(Config):
         students: recipes by student name.
         benchmarks: benchmarks by name; each is a stage of its own.
         launch: distribution over processes and machines.
+        promotion: when a student becomes the champion in MLflow's registry.
     """
 
     name: Name
@@ -229,6 +244,7 @@ class DistillConfig(Config):
     merging: MergingConfig = MergingConfig()
     benchmarks: dict[Name, BenchmarkConfig] = Field(min_length=1)
     launch: LaunchConfig = LaunchConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
     def baseline_models(self) -> list[str]:
         """The models of all baselines, once each."""

@@ -22,6 +22,7 @@ from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import REMEDY, cache_if_offline
 
 WEIGHTS = "*.safetensors"
+MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
 # Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
 
@@ -38,6 +39,11 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     """
     if not isinstance(path, str | Path):
         raise CheckpointError(f"the path of a model is {path!r}: give a folder or a Hub id as text")
+    if str(path).startswith(MLFLOW):
+        raise CheckpointError(
+            f"{path} is a model of MLflow: download its files with `mlflow artifacts download --artifact-uri "
+            f"{path} --dst-path FOLDER` and give that folder, or load it with mlflow.pyfunc.load_model"
+        )
     here = Path(path).expanduser() if str(path).startswith("~/") else Path(path)
     try:
         if here.is_dir():

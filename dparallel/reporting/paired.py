@@ -216,5 +216,18 @@ class PairedResamples:
         return _cut(self.difference, Z * self.stderr) if self.resamples else (-1.0, 1.0)
 
 
+def paired_values(
+    values: Sequence[tuple[bool | float | None, bool | float | None]],
+) -> Paired | PairedMeans:
+    """Compare pairs of verdicts: right or wrong, or values between."""
+    if any(value not in (None, 0, 1) for pair in values for value in pair):
+        return PairedMeans.of(values)
+    return Paired.of((_flag(one), _flag(other)) for one, other in values)
+
+
+def _flag(value: bool | float | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
 def _cut(middle: float, reach: float) -> tuple[float, float]:
     return max(middle - reach, -1.0), min(middle + reach, 1.0)

@@ -10,7 +10,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Row
 from dparallel.reporting.aup import MEANING, Aup, anchor, aup, aup_2
-from dparallel.reporting.paired import Paired, PairedMeans, PairedResamples
+from dparallel.reporting.paired import Paired, PairedMeans, PairedResamples, paired_values
 from dparallel.reporting.read import Benchmark
 
 Json = dict[str, Any]
@@ -73,13 +73,7 @@ def paired(before: Measured, after: Measured) -> Comparison | None:
         for problem, place in first.places.items()
         if problem in second.places
     ]
-    if any(value not in (None, 0, 1) for pair in values for value in pair):
-        return PairedMeans.of(values)
-    return Paired.of((_flag(one), _flag(other)) for one, other in values)
-
-
-def _flag(value: bool | float | None) -> bool | None:
-    return None if value is None else bool(value)
+    return paired_values(values)
 
 
 def _section(name: str, runs: Sequence[Benchmark]) -> Json:

@@ -4,7 +4,6 @@ A record is written before MLflow is contacted, so that nothing is lost while th
 """
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from dparallel.config.base import UserError
+from dparallel.config.experiment import PromotionConfig
 from dparallel.stages.files import write_atomically
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-# Address of a store without a server: that of `make ui`, or where `make up` shows the store.
-LOCAL_UI = os.environ.get("DPARALLEL_MLFLOW_UI", "http://127.0.0.1:5000")
+SQLITE = "sqlite:///"
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -46,15 +45,41 @@ class Parent(BaseModel):
     host: str = ""
 
 
+class Promotion(BaseModel):
+    """What decides on the aliases of an experiment's models.
+
+    Attributes:
+        benchmarks: folders of all benchmarks of the experiment.
+        settings: when a student becomes the champion.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    benchmarks: list[str]
+    settings: PromotionConfig = PromotionConfig()
+
+    def here(self) -> "Promotion":
+        """The same, with folders that mean the same in all working folders of this machine."""
+        return self.model_copy(update={"benchmarks": [os.path.abspath(folder) for folder in self.benchmarks]})
+
+
 class Record(BaseModel):
     """Everything that makes up a run of the tracking server. Times are milliseconds since 1970.
 
     Attributes:
         parent: the parent run.
+        config: all settings, which become `config.yaml`.
+        params: the few that people compare by.
+        tags: further tags.
+        note: description of the run as Markdown.
+        inputs: folders of the stage's inputs, by name.
         folder: the stage's folder, whose manifest, `metrics.jsonl` and files belong to the run.
-        reused: whether the stage was already finished; its metrics are logged again, its files are not.
+        stages: of an experiment: folders of its stages.
+        reused: whether the stage was already finished when the run started, or all stages of the experiment.
+            Such a stage gets no run of its own if the store has the run that made it.
         files, metrics: further files (paths) and metrics.
-        benchmarks: of a benchmark: the folders of all benchmarks of the experiment, this one's included.
+        promotion: of a run that ends with the measurements of an experiment: what decides on aliases.
+        promoted: whether that was decided.
         host, process: the process that does the work. If it is gone while the run is RUNNING, the run was
             killed.
         tracking_uri: the store that the run is meant for.
@@ -71,11 +96,17 @@ class Record(BaseModel):
     name: str
     student: str | None = None
     config: dict[str, Any]
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    note: str = ""
+    inputs: dict[str, str] = {}
     folder: str | None = None
+    stages: list[str] = []
     reused: bool = False
     files: list[str] = []
     metrics: dict[str, float] = {}
-    benchmarks: list[str] = []
+    promotion: Promotion | None = None
+    promoted: bool = False
     host: str = ""
     process: int = 0
     started: int
@@ -85,6 +116,11 @@ class Record(BaseModel):
     tracking_uri: str = DEFAULT_STORE
     uploaded: str | None = None
     run_id: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether something of it is still to be uploaded or decided."""
+        return self.uploaded is None or (self.promotion is not None and not self.promoted)
 
 
 def read_record(path: Path) -> Record:
@@ -105,19 +141,7 @@ def tracking_uri(of: Record | Parent | None = None) -> str:
 
 def anywhere(uri: str) -> str:
     """A store's URI that means the same in all working folders."""
-    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
-        return uri
-    return f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
-
-
-def how_to_open() -> str:
-    """The command or address that shows the runs in a browser."""
-    uri = tracking_uri()
-    if uri.startswith("http"):
-        return uri
-    if "DPARALLEL_MLFLOW_UI" in os.environ:
-        return f"{LOCAL_UI}/#/experiments?workflowType=machine_learning"
-    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+    return f"{SQLITE}{os.path.abspath(uri.removeprefix(SQLITE))}" if uri.startswith(SQLITE) else uri
 
 
 def now() -> int:

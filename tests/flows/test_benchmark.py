@@ -126,7 +126,10 @@ def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
     assert len(test) == 2
     (experiment,) = MlflowClient(tracking_uri=local_store).search_experiments(filter_string="name = 'small'")
     (tracked,) = MlflowClient(tracking_uri=local_store).search_runs([experiment.experiment_id])
-    assert (tracked.info.run_name, tracked.info.status) == ("benchmark coins", "FINISHED")
+    assert (tracked.info.run_name, tracked.info.status) == (
+        "small: benchmark coins (batch_size=16, count=66, parts=2)",
+        "FINISHED",
+    )
 
     [alone] = benchmark(str(config_file), settings(config_file, "local"))
     assert results(folder) == results(alone)

@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,6 @@ from dparallel.reporting.find import find_run
 from dparallel.stages.manifest import MANIFEST, read_manifest
 from flows.distill import StageName, distill
 from tasks.launch import TrainingRefused, launch
-from tasks.tracking.registry import ALIAS
 from tests.test_architecture import deployments
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
@@ -39,6 +39,11 @@ def family(client: MlflowClient, newest_first: int = 0) -> tuple[mlflow.entities
     parent = parents[newest_first]
     children = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return parent, {run.info.run_name: run for run in children}
+
+
+def datasets_of(run: mlflow.entities.Run) -> set[tuple[str, str]]:
+    """Name and use of the data sets of a run."""
+    return {(each.dataset.name, each.tags[0].value) for each in run.inputs.dataset_inputs}
 
 
 def artifacts(client: MlflowClient, run: mlflow.entities.Run, folder: str | None = None) -> set[str]:
@@ -87,27 +92,56 @@ def test_the_whole_pipeline_and_again(
     assert "published, entropy" in page.read_text(encoding="utf-8")
     made = {file.name for file in page.parent.iterdir()}
     assert made == {"report.html", "report.md", "report.json", "tradeoff-coins.png", "loss_curves.png"}
-    assert text.endswith(f"mlflow ui --backend-store-uri {local_store}")
+    command, address = (line.strip() for line in text.splitlines()[-2:])
+    assert command.endswith(f"-m tasks.tracking ui --store {local_store}")
+    assert "/runs?workflowType=machine_learning" in address
 
     # 2. What MLflow shows
     parent, children = family(client)
     assert sorted(children) == STAGES
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert parent.info.run_name == "small: no_certainty, published"
     assert parent.data.params["students.published.certainty_weight"] == "2.0"
+    assert len(parent.data.params) < 40
+    below = [run.data.params for run in children.values()]
+    assert all(parent.data.params[key] == value for params in below for key, value in params.items())
+    assert parent.data.tags["default_student"] == "none"
+    assert "| teacher" in parent.data.tags["mlflow.note.content"]
+    assert "| training published |" in parent.data.tags["mlflow.note.content"]
+    datasets = {run: datasets_of(children[run]) for run in children}
+    assert datasets["trajectories"] == {("coins-train", "trajectories")}
+    assert datasets["training published"] == {("trajectories of small", "training")}
+    assert datasets["benchmark coins"] == {("coins-test", "test"), ("coins-validation", "validation")}
+    assert datasets_of(parent) == set().union(*datasets.values())
+    assert {"commit", "family", "device", "protocol", "prefect_run", "mlflow.source.name"} <= set(
+        parent.data.tags
+    )
     assert {"table.md", "tradeoff.png", "certainty.png", "config.yaml", *made} <= artifacts(client, parent)
     measured = find_run(parent.info.run_id, tmp_path / "runs")
     assert [(name, folder.name.split("-")[0]) for name, folder in measured.stages] == [("coins", "benchmark")]
-    assert {"headline/nfe_ratio", "teacher/one_token_per_step/tpf"} <= set(parent.data.metrics)
+    assert {
+        "headline/accuracy",
+        "headline/teacher_nfe",
+        "teacher/one_token_per_step/tpf",
+        "seconds/training published",
+        "tokens/benchmark coins",
+    } <= set(parent.data.metrics)
+    assert '"type": "table"' in parent.data.tags["mlflow.loggedArtifacts"]
+    file = Path(client.download_artifacts(parent.info.run_id, "samples/coins.json", str(tmp_path)))
+    table = json.loads(file.read_text(encoding="utf-8"))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(rows) == 24 * len({(row["model"], row["method"]) for row in rows})
+    assert all(row["prompt"] and row["correct"] is False for row in rows)
+    assert children["benchmark coins"].data.metrics["tokens"] > 0
+    assert children["training published"].data.metrics["seconds"] > 0
     trained = children["training published"]
     assert [each.step for each in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
     assert "adapter/adapter_model.safetensors" in artifacts(client, trained, "adapter")
-    (recorded,) = children["trajectories"].inputs.dataset_inputs
-    assert recorded.dataset.name == "coins-train"
     assert children["trajectories"].data.metrics["count/rows"] == 24
-    (version,) = client.search_model_versions("name = 'small-published'")
-    assert ALIAS not in client.get_registered_model("small-published").aliases, "the teacher solves nothing"
-    assert version.run_id == children["merging published"].info.run_id
-    assert "model/model.safetensors" in artifacts(client, children["merging published"], "model")
+    versions = client.search_model_versions("name = 'small'")
+    assert {version.tags["student"] for version in versions} == {"published", "no_certainty"}
+    assert not client.get_registered_model("small").aliases, "the teacher solves nothing"
+    assert "no student is the default on coins" in parent.data.tags["champion"]
     assert "tradeoff.png" in artifacts(client, children["benchmark coins"])
 
     # 3. A second run: nothing is computed again, and MLflow says so
@@ -122,10 +156,17 @@ def test_the_whole_pipeline_and_again(
     assert {path: again[path] for path in stages} == stages
     second, repeated = family(client)
     assert second.info.run_id != parent.info.run_id
-    assert sorted(repeated) == STAGES
-    assert {run.data.tags["reused"] for run in repeated.values()} == {"true"}
-    assert artifacts(client, repeated["merging published"]) == {"config.yaml", "manifest.json"}
-    assert len(client.search_model_versions("name = 'small-published'")) == 1
+    assert repeated == {}, "a stage is in a store once"
+    assert second.info.run_name == "small: no_certainty, published (reused)"
+    made_before = {
+        key.removeprefix("reused/"): run_id
+        for key, run_id in second.data.tags.items()
+        if key.startswith("reused/")
+    }
+    assert made_before == {name: run.info.run_id for name, run in children.items()}
+    assert second.data.metrics["headline/accuracy"] == parent.data.metrics["headline/accuracy"]
+    assert second.data.metrics["seconds"] == 0
+    assert len(client.search_model_versions("name = 'small'")) == 2
 
     # 4. A student with another recipe: only what depends on it is computed. Every stage runs on its pool
     deployed, sent = deployments(), []
@@ -142,9 +183,9 @@ def test_the_whole_pipeline_and_again(
     distill(str(config_file), ["students.published.certainty_weight=1.0"], on_pools)
     overridden = " (students.published.certainty_weight=1.0)"
     assert sorted(sent) == [f"small: {name}{overridden}" for name in STAGES]
-    _, changed = family(client)
-    anew = {name for name, run in changed.items() if run.data.tags["reused"] == "false"}
-    assert anew == {"training published", "merging published", "benchmark coins"}
+    third, changed = family(client)
+    assert third.info.run_name == "small: no_certainty, published (certainty_weight=1.0)"
+    assert set(changed) == {"training published", "merging published", "benchmark coins"}
 
 
 @pytest.mark.slow

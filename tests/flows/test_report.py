@@ -12,7 +12,9 @@ import yaml
 from mlflow import MlflowClient
 from prefect import flow
 
+from dparallel.config.experiment import MergingConfig, PromotionConfig
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.manifest import Stage
 from dparallel.stages.metrics_log import METRICS
 from tasks.benchmark import report
 from tasks.tracking.run import track
@@ -50,8 +52,9 @@ def report_of(config_file: Path, runs: Path) -> dict[str, str]:
 
 def training(folder: Path) -> StagePlan:
     """A finished training with a loss."""
-    folder.mkdir()
+    stage = Stage("training", MergingConfig(), {}, folder)
     (folder / METRICS).write_text('{"train_step": 1, "loss": 0.5}\n', encoding="utf-8")
+    stage.finish([])
     return StagePlan(stage="training", student="fast", config={}, inputs={}, out_dir=str(folder))
 
 
@@ -78,7 +81,7 @@ def test_several_benchmarks_are_reported_together(
     @flow
     def reported() -> str:
         with track(home, "distill", "sums", {}) as run:
-            return report(home, plans, {"fast": training(home / "training-fast")}, run)
+            return report(home, plans, [training(home / "training-fast")], run, PromotionConfig())
 
     text = reported()
     assert text.startswith("# sums\n")
@@ -93,6 +96,7 @@ def test_several_benchmarks_are_reported_together(
         "report.html",
         "report.json",
         "report.md",
+        "samples",
         "tradeoff-a.png",
         "tradeoff-b.png",
     }

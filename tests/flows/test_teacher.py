@@ -44,7 +44,7 @@ def test_a_teacher_by_command_ends_with_its_folder(
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.params["train_steps"] == "2"
+    assert run.data.params["teacher.train_steps"] == "2"
 
 
 @pytest.mark.slow  # it starts a server of its own

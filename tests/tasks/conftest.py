@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 def finish_stage(folder: Path, name: str) -> None:
     """A finished stage's folder with a weights file, a plot, a shard and metrics over steps."""
     teacher = folder.parent / "teacher"
-    teacher.mkdir(exist_ok=True)
+    teacher.mkdir(parents=True, exist_ok=True)
     (teacher / "config.json").write_text("{}", encoding="utf-8")
     stage = Stage(name, MergingConfig(check_prompts=3), {"teacher": teacher}, folder)
     (folder / "adapter").mkdir()

@@ -79,6 +79,8 @@ def finished_benchmark(
     reference: str = "11110",
     swept: str = "11010",
     student: str = "11001",
+    student_steps: int = 3,
+    merged: Path | None = None,
     seconds: float = 0.5,
     hardware: str = "a machine",
     day: int = 25,
@@ -93,9 +95,10 @@ def finished_benchmark(
     """A finished stage with the rows teacher (one token per step, entropy) and student (entropy).
 
     Args:
-        teacher: folder of the teacher, and of the student.
+        teacher: folder of the teacher, and of the student unless it is `merged`.
         reference, swept, student: a 1 for every problem that is solved, in the order of these rows; 2 to 9
             for values of 0.2 to 0.9.
+        student_steps: forward passes of the student.
         seconds: of each sample of the reference; the others take a half and a quarter.
         day: of November 2026, on which all samples were measured.
         reused: number of samples of each row that an earlier run had measured.
@@ -114,7 +117,7 @@ def finished_benchmark(
         for model, method, verdicts, steps, share in (
             ("teacher", "one_token_per_step", reference, 12, 1),
             ("teacher", "entropy", swept, 6, 2),
-            ("student/fast", "entropy", student, 3, 4),
+            ("student/fast", "entropy", student, student_steps, 4),
         ):
             found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware, day)
             for place, text in (responses or {}).items():
@@ -156,14 +159,15 @@ def finished_benchmark(
     stage = Stage(
         "benchmark",
         settings,
-        {"teacher": teacher, "student/fast": teacher},
+        {"teacher": teacher, "student/fast": merged or teacher},
         runs / experiment / f"benchmark-{key}",
     )
     (stage.folder / "results.json").write_text(json.dumps(results.as_json()), encoding="utf-8")
     (stage.folder / "table.md").write_text(table(results), encoding="utf-8")
-    models = {"models": {"teacher": str(teacher), "student/fast": str(teacher)}} if with_models else {}
+    folders = {"teacher": str(teacher), "student/fast": str(merged or teacher)}
     measurements = store.digests(row.keys for row in results.rows if row.keys)
-    details = {**results.summary(), **models, "measurements": measurements}
+    recorded = {"models": folders} if with_models else {}
+    details = {**results.summary(), **recorded, "measurements": measurements}
     stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=details)
     return stage.folder
 

@@ -1,0 +1,83 @@
+import re
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tasks.tracking.records import Parent, StoreError
+from tasks.tracking.run import track
+from tests.stores import new_store
+from tests.tasks.tracking.helpers import runs_of, tracking_uri_of
+
+
+def test_a_parent_that_is_still_running_is_created_for_its_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store becomes available between the start of the parent and that of a child, on another machine."""
+    uri = f"sqlite:///{tmp_path}/away/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    (tmp_path / "away").touch()
+    with track(tmp_path / "here" / "coins", "distill", "wise-otter", {"name": "coins"}) as parent:
+        (tmp_path / "away").unlink()
+        (tmp_path / "away").mkdir()
+        new_store(tmp_path / "away")
+        store = MlflowClient(tracking_uri=uri)
+        with track(tmp_path / "there" / "coins", "benchmark", "benchmark", {}, parent.as_parent):
+            pass
+        above, below = runs_of(store, "coins")
+        assert (above.info.run_name, above.info.status) == ("wise-otter", "RUNNING")
+        assert below.info.status == "FINISHED"
+        assert below.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert [each.info.status for each in runs_of(store, "coins")] == ["FINISHED", "FINISHED"]
+
+
+def test_a_stage_without_the_variable_takes_the_store_of_its_parent(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        with track(tmp_path / "worker" / "coins", "training", "training", {}, parent.as_parent):
+            pass
+    assert len(runs_of(store, "coins")) == 2
+    assert not (tmp_path / "worker" / "mlflow.db").exists()
+
+
+def test_a_store_that_is_not_the_parents_is_an_error_before_any_work(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    others = [new_store(tmp_path / "other"), f"sqlite:///{tmp_path}/none.db"]
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        for other in others:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+            with (
+                pytest.raises(StoreError, match="unset it") as error,
+                track(tmp_path / "worker", "training", "training", {}, parent.as_parent),
+            ):
+                pytest.fail("work began")
+            assert {other, tracking_uri_of(parent)} <= set(re.findall(r"sqlite:[^, :]*", str(error.value)))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri_of(parent))
+    assert not (tmp_path / "none.db").exists()
+    assert not (tmp_path / "worker").exists()
+
+
+def test_a_store_has_several_addresses(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with track(tmp_path / "coins", "distill", "wise-otter", {}) as parent:
+        (tmp_path / "mounted").symlink_to(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mounted/mlflow.db")
+        with track(tmp_path / "coins", "training", "training", {}, parent.as_parent):
+            pass
+    assert len(runs_of(store, "coins")) == 2
+
+
+def test_a_file_of_another_machine_is_no_store_here(tmp_path: Path) -> None:
+    elsewhere = Parent(
+        record="a", name="wise-otter", started=0, tracking_uri="sqlite:////gone/mlflow.db", host="node-a"
+    )
+    with (
+        pytest.raises(StoreError, match="a file of node-a.* start `mlflow server` there"),
+        track(tmp_path / "coins", "training", "training", {}, elsewhere),
+    ):
+        pytest.fail("work began")
