@@ -20,8 +20,6 @@ COLUMNS = (
     "metrics.`headline/teacher_accuracy`",
     "metrics.`headline/teacher_nfe`",
     "metrics.`seconds`",
-    "attributes.`Version`",
-    "attributes.`Dataset`",
 )
 KIND = "custom_model_development"
 STATE = {"selectedColumns": list(COLUMNS), "runsHiddenMode": "FIRST_10_RUNS"}

@@ -171,7 +171,7 @@ def test_the_whole_pipeline_and_again(
     # 4. A student with another recipe: only what depends on it is computed. Every stage runs on its pool
     deployed, sent = deployments(), []
 
-    def worker(deployment: str, runs: dict[str, dict[str, Any]]) -> None:
+    def worker(deployment: str, runs: dict[str, dict[str, Any]], *limits: Any) -> None:
         flow, _ = deployed[deployment]
         for name, parameters in runs.items():
             flow.validate_parameters(parameters)

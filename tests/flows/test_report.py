@@ -73,7 +73,7 @@ def test_several_benchmarks_are_reported_together(
             config={},
             inputs={"teacher": str(tiny_checkpoint), "student/fast": str(tiny_checkpoint)},
             out_dir=str(stage),
-            store=str(home.parent / "measurements"),
+            measurements=str(home.parent / "measurements"),
         )
         for name, stage in stages.items()
     ]
