@@ -69,9 +69,7 @@ def checked_experiment(
     if gpus:
         _check_gpus(settings, lengths, here, gpus)
     folder_of = cache(checkpoint_folder)  # once: the hub's snapshot may change
-    fingerprint(
-        folder_of(settings.teacher), hashed=bool(stages)
-    )  # refuses damaged files; what is hashed is hashed once a process
+    fingerprint(folder_of(settings.teacher), hashed=bool(stages))  # refuses damaged files
     if "benchmark" in stages:
         for model in settings.baseline_models():
             fingerprint(folder_of(model))

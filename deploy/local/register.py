@@ -56,7 +56,11 @@ def _deploy(
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     path = data / DEPLOYED
     ids = sorted(server.deployments())
-    now = {"root": str(root), "files": digest, "deployments": ids}
+    environment = with_programs(variables)
+    # Workers with folders of their own say themselves where these are, when they start a run.
+    own = environment.pop("DPARALLEL_FOLDER", None) is not None
+    place = "{{ $DPARALLEL_FOLDER }}" if own else str(root)
+    now = {"root": place, "files": digest, "deployments": ids}
     if ids and path.exists() and json.loads(path.read_text(encoding="utf-8")) == now:
         say(f"deployments: {len(ids)} are there")
         return
@@ -67,7 +71,7 @@ def _deploy(
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
             cwd=root,
-            env={**with_programs(variables), "PWD": str(root)},  # which prefect.yaml gives to the workers
+            env={**environment, "PWD": place},  # which prefect.yaml gives to the workers
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

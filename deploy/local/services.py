@@ -141,7 +141,8 @@ def worker(
     """
     own = {**others, **prefect_home(settings, root), **clients(settings, root)}
     own["PREFECT_WORKER_QUERY_SECONDS"] = WORKER_QUERY_SECONDS
-    own["DPARALLEL_ROOTS"] = settings.roots or str(root)
+    places = [settings.roots or str(root), others.get("DPARALLEL_STORE"), others.get("DPARALLEL_RUNS")]
+    own["DPARALLEL_ROOTS"] = ",".join(filter(None, places))
     if settings.threads is not None:
         own["OMP_NUM_THREADS"] = str(settings.threads)
     if devices is not None:

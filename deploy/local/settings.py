@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 FILE = ".env"
 TEMPLATE = Path(__file__).parents[1] / "settings.env"
 PREFIX = "DPARALLEL_"
-OTHERS = ("DPARALLEL_SANDBOX",)  # variables of the library
+# Variables of the library.
+OTHERS = ("DPARALLEL_SANDBOX", "DPARALLEL_STORE", "DPARALLEL_RUNS", "DPARALLEL_CACHE", "DPARALLEL_FOLDER")
 DEFAULT_STORE = "sqlite:///mlflow.db"  # of local runs: a file in the project's folder
 EVERYWHERE = ("0.0.0.0", "::")
 GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")

@@ -80,11 +80,18 @@ def take_snapshot(config: str | dict[str, Any], overrides: Sequence[str] | None 
         config: a config file, or a snapshot as JSON values.
         overrides: as in `load_config`; further ones if `config` is a snapshot.
 
+    The environment names the store of settings without one (`DPARALLEL_STORE`), and the folder of runs of
+    snapshots without one (`DPARALLEL_RUNS`).
+
     Raises:
         ConfigError: names the file, the key, the value and the remedy.
     """
     if isinstance(config, str):
-        return snapshot_of(load_config(DistillConfig, config, list(overrides or [])), config, overrides)
+        loaded = load_config(DistillConfig, config, list(overrides or []))
+        if "store" not in loaded.model_fields_set and (store := os.environ.get("DPARALLEL_STORE")):
+            settings = {**loaded.model_dump(mode="json", exclude_unset=True), "store": store}
+            loaded = make_config(DistillConfig, settings, "DPARALLEL_STORE")
+        return snapshot_of(loaded, config, overrides)
     try:
         snapshot = Snapshot.model_validate(config)
     except ValidationError as error:

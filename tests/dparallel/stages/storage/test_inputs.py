@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dparallel.cli.main import main
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
@@ -16,6 +17,7 @@ from dparallel.stages.snapshot import snapshot_of, take_snapshot
 from dparallel.stages.storage.folders import Storage, open_storage
 from dparallel.stages.storage.inputs import INPUTS, localized
 from dparallel.stages.storage.remote import StorageError
+from tasks.checks import checked_experiment
 from tests.dparallel.stages.storage.conftest import finish
 
 ROW = {"question": "1 + 1", "answer": "2"}
@@ -132,3 +134,24 @@ def test_stages_of_the_store_are_planned_without_their_files(config: DistillConf
     assert not Path(planned.inputs["trajectories"]).exists()
     assert Path(planned.out_dir).name == Path(Experiment(config).training("consistency").out_dir).name
     assert made.fingerprint
+
+
+def test_the_environment_names_the_store_of_configs_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPARALLEL_STORE", "s3://bucket/runs")
+    assert take_snapshot("tiny.yaml").experiment().store == "s3://bucket/runs"
+    assert take_snapshot("tiny.yaml", ["store=gs://other"]).experiment().store == "gs://other"
+    assert take_snapshot("tiny.yaml", ["store=null"]).experiment().store is None
+    monkeypatch.setenv("DPARALLEL_STORE", "s3://user:secret@bucket")
+    with pytest.raises(ConfigError, match="DPARALLEL_STORE: store: the s3:// URL holds a name or password"):
+        take_snapshot("tiny.yaml")
+
+
+def test_a_store_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    overrides = [f"store={tmp_path / 'file' / 'store'}", f"runs={tmp_path / 'runs'}"]
+    with pytest.raises(StorageError, match="file/store cannot be used"):
+        checked_experiment("tiny.yaml", overrides)
+    assert main(["plan", "tiny.yaml", "--set", *overrides]) == 2
+    assert not (tmp_path / "runs").exists()
