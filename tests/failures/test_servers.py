@@ -108,19 +108,16 @@ def case(
     shutil.rmtree(runs, ignore_errors=True)
 
 
-def kill(stack: Stack, name: str, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a server or a worker of the stack."""
-    os.kill(stack.clone.pids()[name], number)
+def kill(stack: Stack, name: str) -> None:
+    """Kill a server or a worker of the stack."""
+    os.kill(stack.clone.pids()[name], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_the_worker_is_ended(
-    case: Callable[[str], Case], shown: Callable[[Row], None], number: signal.Signals
-) -> None:
+def test_the_worker_is_killed(case: Callable[[str], Case], shown: Callable[[Row], None]) -> None:
     made = case("training")
     run = made.submit()
     made.wait_for_the_middle()
-    kill(made.stack, "gpu-1", number)
+    kill(made.stack, "gpu-1")
     wait_until(lambda: made.first_of("training")["state_type"] == "CRASHED", lambda: made.stack.log("cpu-1"))
     wait_until(lambda: not made.stack.processes("dparallel.distillation"), lambda: "training goes on")
     made.stack.up()
@@ -128,7 +125,7 @@ def test_the_worker_is_ended(
     assert [other["state_type"] for other in made.runs_of("training")] == ["CRASHED", "COMPLETED"]
     made.is_undisturbed()
     outcome = "training's processes end, its run is Crashed, is started again, and waits for a worker"
-    shown(Row(f"{number.name} of the gpu worker", TRAINING, outcome, LOST["training"], NOT_NEEDED))
+    shown(Row("SIGKILL of the gpu worker", TRAINING, outcome, LOST["training"], NOT_NEEDED))
 
 
 def test_the_flows_process_on_a_worker_is_killed(
