@@ -104,9 +104,9 @@ PRINTING = """
 import sys
 import flows.command
 
-flows.command.Flow = lambda function, name: function  # without Prefect's server
+flows.command.Flow = lambda function, *names: function  # without Prefect's server
 class Printed:
-    name, description = "printed", ""
+    name, description, version, flow_run_name = "printed", "", None, None
     def fn(config: str, overrides: list[str] | None = None) -> str: ...
 sys.argv = ["printed", "--config", "small.yaml"]
 flows.command.main(Printed, lambda **parameters: None, lambda planned, **parameters: "\u2020 \u00b1")
