@@ -219,7 +219,7 @@ def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
 
 
 def _run_benchmark(plan: StagePlan) -> Manifest:
-    return benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.store)
+    return benchmark.run_stage(plan.settings(), plan.inputs, plan.out_dir, plan.measurements)
 
 
 def _run_here(run_stage: Callable[..., Manifest], plan: StagePlan) -> Manifest:

@@ -241,10 +241,9 @@ def _measure(asked: Asked) -> Row:
     except BaseException as error:
         keys = [bench.samples_key(MODEL, "test", repeat) for repeat in asked.repeated]
         kept = sum(len(bench.store.samples(key)) for key in keys)
-        error.add_note(
-            f"{asked.name}: {kept} of {total} responses are kept in {bench.store.folder}; run the same "
-            "command again to continue"
-        )
+        error.add_note(f"{asked.name}: {kept} of {total} responses are kept in {bench.store.folder}")
+        if not isinstance(error, UserError):  # whose message names the remedy
+            error.add_note("run the same command again to continue")
         raise
     return row
 

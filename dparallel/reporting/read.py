@@ -21,6 +21,7 @@ from dparallel.evaluation.store import Keys, Store
 from dparallel.stages.manifest import MANIFEST, Manifest, StageError, read_manifest
 
 RESULTS = "results.json"
+TEXTS = ("problem_id", "prompt", "reference", "response")
 ProblemKey = tuple[str, str, int]  # id, prompt, and number of earlier problems that are equal in both
 
 
@@ -136,7 +137,7 @@ class Benchmark:
 
     def training(self) -> dict[str, dict[str, Any]]:
         """Settings of the students' training, by name of the stage's input; of those whose stage is there."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, folder in self.models.items():
             if (Path(folder) / MANIFEST).is_file():
                 wanted = read_manifest(folder).inputs.get("training")
@@ -161,13 +162,14 @@ class Benchmark:
                 "which it was measured, or run the stage again"
             )
         metric = next(iter(measured.metrics))
-        texts = (table[name].to_pylist() for name in ("problem_id", "prompt", "reference", "response"))
+        ids, prompts, references, responses = (table[name].to_pylist() for name in TEXTS)
         verdicts, pooled = table[metric].to_pylist(), metric in measured.pooled
         if pooled:
             verdicts = [None] * len(table)
         elif not pa.types.is_boolean(table.schema.field(metric).type):
             verdicts = [None if value is None else value / measured.full for value in verdicts]
-        return Answers(metric, *texts, verdicts, table["note"].to_pylist(), pooled)
+        notes = table["note"].to_pylist()
+        return Answers(metric, ids, prompts, references, responses, verdicts, notes, pooled)
 
     def samples(self, row: Row) -> pa.Table:
         """The samples of a row with the columns `evaluation.store.SAMPLES`, in the order of the problems."""

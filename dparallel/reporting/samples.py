@@ -46,7 +46,7 @@ class Response:
         """The value in words, or in percent where it lies between wrong and right."""
         if self.value is None:
             return POOLED if self.pooled else UNKNOWN
-        return {0: "wrong", 1: "right"}.get(self.value) or f"{self.value * 100:.1f} %"
+        return {0.0: "wrong", 1.0: "right"}.get(float(self.value)) or f"{self.value * 100:.1f} %"
 
     @property
     def colour(self) -> str:
