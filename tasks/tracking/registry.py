@@ -59,6 +59,7 @@ def register(
         run_id,
         tags={**tags, FINGERPRINT: manifest.fingerprint, MODEL: model.model_id},
         description=f"Student `{record.student}`; not measured yet.",
+        model_id=model.model_id,  # a server refuses files that are not those of this model or the run
     )
 
 

@@ -16,7 +16,7 @@ from tasks.tracking.run import track
 from tasks.tracking.upload import upload
 from tests.conftest import random_model
 from tests.dparallel.reporting.made import config, finished_benchmark
-from tests.tasks.tracking.helpers import runs_of
+from tests.tasks.tracking.helpers import mlflow_server, runs_of
 
 ALL, MOST, FEW = "11111", "11110", "10000"
 
@@ -33,6 +33,16 @@ class Experiment:
         self.count += 1
         folder = self.home / f"merging-fast-{self.count}"
         Stage("merging", MergingConfig(check_prompts=self.count), {}, folder).finish([])
+        with track(self.home, "merging", "merging fast", {}, folder=str(folder), student="fast"):
+            pass
+        return folder
+
+    def merge_a_model(self) -> Path:
+        """As `merge`, with a model that can be loaded."""
+        folder = self.home / "merging-fast-0"
+        stage = Stage("merging", MergingConfig(), {"teacher": self.teacher}, folder)
+        tokenizer = dparallel.load_tokenizer(self.teacher)
+        stage.finish(dparallel.save_model(random_model(), folder, tokenizer=tokenizer))
         with track(self.home, "merging", "merging fast", {}, folder=str(folder), student="fast"):
             pass
         return folder
@@ -221,12 +231,7 @@ def test_mlflow_loads_a_registered_model(
 ) -> None:
     """Without pickle; its own decoding is the one with which it was measured."""
     experiment = Experiment(tmp_path / "runs", tiny_checkpoint, store)
-    merged = experiment.home / "merging-fast-0"
-    stage = Stage("merging", MergingConfig(), {"teacher": tiny_checkpoint}, merged)
-    files = dparallel.save_model(random_model(), merged, tokenizer=dparallel.load_tokenizer(tiny_checkpoint))
-    stage.finish(files)
-    with track(experiment.home, "merging", "merging fast", {}, folder=str(merged), student="fast"):
-        pass
+    merged = experiment.merge_a_model()
     experiment.end(experiment.measure(merged, "sums", MOST))
 
     monkeypatch.setattr("pickle.load", None)
@@ -253,6 +258,25 @@ def test_mlflow_loads_a_registered_model(
     assert not list(folder.rglob("*.pkl"))
     assert model.metadata.signature is not None
     assert model.input_example is not None
+
+
+@pytest.mark.slow
+def test_a_server_registers_promotes_and_serves_a_model(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    uri = f"http://127.0.0.1:{free_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with mlflow_server(free_port, tmp_path):
+        experiment = Experiment(tmp_path / "runs", tiny_checkpoint, MlflowClient(tracking_uri=uri))
+        merged = experiment.merge_a_model()
+        experiment.end(experiment.measure(merged, "sums", MOST))
+        assert experiment.aliases == {CANDIDATE: "1", CHAMPION: "1"}
+        other = experiment.measure(experiment.merge(), "sums", MOST, 2)
+        assert experiment.end(other)[CHAMPION].startswith("set: version 2"), "the evidence was downloaded"
+        mlflow.set_tracking_uri(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        model = mlflow.pyfunc.load_model("models:/sums/1")
+        assert len(model.predict(pd.DataFrame({"prompt": ["Tom has 7 coins"]}))) == 1
 
 
 def test_files_of_a_model_cannot_be_named_by_mlflows_address() -> None:
