@@ -125,12 +125,21 @@ def found(client: MlflowClient, experiment_id: str, record: str) -> str | None:
 
 def maker_of(client: MlflowClient, experiment_id: str, record: Record) -> Run | None:
     """The finished run that made the stage of a record; None if the store does not have it."""
+    return _other_of(client, experiment_id, record, "attributes.status = 'FINISHED'")
+
+
+def twin_of(client: MlflowClient, experiment_id: str, record: Record) -> Run | None:
+    """A run in progress that made the stage of a record, and has not uploaded it yet."""
+    return _other_of(client, experiment_id, record, "attributes.status = 'RUNNING' and tags.reused = 'false'")
+
+
+def _other_of(client: MlflowClient, experiment_id: str, record: Record, condition: str) -> Run | None:
+    """The first other run of the stage of a record, of those with a condition."""
     if record.folder is None:
         return None
-    made = f"tags.{STAGE_KEY} = '{Path(record.folder).name}' and attributes.status = 'FINISHED'"
-    other = f"tags.{RECORD_TAG} != '{record.id}'"
+    same = f"tags.{STAGE_KEY} = '{Path(record.folder).name}' and tags.{RECORD_TAG} != '{record.id}'"
     runs = client.search_runs(
-        [experiment_id], f"{made} and {other}", max_results=1, order_by=["start_time ASC"]
+        [experiment_id], f"{same} and {condition}", max_results=1, order_by=["start_time ASC"]
     )
     return runs[0] if runs else None
 

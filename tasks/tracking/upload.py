@@ -62,7 +62,9 @@ def _log(client: store.MlflowClient, experiment_id: str, run_id: str, record: Re
         if record.status == "FINISHED":
             manifest = read_manifest(folder, record.stage)
             content.log_stage(client, run_id, record, folder, manifest)
-            if record.stage == "merging":
+            # The twin that made a model registers it, also if the run that waited for it is uploaded first.
+            waited = record.reused and store.twin_of(client, experiment_id, record) is not None
+            if record.stage == "merging" and not waited:
                 register(client, experiment_id, run_id, record, manifest)
     content.log_end(client, run_id, record)
     client.set_terminated(run_id, record.status, record.ended)

@@ -172,6 +172,19 @@ def test_a_model_is_one_version_however_many_runs_made_it(store: MlflowClient, t
     assert len(store.search_model_versions("name = 'coins'")) == 1
 
 
+def test_the_twin_that_made_a_model_registers_it(store: MlflowClient, tmp_path: Path) -> None:
+    """The run that waited for it is uploaded first."""
+    home = tmp_path / "runs" / "coins"
+    merged = home / "merging-random-0"
+    with track(home, "merging", "makes", {}, None, str(merged), student="random"):
+        with track(home, "merging", "waits", {}, None, str(merged), student="random") as waits:
+            finish_stage(merged, "merging")
+            waits.record = waits.record.model_copy(update={"reused": True})
+        assert store.search_model_versions("name = 'coins'") == []
+    (version,) = store.search_model_versions("name = 'coins'")
+    assert store.get_run(version.run_id).info.run_name == "makes"
+
+
 def test_runs_that_create_their_experiment_at_once_are_of_one(store: MlflowClient, tmp_path: Path) -> None:
     start = threading.Barrier(4)
 
