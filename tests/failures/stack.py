@@ -25,9 +25,9 @@ class Stack:
 
     def __init__(self, folder: Path, teacher: Path, **variables: str):
         stores = {"DPARALLEL_MLFLOW_STORE": f"sqlite:///{folder}/store.db"}
-        self.clone = Clone(
-            folder, **{**stores, "DPARALLEL_THREADS": "1", "DPARALLEL_CPU_RUNS": "4", **variables}
-        )
+        # Teacher and runs lie beside the clone.
+        workers = {"DPARALLEL_THREADS": "1", "DPARALLEL_CPU_RUNS": "4", "DPARALLEL_ROOTS": str(folder.parent)}
+        self.clone = Clone(folder, **{**stores, **workers, **variables})
         self.teacher = teacher
 
     def up(self) -> None:
