@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prefect import Flow
 
+from deploy.local.down import PART
 from flows.dispatch import DEPLOYMENTS
 from tests.test_encoding import unencoded
 
@@ -210,6 +211,12 @@ def test_every_deployment_names_a_flow_and_its_parameters() -> None:
         assert deployment["work_pool"]["name"] in ("cpu", "gpu")
         assert (ROOT / deployment["parameters"]["config"]).is_file()
     assert set(deployments()) == {"distill/full", "teacher/pretrain", *DEPLOYMENTS.values()}
+
+
+def test_what_only_other_runs_start_is_tagged_as_a_part() -> None:
+    """`make down` prints no command that goes on with these."""
+    parts = {name for name, (_, deployment) in deployments().items() if PART in deployment["tags"]}
+    assert parts == {DEPLOYMENTS["shards"], DEPLOYMENTS["measurements"]}
 
 
 def test_deployments_are_told_apart_by_their_names_alone() -> None:

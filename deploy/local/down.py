@@ -19,6 +19,7 @@ from deploy.local.up import remove_servers
 CANCEL_SECONDS = 60.0  # for workers to end flow runs in progress
 EVERY_SECONDS = 10.0
 MESSAGE = "stopped by make down"
+PART = "part"  # tag of deployments, in prefect.yaml, that only other flow runs start
 
 
 def down(settings: Settings, root: Path, say: Callable[[str], None]) -> None:
@@ -107,7 +108,7 @@ def _in_progress(server: api.Server, ids: list[str]) -> list[dict[str, Any]]:
 def command_of(run: dict[str, Any], deployment: dict[str, Any]) -> str | None:
     """The command that goes on with a flow run; None if another flow run started it."""
     parameters = run["parameters"]
-    if parameters.get("parent") or deployment["name"] == "part":
+    if parameters.get("parent") or PART in deployment["tags"]:
         return None
     words = ["prefect", "deployment", "run", deployment["full_name"], "--watch"]
     for name, value in parameters.items():

@@ -21,6 +21,7 @@ from dparallel.evaluation.store import Keys, Store
 from dparallel.stages.manifest import MANIFEST, Manifest, StageError, read_manifest
 
 RESULTS = "results.json"
+WHERE = ("runs=", "store=")  # overrides that results do not depend on
 TEXTS = ("problem_id", "prompt", "reference", "response")
 ProblemKey = tuple[str, str, int]  # id, prompt, and number of earlier problems that are equal in both
 
@@ -125,9 +126,10 @@ class Benchmark:
 
     @property
     def started(self) -> str:
-        """The config file and overrides that the run was started with."""
+        """The config file and overrides that the run was started with, without where its results are kept."""
         origin = self.manifest.origin
-        return shlex.join([origin.get("config") or "settings of a script", *origin.get("overrides", [])])
+        overrides = [each for each in origin.get("overrides", []) if not each.startswith(WHERE)]
+        return shlex.join([origin.get("config") or "settings of a script", *overrides])
 
     @property
     def data(self) -> list[str]:

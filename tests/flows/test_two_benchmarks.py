@@ -72,7 +72,7 @@ def test_every_benchmark_is_sent_to_the_pool_by_its_name(
 ) -> None:
     overrides, deployed, sent = settings(config_file, "sent"), deployments(), []
 
-    def dispatched(deployment: str, runs: dict[str, dict[str, Any]]) -> None:
+    def dispatched(deployment: str, runs: dict[str, dict[str, Any]], *limits: Any) -> None:
         flow, _ = deployed[deployment]
         for name, parameters in runs.items():
             flow.validate_parameters(parameters)

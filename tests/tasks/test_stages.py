@@ -11,6 +11,8 @@ import pytest
 from dparallel.stages import lease
 from dparallel.stages.manifest import Manifest
 from tasks import stages
+from tasks.tracking.records import Record
+from tasks.tracking.run import Run
 from tests.tasks.conftest import finish_stage
 
 MADE = Manifest(stage="training", config={}, inputs={}, files={}, seconds=1.0, finished_at="")
@@ -64,10 +66,14 @@ def test_work_that_is_refused_waits_again(tmp_path: Path) -> None:
     assert len(tries) == 3
 
 
-def test_a_stage_is_finished_though_prefects_server_is_gone(monkeypatch: pytest.MonkeyPatch, logged) -> None:
+def test_a_stage_is_finished_though_prefects_server_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged
+) -> None:
     def refused(*arguments: object, **options: object) -> None:
         raise httpx.ConnectError("connection refused")
 
     monkeypatch.setattr(stages, "create_markdown_artifact", refused)
-    stages.publish("small", "training fast", "a table", None)
+    made = {"experiment": "small", "stage": "training", "name": "training fast", "config": {}}
+    record = Record(id="1", parent=None, started=0, **made)
+    stages.publish("small", "training fast", "a table", Run(tmp_path / "1.json", record))
     assert "small: training fast is not shown in Prefect, whose server does not answer" in logged.text
