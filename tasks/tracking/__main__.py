@@ -52,7 +52,7 @@ def _ui(arguments: Namespace) -> None:
     """Become MLflow's server, unless the store has one."""
     uri = anywhere(arguments.store) if arguments.store else tracking_uri()
     if uri.startswith("http"):
-        print(f"these runs have a server: {links.runs_page(uri)}")
+        print(f"these runs have a server: {links.runs_page(links.server_of(uri))}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.tracking.records import SQLITE, Record, tracking_uri
+from tasks.tracking.records import SQLITE, Record, tracking_uri, without_password
 
 HOST, PORT = "127.0.0.1", 5000
 TRAINING = "workflowType=machine_learning"  # otherwise MLflow opens a page of chat traces
@@ -31,7 +31,7 @@ def run_page(server: str, experiment_id: str, run_id: str) -> str:
 def server_of(uri: str) -> str:
     """Address of the server of a store, or of the one that shows a store without a server."""
     if uri.startswith("http"):
-        return uri
+        return without_password(uri)
     return os.environ.get("DPARALLEL_MLFLOW_UI", f"http://{HOST}:{PORT}")  # `make up` sets it
 
 
@@ -49,7 +49,7 @@ def how_to_open(of: Record | None = None, experiment_id: str | None = None) -> l
 
 def ui_command(uri: str) -> str:
     """The command that shows a store without a server, in any folder."""
-    return shlex.join([sys.executable, "-m", "tasks.tracking", "ui", "--store", uri])
+    return shlex.join([sys.executable, "-m", "tasks.tracking", "ui", "--store", without_password(uri)])
 
 
 def upload_command(folder: Path) -> str:

@@ -4,6 +4,7 @@ A record is written before MLflow is contacted, so that nothing is lost while th
 """
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -144,11 +145,17 @@ def anywhere(uri: str) -> str:
     return f"{SQLITE}{os.path.abspath(uri.removeprefix(SQLITE))}" if uri.startswith(SQLITE) else uri
 
 
+def without_password(text: str) -> str:
+    """A URI, or a text with URIs, as recorded and printed; the password is taken from the environment."""
+    return re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1@", text)
+
+
 def now() -> int:
     """Milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line of text."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error as one line of text, without passwords."""
+    text = without_password(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:300]}"

@@ -14,7 +14,16 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from dparallel.stages import metrics_log
 from tasks.tracking.links import upload_command
-from tasks.tracking.records import Parent, Record, now, one_line, read_record, tracking_uri, write_record
+from tasks.tracking.records import (
+    Parent,
+    Record,
+    now,
+    one_line,
+    read_record,
+    tracking_uri,
+    without_password,
+    write_record,
+)
 from tasks.tracking.store import check_store
 from tasks.tracking.upload import log_lines, promote_record, upload, upload_record, waiting
 
@@ -57,7 +66,7 @@ class Run:
         except Exception as error:  # no server error may stop the stage
             log.warning(
                 "MLflow at %s did not accept the run (%s). It is recorded in %s; upload it later with: %s",
-                tracking_uri(self.record),
+                without_password(tracking_uri(self.record)),
                 one_line(error),
                 self.path,
                 upload_command(self.path.parent.parent),
@@ -155,7 +164,7 @@ def track(
         host=socket.gethostname(),
         process=os.getpid(),
         started=now(),
-        tracking_uri=tracking_uri(parent),
+        tracking_uri=without_password(tracking_uri(parent)),
         **described,
     )
     run = Run(Path(home).resolve() / "tracking" / f"{record.id}.json", record)

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from tasks.tracking.links import run_page, server_of
-from tasks.tracking.records import SQLITE, Parent, Record, StoreError, tracking_uri
+from tasks.tracking.records import SQLITE, Parent, Record, StoreError, tracking_uri, without_password
 from tasks.tracking.view import experiment_tags
 
 RECORD_TAG = "record"
@@ -41,7 +41,7 @@ def check_store(parent: Parent) -> None:
     """
     uri = tracking_uri(parent)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-    if uri == parent.tracking_uri:
+    if without_password(uri) == parent.tracking_uri:
         if file is not None and parent.host != socket.gethostname() and not file.exists():
             raise StoreError(
                 f"the run {parent.name!r} is recorded in {uri}, a file of {parent.host}, which this machine "
@@ -63,8 +63,9 @@ def check_store(parent: Parent) -> None:
 
 def _other_store(parent: Parent, uri: str) -> StoreError:
     return StoreError(
-        f"MLFLOW_TRACKING_URI is {uri}, and the run {parent.name!r} that this stage belongs to is in "
-        f"{parent.tracking_uri}: set the variable to that store, or unset it: the run hands its store on"
+        f"MLFLOW_TRACKING_URI is {without_password(uri)}, and the run {parent.name!r} that this stage "
+        f"belongs to is in {parent.tracking_uri}: set the variable to that store, or unset it: the run "
+        "hands its store on"
     )
 
 
@@ -80,9 +81,10 @@ def experiment_of(client: MlflowClient, record: Record) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
                 raise  # otherwise another run was faster
     if experiment.lifecycle_stage == "deleted":
+        uri = without_password(tracking_uri(record))
         raise TrackingError(
-            f"experiment {record.experiment!r} is deleted there; restore it: MLFLOW_TRACKING_URI="
-            f"{tracking_uri(record)} mlflow experiments restore -x {experiment.experiment_id}"
+            f"experiment {record.experiment!r} is deleted there; restore it: MLFLOW_TRACKING_URI={uri} "
+            f"mlflow experiments restore -x {experiment.experiment_id}"
         )
     if experiment.tags.get("mlflow.note.content"):  # which somebody may have written
         del wanted["mlflow.note.content"]
@@ -111,7 +113,7 @@ def parent_of(client: MlflowClient, experiment_id: str, record: Record, parent: 
     if begun := found(client, experiment_id, parent.record):
         return begun
     uri = tracking_uri(record)
-    if uri != parent.tracking_uri:
+    if without_password(uri) != parent.tracking_uri:
         raise _other_store(parent, uri)
     tags = {RECORD_TAG: parent.record, "stage": "distill", "reused": "false"}
     return client.create_run(experiment_id, parent.started, tags, parent.name).info.run_id

@@ -18,7 +18,7 @@ from dparallel.stages import metrics_log
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.metrics_log import METRICS
 from tasks.tracking import content, store
-from tasks.tracking.records import Record, one_line, read_record, tracking_uri, write_record
+from tasks.tracking.records import Record, one_line, read_record, tracking_uri, without_password, write_record
 from tasks.tracking.registry import promote, register
 
 log = logging.getLogger("dparallel.tracking")
@@ -47,7 +47,8 @@ def upload_record(path: Path) -> tuple[str, str, str]:
         run_id = store.run_of(client, experiment_id, record)
         _log(client, experiment_id, run_id, record)
     if record.status != "RUNNING":
-        write_record(path, record.model_copy(update={"uploaded": tracking_uri(record), "run_id": run_id}))
+        uri = without_password(tracking_uri(record))
+        write_record(path, record.model_copy(update={"uploaded": uri, "run_id": run_id}))
     return run_id, experiment_id, store.page(record, experiment_id, run_id)
 
 
