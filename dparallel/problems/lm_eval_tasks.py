@@ -10,7 +10,8 @@ from typing import Any
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
 from dparallel.problems.lm_eval_data import open_task
-from dparallel.problems.lm_eval_metrics import reference_of, usable_scorer
+from dparallel.problems.lm_eval_metrics import reference_of
+from dparallel.problems.lm_eval_probing import usable_scorer
 from dparallel.problems.sources import Problem, ProblemsError, json_value, selected
 
 EXAMPLE_SEED = 1234  # lm-eval's default seed of few-shot examples

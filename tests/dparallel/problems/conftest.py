@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dparallel.config.problems import ProblemsConfig
-from dparallel.problems import lm_eval_data, lm_eval_metrics
+from dparallel.problems import lm_eval_data, lm_eval_metrics, lm_eval_probing
 from dparallel.problems.lm_eval_index import names, task_settings
 from tests.dparallel.problems.lm_eval_made import ROWS, YAML, config
 
@@ -33,7 +33,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         names,
         task_settings,
         lm_eval_data.open_task,
-        lm_eval_metrics.usable_scorer,
+        lm_eval_probing.usable_scorer,
         lm_eval_metrics._aggregation,
     )
 
