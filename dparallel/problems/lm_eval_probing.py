@@ -1,7 +1,7 @@
 """What the values of a metric of lm-eval's tasks are: written nowhere, so tried on a few responses.
 
-This happens before anything is decoded. What is found becomes a part of the scorer's name, since names are all
-that other processes get.
+This happens before anything is decoded. What is found becomes a part of the scorer's name, since names are
+all that other processes get.
 """
 
 import logging
