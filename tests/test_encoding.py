@@ -131,6 +131,7 @@ print(sys.flags.utf8_mode, open(sys.argv[0]).encoding, os.environ["PYTHONUTF8"],
 """
 
 
+@pytest.mark.slow
 def test_a_flow_restarts_in_utf8_mode_where_the_locale_has_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(RESTARTED, encoding="utf-8")
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -243,6 +243,7 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
 
 
+@pytest.mark.slow
 def test_one_command_one_table(capsys, tmp_path, uncompiled):
     out = tmp_path / "decoding.json"
     main(["--prompts", "4", "--batch-sizes", "4", "--repeat", "1", "--device", "cpu", "--out", str(out)])

@@ -109,6 +109,7 @@ def results(folder: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_left_is_redone_and_the_results_are_a_local_runs(
     config_file: Path, local_store: str
 ) -> None:

@@ -78,6 +78,7 @@ def worker(config_file: Path, dies_at: set[int]) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_left_is_redone(config_file: Path) -> None:
     with worker(config_file, dies_at={0}):
         folder = trajectories(str(config_file), [*FOUR_SHARDS, "launch.parts=2"], on_pool=True)

@@ -101,6 +101,7 @@ def vote(problems: Sequence[Problem], responses: Sequence[str | list[str]]) -> l
     return [Verdict({"three": len(texts) == 3, "differ": len(set(texts)) > 1}) for texts in said]
 
 
+@pytest.mark.slow
 def test_repeats_are_decoded_with_other_seeds_and_judged_together(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ print(ascii(sys.argv[1:]), [os.path.exists(name) for name in sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 def test_arguments_survive_the_restart_of_a_flow(latin_1, tmp_path):
     """Names of files are mostly in UTF-8, whatever the locale; texts are in either encoding."""
     (tmp_path / "program.py").write_text(RESTARTED, encoding="utf-8")

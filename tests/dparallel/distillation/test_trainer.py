@@ -199,6 +199,7 @@ def kill_at_first_checkpoint(command: list[str], out: Path) -> None:
         assert launcher.wait(timeout=60) != 0
 
 
+@pytest.mark.slow
 def test_accumulation_zero3_and_checkpointing_change_nothing(
     trained: Path, tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def assert_same_training(resumed: Path, whole: Path) -> None:
     torch.testing.assert_close(weights, expected_weights, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_d2f_goes_on_in_one_process_and_in_parts_as_in_two(
     tiny_checkpoint: Path, trajectories: Path, tmp_path: Path
 ) -> None:

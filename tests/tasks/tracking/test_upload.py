@@ -123,6 +123,7 @@ def test_a_process_that_took_over_the_number_of_a_killed_one_is_not_it(
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 
 
+@pytest.mark.slow
 def test_runs_of_other_hosts_are_closed_only_by_force(
     store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_runs_of_other_hosts_are_closed_only_by_force(
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 
 
+@pytest.mark.slow
 def test_upload_says_when_there_is_nothing_to_do(store: MlflowClient, tmp_path: Path) -> None:
     nowhere = upload_command("nowhere")
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
