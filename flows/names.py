@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import runtime
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from dparallel.config.base import UserError
+from dparallel.config.files import parse_yaml, read_settings
 from tasks.checks import all_overrides
 
 LONGEST = 120  # characters of a name
@@ -36,21 +36,19 @@ def title_of(flow: str, parameters: Mapping[str, Any]) -> str:
 
 
 def experiment_of(parameters: Mapping[str, Any]) -> str:
-    """Name of the experiment, or of its config file if that cannot be read."""
-    for override in reversed(_overrides(parameters)):
-        if override.startswith("name="):
-            return str(YAML(typ="safe", pure=True).load(override.removeprefix("name=")))
+    """Name of the experiment, or of its config file if that cannot be read or lies outside of the roots."""
     config = parameters.get("config")
-    if isinstance(config, Mapping):
-        settings = config.get("settings")
-        return str(settings.get("name")) if isinstance(settings, Mapping) else "unknown"
-    file = Path(str(config))
     try:
-        stated = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, YAMLError):
-        stated = None
-    named = stated.get("name") if isinstance(stated, Mapping) else None
-    return str(named) if named else file.stem
+        for override in reversed(_overrides(parameters)):
+            if override.startswith("name="):
+                return str(parse_yaml(override.removeprefix("name="), override))
+        if isinstance(config, Mapping):
+            settings = config.get("settings")
+            return str(settings.get("name")) if isinstance(settings, Mapping) else "unknown"
+        named = read_settings(str(config)).get("name")
+    except UserError:  # the run says what is wrong
+        named = None
+    return str(named) if named else Path(str(config)).stem
 
 
 def _overrides(parameters: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,9 @@ def _is_inside(path: str, root: str) -> bool:
 
 
 def _real(path: str) -> Path:
-    """The path without links; of a pattern, the part before it."""
-    fixed = path if not glob.has_magic(path) else re.split(r"[*?\[]", path)[0].rpartition("/")[0] or "."
-    return Path(os.path.realpath(os.path.expanduser(fixed)))
+    """The path without links; of a pattern, the part before it, or `/` if it leads up again after that."""
+    fixed, pattern = path, ""
+    if glob.has_magic(path):
+        fixed = re.split(r"[*?\[]", path)[0].rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+        pattern = path.removeprefix(fixed)
+    return Path(os.path.realpath("/" if ".." in pattern.split("/") else os.path.expanduser(fixed)))

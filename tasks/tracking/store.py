@@ -1,6 +1,7 @@
 """The store of the runs: the run of a record is found by the record's id, or created below its parent's."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from dparallel.config.roots import check_path
 from tasks.tracking.links import run_page, server_of
 from tasks.tracking.records import SQLITE, Parent, Record, StoreError, tracking_uri, without_password
 from tasks.tracking.view import experiment_tags
@@ -20,6 +22,7 @@ from tasks.tracking.view import experiment_tags
 RECORD_TAG = "record"
 STAGE_KEY = "stage_key"  # tag with the name of the stage's folder
 PARENT = "mlflow.parentRunId"
+SERVERS = ("http", "postgresql", "mysql", "mssql")  # how the addresses begin of stores that are no files
 
 
 class TrackingError(RuntimeError):
@@ -38,7 +41,12 @@ def check_store(parent: Parent) -> None:
 
     Raises:
         StoreError: they do not.
+        ConfigError: the parent's is a file outside of the folders that runs may use on this worker.
     """
+    of_this_process = without_password(tracking_uri())
+    if parent.tracking_uri != of_this_process and not parent.tracking_uri.startswith(SERVERS):
+        path = re.sub(r"^(sqlite(\+\w+)?:///|file:(//)?)", "", parent.tracking_uri)
+        check_path("parent.tracking_uri", path)
     uri = tracking_uri(parent)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     if without_password(uri) == parent.tracking_uri:

@@ -39,6 +39,8 @@ SNAPSHOT_ALONE = {"config": SNAPSHOT | {"overrides": []}}
             {"config": SNAPSHOT | {"overrides": []}, "benchmark": "gsm8k"},
             "sums: benchmark gsm8k",
         ),
+        ("distill", {"config": "table1_llada.yaml"}, "table1_llada: distill"),  # comes with the package
+        ("distill", {"config": "configs/tiny.yaml", "overrides": ["name=[", "x=1"]}, "tiny: distill (x=1)"),
         ("distill", {"config": "absent/file.yaml"}, "file: distill"),
         ("distill", {"config": 5, "overrides": None}, "5: distill"),
         ("distill", {}, "None: distill"),
@@ -62,6 +64,14 @@ def test_a_file_without_a_name_or_that_is_no_yaml_lends_its_own(tmp_path: Path) 
     for text in ("seed: 1", "[", "just text", "name: ''"):
         (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
         assert experiment_of({"config": str(tmp_path / "own.yaml")}) == "own"
+
+
+def test_a_file_outside_of_the_roots_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "own.yaml").write_text("name: secret", encoding="utf-8")
+    assert experiment_of({"config": str(tmp_path / "own.yaml")}) == "secret"
+    monkeypatch.setenv("DPARALLEL_ROOTS", str(tmp_path / "inside"))
+    assert experiment_of({"config": str(tmp_path / "own.yaml")}) == "own"
 
 
 def test_keys_of_artifacts_tell_experiments_apart() -> None:

@@ -67,6 +67,9 @@ def test_what_lies_outside(override: str, roots: Path) -> None:
     ("key", "settings"),
     [
         ("problems.path", {"problems": {"path": "/outside/*.jsonl"}}),
+        ("problems.path", {"problems": {"path": "/*/rows.jsonl"}}),
+        ("problems.path", {"problems": {"path": "data/*/../../../outside/rows.jsonl"}}),
+        ("runs", {"runs": "a[b]/../../outside"}),
         ("problems.sources.1.path", {"problems": {"sources": [{"path": "a.jsonl"}, {"path": "../b.jsonl"}]}}),
         ("problems.data_files.test", {"problems": {"data_files": {"test": "/outside/rows.jsonl"}}}),
         ("baselines.rival.model", {"baselines": {"rival": {"model": "/outside/rival"}}}),

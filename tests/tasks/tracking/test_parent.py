@@ -1,11 +1,14 @@
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from dparallel.config.base import ConfigError
 from tasks.tracking.records import Parent, StoreError
 from tasks.tracking.run import track
+from tasks.tracking.store import check_store
 from tests.stores import new_store
 from tests.tasks.tracking.helpers import runs_of, tracking_uri_of
 
@@ -70,6 +73,23 @@ def test_a_store_has_several_addresses(
         with track(tmp_path / "coins", "training", "training", {}, parent.as_parent):
             pass
     assert len(runs_of(store, "coins")) == 2
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{0}/other.db", "sqlite+pysqlite:///{0}/other.db", "{0}/mlruns"])
+def test_a_store_outside_of_the_folders_of_a_worker(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DPARALLEL_ROOTS", str(tmp_path / "inside"))
+    here = socket.gethostname()
+    outside = Parent(record="a", name="wise-otter", started=0, tracking_uri=uri.format(tmp_path), host=here)
+    with (
+        pytest.raises(ConfigError, match="tracking_uri=.*outside of the folders"),
+        track(tmp_path / "coins", "training", "training", {}, outside),
+    ):
+        pytest.fail("work began")
+    monkeypatch.setenv("DPARALLEL_ROOTS", str(tmp_path))
+    check_store(outside)
 
 
 def test_a_file_of_another_machine_is_no_store_here(tmp_path: Path) -> None:
