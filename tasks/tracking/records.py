@@ -147,7 +147,9 @@ def anywhere(uri: str) -> str:
 
 def without_password(text: str) -> str:
     """A URI, or a text with URIs, as recorded and printed; the password is taken from the environment."""
-    return re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1@", text)
+    shown = re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1@", text)
+    shown = re.sub(r"(sql[\w+]*://[^/:@\s]*):\S*@", r"\1@", shown)  # there, it may hold slashes
+    return re.sub(r"([?&](?:password|sslpassword)=)[^&\s]*", r"\1…", shown)
 
 
 def now() -> int:

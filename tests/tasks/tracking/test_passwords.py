@@ -20,6 +20,12 @@ SECRET = "hunter2"
         (f"https://me:{SECRET}@host/path", "https://me@host/path"),
         (f"https://me:{SECRET}@home@host/path", "https://me@host/path"),
         (f"https://:{SECRET}@host", "https://@host"),
+        (f"postgresql+psycopg2://me:{SECRET}/7@host/db", "postgresql+psycopg2://me@host/db"),
+        (
+            f"postgresql://host/db?user=me&password={SECRET}&a=b",
+            "postgresql://host/db?user=me&password=…&a=b",
+        ),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("http://host:5000", "http://host:5000"),
         ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
         ("sqlite:////folder/a:b@c/mlflow.db", "sqlite:////folder/a:b@c/mlflow.db"),
