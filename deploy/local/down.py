@@ -113,8 +113,19 @@ def command_of(run: dict[str, Any], deployment: dict[str, Any]) -> str | None:
     words = ["prefect", "deployment", "run", deployment["full_name"], "--watch"]
     for name, value in parameters.items():
         if value != deployment["parameters"].get(name):
-            words += ["--param", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+            words += ["--param", f"{name}={_as_parameter(value)}"]
     return shlex.join(words)
+
+
+def _as_parameter(value: Any) -> str:
+    """A value as Prefect's command reads it: JSON, or a text that is none and has nothing to escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and text == f'"{value}"' and not value.startswith("{"):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return text
 
 
 def _end(what: str, records: list[Record], say: Callable[[str], None]) -> None:
