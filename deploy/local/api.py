@@ -71,23 +71,28 @@ class Server:
         """Create those automations of the files whose names the server does not have.
 
         Args:
-            notify: address for notifications; if it is empty, automations that need it are left out.
+            notify: address for notifications; if it is empty, automations that need it are left out, and
+                switched off if the server has them.
 
         Returns:
             The names of all that the server has now.
         """
-        known = {each["name"] for each in self._ask("POST", "/automations/filter", {})}
+        known = {each["name"]: each for each in self._ask("POST", "/automations/filter", {})}
         webhook = self._webhook(notify) if notify else None
         names = []
         for file in sorted(files):
             automation = yaml.safe_load(file.read_text(encoding="utf-8"))
             notifying = [each for each in automation["actions"] if each["type"] == "call-webhook"]
-            if notifying and webhook is None:
+            there = known.get(automation["name"])
+            wanted = webhook is not None or not notifying
+            if notifying and there is not None and there["enabled"] != wanted:  # the address came or went
+                self._ask("PATCH", f"/automations/{there['id']}", {"enabled": wanted})
+            if not wanted:
                 continue
             for action in notifying:
                 action["block_document_id"] = webhook
             names.append(automation["name"])
-            if automation["name"] not in known:
+            if there is None:
                 self._ask("POST", "/automations/", automation)
         return names
 
