@@ -131,6 +131,10 @@ def beats_champion(
         champion: evidence on the champion by benchmark.
     """
     reasons, better = [], False
+    missing = sorted(set(champion) - {one.benchmark for one in found})
+    if missing and not settings.replace_other_samples:
+        text = f"the champion was also measured on {', '.join(missing)}"
+        return False, f"{text}; promotion.replace_other_samples=true replaces it"
     for one in found:
         other = champion.get(one.benchmark)
         differs = _different_samples(one, other)

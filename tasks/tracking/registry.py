@@ -85,9 +85,10 @@ def _decide(client: MlflowClient, run_id: str, model: str, promotion: Promotion)
     reasons = {CANDIDATE: f"set: {named}, is the default student"}
     passes, why = beats_teacher(found, promotion.settings)
     champion = _champion(client, model)
+    is_champion = champion is not None and champion.version == version.version
     if not passes:
-        reasons[CHAMPION] = f"not set: {named}, is {why}"
-    elif champion is not None and champion.version == version.version:
+        reasons[CHAMPION] = f"{'kept, though' if is_champion else 'not set:'} {named}, is {why}"
+    elif is_champion:
         reasons[CHAMPION] = f"kept: {named}"
     else:
         if champion is not None:

@@ -185,6 +185,27 @@ def test_the_champion_stays_when_its_run_is_repeated(experiment: Experiment) -> 
     assert experiment.end(folder)[CHAMPION] == "kept: version 1, student fast"
 
 
+def test_a_champion_that_fails_the_gate_later_is_said_to_be_kept(experiment: Experiment) -> None:
+    folder = experiment.measure(experiment.merge(), "sums", "11100")
+    experiment.end(folder)
+    reason = experiment.end(folder, max_loss=0.1)[CHAMPION]
+    assert experiment.aliases == {CANDIDATE: "1", CHAMPION: "1"}
+    assert reason.startswith("kept, though version 1, student fast, is -20.0 points from the teacher's")
+
+
+def test_a_champion_of_more_benchmarks_is_not_replaced_by_the_better_one_on_some(
+    experiment: Experiment,
+) -> None:
+    merged = experiment.merge()
+    experiment.end(experiment.measure(merged, "easy", MOST), experiment.measure(merged, "hard", MOST))
+    easy = experiment.measure(experiment.merge(), "easy", MOST, 2)
+    reason = experiment.end(easy)[CHAMPION]
+    assert experiment.aliases == {CANDIDATE: "2", CHAMPION: "1"}
+    assert "the champion was also measured on hard; promotion.replace_other_samples=true" in reason
+    experiment.end(easy, replace_other_samples=True)
+    assert experiment.aliases == {CANDIDATE: "2", CHAMPION: "2"}
+
+
 def test_the_gate_holds_on_every_benchmark(experiment: Experiment) -> None:
     merged = experiment.merge()
     easy, hard = experiment.measure(merged, "easy", MOST), experiment.measure(merged, "hard", FEW)
