@@ -3,7 +3,6 @@
 import logging
 import re
 import threading
-import time
 from uuid import UUID
 
 from prefect import get_client, runtime
@@ -43,21 +42,27 @@ class ProgressBars(logging.Handler):
         super().__init__(logging.INFO)
         self._seconds = seconds
         self._stage: str | None = None
-        self._latest: tuple[str, str, float, str] | None = None  # flow run, key, percent, message
+        self._keys: dict[tuple[str, str], str] = {}  # of artifacts, by flow run and stage
+        self._latest: dict[tuple[str, str], tuple[float, str]] = {}  # percent, message by flow run and key
         self._artifacts: dict[tuple[str, str], UUID] = {}
         self._news = threading.Event()
+        self._done = threading.Event()  # a stage is: its last message does not wait, the process may end
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message of progress; others are ignored."""
         self._stage = getattr(record, STAGE, self._stage)
-        run_id, message = runtime.flow_run.id, record.getMessage()
+        run_id, message = str(runtime.flow_run.id or ""), record.getMessage()
         percent = percent_of(message) if is_progress(record) else None
-        if run_id is None or percent is None:
+        if not run_id or percent is None:
             return
         stage = self._stage or str(runtime.flow_run.flow_name)
-        key = artifact_key(experiment_of(runtime.flow_run.parameters), stage, "progress")
-        self._latest = (str(run_id), key, percent, f"{stage}: {message}")
+        if (run_id, stage) not in self._keys:
+            experiment = experiment_of(runtime.flow_run.parameters)
+            self._keys[run_id, stage] = artifact_key(experiment, stage, "progress")
+        self._latest[run_id, self._keys[run_id, stage]] = (percent, f"{stage}: {message}")
+        if percent == 100.0:
+            self._done.set()
         self._news.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._send_all, daemon=True)
@@ -67,12 +72,13 @@ class ProgressBars(logging.Handler):
         while True:
             self._news.wait()
             self._news.clear()
-            if self._latest is not None:
+            self._done.clear()
+            for place in list(self._latest):
                 try:
-                    self._send(*self._latest)
+                    self._send(*place, *self._latest.pop(place))
                 except Exception as error:  # progress is no reason to end a run
                     logging.getLogger(__name__).debug("progress was not shown: %s", error)
-            time.sleep(self._seconds)
+            self._done.wait(self._seconds)
 
     def _send(self, run_id: str, key: str, percent: float, message: str) -> None:
         with get_client(sync_client=True) as client:

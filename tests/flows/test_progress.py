@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from flows.environment import flow
@@ -99,3 +100,27 @@ def test_a_server_that_is_away_slows_and_ends_nothing(
 def test_messages_outside_of_a_run_are_ignored(bars: ProgressBars) -> None:
     LOG.info("6 of 24 responses, 0:12 left")
     assert bars._thread is None
+
+
+def test_the_last_message_of_a_stage_is_shown_though_the_next_one_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = SimpleNamespace(id="a run", parameters={"config": "configs/tiny.yaml"}, flow_name="distill")
+    monkeypatch.setattr("flows.progress.runtime", SimpleNamespace(flow_run=run))
+    sent: list[tuple[str, float]] = []
+    bars = ProgressBars(seconds=60)
+    monkeypatch.setattr(bars, "_send", lambda run_id, key, percent, message: sent.append((key, percent)))
+    log = logging.getLogger("made_for_two_stages")
+    log.setLevel(logging.INFO)
+    log.addHandler(bars)
+    log.info("merging", extra={"stage": "merging"})
+    log.info("6 of 24 layers, 0:12 left")
+    end = time.monotonic() + 10
+    while not sent and time.monotonic() < end:
+        time.sleep(0.01)
+    log.info("24 of 24 layers, 0:00 left")
+    log.info("training", extra={"stage": "training"})
+    log.info("1 of 4 steps, 0:01 left")
+    while ("tiny-merging-progress", 100.0) not in sent and time.monotonic() < end:
+        time.sleep(0.01)
+    assert sent[:2] == [("tiny-merging-progress", 25.0), ("tiny-merging-progress", 100.0)]
