@@ -7,7 +7,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import httpx
-from prefect import get_client, get_run_logger
+from prefect import get_client, get_run_logger, runtime
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
@@ -23,7 +23,9 @@ from prefect.states import Cancelling
 
 from dparallel.stages.experiment import Experiment
 from flows.names import experiment_of, title_of
+from tasks.labels import tag_run
 
+CALLER = "caller:"  # tag of a dispatched run: a flow run that waits for it
 POLL_SECONDS = 3.0
 PATIENCE_SECONDS = 300.0  # how long the server may be unreachable while waiting for a run
 
@@ -128,7 +130,8 @@ def dispatch_all(
 
     If a run with the same parameters (except `parent`) is still in progress, for example because its caller
     was killed, it is joined instead of starting a second one. If waiting is interrupted (cancelled, or ended
-    by a signal), the runs are cancelled as well. A failed run does not stop the others.
+    by a signal), the runs are cancelled as well, except those for which another caller waits. A failed run
+    does not stop the others.
 
     Returns:
         The runs that failed, crashed or were cancelled.
@@ -140,19 +143,22 @@ def dispatch_all(
         return _wait(deployment, going, poll_seconds, timeout_hours)
     except BaseException:
         for run_id in going:
-            _cancel(run_id)
+            if not _others_wait(run_id):
+                _cancel(run_id)
         raise
 
 
 def _start_or_join(deployment: str, name: str, parameters: dict[str, Any]) -> UUID:
-    run = _going_on(deployment, parameters)
+    run, caller = _going_on(deployment, parameters), f"{CALLER}{runtime.flow_run.id}"
     if run is None:
         kinds = {"experiment": experiment_of(parameters), **parameters}
         tags = [f"{kind}:{kinds[kind]}" for kind in ("experiment", "student", "benchmark") if kinds.get(kind)]
+        tags.append(caller)
         # A timeout of 0 returns immediately; `_wait` shows the states of the run and can cancel it.
         started = run_deployment(deployment, parameters=parameters, flow_run_name=name, tags=tags, timeout=0)
         run = cast(FlowRun, started)
     else:
+        tag_run([caller], run.id)
         get_run_logger().warning(
             "joined run %r of %s, which is already in progress; if it is stuck: prefect flow-run cancel %s",
             run.name,
@@ -222,6 +228,22 @@ def _takes_too_long(run: FlowRun, timeout_hours: float | None) -> bool:
     if timeout_hours is None:
         return False
     return bool(run.estimated_run_time.total_seconds() > timeout_hours * 3600)
+
+
+def _others_wait(run_id: UUID) -> bool:
+    """Whether another flow run in progress waits for a dispatched run; False if that cannot be told."""
+    try:
+        with get_client(sync_client=True) as client:
+            tags = client.read_flow_run(run_id).tags
+            callers = {tag.removeprefix(CALLER) for tag in tags if tag.startswith(CALLER)}
+            for caller in callers - {str(runtime.flow_run.id)}:
+                other = client.read_flow_run(UUID(caller))
+                if other.state is not None and other.state.type == StateType.RUNNING:
+                    get_run_logger().warning("run %s goes on: %r waits for it, too", run_id, other.name)
+                    return True
+    except Exception as error:  # the error that ended the wait is more important
+        get_run_logger().debug("callers of run %s are unknown: %s", run_id, error)
+    return False
 
 
 def _cancel(run_id: UUID, why: str = "the run that waited for it ended") -> None:

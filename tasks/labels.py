@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable
+from uuid import UUID
 
 import httpx
 from prefect import get_client, runtime
@@ -10,9 +11,9 @@ from prefect import get_client, runtime
 log = logging.getLogger(__name__)
 
 
-def tag_run(tags: Iterable[str]) -> None:
-    """Add tags to the flow run in progress; a server that is away does not end the run."""
-    run_id = runtime.flow_run.id
+def tag_run(tags: Iterable[str], run_id: UUID | None = None) -> None:
+    """Add tags to a flow run, by default the one in progress; a server that is away does not end the run."""
+    run_id = run_id or runtime.flow_run.id
     if run_id is None:
         return
     try:

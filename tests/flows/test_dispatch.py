@@ -222,6 +222,25 @@ def test_a_parent_that_is_interrupted_cancels_its_child(monkeypatch: pytest.Monk
     assert state.type in (StateType.CANCELLING, StateType.CANCELLED)
 
 
+def test_a_child_for_which_another_parent_waits_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    monkeypatch.setattr("flows.dispatch.time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
+    first = threading.Thread(target=parent, args=["shared"])
+    first.start()
+    child_of("shared")
+    with pytest.raises(KeyboardInterrupt):
+        dispatching("errand", {"message": "shared"})
+    state = child_of("shared").state
+    end_child("shared", State(type=StateType.COMPLETED)).join()
+    first.join()
+    assert state is not None
+    assert state.type not in (StateType.CANCELLING, StateType.CANCELLED)
+
+
 def unreachable(*arguments: object, **keywords: object) -> None:
     raise httpx.ConnectError("connection refused")
 
