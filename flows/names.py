@@ -6,9 +6,7 @@ from typing import Any
 
 from prefect import runtime
 
-from dparallel.config.base import UserError
-from dparallel.config.files import parse_yaml, read_settings
-from tasks.checks import all_overrides
+from tasks.checks import all_overrides, stated_name
 
 LONGEST = 120  # characters of a name
 
@@ -38,17 +36,8 @@ def title_of(flow: str, parameters: Mapping[str, Any]) -> str:
 def experiment_of(parameters: Mapping[str, Any]) -> str:
     """Name of the experiment, or of its config file if that cannot be read or lies outside of the roots."""
     config = parameters.get("config")
-    try:
-        for override in reversed(_overrides(parameters)):
-            if override.startswith("name="):
-                return str(parse_yaml(override.removeprefix("name="), override))
-        if isinstance(config, Mapping):
-            settings = config.get("settings")
-            return str(settings.get("name")) if isinstance(settings, Mapping) else "unknown"
-        named = read_settings(str(config)).get("name")
-    except UserError:  # the run says what is wrong
-        named = None
-    return str(named) if named else Path(str(config)).stem
+    named = stated_name(config, _overrides(parameters))
+    return named or ("unknown" if isinstance(config, Mapping) else Path(str(config)).stem)
 
 
 def _overrides(parameters: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Checks of the flows before any work starts: inputs, disk space, and GPUs of this machine."""
 
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from pydantic import BaseModel
 
-from dparallel.config.base import ConfigError, nearest
+from dparallel.config.base import ConfigError, UserError, nearest
 from dparallel.config.experiment import DistillConfig
-from dparallel.config.files import load_config
+from dparallel.config.files import load_config, parse_yaml, read_settings
 from dparallel.config.partial import overrides_of, partial_of
 from dparallel.config.roots import check_inside_roots
 from dparallel.config.teacher import TeacherConfig
@@ -41,6 +41,19 @@ else:  # the form in Prefect's UI, whose values the server checks
 def all_overrides(settings: BaseModel | None, overrides: list[str] | None) -> list[str]:
     """Settings given as values, and then those given as text, as overrides of a config."""
     return [*overrides_of(settings), *(overrides or [])]
+
+
+def stated_name(config: object, overrides: Sequence[str]) -> str | None:
+    """The experiment's name that overrides, a snapshot or a config file state; None if none can be read."""
+    try:
+        for override in reversed(overrides):
+            if override.startswith("name="):
+                return str(parse_yaml(override.removeprefix("name="), override))
+        stated = config.get("settings") if isinstance(config, Mapping) else read_settings(str(config))
+    except UserError:  # the run says what is wrong
+        return None
+    named = stated.get("name") if isinstance(stated, Mapping) else None
+    return str(named) if named else None
 
 
 def checked_experiment(
