@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from dparallel.config.base import Config
 
+UNPLAIN = re.compile(r"[\x7f-\x9f]")  # JSON may hold these characters as they are, YAML may not
 ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 
@@ -41,10 +42,14 @@ def overrides_of(given: BaseModel | Mapping[str, Any] | None) -> list[str]:
     """What is set in a model of `partial_of`, or in its JSON values, as overrides `key.sub=value`."""
     values = given.model_dump(mode="json", exclude_unset=True) if isinstance(given, BaseModel) else given
     return [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        f"{key}={UNPLAIN.sub(_escaped, json.dumps(value, ensure_ascii=False))}"
         for key, value in _leaves(values or {})
         if key and value is not None
     ]
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def descriptions(settings: type) -> dict[str, str]:

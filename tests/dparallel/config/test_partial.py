@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from dparallel.config.base import Config
 from dparallel.config.experiment import DistillConfig, TrainingConfig
-from dparallel.config.files import load_config
+from dparallel.config.files import load_config, parse_yaml
 from dparallel.config.partial import descriptions, overrides_of, partial_of
 from dparallel.config.teacher import TeacherConfig
 
@@ -93,3 +93,9 @@ def test_descriptions_of_several_lines_and_several_names() -> None:
         "three": "the third: with a colon.",
     }
     assert descriptions(TrainingConfig)["train_steps"].startswith("number of train steps")
+
+
+def test_characters_that_yaml_reads_as_others() -> None:
+    for text in ("a\x85b", "a\x7fb", "a\u2028b", "größe 😀\t"):
+        [override] = overrides_of({"teacher": text})
+        assert parse_yaml(override.removeprefix("teacher="), override) == text
