@@ -8,6 +8,8 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from dparallel.config.base import UserError
+
 # Of network file systems and connections; missing files, permissions and full disks stay as they are.
 TRANSIENT = {
     errno.EIO,
@@ -43,12 +45,16 @@ def resumable_task(name: str, run_name: str | None = None) -> Callable[[Callable
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a failure of a network or of a file system behind one."""
-    return any(
-        isinstance(cause, ConnectionError | TimeoutError)
-        or (isinstance(cause, OSError) and cause.errno in TRANSIENT)
-        for cause in _causes(error)
-    )
+    """Whether an error, or what caused it, is a failure of a network or of a file system behind one.
+
+    A user's error is one only if the system said so: a library's `ConnectionError` may mean that it was told
+    to stay offline. A broken pipe stays broken.
+    """
+    causes = [cause for cause in _causes(error) if not isinstance(cause, BrokenPipeError)]
+    if any(isinstance(cause, OSError) and cause.errno in TRANSIENT for cause in causes):
+        return True
+    of_network = any(isinstance(cause, ConnectionError | TimeoutError) for cause in causes)
+    return of_network and not isinstance(error, UserError)
 
 
 def on_transient_errors(task: Any, run: Any, state: State[Any]) -> bool:

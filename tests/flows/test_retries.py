@@ -32,6 +32,8 @@ def failed_with(number: int) -> OSError:
         (failed_with(errno.EIO), True),
         (caused_by(FileError("cannot be written"), failed_with(errno.ETIMEDOUT)), True),
         (caused_by(RuntimeError(), caused_by(ValueError(), ConnectionRefusedError())), True),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), False),
+        (caused_by(ConfigError("no access to the Hub"), ConnectionError("offline mode")), False),
         (failed_with(errno.ENOSPC), False),
         (failed_with(errno.EACCES), False),
         (failed_with(errno.ENOENT), False),
