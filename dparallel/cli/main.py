@@ -4,31 +4,25 @@ Text goes to stdout; statistics, progress and errors go to stderr. Errors that t
 line with exit code 2, raised before decoding starts.
 """
 
+import argparse
 import errno
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
-from dparallel.cli.chat import chat
-from dparallel.cli.clean import clean
-from dparallel.cli.compare import print_comparison
-from dparallel.cli.eval import evaluate
-from dparallel.cli.generate import generate
-from dparallel.cli.init import init
 from dparallel.cli.parser import build_parser, in_flags
-from dparallel.cli.plan import print_plan
-from dparallel.cli.runs import print_runs
 from dparallel.config.base import UserError
-from dparallel.models import threads
 from dparallel.stages import starting
 from dparallel.stages.streams import set_encodings
 
 DECODING_COMMANDS = ("generate", "chat", "eval")  # their settings of decoding are flags
+THREADS = "dparallel.models.threads"  # the module whose messages say how many threads are used, and why
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,23 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     with _termination_raised(), _threads_said():
         try:
+            command = _command(options)
             starting.command_begins()
-            if options.command == "generate":
-                generate(options)
-            elif options.command == "chat":
-                chat(options)
-            elif options.command == "eval":
-                evaluate(options)
-            elif options.command == "init":
-                init(options.file, options.source)
-            elif options.command == "compare":
-                print_comparison(options.given, options.runs, options.out)
-            elif options.command == "runs":
-                print_runs(options.runs, options.json)
-            elif options.command == "clean":
-                clean(options.given, options.runs, options.keep, options.checkpoints, options.yes)
-            else:
-                print_plan(options.config, options.set, options.gpu_memory, options.rate)
+            command()
             sys.stdout.flush()
         except UserError as error:
             return _refuse(options.command, str(error), error)
@@ -80,6 +60,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _abandon_stdout()
             return _refuse(options.command, f"{error.filename or 'stdout'}: {error.strerror}", error)
     return 0
+
+
+def _command(options: argparse.Namespace) -> Callable[[], None]:
+    """What the command does. Only its own modules are imported: torch and transformers take seconds."""
+    match options.command:
+        case "init":
+            from dparallel.cli.init import init
+
+            return partial(init, options.file, options.source)
+        case "generate":
+            from dparallel.cli.generate import generate
+
+            return partial(generate, options)
+        case "chat":
+            from dparallel.cli.chat import chat
+
+            return partial(chat, options)
+        case "plan":
+            from dparallel.cli.plan import print_plan
+
+            return partial(print_plan, options.config, options.set, options.gpu_memory, options.rate)
+        case "eval":
+            from dparallel.cli.eval import evaluate
+
+            return partial(evaluate, options)
+        case "compare":
+            from dparallel.cli.compare import print_comparison
+
+            return partial(print_comparison, options.given, options.runs, options.out)
+        case "runs":
+            from dparallel.cli.runs import print_runs
+
+            return partial(print_runs, options.runs, options.json)
+        case _:
+            from dparallel.cli.clean import clean
+
+            return partial(clean, options.given, options.runs, options.keep, options.checkpoints, options.yes)
 
 
 def _refuse(command: str, message: str, error: BaseException) -> int:
@@ -115,15 +132,15 @@ def _termination_raised() -> Iterator[None]:
 @contextmanager
 def _threads_said() -> Iterator[None]:
     """Show on stderr how many threads are used, and why."""
-    handler = logging.StreamHandler(sys.stderr)
-    level = threads.log.level
-    threads.log.addHandler(handler)
-    threads.log.setLevel(logging.INFO)
+    log, handler = logging.getLogger(THREADS), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
-        threads.log.removeHandler(handler)
-        threads.log.setLevel(level)
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _abandon_stdout() -> None:

@@ -1,5 +1,7 @@
 """The public API, and that importing it has no side effects."""
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 import dparallel
 from dparallel import Completion, DecodingConfig, complete, generate
 from dparallel.config.rules import RULES
+from dparallel.members import MODULES
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 
@@ -38,6 +41,19 @@ def test_everything_named_is_there_and_typed() -> None:
         assert issubclass(getattr(dparallel, error), dparallel.UserError)
 
 
+def test_members_imported_later_are_those_that_are_typed() -> None:
+    """The package's file declares their types; the table says from where they are imported."""
+    tree = ast.parse(Path(dparallel.__file__).read_text(encoding="utf-8"))
+    [choice] = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {name.name: line.module for line in choice.body for name in line.names}  # type: ignore[attr-defined]
+    assert typed == MODULES
+    assert set(dparallel.__all__) <= set(dir(dparallel))
+    with pytest.raises(AttributeError, match="module 'dparallel' has no attribute 'generat'"):
+        dparallel.generat  # type: ignore[attr-defined]  # noqa: B018
+    for name, module in MODULES.items():
+        assert getattr(dparallel, name) is getattr(importlib.import_module(module), name)
+
+
 def test_importing_changes_nothing_and_warns_of_nothing() -> None:
     """Neither on the environment nor on logging and warnings; nor does an adapter make DeepSpeed log."""
     code = """
@@ -53,6 +69,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.modeling_layers import GradientCheckpointingLayer
 before = state()
 import dparallel
+for name in dparallel.__all__:
+    getattr(dparallel, name)
 after = state()
 print(json.dumps([before == after] + [name in sys.modules for name in ("deepspeed", "peft", "datasets")]))
 from dparallel.models.lora import attach

@@ -99,7 +99,8 @@ def test_a_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_library_changes_nothing() -> None:
-    code = "import torch as t; print(t.get_num_threads()); import dparallel; print(t.get_num_threads())"
+    count = "print(t.get_num_threads())"
+    code = f"import torch as t; {count}; import dparallel; dparallel.load_model; {count}"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
     )
