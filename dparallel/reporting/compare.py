@@ -1,7 +1,7 @@
 """Compare past runs: one table, paired tests on the same problems, and warnings where runs differ."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dparallel.reporting.document import Document
@@ -63,15 +63,23 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
         RunError: they have no problem in common.
     """
     name, runs = first.name, f"{first.run} and {other.run}"
-    texts = [_problems(first, other)]
+    texts = [_problems(first, other), _metrics(first, other)]
     if first.devices != other.devices:
         texts.append(
             f"{name}: different devices ({', '.join(first.devices)}; {', '.join(other.devices)}): latency "
             f"and TPS of {runs} do not compare, and accuracy may depend on the device"
         )
-    judged_in = [run.reference.measurement.sandbox for run in (first, other)]
+    together = [run.batch_sizes for run in (first, other)]
+    if together[0] != together[1]:
+        texts.append(f"{name}: different batch sizes ({_listed(together)}): TPS of {runs} do not compare")
+    judged_in = [run.reference.measurement.sandbox or "none" for run in (first, other)]
     if len(set(judged_in)) > 1:
         texts.append(f"{name}: the code of {runs} was judged in different sandboxes ({', '.join(judged_in)})")
+    if first.protocol["scorers"] == other.protocol["scorers"] and first.judges != other.judges:
+        texts.append(
+            f"{name}: {runs} were judged by other versions of their scorers, or of the libraries that these "
+            "use: run the older one again, which judges its stored responses again and decodes nothing"
+        )
     changed = _changed(first.protocol, other.protocol)
     if changed:
         texts.append(f"{name}: {runs} have different protocols ({', '.join(changed)})")
@@ -79,6 +87,11 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
     if mine != theirs:
         changed = _changed(mine.model_dump(), theirs.model_dump())
         texts.append(f"{name}: the references of {runs} are decoded differently ({', '.join(changed)})")
+    if first.selects and other.selects and first.max_loss != other.max_loss:
+        texts.append(
+            f"{name}: thresholds were chosen with different accepted losses of accuracy "
+            f"({first.max_loss * 100:g} points in {first.run}, {other.max_loss * 100:g} in {other.run})"
+        )
     started = [run.started for run in (first, other)]
     if started[0] != started[1]:
         texts.append(f"{name}: {first.run} was started with {started[0]}, {other.run} with {started[1]}")
@@ -113,6 +126,20 @@ def _problems(first: Benchmark, other: Benchmark) -> str | None:
         f"{first.name}: different problems ({len(mine):,} of {first.run}, {len(theirs):,} of {other.run}, "
         f"{common:,} in both): compare accuracies by the paired differences, which are over those in both"
     )
+
+
+def _metrics(first: Benchmark, other: Benchmark) -> str | None:
+    mine, theirs = first.metric, other.metric
+    if mine == theirs:
+        return None
+    return (
+        f"{first.name}: the accuracy of {first.run} is the metric {mine}, that of {other.run} is {theirs}: "
+        "accuracies and AUP do not compare, and are not tested"
+    )
+
+
+def _listed(sizes: Iterable[Sequence[int]]) -> str:
+    return "; ".join(", ".join(map(str, of_run)) for of_run in sizes)
 
 
 def _changed(first: dict, other: dict) -> list[str]:

@@ -114,6 +114,22 @@ class Benchmark:
         return float(self.manifest.config.get("max_loss", 0.01))
 
     @property
+    def metric(self) -> str:
+        """The metric that is the accuracy."""
+        return next(iter(self.reference.measurement.metrics))
+
+    @property
+    def judges(self) -> str | None:
+        """Digest of everything that determines verdicts on given responses; None if it is not recorded."""
+        return self.manifest.details.get("judges")
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Numbers of test problems that were decoded together."""
+        rows = [row for row in self.rows if row.split == "test"]
+        return sorted({size for row in rows for size in row.measurement.batch_sizes})
+
+    @property
     def protocol(self) -> dict[str, Any]:
         """How the test problems are asked and judged."""
         protocol: dict[str, Any] = self.manifest.config["test"]["protocol"]

@@ -132,7 +132,7 @@ class Exhibitor:
             shown={name: min(count, self._per_outcome) for name, count in counts.items() if count},
             regressions=[self._regression(before, after, *pair) for pair in worst],
             samples=[_sample(_beside(before, after), pair, outcomes[pair], first) for pair in sorted(chosen)],
-            rule=_rule(first, list(values.values())),
+            rule=_rule(first, second, list(values.values())),
         )
 
     def _surest_first(
@@ -205,7 +205,14 @@ def _outcome(before: bool | float | None, after: bool | float | None) -> str:
     return OUTCOMES[before > after, after > before]
 
 
-def _rule(answers: Answers, values: Sequence[tuple[bool | float | None, bool | float | None]]) -> str:
+def _rule(
+    answers: Answers, later: Answers, values: Sequence[tuple[bool | float | None, bool | float | None]]
+) -> str:
+    if answers.metric != later.metric:
+        return (
+            f"The first row is judged by {answers.metric} and the other one by {later.metric}, so that a "
+            "problem may be lost or gained by the metric alone."
+        )
     if answers.pooled:
         return f"{answers.metric} is a number of all responses together: no problem is lost by itself."
     if any(value not in (None, 0, 1) for pair in values for value in pair):

@@ -59,10 +59,13 @@ def paired(before: Measured, after: Measured) -> Comparison | None:
     """Compare two rows on the problems that both have; equal ids and prompts make equal problems.
 
     Returns:
-        None if the accuracies are numbers of all responses together, and those are to different problems.
+        None if the accuracies are different metrics; or numbers of all responses together, and those are to
+        different problems.
     """
     first, second = (benchmark.answers(row) for benchmark, row in (before, after))
-    if first.pooled or second.pooled:
+    if (first.metric, first.pooled) != (second.metric, second.pooled):
+        return None
+    if first.pooled:
         one, other = before[1].measurement, after[1].measurement
         if list(first.places) != list(second.places) or one.problems != other.problems:
             return None

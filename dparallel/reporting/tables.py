@@ -41,8 +41,8 @@ TESTS = {
     ),
     "same": "The same samples: both rows are one measurement, and there is nothing to test.",
     "none": (
-        "Accuracies that are one number of all responses together are compared on exactly the same problems "
-        "alone."
+        "Rows without a difference: accuracies of different metrics are not compared, and those that are one "
+        "number of all responses together only on exactly the same problems."
     ),
 }
 

@@ -41,7 +41,13 @@ def config(prompt: str = "{prompt}", **changes: Any) -> BenchmarkConfig:
 
 
 def samples(
-    verdicts: str, steps: int, first_confidence: float, seconds: float, hardware: str, day: int
+    verdicts: str,
+    steps: int,
+    first_confidence: float,
+    seconds: float,
+    hardware: str,
+    day: int,
+    batch_size: int,
 ) -> tuple[pa.Table, list[str]]:
     """Samples with a response of nine tokens and three of padding each; and their texts."""
     tokens = TOKENIZER.encode(" ".join(WORDS))
@@ -61,7 +67,7 @@ def samples(
             "num_tokens": 10,
             "seconds": seconds,
             "seconds_alone": seconds,
-            "batch_size": 4,
+            "batch_size": batch_size,
             "hardware": hardware,
             "measured_at": datetime(2026, 11, day, tzinfo=UTC),
         }
@@ -83,6 +89,7 @@ def finished_benchmark(
     merged: Path | None = None,
     seconds: float = 0.5,
     hardware: str = "a machine",
+    batch_size: int = 4,
     day: int = 25,
     reused: int = 0,
     sandbox: str = "",
@@ -90,6 +97,8 @@ def finished_benchmark(
     first_problem: int = 0,
     prompt: str = "What is {0} + 1?",
     responses: dict[int, str] | None = None,
+    metric: str = "exact",
+    judges: str = "",
     settings: BenchmarkConfig | None = None,
 ) -> Path:
     """A finished stage with the rows teacher (one token per step, entropy) and student (entropy).
@@ -106,6 +115,8 @@ def finished_benchmark(
         with_models: record the folders of the models.
         first_problem: number of the first problem.
         responses: texts of the student's responses, by place, other than those made up.
+        metric: the accuracy.
+        judges: digest of what determines verdicts.
     """
     settings = settings or config()
     graded = not set(reference + swept + student) <= set("10-")
@@ -119,7 +130,7 @@ def finished_benchmark(
             ("teacher", "entropy", swept, 6, 2),
             ("student/fast", "entropy", student, student_steps, 4),
         ):
-            found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware, day)
+            found, texts = samples(verdicts, steps, 0.9, seconds / share, hardware, day, batch_size)
             for place, text in (responses or {}).items():
                 texts[place] = text if model == "student/fast" else texts[place]
             judged = [
@@ -129,20 +140,20 @@ def finished_benchmark(
                     "prompt": prompt.format(first_problem + place),
                     "reference": f"{first_problem + place + 1}",
                     "response": texts[place],
-                    "exact": VERDICTS[verdict],
+                    metric: VERDICTS[verdict],
                     "note": None if verdict == "1" else "not a <number>",
                 }
                 for place, verdict in enumerate(verdicts)
             ]
             columns = [(column, pa.string()) for column in ("problem_id", "prompt", "reference", "response")]
-            schema = pa.schema([("row", pa.int32()), *columns, ("exact", kind), ("note", pa.string())])
+            schema = pa.schema([("row", pa.int32()), *columns, (metric, kind), ("note", pa.string())])
             sample_key = digest([experiment, key, name, model, method])[:16]
             verdict_key = digest(sample_key)[:16]
             store.put_samples(sample_key, range(len(found)), found)
             store.put_verdicts(verdict_key, range(len(found)), pa.Table.from_pylist(judged, schema=schema))
             decoding = REFERENCE if method == "one_token_per_step" else DecodingConfig(**SHAPE, threshold=0.5)
-            flags = {"exact": [row["exact"] for row in judged]}
-            measured = add_up(decoding, found, flags, reused, sandbox, {"exact": measure})
+            flags = {metric: [row[metric] for row in judged]}
+            measured = add_up(decoding, found, flags, reused, sandbox, {metric: measure})
             rows.append(
                 Row(
                     model,
@@ -167,7 +178,7 @@ def finished_benchmark(
     folders = {"teacher": str(teacher), "student/fast": str(merged or teacher)}
     measurements = store.digests(row.keys for row in results.rows if row.keys)
     recorded = {"models": folders} if with_models else {}
-    details = {**results.summary(), **recorded, "measurements": measurements}
+    details = {**results.summary(), **recorded, "judges": judges, "measurements": measurements}
     stage.finish(["results.json", "table.md"], metrics=results.as_metrics(), details=details)
     return stage.folder
 

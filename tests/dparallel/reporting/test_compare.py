@@ -196,6 +196,47 @@ def test_what_differs_is_warned_of(runs: Path, tiny_checkpoint: Path, tmp_path: 
     assert {pair["problems"] for pair in pairs if pair["after"]["run"] == "elsewhere"} == {3}
 
 
+def test_accuracies_of_different_metrics_are_not_tested(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    finished_benchmark(mine, tiny_checkpoint, experiment="boxes", student="11111", metric="boxed")
+    found = compare(["sums", "boxes"], mine)
+    [warning] = found.warnings
+    assert (
+        "the accuracy of sums is the metric exact, that of boxes is boxed: accuracies and AUP do" in warning
+    )
+    [section] = found.json["benchmarks"]
+    between = [pair for pair in section["paired"] if pair["before"]["run"] != pair["after"]["run"]]
+    assert [(pair["test"], pair["difference"], pair["p_value"]) for pair in between] == [
+        ("none", None, None)
+    ] * 3
+    within = [pair for pair in section["paired"] if pair["before"]["run"] == pair["after"]["run"]]
+    assert {pair["test"] for pair in within} == {"mcnemar"}
+    assert "accuracies of different metrics are not compared" in found.markdown()
+    assert "judged by exact and the other one by boxed" in found.html()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judges": "of today"}, "judged by other versions of their scorers"),
+        ({"settings": config(max_loss=0.1)}, r"losses of accuracy \(50 points in sums, 10 in other\)"),
+        ({"sandbox": "bubblewrap"}, r"different sandboxes \(none, bubblewrap\)"),
+        ({"batch_size": 7}, r"different batch sizes \(4; 7\): TPS of sums and other do not compare"),
+    ],
+)
+def test_every_difference_is_one_warning(
+    runs: Path, tiny_checkpoint: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(runs, mine)
+    finished_benchmark(mine, tiny_checkpoint, experiment="other", **changes)
+    [warning] = compare(["sums", "other"], mine).warnings
+    assert re.search(message, warning)
+
+
 def test_sweeps_on_different_problems_have_no_common_aup(
     runs: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
