@@ -46,7 +46,7 @@ def print_plan(
         rate = Rate(tokens_per_second, "as given by --rate")
     elif gpu_bytes is not None and not torch.cuda.is_available():
         unknown = "This machine has no GPU, and the throughput of a CPU does not predict that of a GPU"
-    else:
+    elif _is_left(plan):
         rate = measure_rate(plan)
     sections = [
         _head(plan),
@@ -104,19 +104,36 @@ def _memory(plan: Plan, gpu_bytes: int | None) -> str:
 
 
 def _forwards(plan: Plan, rate: Rate | None, unknown: str) -> str:
-    stages = [(stage, [plan.fewest[stage], most]) for stage, most in plan.forwards.items()]
-    head = "Rows in forward passes: thresholds commit from a block to a token per pass, with no early end"
+    if not _is_left(plan):
+        return "Everything is finished: no forward passes are left"
+    head = (
+        "Rows in forward passes that are left: thresholds commit from a block to a token per pass, with no "
+        "early end"
+    )
+    rows = [[stage, *_left(plan, stage, rate)] for stage in plan.forwards]
     if rate is None:
-        table = _table([[stage, _range(f"{part.rows:,}" for part in parts)] for stage, parts in stages])
-        return f"{head}\n{table}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
-    rows = [
-        [stage, _range(f"{part.rows:,}" for part in parts), _hours(rate.hours([part]) for part in parts)]
-        for stage, parts in stages
-    ]
+        return f"{head}\n{_table(rows)}\n{unknown}: hours need --rate N, the tokens/s that a GPU reads"
     total = _hours(rate.hours(stages.values()) for stages in (plan.fewest, plan.forwards))
-    table = _table([*rows, ["together", "", total]])
+    table = _table([*rows, ["together", "", total, ""]])
     device = f"of one device at {rate.tokens_per_second:,.0f} tokens/s, {rate.origin}"
     return f"{head}\n{table}\n{device}\n{UNCOUNTED}"
+
+
+def _is_left(plan: Plan) -> bool:
+    return any(stage.rows for stage in plan.forwards.values())
+
+
+def _left(plan: Plan, stage: str, rate: Rate | None) -> Row:
+    """Forward passes of a stage, their hours, and what is done."""
+    parts = [plan.fewest[stage], plan.forwards[stage]]
+    if not parts[1].rows:
+        return ["0", "" if rate is None else "none", "finished"]
+    rows = _range(f"{part.rows:,}" for part in parts)
+    return [
+        rows,
+        "" if rate is None else _hours(rate.hours([part]) for part in parts),
+        plan.done.get(stage, ""),
+    ]
 
 
 def _range(values: Iterable[str]) -> str:

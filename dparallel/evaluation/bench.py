@@ -149,9 +149,7 @@ class Bench:
 
         Sampled ones have other seeds. Without a temperature, all would be equal, and there is one.
         """
-        if decoding.temperature == 0:
-            return [decoding]
-        count = max(scorer.repeats for scorer in scorers_of(self.protocol(split)))
+        count = responses_to_each(self.protocol(split), decoding)
         seeds = [((decoding.seed or 0) + number * REPEAT) % 2**63 for number in range(1, count)]
         return [decoding, *(decoding.model_copy(update={"seed": seed}) for seed in seeds)]
 
@@ -305,6 +303,13 @@ class Bench:
             **ending,
         }
         return digest(made_from)[:16]
+
+
+def responses_to_each(protocol: ProtocolConfig, decoding: DecodingConfig) -> int:
+    """Number of responses that are decoded to every problem; without a temperature, all would be equal."""
+    if decoding.temperature == 0:
+        return 1
+    return max(scorer.repeats for scorer in scorers_of(protocol))
 
 
 def slices(total: int, batch_size: int, decoding: DecodingConfig) -> list[range]:

@@ -1,5 +1,6 @@
-"""Estimate the disk space that an experiment still needs, by kind of file."""
+"""What is done of an experiment, and the disk space that it still needs, by kind of file."""
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dparallel.distillation.settings import KEPT_CHECKPOINTS
 from dparallel.models.hub import checkpoint_folder
 from dparallel.stages.experiment import Experiment
 from dparallel.stages.files import is_there
-from dparallel.stages.manifest import MANIFEST
+from dparallel.stages.manifest import MANIFEST, StageError
 
 CHECKPOINTS = "checkpoints"  # sub-folder of a training stage
 
@@ -28,15 +29,26 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of an experiment is on disk: rows recorded, students trained and merged.
+    """How much of an experiment is on disk, judging by the folders of its stages.
 
-    `checkpoints` is the size in bytes of checkpoints of students whose training is not finished.
+    Attributes:
+        rows: trajectories that are recorded.
+        students: those whose training is finished.
+        merged: number of merged students.
+        checkpoints: size in bytes of checkpoints of students whose training is not finished.
+        benchmarks: those that are finished.
     """
 
     rows: int = 0
-    trained: int = 0
+    students: frozenset[str] = frozenset()
     merged: int = 0
     checkpoints: int = 0
+    benchmarks: frozenset[str] = frozenset()
+
+    @property
+    def trained(self) -> int:
+        """Number of students whose training is finished."""
+        return len(self.students)
 
 
 def progress(config: DistillConfig, rows: int) -> Progress:
@@ -52,16 +64,27 @@ def progress(config: DistillConfig, rows: int) -> Progress:
     if not is_there(recorded / MANIFEST):
         shards = len(list(recorded.glob("part-*.parquet")))
         return Progress(rows=min(rows, shards * config.trajectories.shard_size))
-    trained = merged = checkpoints = 0
+    trained, merged, checkpoints = set(), 0, 0
     for student in config.students:
         training = Path(experiment.training(student).out_dir)
         if is_there(training / MANIFEST):
-            trained += 1
+            trained.add(student)
             merged += is_there(Path(experiment.merging(student).out_dir) / MANIFEST)
         else:
             files = (training / CHECKPOINTS).rglob("*")
             checkpoints += sum(file.stat().st_size for file in files if file.is_file())
-    return Progress(rows, trained, merged, checkpoints)
+    measured = _measured(experiment) if merged == len(config.students) else frozenset()
+    return Progress(rows, frozenset(trained), merged, checkpoints, measured)
+
+
+def _measured(experiment: Experiment) -> frozenset[str]:
+    """The finished benchmarks of an experiment whose students are merged."""
+    finished = set()
+    for name in experiment.config.benchmarks:
+        with contextlib.suppress(StageError):  # such as a baseline whose weights are not here
+            if is_there(Path(experiment.benchmark(name).out_dir) / MANIFEST):
+                finished.add(name)
+    return frozenset(finished)
 
 
 def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -> dict[str, int]:

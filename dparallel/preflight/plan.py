@@ -43,8 +43,9 @@ class Plan:
         training: memory of the student that needs most; None if all students are trained.
         decoding: memory of each GPU that records or measures.
         disk: bytes still to be written to `runs`, by kind.
-        forwards: forward passes by stage at most, as if no stage were finished.
+        forwards: forward passes that each stage still needs at most.
         fewest: the same if thresholds commit a whole block in a forward pass.
+        done: what is there already, of stages that are not finished, by stage.
     """
 
     config: DistillConfig
@@ -56,6 +57,7 @@ class Plan:
     disk: dict[str, int]
     forwards: dict[str, Forwards]
     fewest: dict[str, Forwards]
+    done: dict[str, str]
 
 
 def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Plan:
@@ -81,9 +83,19 @@ def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Pl
         training=None if trained else students_memory(model, config, config.training, shape),
         decoding=decoding_memory(config, lengths),
         disk=disk_needed(config, lengths.trajectories, shape, done),
-        forwards=forwards_by_stage(config, lengths, shape.length),
-        fewest=forwards_by_stage(config, lengths, shape.length, most=False),
+        forwards=forwards_by_stage(config, lengths, shape.length, done),
+        fewest=forwards_by_stage(config, lengths, shape.length, done, most=False),
+        done=_partly(config, len(lengths.trajectories), done),
     )
+
+
+def _partly(config: DistillConfig, rows: int, done: Progress) -> dict[str, str]:
+    notes = {}
+    if 0 < done.rows < rows:
+        notes["trajectories"] = f"{done.rows:,} of {rows:,} are recorded"
+    if 0 < done.trained < len(config.students):
+        notes["training"] = f"{done.trained} of {len(config.students)} students are trained"
+    return notes
 
 
 def disk_needed(

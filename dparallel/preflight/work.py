@@ -1,4 +1,4 @@
-"""Estimate an experiment's forward passes, at most and roughly at least.
+"""Estimate the forward passes that an experiment still needs, at most and roughly at least.
 
 How many tokens a rule with a threshold commits in a forward pass is not known before: at most, it commits one
 token, and at least, a whole block. All canvases of a set are taken to be as long as its longest one, and all
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import DistillConfig
+from dparallel.evaluation.bench import responses_to_each
 from dparallel.evaluation.decode import LATENCY_SAMPLES
+from dparallel.preflight.disk import Progress
 from dparallel.preflight.prompts import PromptLengths
+from dparallel.problems.registry import protocol_of
 
 
 @dataclass(frozen=True)
@@ -25,27 +28,37 @@ class Forwards:
 
 
 def forwards_by_stage(
-    config: DistillConfig, lengths: PromptLengths, trained_length: int, most: bool = True
+    config: DistillConfig, lengths: PromptLengths, trained_length: int, done: Progress, most: bool = True
 ) -> dict[str, Forwards]:
-    """Forward passes of every stage that runs a model, as if no stage were finished.
+    """Forward passes that every stage that runs a model still needs.
+
+    A training and a benchmark that have begun are counted whole.
 
     Args:
         trained_length: tokens of the longest training canvas.
+        done: what is there already.
         most: whether thresholds commit one token in a forward pass, or else a whole block.
     """
+    left = lengths.trajectories[done.rows :]
     return {
-        "trajectories": _decoded(lengths.trajectories, config.trajectories.decoding, most),
-        "training": _trained(config, len(lengths.trajectories), trained_length),
+        "trajectories": _decoded(left, config.trajectories.decoding, most),
+        "training": _trained(config, len(lengths.trajectories), trained_length, done),
         **{
-            f"benchmark {name}": _total(_measured(config.benchmarks[name], by_split, config.students, most))
+            f"benchmark {name}": _total(
+                []
+                if name in done.benchmarks
+                else _measured(config.benchmarks[name], by_split, config.students, most)
+            )
             for name, by_split in lengths.benchmarks.items()
         },
     }
 
 
-def _trained(config: DistillConfig, trajectories: int, length: int) -> Forwards:
+def _trained(config: DistillConfig, trajectories: int, length: int, done: Progress) -> Forwards:
     training, rows = config.training, 0
-    for recipe in config.students.values():
+    for student, recipe in config.students.items():
+        if student in done.students:
+            continue
         samples = training.views_per_step // recipe.views
         steps = training.train_steps or math.ceil((training.epochs or 0) * trajectories / samples)
         # The backward pass multiplies with each frozen matrix once, like a forward pass.
@@ -66,8 +79,14 @@ def _measured(
     fixed += [baseline.decoding for baseline in benchmark.baselines.values()]
     students = list(students)
     fixed += [decoding for student in students for decoding in benchmark.fixed_of(student).values()]
+    protocols = {split: protocol_of(problems) for split, problems in benchmark.splits().items()}
+
+    def decoded(split: Split, decoding: DecodingConfig) -> Forwards:
+        responses = responses_to_each(protocols[split], decoding)
+        return _decoded(lengths[split], decoding, most, LATENCY_SAMPLES, responses)
+
     for decoding in fixed:
-        yield from (_decoded(prompts, decoding, most, LATENCY_SAMPLES) for prompts in lengths.values())
+        yield from (decoded(split, decoding) for split in lengths)
     models = [(benchmark.teacher_sweeps, most or benchmark.sweep_test)]
     models += [(benchmark.sweeps_of(student), benchmark.sweep_test) for student in students]
     for names, all_on_test in models:
@@ -75,16 +94,18 @@ def _measured(
             decodings = benchmark.sweeps[name].decodings()
             on_test = decodings if all_on_test else decodings[:1]
             on_split = {"validation": decodings, "test": on_test}
-            for split, prompts in lengths.items():
-                yield from (
-                    _decoded(prompts, decoding, most, LATENCY_SAMPLES) for decoding in on_split[split]
-                )
+            for split in lengths:
+                yield from (decoded(split, decoding) for decoding in on_split[split])
 
 
-def _decoded(prompts: Sequence[int], decoding: DecodingConfig, most: bool, timed: int = 0) -> Forwards:
-    """All prompts once, and the first `timed` of them a second time."""
+def _decoded(
+    prompts: Sequence[int], decoding: DecodingConfig, most: bool, timed: int = 0, responses: int = 1
+) -> Forwards:
+    """As many responses to all prompts, each decoded once, and of the first `timed` a second time."""
+    if not prompts:
+        return Forwards(0, 0)
     passes = decoding.steps or (decoding.gen_length if most else decoding.blocks)
-    rows = (len(prompts) + min(timed, len(prompts))) * passes
+    rows = responses * (len(prompts) + min(timed, len(prompts))) * passes
     return Forwards(rows, rows * (max(prompts) + decoding.gen_length))
 
 

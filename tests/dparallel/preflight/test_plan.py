@@ -20,13 +20,15 @@ from dparallel.distillation.quantization import check_blocks
 from dparallel.models.checkpoints import read_config, save_model
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_experiment
-from dparallel.preflight.disk import free_disk
+from dparallel.preflight.disk import Progress, free_disk
 from dparallel.preflight.memory import RESERVED, DecodingMemory
 from dparallel.preflight.plan import Plan, check_fits, make_plan
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.rate import Rate, measure_rate, timed_shape
 from dparallel.preflight.remedy import ways_to_save_memory
-from dparallel.preflight.work import Forwards
+from dparallel.preflight.work import Forwards, forwards_by_stage
+from dparallel.problems.scorer import Scorer
+from dparallel.problems.scoring import SCORERS
 from dparallel.stages.experiment import Experiment, StagePlan
 from dparallel.stages.manifest import Stage
 from tests.conftest import random_model
@@ -295,6 +297,62 @@ def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch
     assert set(made.disk.values()) == {0}
     check_fits(made, None, 0)
     assert made.training is None  # finished training needs no GPU
+
+
+def test_only_what_is_left_is_counted_in_hours(tmp_path: Path, monkeypatch, capsys) -> None:
+    setting = [
+        TEACHER,
+        f"runs={tmp_path}",
+        "students={a: {masking: random, block_length: 12}, b: {masking: random, block_length: 12}}",
+    ]
+    command = ["plan", CONFIG, "--set", *setting, "--rate", "100000"]
+
+    def printed() -> dict[str, list[str]]:
+        """The columns of a stage."""
+        assert main(command) == 0
+        lines = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+        return {first: others for first, *others in lines}
+
+    whole = printed()
+    assert len(whole["trajectories"]) == len(whole["training"]) == 2, "rows and hours"
+    experiment = Experiment(plan(*setting).config)
+    folder = Path(experiment.trajectories().out_dir)
+    folder.mkdir(parents=True)
+    (folder / "part-00001.parquet").write_bytes(b"x")
+    assert printed()["trajectories"] == ["36,000", "under a minute", "500 of 1,500 are recorded"]
+    (folder / "part-00001.parquet").unlink()
+    stage("trajectories", experiment.trajectories(), ("part-00000.parquet", 10))
+    stage("training", experiment.training("a"), ("adapter/adapter_model.safetensors", 10))
+    now = printed()
+    assert now["trajectories"] == ["0", "none", "finished"]
+    assert now["training"] == ["19,200", "under a minute", "1 of 2 students are trained"]
+    assert now["benchmark coins"] == whole["benchmark coins"]
+
+    stage("training", experiment.training("b"), ("adapter/adapter_model.safetensors", 10))
+    for student in ("a", "b"):
+        stage("merging", experiment.merging(student), ("model.safetensors", 10))
+    stage("benchmark", experiment.benchmark("coins"), ("results.json", 10))
+    assert main(command[:-2]) == 0
+    out, err = capsys.readouterr()
+    assert out.rstrip().endswith("Everything is finished: no forward passes are left")
+    assert "timing" not in err
+
+
+def test_responses_that_are_judged_together_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three to each problem where they are sampled, with other seeds, and one where they would be equal."""
+    scorer = Scorer("vote", 1, ("right",), lambda problems, responses: [], repeats=3)
+    monkeypatch.setitem(SCORERS, "vote", scorer)
+    config = load_config(DistillConfig, CONFIG, [TEACHER]).model_dump()
+    benchmark = config["benchmarks"]["coins"]
+    for split in ("test", "validation"):
+        benchmark[split]["protocol"]["scorers"] = ["vote"]
+    benchmark["reference"] |= {"temperature": 0.5, "seed": 1}
+    settings, lengths = DistillConfig.model_validate(config), {"coins": {"test": [10] * 20, "validation": []}}
+    once, thrice = (
+        forwards_by_stage(each, PromptLengths((), lengths), 48, Progress())["benchmark coins"].rows
+        for each in (load_config(DistillConfig, CONFIG, [TEACHER]), settings)
+    )
+    assert thrice - once == 2 * 36 * (20 + 8)
 
 
 def test_the_command_prints_the_plan(capsys) -> None:
