@@ -14,7 +14,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.prompts import render
+from dparallel.problems.prompts import longest_first, render
 from dparallel.problems.sources import Problem
 
 
@@ -99,18 +99,18 @@ def encode(
         raw: encode the text without the tokenizer's chat template.
 
     Raises:
-        PromptError: names the first prompt that the model cannot decode, and the reason.
+        PromptError: names a prompt that the model cannot decode, the longest one first, and the reason.
     """
-    return [_encode(request, tokenizer, model, decoding, raw) for request in requests]
+    prompts = [_encode(request, tokenizer, raw) for request in requests]
+    for place in longest_first(prompts):
+        try:
+            check_prompts(model, [prompts[place]], decoding)
+        except UserError as error:
+            raise PromptError(f"{requests[place].where}: {error}") from error
+    return prompts
 
 
-def _encode(
-    request: Request,
-    tokenizer: PreTrainedTokenizerBase,
-    model: DiffusionTransformer,
-    decoding: DecodingConfig,
-    raw: bool,
-) -> list[int]:
+def _encode(request: Request, tokenizer: PreTrainedTokenizerBase, raw: bool) -> list[int]:
     if not request.prompt.strip():
         raise PromptError(f"{request.where}: the prompt is empty")
     try:
@@ -119,8 +119,6 @@ def _encode(
         raise PromptError(f"{request.where}: not a text in UTF-8 ({error})") from error
     protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
     try:
-        tokens = render(Problem("1", request.where, request.prompt), protocol, tokenizer)
-        check_prompts(model, [tokens], decoding)
+        return render(Problem("1", request.where, request.prompt), protocol, tokenizer)
     except UserError as error:
         raise PromptError(f"{request.where}: {error}") from error
-    return tokens

@@ -28,7 +28,9 @@ _ADJACENT = re.compile(rf"(?:{_UNITS})(?![A-Za-z])|/ ?(?=[A-Za-z]{{2}})|[.,;:?]*
 OTHER_NUMBERS = (
     "negative minus plus times over divided multiplied mod squared cubed root factorial half halves third "
     "fourth fifth quarter twice double triple hundred hundreds thousand thousands million millions billion "
-    "billions trillion trillions dozen dozens than least most not no between sin cos tan log ln exp"
+    "billions trillion trillions dozen dozens than least most not no between sin cos tan log ln exp "
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
 # What says nothing about the number, in the order in which it is replaced.
 _PLAINER = [
@@ -73,7 +75,8 @@ def boxed(reference: str, response: str) -> bool:
     r"""Whether the last `\boxed{...}` holds the reference's final answer, compared as a number.
 
     Notation makes no difference: thousands separators, currency, units, trailing dots and zeros, fractions,
-    mixed numbers. A box with several numbers, a variable, or an expression to be computed, is wrong.
+    mixed numbers. A box with several numbers, also in words as in `twenty 18`, a variable, or an expression
+    to be computed, is wrong. lm-eval and the papers have no such metric.
     """
     answer, box = number(plain_number(reference)), last_box(response)
     return answer is not None and box is not None and number(box) == answer

@@ -127,7 +127,7 @@ def _ask(
         return begin + text.removeprefix(begin)
     except ChatTemplateError as error:
         named = protocol.chat_template or tokenizer.name_or_path or "the tokenizer"
-        raise ChatTemplateError(f"{_where(problem)}: {error} (template of {named})") from error
+        raise ChatTemplateError(f"{problem.where}: {error} (template of {named})") from error
 
 
 def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -138,10 +138,6 @@ def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         if plain and whole[start : start + len(plain)] == plain:
             return whole[:start]
     return []
-
-
-def _where(problem: Problem) -> str:
-    return f"problem {problem.problem_id} ({problem.source})"
 
 
 def encode_problems(
@@ -155,19 +151,25 @@ def encode_problems(
 
     Raises:
         ChatTemplateError: the protocol uses a chat, but there is no usable template.
-        ProblemsError: names the first problem whose prompt the model cannot decode, and the reason.
+        ProblemsError: names a problem whose prompt the model cannot decode, the longest one first, and the
+            reason; what makes it fit makes the others fit.
     """
     prompts = render_all(problems, protocol, tokenizer)
     try:
         check_prompts(model, prompts, decoding)
     except UserError:
-        for problem, prompt in zip(problems, prompts, strict=True):  # find the first one for the message
+        for place in longest_first(prompts):
             try:
-                check_prompts(model, [prompt], decoding)
+                check_prompts(model, [prompts[place]], decoding)
             except UserError as error:
-                raise ProblemsError(f"{_where(problem)}: {error}") from error
+                raise ProblemsError(f"{problems[place].where}: {error}") from error
         raise
     return prompts
+
+
+def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of prompts: the one that needs most room is named first, so that one remedy serves all."""
+    return sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
 
 
 def _read_template(protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -64,15 +64,14 @@ def check_scorable(
     for scorer in scorers_of(protocol):
         scorer.prepare()
         for problem in problems:
-            where = f"problem {problem.problem_id} ({problem.source})"
             if scorer.needs_reference and problem.reference is None:
                 if need_references:
                     raise ProblemsError(
-                        f"{where} has no reference, so {scorer.name} cannot judge its response; leave the "
-                        "problem out or add a reference"
+                        f"{problem.where} has no reference, so {scorer.name} cannot judge its response; "
+                        "leave the problem out or add a reference"
                     )
             elif reason := scorer.misfit(problem):
-                raise ProblemsError(f"{where}: scorer {scorer.name} {reason}")
+                raise ProblemsError(f"{problem.where}: scorer {scorer.name} {reason}")
 
 
 # Scorers

@@ -37,6 +37,8 @@ class Problem:
         turns: chat turns before the question that belong to this problem, as (role, text).
         reference: a correct response; None if unknown.
         extra: columns for scorers only, as JSON values; not stored in trajectory shards.
+        origin: file or data set and row that it was read from, for messages; a copy's problems have the
+            `source` of the published data set.
     """
 
     problem_id: str
@@ -46,6 +48,12 @@ class Problem:
     reference: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     turns: tuple[tuple[str, str], ...] = ()
+    origin: str = field(default="", compare=False)
+
+    @property
+    def where(self) -> str:
+        """Names it in messages."""
+        return f"problem {self.problem_id} ({self.origin or self.source})"
 
 
 def dataset_problems(config: ProblemsConfig) -> list[Problem]:
@@ -144,6 +152,7 @@ def _read(
                 prefill=prefill.fill(texts),
                 reference=_text(where, reference, record[reference]),
                 extra={name: json_value(where, name, record[name]) for name in protocol.extra},
+                origin=where,
             )
         )
     return problems

@@ -339,6 +339,10 @@ def test_bad_prompts_are_one_line(tiny_checkpoint, capsys, prompt, message):
         ('{"prompt": "?", "nfe": 3}', r"line 2: field 'nfe' would be overwritten .*rename"),
         ('{"prompt": ""}', r"line 2: the prompt is empty"),
         (json.dumps({"prompt": "1 " * 41}), r"line 2: .*takes at most 40"),
+        (
+            "\n".join(json.dumps({"prompt": "1 " * length}) for length in (41, 45, 43)),
+            r"line 3: .*has 45 tokens.* is 16\)",
+        ),
         ('{"prompt": "\\ud800"}', r"line 2: .*surrogates not allowed"),
     ],
 )
@@ -356,7 +360,7 @@ def test_bad_lines_are_named(tiny_checkpoint, tmp_path, capsys, line, message):
         *SHAPE,
     ]
     error = refused(arguments, capsys)
-    assert f"{file}, line 2: " in error
+    assert f"{file}, {'line 3' if 'line 3' in message else 'line 2'}: " in error
     assert re.search(message, error)
     assert not out.exists()
 

@@ -164,6 +164,12 @@ def test_a_prompt_that_does_not_fit_names_problem_and_lengths(tiny_model) -> Non
         encode(PLAIN, build_tokenizer(), tiny_model, "Tom 7", "Tom " * 29)
 
 
+def test_the_longest_prompt_that_does_not_fit_is_named(tiny_model) -> None:
+    """The largest length that fits after it fits after all."""
+    with pytest.raises(ValueError, match=r"problem p-2 \(s\).* 40 tokens.* gen_length .* is 24\)"):
+        encode(PLAIN, build_tokenizer(), tiny_model, "Tom " * 29, "Tom 7", "Tom " * 40, "Tom " * 35)
+
+
 def test_a_prompt_that_holds_the_mask_is_refused(tiny_model) -> None:
     with pytest.raises(ValueError, match="problem p-0.*holds token id 1"):
         encode(PLAIN, build_tokenizer(), tiny_model, "Tom <mask>")

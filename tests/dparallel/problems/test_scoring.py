@@ -1,11 +1,13 @@
 import random
 import re
+from pathlib import Path
 
 import pytest
 
-from dparallel.config.problems import ProtocolConfig
+from dparallel.config.problems import ProblemsConfig, ProtocolConfig
 from dparallel.problems.answers import exact, flexible_extract, plain_number
 from dparallel.problems.judging import score
+from dparallel.problems.registry import load_problems
 from dparallel.problems.scorer import Verdict
 from dparallel.problems.scoring import SCORERS, accuracy_metric, check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
@@ -158,6 +160,16 @@ def test_scorers_that_do_not_exist_are_named_with_those_that_do() -> None:
         match=r"unknown scorer 'exakt'; did you mean 'exact'\? known: exact, flexible_extract, strict_match",
     ):
         scorers_of(protocol("exakt"))
+
+
+def test_a_problem_of_a_local_copy_is_named_by_its_file_and_row(tmp_path: Path) -> None:
+    """Its id and its source are those of the published data set, whatever the copy is called."""
+    file = tmp_path / "copy.jsonl"
+    file.write_text('{"q": "1 + 1?", "a": "#### 2"}\n{"q": "2 + 2?", "a": "four"}\n', encoding="utf-8")
+    asked = {"prompt": "{q}", "scorers": ["boxed"], "data": [{"path": "openai/sums", "reference": "a"}]}
+    config = ProblemsConfig.model_validate({"benchmark": "dataset", "path": str(file), "protocol": asked})
+    with pytest.raises(ProblemsError, match=rf"^problem sums-00002 \({file}, row 2\): scorer boxed compares"):
+        load_problems(config)
 
 
 @pytest.mark.parametrize(
