@@ -149,7 +149,7 @@ def worker(
         own["CUDA_VISIBLE_DEVICES"] = devices
     called = f"{socket.gethostname()}-{name}"
     options = ("--pool", pool, "--type", "process", "--limit", str(runs), "--name", called)
-    command = (sys.executable, "-m", "prefect", "worker", "start", *options)
+    command = (sys.executable, "-m", "flows.worker", *options)
     return Service(name, command, own, called, pool=pool)
 
 

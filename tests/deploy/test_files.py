@@ -125,7 +125,9 @@ def test_units_run_programs_of_the_environment_with_the_settings_file() -> None:
     for unit in UNITS:
         text = unit.read_text(encoding="utf-8")
         assert "\nEnvironmentFile=-/srv/dparallel/.env\n" in text
-        assert re.search(r"\nExecStart=/srv/dparallel/\.venv/bin/(prefect|mlflow) ", text)
+        assert re.search(
+            r"\nExecStart=/srv/dparallel/\.venv/bin/(prefect|mlflow|python -m flows.worker) ", text
+        )
         assert "0.0.0.0" not in text
 
 

@@ -123,7 +123,7 @@ class Machine:
             "DPARALLEL_FOLDER": str(self.folder),
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+        command = [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process"]
         with self.logs.open("wb") as log:
             self.worker = psutil.Popen(
                 [*command, "--limit", "1", "--name", name],
