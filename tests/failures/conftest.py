@@ -1,5 +1,7 @@
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,8 +14,16 @@ from prefect.settings import get_current_settings
 
 from dparallel.stages.manifest import MANIFEST
 from tasks.tracking.upload import upload
-from tests.failures.experiment import copy_before, results, settings, stage_folder, temporary_files
+from tests.failures.experiment import (
+    copy_before,
+    is_in_the_middle,
+    results,
+    settings,
+    stage_folder,
+    temporary_files,
+)
 from tests.failures.local import Command, running
+from tests.failures.stack import FINAL, Case, Stack, running_stack
 from tests.failures.table import Row, Table
 from tests.failures.zygote import Zygote
 from tests.flows.conftest import prefect_server
@@ -103,6 +113,11 @@ class Place:
     def is_finished(self, stage: str) -> bool:
         return any(self.runs.glob(f"*/{stage}-*/{MANIFEST}"))
 
+    def wait_for_the_middle(self, run: Command, stage: str) -> None:
+        """Wait until some of a stage is done, and some is not."""
+        run.wait_until(lambda: is_in_the_middle(self.runs, stage))
+        assert not self.is_finished(stage), "the fault comes too late"
+
     def same_again(self, flow: str, *options: str) -> str:
         """Give the command again: it ends well, with the undisturbed result, and leaves nothing behind."""
         with self.start(flow, *options) as run:
@@ -189,3 +204,39 @@ def before(place: Place, reference: Path) -> Callable[[str], Place]:
         return place
 
     return prepare
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, reference: Path
+) -> Iterator[Stack]:
+    """Servers, a cpu and a gpu worker, for all cases of a module."""
+    with running_stack(tmp_path_factory.mktemp("clone"), tiny_checkpoint) as made:
+        yield made
+
+
+@pytest.fixture
+def case(
+    tmp_path: Path, reference: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Case]]:
+    """Prepares a case on servers: all stages before the named one are finished."""
+    stack.up()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.mlflow)
+    runs, name = tmp_path / "runs", f"case-{time.monotonic_ns()}"
+
+    def prepare(stage: str) -> Case:
+        copy_before(reference / "runs", runs, stage)
+        if (runs / "small").exists():
+            (runs / "small").rename(runs / name)
+        config = stack.config(runs, name=name)
+        return Case(stack, runs, config, name, stage, results(reference / "runs"))
+
+    yield prepare
+    stack.up()
+    for run in stack.runs_in(runs):
+        if run["state_type"] not in FINAL:
+            stack.ask(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    for process in stack.processes(str(runs)):
+        with contextlib.suppress(Exception):
+            process.kill()
+    shutil.rmtree(runs, ignore_errors=True)

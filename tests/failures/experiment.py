@@ -13,6 +13,18 @@ from tests.flows.conftest import small_settings
 
 STAGES = ("trajectories", "training", "merging", "benchmark")
 TIMED = ("tps", "latency", "measured_on", "reused", "hardware", "batch_sizes")
+MIDDLE = {  # files of a stage, and how many there are when some of it is done
+    "trajectories": ("*/trajectories-*/part-*.parquet", 3),
+    "training": ("*/training-*/checkpoints/step-*", 2),
+    "merging": ("*/merging-*/.saving-*", 1),
+    "benchmark": ("measurements/samples/*/*.parquet", 3),
+}
+LOST = {  # what has to be computed again after a stage was ended
+    "trajectories": "the shards in progress",
+    "training": "the steps since the last checkpoint",
+    "merging": "the merging in progress",
+    "benchmark": "the slices in progress",
+}
 TEMPORARY = ("*.partial", ".saving-*", LEASE, "unfinished")
 
 
@@ -36,6 +48,16 @@ def stage_folder(runs: Path, stage: str) -> Path:
     """The folder of a stage, which has one student and one benchmark."""
     [folder] = (folder for folder in runs.glob(f"*/{stage}-*") if folder.is_dir())
     return folder
+
+
+def done_of(runs: Path, stage: str) -> int:
+    """How much of a stage is done, in the units of `MIDDLE`."""
+    return len(list(runs.glob(MIDDLE[stage][0])))
+
+
+def is_in_the_middle(runs: Path, stage: str) -> bool:
+    """Whether some of a stage is done."""
+    return done_of(runs, stage) >= MIDDLE[stage][1]
 
 
 def results(runs: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from tests.failures.zygote import Forked, Zygote
 
 CASE = "DPARALLEL_FAILURE_CASE"  # variable that tells the processes of a case from all others
 SECONDS = 120.0  # for what takes seconds on an idle machine
+SIGNALS = {signal.SIGKILL: "SIGKILL", signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 def wait_until(is_so: Callable[[], bool], what: Callable[[], str], seconds: float = SECONDS) -> None:
@@ -23,6 +24,11 @@ def wait_until(is_so: Callable[[], bool], what: Callable[[], str], seconds: floa
     while not is_so():
         assert time.monotonic() < end, what()
         time.sleep(0.002)
+
+
+def waits(said: str) -> bool:
+    """Whether a command says that it waits for another one that makes the same stage."""
+    return "is in use by process" in said and "waiting for its result" in said
 
 
 class Command:

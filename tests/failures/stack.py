@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,15 @@ import psutil
 import yaml
 from mlflow import MlflowClient
 
+from deploy.local.processes import Processes, is_alive, stop
 from tests.deploy.test_servers import Clone
-from tests.failures.experiment import settings
+from tests.failures.experiment import is_in_the_middle, results, settings, temporary_files
 from tests.failures.local import SECONDS, wait_until
 
+ON_POOLS = ("trajectories", "training", "benchmark")  # what the worker of the gpu pool works on
+SERVICES = 4  # two servers, two workers
+TRAINING = "training on a worker"
+NOT_NEEDED = "not needed"
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -31,11 +39,28 @@ class Stack:
         self.teacher = teacher
 
     def up(self) -> None:
-        self.clone.make("up")
+        """Start what is missing."""
+        records = Processes(self.clone.folder / ".dparallel").records().values()
+        if len(records) < SERVICES or any(record.process is None for record in records):
+            self.clone.make("up")
 
     def down(self) -> None:
         self.clone.make("down")
         assert self.clone.processes() == []
+
+    def end(self, name: str, number: int) -> None:
+        """Send a signal to a server or a worker, and wait for its end; SIGINT as a terminal sends it."""
+        record = Processes(self.clone.folder / ".dparallel").records()[name]
+        members = record.members() if self.is_server(name) else [psutil.Process(record.pid)]
+        if number == signal.SIGINT:
+            os.killpg(record.pid, number)
+        else:
+            os.kill(record.pid, number)
+        wait_until(lambda: not any(map(is_alive, members)), lambda: f"{name} goes on:\n{self.log(name)}", 30)
+
+    @staticmethod
+    def is_server(name: str) -> bool:
+        return name in ("prefect", "mlflow")
 
     @property
     def api(self) -> str:
@@ -151,3 +176,80 @@ class Stack:
         for run in runs:
             statuses.setdefault(run.data.tags["stage"], []).append(run.info.status)
         return statuses
+
+
+@contextlib.contextmanager
+def running_stack(folder: Path, teacher: Path, **variables: str) -> Iterator[Stack]:
+    """Servers, a cpu and a gpu worker, of which nothing is left in the end."""
+    made = Stack(folder, teacher, **variables)
+    try:
+        made.up()
+        yield made
+        made.down()
+    finally:
+        stop(Processes(folder / ".dparallel").records().values(), seconds=0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder of runs for a case, in which all stages before one are finished."""
+
+    stack: Stack
+    runs: Path
+    config: Path
+    name: str
+    stage: str
+    undisturbed: dict[str, str]
+
+    def submit(self, deployment: str = "distill/full", **parameters: Any) -> str:
+        return self.stack.submit(deployment, self.config, **parameters)
+
+    def wait_for_the_middle(self, stage: str | None = None) -> None:
+        """Wait until some of a stage is done; by default, of the one with which the case begins."""
+        wanted, asked = stage or self.stage, time.monotonic()
+
+        def is_so() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked > 2:  # nothing comes if a run has failed
+                asked = time.monotonic()
+                failed = [run for run in self.stack.runs_in(self.runs) if run["state_type"] == "FAILED"]
+                assert not failed, failed[0]["state"]["message"]
+            return is_in_the_middle(self.runs, wanted)
+
+        logs = ("cpu-1", "gpu-1")
+        wait_until(is_so, lambda: "\n".join(map(self.stack.log, logs)), 2 * SECONDS)
+
+    def running(self, flow: str) -> str:
+        """Wait until a run of a flow is in progress; its id."""
+
+        def found() -> list[str]:
+            time.sleep(0.1)
+            return [run["id"] for run in self.runs_of(flow) if run["state_type"] == "RUNNING"]
+
+        wait_until(lambda: bool(found()), lambda: self.stack.log("gpu-1"))
+        return found()[0]
+
+    def engine(self, run: str) -> psutil.Process:
+        """The process in which a worker runs a flow run."""
+        [process] = self.stack.flow_processes(run)
+        return process
+
+    def runs_of(self, flow: str) -> list[dict[str, Any]]:
+        """The runs of a flow; their names begin with the experiment's."""
+        return [run for run in self.stack.runs_in(self.runs) if f": {flow}" in run["name"]]
+
+    def states_of(self, flow: str) -> list[str]:
+        return [run["state_type"] for run in self.runs_of(flow)]
+
+    def is_undisturbed(self, until: str = "benchmark") -> None:
+        """The results up to a stage are those of an undisturbed run, and no temporary file is left."""
+        found = results(self.runs)
+        assert found == {name: self.undisturbed[name] for name in found}
+        assert any(name.startswith(f"{until}-") for name in found)
+        assert temporary_files(self.runs) == []
+
+    def same_again(self, deployment: str = "distill/full", until: str = "benchmark") -> None:
+        self.stack.up()
+        run = self.submit(deployment)
+        assert self.stack.ends(run)[0] == "COMPLETED"
+        self.is_undisturbed(until)

@@ -10,7 +10,6 @@ from tests.conftest import ROOT
 from tests.failures.conftest import Place
 from tests.failures.experiment import STAGES
 from tests.failures.table import Row
-from tests.failures.test_signals import wait_for_the_middle
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 # Under libfaketime, torch's launcher fails in a sleep of fractions of a second.
@@ -47,7 +46,7 @@ def test_the_clock_goes_backwards(
 ) -> None:
     place = replace(before(stage), zygote=None)  # the time is shifted from the start of a program on
     with place.start(stage, **faked(place, stage)) as run:
-        wait_for_the_middle(place, run, stage)
+        place.wait_for_the_middle(run, stage)
         (place.folder / "clock").write_text("-3600", encoding="utf-8")
         assert run.code() == 0, run.said
         assert run.leaves_no_process()

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.failures.conftest import Place
-from tests.failures.experiment import STAGES, copy_before, temporary_files
+from tests.failures.experiment import LOST, STAGES, copy_before, temporary_files
 from tests.failures.table import Row
-from tests.failures.test_signals import LOST, wait_for_the_middle
 
 MEGABYTES = 16
 
@@ -54,7 +53,7 @@ def test_the_disk_is_full_during_a_stage(
 ) -> None:
     finished_before(place, reference, stage)
     with place.start(stage) as run:
-        wait_for_the_middle(place, run, stage)
+        place.wait_for_the_middle(run, stage)
         ballast = fill(disk)
         code, said = run.code(), run.said
         assert run.leaves_no_process()

@@ -3,47 +3,15 @@
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.failures.conftest import Place
-from tests.failures.experiment import STAGES, temporary_files
-from tests.failures.local import Command
+from tests.failures.experiment import LOST, STAGES, temporary_files
+from tests.failures.local import SIGNALS
 from tests.failures.table import Row
 
-SIGNALS = {
-    signal.SIGKILL: "SIGKILL of the run",
-    signal.SIGTERM: "SIGTERM of the run",
-    signal.SIGINT: "Ctrl-C",
-}
-LOST = {
-    "trajectories": "the shards in progress",
-    "training": "the steps since the last checkpoint",
-    "merging": "the merging in progress",
-    "benchmark": "the slices in progress",
-}
 IN_ORDER = 10.0  # seconds in which a run ends by itself
-
-
-MIDDLE = {
-    "trajectories": ("*/trajectories-*/part-*.parquet", 3),
-    "training": ("*/training-*/checkpoints/step-*", 2),
-    "merging": ("*/merging-*/.saving-*", 1),
-    "benchmark": ("measurements/samples/*/*.parquet", 3),
-}
-
-
-def is_in_the_middle(runs: Path, stage: str) -> bool:
-    """Whether some of a stage is done."""
-    pattern, count = MIDDLE[stage]
-    return len(list(runs.glob(pattern))) >= count
-
-
-def wait_for_the_middle(place: Place, run: Command, stage: str) -> None:
-    """Wait until some of a stage is done, and some is not."""
-    run.wait_until(lambda: is_in_the_middle(place.runs, stage))
-    assert not place.is_finished(stage), "the fault comes too late"
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -53,7 +21,7 @@ def test_the_flow_is_ended(
 ) -> None:
     place = before(stage)
     with place.start(stage) as run:
-        wait_for_the_middle(place, run, stage)
+        place.wait_for_the_middle(run, stage)
         run.signal(number)
         code = run.code(IN_ORDER + 5)
         assert run.leaves_no_process()
@@ -71,7 +39,7 @@ def test_the_flow_is_ended(
     assert place.statuses()[stage] == "KILLED"
     place.same_again(stage)
     assert place.statuses()[stage] == "FINISHED"
-    shown(Row(SIGNALS[number], stage, outcome, LOST[stage]))
+    shown(Row(f"{SIGNALS[number]} of the run", stage, outcome, LOST[stage]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
@@ -80,7 +48,7 @@ def test_a_training_process_is_ended(
 ) -> None:
     place = before("training")
     with place.start("training") as run:
-        wait_for_the_middle(place, run, "training")
+        place.wait_for_the_middle(run, "training")
         [rank] = [
             process
             for process in run.family()
@@ -107,7 +75,7 @@ def test_the_temporary_server_is_killed(
     place = replace(before("trajectories"), zygote=None)
     del place.environment["PREFECT_API_URL"]
     with place.start("trajectories", PREFECT_HOME=str(place.folder / "prefect")) as run:
-        wait_for_the_middle(place, run, "trajectories")
+        place.wait_for_the_middle(run, "trajectories")
         [server] = [process for process in run.family() if "uvicorn" in process.cmdline()]
         server.kill()
         assert run.code(300) == 1, run.said

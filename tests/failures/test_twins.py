@@ -7,13 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.failures.conftest import Place
-from tests.failures.experiment import STAGES, temporary_files
+from tests.failures.experiment import LOST, STAGES, temporary_files
+from tests.failures.local import waits
 from tests.failures.table import Row
-from tests.failures.test_signals import LOST, wait_for_the_middle
-
-
-def waits(said: str) -> bool:
-    return "is in use by process" in said and "waiting for its result" in said
 
 
 def versions_of(client: MlflowClient, student: str) -> int:
@@ -53,7 +49,7 @@ def test_the_first_one_is_killed(
 ) -> None:
     place = before(stage)
     with place.start(stage, "-v") as first:
-        wait_for_the_middle(place, first, stage)
+        place.wait_for_the_middle(first, stage)
         first.send_all(signal.SIGSTOP)
         with place.start(stage, "-v") as second:
             second.wait_until(lambda: waits(second.said))
