@@ -64,7 +64,13 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
     """The default student of each seed compared with the undistilled teacher; else only the accuracy loss."""
-    titles = ["seed", "default student", "points lost", "NFE, times fewer", "TPF, times the teacher's best"]
+    titles = [
+        "seed",
+        "default student",
+        "points from the teacher's accuracy",
+        "NFE, times fewer",
+        "TPF, times the teacher's best",
+    ]
     rows = []
     for seed, found in zip(seeds, results, strict=True):
         head, student = found["headline"], found["default_student"]
@@ -73,7 +79,7 @@ def headlines(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
             [
                 str(seed),
                 NONE_KEEPS if student is None else plain(student),
-                f"{head['accuracy_loss'] * 100:+.1f}",
+                f"{round(-head['accuracy_loss'] * 100, 1) + 0.0:+.1f}",
                 *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             ]
         )

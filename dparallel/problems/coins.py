@@ -190,21 +190,30 @@ def _ordered(odds: tuple[float, float], swap: int) -> tuple[float, float]:
 
 def solution_is_valid(problem: CoinsProblem, response: str) -> bool:
     """Whether the whole worked solution is valid: each sentence in one style, all numbers correct."""
+    return mistake(problem, response) is None
+
+
+def mistake(problem: CoinsProblem, response: str) -> str | None:
+    """The first part of a worked solution that breaks a rule, and what it may be; None if all is valid."""
     words = response.split()
     if words[:5] not in intros(problem):
-        return False
+        return _instead("the introduction", words[:5], intros(problem))
     words = words[5:]
     for step in range(len(problem.operations)):
-        phrasings = (
-            sentence(problem, step, style, direction, connector)
-            for style in range(3)
-            for direction in range(2)
-            for connector in CONNECTORS
-        )
+        connector = words[0] if words and words[0] in CONNECTORS else CONNECTORS[0]
+        direction = int(words[1:2] != [] and words[1].isdigit())
+        phrasings = [sentence(problem, step, style, direction, connector) for style in range(3)]
         if words[:6] not in phrasings:
-            return False
+            return _instead(f"sentence {step + 1}", words[:6], phrasings)
         words = words[6:]
-    return words == ["answer", "####", problem.answer]
+    end = ["answer", "####", problem.answer]
+    return None if words == end else _instead("the end", words[:6], [end])
+
+
+def _instead(part: str, words: list[str], valid: list[list[str]]) -> str:
+    *others, last = [repr(" ".join(phrasing)) for phrasing in valid]
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    return f"{part} is {' '.join(words)!r}, not {wanted}"
 
 
 def answer_is_right(problem: CoinsProblem, response: str) -> bool:

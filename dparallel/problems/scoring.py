@@ -86,12 +86,9 @@ def _no_number(problem: Problem) -> str | None:
 
 def _judge_coins(problem: Problem, response: str) -> Verdict:
     stated, response = coins.parse_prompt(problem.prompt), problem.prefill + response
-    return Verdict(
-        {
-            "solution": coins.solution_is_valid(stated, response),
-            "answer": coins.answer_is_right(stated, response),
-        }
-    )
+    mistake = coins.mistake(stated, response)
+    right = coins.answer_is_right(stated, response)
+    return Verdict({"solution": mistake is None, "answer": right}, mistake)
 
 
 def _no_coins(problem: Problem) -> str | None:

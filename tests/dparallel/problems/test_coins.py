@@ -42,6 +42,55 @@ def test_one_wrong_word_spoils_the_solution(right, wrong):
     assert not coins.solution_is_valid(PROBLEM, SOLUTION.replace(right, wrong))
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "mistake"),
+    [
+        (
+            "Tom buys 2 making",
+            "Tom gets 2 making",
+            "sentence 1 is 'then Tom gets 2 making 9', not 'then Tom buys 2 making 9', 'then Tom gets 2 "
+            "reaching 9' or 'then he gets 2 making 9'",
+        ),
+        (
+            "next 8 once he gives 1",
+            "next 8 when he gives 1",
+            "sentence 2 is 'next 8 when he gives 1', not 'next 8 once Tom loses 1', 'next 8 when Tom gives "
+            "1' or 'next 8 once he gives 1'",
+        ),
+        (
+            "first Tom has 7 coins",
+            "Tom has 7 first coins",
+            "the introduction is 'Tom has 7 first coins', not 'first Tom has 7 coins' or 'Tom has 7 coins "
+            "first'",
+        ),
+        ("#### 9", "#### 8", "the end is 'answer #### 8', not 'answer #### 9'"),
+        (" answer #### 9", "", "the end is '', not 'answer #### 9'"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_right(right: str, wrong: str, mistake: str) -> None:
+    assert coins.mistake(PROBLEM, SOLUTION) is None
+    assert coins.mistake(PROBLEM, SOLUTION.replace(right, wrong)) == mistake
+
+
+@given(random_problems, st.lists(st.sampled_from(coins.WORDS), max_size=40))
+def test_a_solution_is_one_of_all_phrasings(problem: coins.CoinsProblem, words: list[str]) -> None:
+    """The oracle tries all of them, in every direction and with every connector."""
+    valid = coins.draw_solution(problem, random.Random(len(words))).split()
+    for text in (words, [*valid[:-1], *words[:1]], [*valid[:6], *words[:2], *valid[8:]]):
+        sentences = [
+            coins.sentence(problem, step, style, direction, connector)
+            for step in range(len(problem.operations))
+            for style in range(3)
+            for direction in range(2)
+            for connector in coins.CONNECTORS
+        ]
+        body, found = text[5:], text[:5] in coins.intros(problem)
+        for step in range(len(problem.operations)):
+            found &= body[6 * step : 6 * step + 6] in sentences[18 * step : 18 * step + 18]
+        found &= body[6 * len(problem.operations) :] == ["answer", "####", problem.answer]
+        assert (coins.mistake(problem, " ".join(text)) is None) is found
+
+
 def test_the_answer_alone_survives_a_broken_solution():
     broken = SOLUTION.replace("making 9", "making 3")
     assert coins.answer_is_right(PROBLEM, broken)
