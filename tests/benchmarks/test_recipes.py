@@ -91,12 +91,12 @@ def test_the_picture_has_a_line_for_each_swept_method_and_a_mark_for_the_others(
 
 
 def test_headlines_of_each_seed():
-    assert cells(headlines([7], [RESULTS]))[1] == ["7", "x", "+2.0", "4.00", "2.00"]
+    assert cells(headlines([7], [RESULTS]))[1] == ["7", "x", "-2.0", "4.00", "2.00"]
 
 
 def test_a_seed_without_a_default_student_says_so():
     none = {"default_student": None, "headline": {"accuracy_loss": 0.98, "keeps_accuracy": 0.0}}
-    assert cells(headlines([7], [none]))[1] == ["7", "no student keeps the accuracy", "+98.0", "", ""]
+    assert cells(headlines([7], [none]))[1] == ["7", "no student keeps the accuracy", "-98.0", "", ""]
 
 
 @pytest.mark.slow

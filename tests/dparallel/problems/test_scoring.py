@@ -133,7 +133,10 @@ def test_all_scorers_of_a_protocol_judge_each_response_and_the_first_metric_is_t
     both = protocol("flexible_extract", "coins")
     expected = [
         Verdict({"flexible_extract": True, "solution": True, "answer": True}),
-        Verdict({"flexible_extract": None, "solution": False, "answer": True}),
+        Verdict(
+            {"flexible_extract": None, "solution": False, "answer": True},
+            "the introduction is '#### 9', not 'first Tom has 7 coins' or 'Tom has 7 coins first'",
+        ),
     ]
     assert score(problems, [SOLUTION + "answer #### 9", "#### 9"], both) == expected
     assert accuracy_metric(both) == "flexible_extract"
