@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command()
             sys.stdout.flush()
         except UserError as error:
-            return _refuse(options.command, str(error), error)
+            return _refuse(
+                options.command, str(error), error, sys.argv[1:] if arguments is None else arguments
+            )
         except (KeyboardInterrupt, Terminated) as stop:
             print(f"{'; '.join(['Interrupted', *_notes(stop)])}.", file=sys.stderr)
             return 130 if isinstance(stop, KeyboardInterrupt) else 143
@@ -99,10 +101,14 @@ def _command(options: argparse.Namespace) -> Callable[[], None]:
             return partial(clean, options.given, options.runs, options.keep, options.checkpoints, options.yes)
 
 
-def _refuse(command: str, message: str, error: BaseException) -> int:
+def _refuse(command: str, message: str, error: BaseException, arguments: Sequence[str] = ()) -> int:
     line = "; ".join([message, *_notes(error)])
     if command in DECODING_COMMANDS:
+        from dparallel.cli.again import corrected
+
         line = in_flags(line)
+        if fitting := corrected(arguments, error):
+            line = f"{line}; this fits: {fitting}"
     print(f"dparallel {command}: error: {' '.join(line.split())}", file=sys.stderr)
     return 2
 

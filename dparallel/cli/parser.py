@@ -236,7 +236,13 @@ def _add_eval(commands: Any) -> None:
 
 def _add_compare(commands: Any) -> None:
     summary = "compare past runs: one table, paired tests on the same problems, and what differs"
-    command = commands.add_parser("compare", help=summary, description=summary, allow_abbrev=False)
+    command = commands.add_parser(
+        "compare",
+        help=summary,
+        description=summary,
+        usage="dparallel compare [OPTIONS] RUN RUN [RUN ...]",
+        allow_abbrev=False,
+    )
     command.add_argument(
         "given",
         metavar="RUN",

@@ -14,7 +14,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.prompts import longest_first, render
+from dparallel.problems.prompts import longest_first, render_all
 from dparallel.problems.sources import Problem
 
 
@@ -101,7 +101,14 @@ def encode(
     Raises:
         PromptError: names a prompt that the model cannot decode, the longest one first, and the reason.
     """
-    prompts = [_encode(request, tokenizer, raw) for request in requests]
+    for request in requests:
+        _check_text(request)
+    protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
+    problems = [Problem("1", request.where, request.prompt) for request in requests]
+    try:
+        prompts = render_all(problems, protocol, tokenizer)
+    except UserError as error:  # it names the request
+        raise PromptError(str(error)) from error
     for place in longest_first(prompts):
         try:
             check_prompts(model, [prompts[place]], decoding)
@@ -110,15 +117,10 @@ def encode(
     return prompts
 
 
-def _encode(request: Request, tokenizer: PreTrainedTokenizerBase, raw: bool) -> list[int]:
+def _check_text(request: Request) -> None:
     if not request.prompt.strip():
         raise PromptError(f"{request.where}: the prompt is empty")
     try:
         request.prompt.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, or an invalid byte of an argument
         raise PromptError(f"{request.where}: not a text in UTF-8 ({error})") from error
-    protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
-    try:
-        return render(Problem("1", request.where, request.prompt), protocol, tokenizer)
-    except UserError as error:
-        raise PromptError(f"{request.where}: {error}") from error

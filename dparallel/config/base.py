@@ -1,6 +1,7 @@
 """Base class of all settings: strict numbers, path expansion, and one-line validation errors."""
 
 import difflib
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -61,7 +62,11 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     if mistake["type"] == "tuple_type":  # also raised for an override of one index of a list that is not set
         message = "Input should be a whole list"
     key = called(".".join(place)) if place else "(top level)"
-    return f"{key}: {message}, got {textwrap.shorten(repr(mistake['input']), 80)}"
+    given = textwrap.shorten(repr(mistake["input"]), 80)
+    if mistake["type"] == "literal_error" and (known := re.findall("'([^']*)'", mistake["ctx"]["expected"])):
+        near = nearest(str(mistake["input"]), known)
+        return f"{key}: unknown value {given}; {near}known: {', '.join(known)}"
+    return f"{key}: {message}, got {given}"
 
 
 VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # omitted from the location of a mistake
@@ -92,7 +97,8 @@ def nearest(name: str, known: Sequence[str], inner: Sequence[str] = ()) -> str:
     if len(longer) > 1:
         return f"did you mean {', '.join(map(repr, longer[:-1]))} or {longer[-1]!r}? "
     names = {path.rpartition(".")[2]: path for path in inner} | {path: path for path in known}
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+    swapped = [other for other in names if sorted(other) == sorted(name)]
+    near = swapped or difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     return f"did you mean {names[near[0]]!r}? " if near else ""
 
 

@@ -31,6 +31,18 @@ MODES = {
 log = logging.getLogger(__name__)
 
 
+class LengthError(DecodingError):
+    """A prompt and its response are longer than the model's canvas.
+
+    Attributes:
+        fitting: settings with which they fit; empty if there are none.
+    """
+
+    def __init__(self, message: str, fitting: dict[str, int] | None = None):
+        super().__init__(message)
+        self.fitting = fitting or {}
+
+
 @torch.inference_mode()
 def generate(
     model: DiffusionTransformer,
@@ -178,18 +190,21 @@ def check_prompts(
         )
     limit = config.max_position_embeddings - decoding.gen_length
     if limit < 0:
-        remedy = _fitting(config, decoding, max(map(len, prompts), default=0))
-        raise DecodingError(
+        remedy, fitting = _fitting(config, decoding, max(map(len, prompts), default=0))
+        raise LengthError(
             f"gen_length={decoding.gen_length} is longer than this model's canvas "
-            f"(max_position_embeddings={config.max_position_embeddings}): {remedy}"
+            f"(max_position_embeddings={config.max_position_embeddings}): {remedy}",
+            fitting,
         )
     for row, prompt in enumerate(prompts):
         check_padding(row, prompt, config)
         if len(prompt) > limit:
-            raise DecodingError(
+            remedy, fitting = _fitting(config, decoding, len(prompt))
+            raise LengthError(
                 f"prompt {row} has {len(prompt)} tokens; with gen_length={decoding.gen_length} this model "
                 f"(max_position_embeddings={config.max_position_embeddings}) takes at most {limit}: "
-                f"shorten the prompt or gen_length ({_fitting(config, decoding, len(prompt))})"
+                f"shorten the prompt or gen_length ({remedy})",
+                fitting,
             )
         outside = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
         if outside is not None or config.mask_token_id in prompt:
@@ -199,15 +214,17 @@ def check_prompts(
             )
 
 
-def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> str:
-    """The largest response length that fits on the canvas after a prompt of `prompt` tokens, in words."""
+def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> tuple[str, dict[str, int]]:
+    """The largest response that fits on the canvas after a prompt of `prompt` tokens: words, settings."""
     room = config.max_position_embeddings - prompt
     if room < 1:
-        return "no length fits after this prompt"
+        return "no length fits after this prompt", {}
     if room < decoding.block_length:
-        return f"lower gen_length and block_length to at most {room}"
+        fitting = {"gen_length": room, "block_length": room}
+        return f"lower gen_length and block_length to at most {room}", fitting
     largest = room // decoding.block_length * decoding.block_length
-    return f"the largest valid gen_length with block_length={decoding.block_length} is {largest}"
+    text = f"the largest valid gen_length with block_length={decoding.block_length} is {largest}"
+    return text, {"gen_length": largest}
 
 
 def _row_seed(seed: int | None, prompt: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from dparallel.decoding.stops import before_end
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.problems.stops import cut
+from dparallel.problems.vocabulary import warn_of_unknown_words
 from dparallel.stages.manifest import digest
 
 Messages = list[dict[str, str]]  # chat turns with `role` (system, user, assistant) and `content`
@@ -46,7 +47,10 @@ def encode_chat(
     Raises:
         ChatTemplateError: there is no template, it rejects the conversation, or its output is empty.
     """
-    return tokenizer.encode(_chat_text(tokenizer, messages, template), add_special_tokens=False)
+    text = _chat_text(tokenizer, messages, template)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    warn_of_unknown_words(tokenizer, [text], [ids])
+    return ids
 
 
 def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None) -> str:
@@ -89,6 +93,7 @@ def render_all(
     template = _read_template(protocol, tokenizer)
     texts = [_ask(problem, protocol, tokenizer, template) for problem in problems]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    warn_of_unknown_words(tokenizer, texts, ids)
     if protocol.chat:  # chat templates write BOS themselves
         return ids
     front = _front(tokenizer, next(filter(str.strip, texts), "a"))

@@ -51,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["--set", 'protocol.stops=[""]'], "gsm8k_llada: protocol: stops holds an empty text"),
         (
             ["--gen-length", "16384"],
-            "gsm8k_llada: problem gsm8k-00001 (openai/gsm8k main test): prompt 0 has ",
+            "gsm8k_llada: problem gsm8k-0",
         ),
         (["--mode", "autoregressive"], "gsm8k_llada: mode='autoregressive' with a model that states no "),
         (["--model", "nowhere/at/all"], "nowhere/at/all: no such folder (looked in "),

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -293,11 +294,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
             r"--gen-length=25 is not divisible by --block-length=8.*24; or give a --block-length .* as 5$",
         ),
         (["--rule", "best"], r"--rule: unknown rule='best'; known rules: .*entropy"),
-        (["--mode", "parallel"], r"--mode: .*'pipelined' or 'autoregressive', got 'parallel'"),
+        (
+            ["--mode", "multiblock"],
+            r"--mode: unknown value 'multiblock'; did you mean 'multi_block'\? known: ",
+        ),
         (["--refresh-every", "4"], r"--refresh-every=4 has no effect .*multi_block"),
         (["--batch-size", "0"], r"--batch-size: '0': give a whole number of at least 1"),
         (["--device", "abacus"], r"device='abacus' cannot be used here .*; give one of cpu"),
-        (["--dtype", "float8"], r"--dtype: invalid choice: 'float8'"),
+        (
+            ["--dtype", "float8"],
+            r"--dtype: unknown value 'float8'; did you mean 'float32'\? known: auto, float32",
+        ),
         (
             ["--treshold", "1"],
             r"generate: error: unknown option --treshold; did you mean --threshold\? see .* generate --help",
@@ -438,3 +445,35 @@ def test_help_is_grouped_and_short(command: str, capsys: pytest.CaptureFixture[s
     assert places == sorted(places)
     shown = [*parser.DECODING, *parser.SAMPLING, *parser.HARDWARE]
     assert sorted(shown) == sorted(DecodingConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fitting"),
+    [
+        ([], ["--gen-length", "32"]),
+        (["--gen-length", "256", "--block-length=8"], ["--block-length=8", "--gen-length", "48"]),
+        (["--block-length=64", "--gen-length=64"], ["--gen-length", "52", "--block-length", "52"]),
+    ],
+)
+def test_too_long_a_response_comes_with_a_command_to_paste(tiny_checkpoint, capsys, shape, fitting):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", PROMPT]
+    line = refused([*arguments, *shape], capsys)
+    command = shlex.split(line.partition("; this fits: ")[2])
+    assert command == ["dparallel", *arguments, *fitting]
+    assert main(command[1:]) == 0
+
+
+def test_prompts_that_cannot_be_pasted_in_a_line_get_no_command(tiny_checkpoint, capsys):
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", "Tom\n7 coins"]
+    assert "this fits" not in refused(arguments, capsys)
+
+
+def test_unknown_words_are_named(tiny_checkpoint, capsys, caplog, tmp_path):
+    arguments = ["generate", "--model", str(tiny_checkpoint), *SHAPE]
+    lines = [json.dumps({"prompt": text}) for text in ("Tom 7 bananas", "zebras ?", "more bananas")]
+    file = write_lines(tmp_path / "in.jsonl", *lines)
+    assert main([*arguments, "--prompts", str(file)]) == 0
+    assert "the model does not know 3 words ('bananas', 'zebras', 'more') of the prompts" in caplog.text
+    caplog.clear()
+    assert main([*arguments, "--prompt", PROMPT]) == 0
+    assert caplog.text == ""
