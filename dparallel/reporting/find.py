@@ -11,6 +11,11 @@ from dparallel.reporting.read import benchmark_name
 from dparallel.stages.manifest import CLAIM, MANIFEST, read_manifest
 
 REPORT = "report.json"
+OF_EVAL = (
+    "as `dparallel eval` leaves them, without a run that could be compared: measure the models as the "
+    "teacher, the students or the baselines of one experiment, which decodes nothing again and tests the "
+    "differences"
+)
 
 
 class RunError(UserError):
@@ -50,6 +55,8 @@ def find_run(given: str, runs: Path) -> Found:
     for folder in (Path(given).expanduser(), runs / given):
         if folder.is_dir():
             return _in_folder(given, folder)
+    if Path(given).expanduser().is_file():
+        raise RunError(f"{given} is a file: give the folder of an experiment, a report or a benchmark stage")
     return _by_id(given, runs)
 
 
@@ -67,6 +74,13 @@ def _in_folder(given: str, folder: Path) -> Found:
     if not latest:
         if stages:
             raise RunError(f"{given}: {stages[0].name} is not finished: give the experiment's command again")
+        if MEASUREMENTS in (folder.name, *(parent.name for parent in folder.parents)):
+            raise RunError(f"{given} holds samples and verdicts alone, {OF_EVAL}")
+        if (folder / MEASUREMENTS).is_dir():
+            raise RunError(
+                f"{given} is a folder of runs: give experiments in it; its folder {MEASUREMENTS} holds "
+                f"samples and verdicts alone, {OF_EVAL}"
+            )
         raise RunError(
             f"{given} is neither an experiment nor a report nor a benchmark stage: it holds no benchmark-* "
             f"folder, no {REPORT} and no {MANIFEST}; give an experiment's folder, or its command again if "

@@ -122,6 +122,20 @@ def test_the_program_of_a_response(response: str) -> None:
 @pytest.mark.parametrize(
     "response",
     [
+        "```python\ndef f(x):\n    return g(x)\n```\nwith\n```python\ndef g(x):\n    return x[0] + 1\n```",
+        "```python\n" + ALONE.replace(" " * 4, "\u00a0" * 4) + "```",
+        textwrap.indent(f"```python\n{ALONE}```", "> "),
+    ],
+)
+def test_the_text_of_one_fence_must_be_a_program(response: str) -> None:
+    """As in the published post-processing, which reads the first fence alone."""
+    with pytest.raises((NameError, SyntaxError)):
+        run(program(response, ["f"], header=HEADER))["f"]([1])
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
         "",
         "   ",
         "I cannot do that.",

@@ -266,15 +266,26 @@ def test_sweeps_on_different_problems_have_no_common_aup(
         (["sums", "begun"], "benchmark-0123456789 is not finished"),
         (["sums", "begun/benchmark-0123456789"], "is not finished .*: give the command"),
         (["sums", "other"], "no problem in common .*: compare runs with the same test problems"),
+        (["sums", "runs/measurements"], "measurements holds samples and verdicts alone, as `dparallel eval`"),
+        (["sums", "runs"], "runs is a folder of runs: give experiments in it; .* one experiment"),
+        (["sums", "a.json"], "a.json is a file: give the folder of an experiment"),
         (["sums", "5" * 32], "'some work' of sums, without results of a benchmark: give the run of"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_with_the_remedy(
-    runs: Path, tiny_checkpoint: Path, tmp_path: Path, capsys, given: list[str], message: str
+    runs: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    message: str,
 ) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(runs, mine)
     (mine / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text("[]", encoding="utf-8")
     if "begun" in given[-1]:
         unfinished(finished_benchmark(mine, tiny_checkpoint, experiment="begun"))
     if given[-1] == "other":
