@@ -11,7 +11,7 @@ WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -
 TESTS ?=
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
-.PHONY: help setup test test-slow test-all test-failures lint types check format demo ui up down status
+.PHONY: help setup test test-slow test-all test-gpu test-failures lint types check format demo ui up down status
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test        the fast tests"
 	@echo "make test-slow   the others: compilers, launchers, browsers, servers"
 	@echo "make test-all    both"
+	@echo "make test-gpu    what needs a GPU: CUDA graphs, block-sparse attention, training in bf16"
 	@echo "make test-failures  kills, full disks, damaged files, lost servers; writes the table in docs/operations.md"
 	@echo "make check       format, lint, types, fast tests"
 	@echo "make format      format the code, and mend what the linter can"
@@ -65,6 +66,9 @@ test-slow: $(READY)
 
 test-all: $(READY)
 	$(PYTEST)
+
+test-gpu: $(READY)
+	$(PYTEST) -m gpu
 
 # One after another: a case measures how a run ends.
 test-failures: $(READY)

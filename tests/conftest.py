@@ -53,8 +53,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests get the time that compilers and servers take on a busy machine."""
+    """Slow tests get the time that compilers and servers take on a busy machine; others need a GPU."""
+    without_gpu = pytest.mark.skip(reason="needs a GPU")
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(without_gpu)
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1200))
 

@@ -65,8 +65,9 @@ def stalled(fully_active: Tensor, block: Tensor, masked: Tensor, commit: Tensor)
         block: (b, n) block of each position read.
         masked, commit: (b, n) bool.
     """
-    advances = torch.zeros_like(fully_active).scatter_reduce(1, block, masked & commit, "amax")  # (b, K)
-    return masked & (fully_active & ~advances).gather(1, block)
+    # Counted, since CUDA has no scatter_reduce of bool.
+    commits = torch.zeros_like(fully_active, dtype=torch.long).scatter_add(1, block, (masked & commit).long())
+    return masked & (fully_active & (commits == 0)).gather(1, block)
 
 
 def live(committed: Tensor, block_length: int, opened: Tensor, rounds_left: Tensor) -> Tensor:

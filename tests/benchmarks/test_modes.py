@@ -59,7 +59,7 @@ def test_bad_shares_are_refused(options, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_small_shape_on_a_gpu():
     workload = committing(SHAPES["tiny-8l"], 0.25)
     results, _ = measure(workload, torch.device("cuda"), torch.bfloat16, [1], 0.5, 1)

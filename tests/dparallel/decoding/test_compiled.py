@@ -29,7 +29,7 @@ def test_compiled_steps_on_the_cpu(settings, monkeypatch):
     equal_tokens("cpu", **settings)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "settings", [{}, {"cache": "dual"}, {"mode": "multi_block", "cache": "prefix"}, {"mode": "pipelined"}]
 )

@@ -252,7 +252,7 @@ def test_deepspeed_launcher(tiny_checkpoint: Path, trajectories: Path, tmp_path:
     assert verify(out, "training").counts["train_steps"] == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_bf16_step_on_a_gpu(tiny_checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
     plan, out = write_plan(tmp_path, tiny_checkpoint, trajectories, precision="auto", train_steps=1)
     code, output = run(torchrun(plan), env={**os.environ})

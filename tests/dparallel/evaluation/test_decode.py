@@ -291,7 +291,7 @@ def test_two_that_need_the_same_samples_decode_them_once(
     assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_no_memory_of_the_gpu_is_held_after_decoding(inputs: dict[str, str], tmp_path: Path) -> None:
     make_units(settings(), inputs, tmp_path / "first", [unit()])  # what cuBLAS keeps for good
     before = torch.cuda.memory_reserved()

@@ -77,7 +77,7 @@ def test_levels_are_a_square_mask(data, predicts_next):
         assert torch.allclose(skipping, attend(query, key, value, square[:, None]), atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gpu_training_skips_what_is_not_seen(dtype, checkpointing):
