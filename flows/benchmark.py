@@ -5,7 +5,7 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
-from flows.names import run_name
+from flows.names import flow_run_name
 from tasks.benchmark import make_units, run_benchmark
 from tasks.checks import Given, Settings, all_overrides, checked_experiment, chosen, ready_students
 from tasks.tracking.records import Parent, Promotion
@@ -32,14 +32,14 @@ def plan(
     return planned, Promotion(benchmarks=folders, settings=experiment.config.promotion)
 
 
-@flow("benchmark", run_name)
+@flow("benchmark", flow_run_name)
 def benchmark(
     config: Given,
     overrides: list[str] | None = None,
     benchmark: str | None = None,
-    parent: Parent | None = None,
     on_pool: bool = False,
     settings: Settings | None = None,
+    parent: Parent | None = None,
 ) -> list[str]:
     """Measure the teacher and all students: accuracy, forward passes, speed.
 
@@ -47,10 +47,10 @@ def benchmark(
         config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file and `settings`.
         benchmark: name of a benchmark in the config; by default all benchmarks.
-        parent: the distill run that this stage belongs to.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/measure-part` on its
             work pool, and judged there where that takes long; thresholds are selected in this run.
         settings: settings that override the file, as values.
+        parent: leave it empty; a run of distill sets it in the runs of its stages.
     """
     return run(plan(config, all_overrides(settings, overrides), benchmark, on_pool), parent=parent)
 

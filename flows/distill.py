@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from dparallel.stages.experiment import Experiment
 from flows.command import main
 from flows.dispatch import DEPLOYMENTS, dispatch
-from flows.names import name_of, run_name
+from flows.names import flow_run_name, name_of
 from tasks.benchmark import report, run_benchmark
 from tasks.checks import Given, Settings, all_overrides, checked_experiment
 from tasks.labels import tag_stage
@@ -29,7 +29,7 @@ def plan(
     return checked_experiment(config, overrides, here=set(get_args(StageName)) - set(on_pools))
 
 
-@flow("distill", run_name)
+@flow("distill", flow_run_name)
 def distill(
     config: Given,
     overrides: list[str] | None = None,

@@ -2,7 +2,7 @@ from flows.environment import flow
 
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from flows.names import run_name
+from flows.names import flow_run_name
 from tasks.checks import Given, Settings, all_overrides, ready_students
 from tasks.merging import merge_student
 from tasks.tracking.records import Parent
@@ -14,13 +14,13 @@ def plan(config: Given, overrides: list[str] | None = None, student: str | None 
     return [experiment.merging(name) for name in students]
 
 
-@flow("merging", run_name)
+@flow("merging", flow_run_name)
 def merging(
     config: Given,
     overrides: list[str] | None = None,
     student: str | None = None,
-    parent: Parent | None = None,
     settings: Settings | None = None,
+    parent: Parent | None = None,
 ) -> list[str]:
     """Merge a student's adapter into the teacher, or the adapters of all students in turn.
 
@@ -28,8 +28,8 @@ def merging(
         config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file and `settings`.
         student: name of a student in the config; by default all students.
-        parent: the distill run that this stage belongs to.
         settings: settings that override the file, as values.
+        parent: leave it empty; a run of distill sets it in the runs of its stages.
     """
     return run(plan(config, all_overrides(settings, overrides), student), parent=parent)
 

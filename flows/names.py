@@ -7,24 +7,21 @@ from typing import Any
 from prefect import runtime
 
 from tasks.checks import all_overrides, stated_name
+from tasks.tracking.describe import with_changes
 
-LONGEST = 120  # characters of a name
 
-
-def run_name() -> str:
+def flow_run_name() -> str:
     """Name of the flow run in progress; given to Prefect, which calls it when the run starts."""
     return name_of(runtime.flow_run.flow_name, runtime.flow_run.parameters)
 
 
 def name_of(flow: str, parameters: Mapping[str, Any]) -> str:
-    """Title of a flow run and what was overridden: `tiny: training fast (training.seed=1)`.
+    """Title of a flow run and what was overridden, as MLflow shows it: `tiny: training fast (seed=1)`.
 
     Args:
         parameters: of the flow run; they need not be valid.
     """
-    shown = [each for each in _overrides(parameters) if not each.startswith(("name=", "runs="))]
-    name = title_of(flow, parameters) + (f" ({', '.join(shown)})" if shown else "")
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+    return with_changes(title_of(flow, parameters), _overrides(parameters))
 
 
 def title_of(flow: str, parameters: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@ from flows.environment import flow
 
 from dparallel.config.teacher import TeacherConfig
 from flows.command import main
-from flows.names import run_name
+from flows.names import flow_run_name
 from tasks.checks import TeacherSettings, all_overrides, checked_teacher
 from tasks.teacher import train_teacher
 
@@ -12,7 +12,7 @@ def plan(config: str, overrides: list[str] | None = None) -> TeacherConfig:
     return checked_teacher(config, overrides)
 
 
-@flow("teacher", run_name)
+@flow("teacher", flow_run_name)
 def teacher(config: str, overrides: list[str] | None = None, settings: TeacherSettings | None = None) -> str:
     """Train the tiny teacher from scratch.
 

@@ -3,7 +3,7 @@ from flows.environment import flow
 from dparallel.config.experiment import LaunchConfig
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
-from flows.names import run_name
+from flows.names import flow_run_name
 from tasks.checks import Given, Settings, all_overrides, ready_students
 from tasks.tracking.records import Parent
 from tasks.training import train_student
@@ -17,13 +17,13 @@ def plan(
     return experiment.config.launch, [experiment.training(name) for name in students]
 
 
-@flow("training", run_name)
+@flow("training", flow_run_name)
 def training(
     config: Given,
     overrides: list[str] | None = None,
     student: str | None = None,
-    parent: Parent | None = None,
     settings: Settings | None = None,
+    parent: Parent | None = None,
 ) -> list[str]:
     """Distil a student, or all students in turn.
 
@@ -31,8 +31,8 @@ def training(
         config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file and `settings`.
         student: name of a student in the config; by default all students.
-        parent: the distill run that this stage belongs to.
         settings: settings that override the file, as values.
+        parent: leave it empty; a run of distill sets it in the runs of its stages.
     """
     return run(plan(config, all_overrides(settings, overrides), student), parent=parent)
 

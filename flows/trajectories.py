@@ -3,7 +3,7 @@ from flows.environment import flow
 from dparallel.stages.experiment import StagePlan
 from flows.command import main
 from flows.dispatch import Workers, workers
-from flows.names import run_name
+from flows.names import flow_run_name
 from tasks.checks import Given, Settings, all_overrides, checked_experiment
 from tasks.tracking.records import Parent
 from tasks.trajectories import record_shards, record_trajectories
@@ -19,23 +19,23 @@ def plan(
     return experiment.trajectories(), on_workers if on_pool else None
 
 
-@flow("trajectories", run_name)
+@flow("trajectories", flow_run_name)
 def trajectories(
     config: Given,
     overrides: list[str] | None = None,
-    parent: Parent | None = None,
     on_pool: bool = False,
     settings: Settings | None = None,
+    parent: Parent | None = None,
 ) -> str:
     """Record trajectories of the teacher on all training problems.
 
     Args:
         config: a YAML file, or the snapshot of a run in progress.
         overrides: settings `key.sub=value` that override the file and `settings`.
-        parent: the distill run that this stage belongs to.
         on_pool: have the shards recorded by `launch.parts` runs of `shards/record-part` on its work pool;
             this run checks them and finishes the stage.
         settings: settings that override the file, as values.
+        parent: leave it empty; a run of distill sets it in the runs of its stages.
     """
     return run(plan(config, all_overrides(settings, overrides), on_pool), parent=parent)
 

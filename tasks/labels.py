@@ -8,6 +8,9 @@ from uuid import UUID
 import httpx
 from prefect import get_client, runtime
 
+from dparallel.stages.manifest import digest
+
+PLAIN = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")  # names of which keys are made without loss
 log = logging.getLogger(__name__)
 
 
@@ -32,5 +35,14 @@ def tag_stage(stage: str, experiment: str, **choice: str | None) -> None:
 
 
 def artifact_key(*names: str) -> str:
-    """Key of an artifact, whose history Prefect shows: small letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-")
+    """Key of an artifact, whose history Prefect shows: small letters, digits and dashes.
+
+    Different names have different keys: an underscore is two dashes, and keys of names with other characters
+    end with a digest of these.
+    """
+    plain = "-".join(names[1:]).replace(" ", "-")
+    if PLAIN.fullmatch(names[0]) and PLAIN.fullmatch(plain):
+        return f"{names[0]}-{plain}".replace("_", "--").strip("-")
+    text = "-".join(names)
+    short = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return f"{short}-{digest(text)[:6]}"

@@ -85,7 +85,8 @@ def _deploy(
 
 
 if __name__ == "__main__":
-    url = os.environ["PREFECT_API_URL"]
+    root, url = Path.cwd(), os.environ["PREFECT_API_URL"]
+    data = root / os.environ.get("DPARALLEL_DATA", ".dparallel")
     notify = os.environ.get("DPARALLEL_NOTIFY_URL", "")
     variables = {"PREFECT_API_URL": url}
-    register(api.Server(url.removesuffix("/api")), variables, Path.cwd(), Path.home(), print, notify=notify)
+    register(api.Server(url.removesuffix("/api")), variables, root, data, print, notify=notify)

@@ -39,12 +39,14 @@ def partial_of(settings: type[Config]) -> type[BaseModel]:
 
 
 def overrides_of(given: BaseModel | Mapping[str, Any] | None) -> list[str]:
-    """What is set in a model of `partial_of`, or in its JSON values, as overrides `key.sub=value`."""
+    """What is set in a model of `partial_of`, or in its JSON values, as overrides `key.sub=value`.
+
+    A null sets a setting to null, where null is one of its values; elsewhere the model refuses it.
+    """
     values = given.model_dump(mode="json", exclude_unset=True) if isinstance(given, BaseModel) else given
     return [
         f"{key}={UNPLAIN.sub(_escaped, json.dumps(value, ensure_ascii=False))}"
         for key, value in _leaves(values or {})
-        if key and value is not None
     ]
 
 
@@ -70,7 +72,7 @@ def descriptions(settings: type) -> dict[str, str]:
 
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):  # an empty one changes nothing
         return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
     return [(prefix.rstrip("."), value)]
 

@@ -43,11 +43,15 @@ def run_name(name: str, parts: Iterable[str], overrides: Iterable[str]) -> str:
     """
     listed = list(parts)
     listed = [f"{len(listed)} students"] if len(listed) > NAMED else listed
+    return with_changes(f"{name}: {', '.join(listed)}" if listed else name, overrides)
+
+
+def with_changes(name: str, overrides: Iterable[str]) -> str:
+    """A name with what was overridden, in short and in the same order for all runs: `tiny (seed=1)`."""
     changes = sorted(_short(text) for text in overrides if _key(text) not in ("name", "runs"))
     left = f", {len(changes) - NAMED} more" if len(changes) > NAMED else ""
     changed = ", ".join(changes[:NAMED]) + left
-    text = f"{name}: {', '.join(listed)}" if listed else name
-    return textwrap.shorten(f"{text} ({changed})" if changed else text, NAME_LENGTH, placeholder=" …")
+    return textwrap.shorten(f"{name} ({changed})" if changed else name, NAME_LENGTH, placeholder=" …")
 
 
 def _key(override: str) -> str:

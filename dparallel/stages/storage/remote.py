@@ -221,7 +221,7 @@ class Remote:
             try:
                 return act()
             except Exception as error:
-                if self.protocol not in EXTRAS or not is_transient(error):
+                if self.protocol not in EXTRAS or not _may_succeed_later(error):
                     break
                 log.warning("%s %s (%s): trying again", self.url_of(name), failed, _first_line(error))
                 time.sleep(wait)
@@ -261,7 +261,7 @@ class _Told(Callback):
             log.info("%s: %.2f of %.2f GB", self.label, self.value / 1e9, (self.size or 0) / 1e9)
 
 
-def is_transient(error: Exception) -> bool:
+def _may_succeed_later(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, (UserError, *FINAL)) or type(error).__name__ in NEVER:
         return False

@@ -54,7 +54,6 @@ def test_what_is_set_overrides_a_file() -> None:
         "training": {"train_steps": 5, "lora": {"rank": 4}},
         "students": {"consistency": {"certainty_weight": 0.5}},
         "trajectories": {"problems": {"count": 7}},
-        "launch": {"timeout_hours": None},
     }
     overrides = overrides_of(partial_of(DistillConfig).model_validate(given))
     config = load_config(DistillConfig, str(TINY), overrides)
@@ -67,6 +66,26 @@ def test_what_is_set_overrides_a_file() -> None:
     assert config.benchmarks == before.benchmarks
     assert sorted(overrides_of(given)) == sorted(overrides), "values and their JSON give the same"
     assert overrides_of(None) == overrides_of({}) == overrides_of(partial_of(DistillConfig)()) == []
+
+
+def test_a_null_sets_a_setting_to_null_and_is_refused_where_it_is_no_value(tmp_path: Path) -> None:
+    """A key that is left out keeps the file's value; one that is null takes it away."""
+    form, file = partial_of(DistillConfig), tmp_path / "limited.yaml"
+    file.write_text(f"{TINY.read_text(encoding='utf-8')}\nstore: {tmp_path}/store\n", encoding="utf-8")
+    limited = "launch.timeout_hours=3"
+    for given, hours in (({}, 3), ({"launch": {}}, 3), ({"launch": {"timeout_hours": None}}, None)):
+        overrides = overrides_of(form.model_validate(given))
+        assert load_config(DistillConfig, file, [limited, *overrides]).launch.timeout_hours == hours
+    assert overrides_of({"store": None}) == ["store=null"]
+    assert load_config(DistillConfig, file, ["store=null"]).store is None
+    for wrong in (
+        {"name": None},
+        {"training": None},
+        {"training": {"seed": None}},
+        {"students": {"a": None}},
+    ):
+        with pytest.raises(ValidationError):
+            form.model_validate(wrong)
 
 
 def test_texts_that_yaml_would_read_otherwise_stay_texts() -> None:
