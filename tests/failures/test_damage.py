@@ -1,5 +1,6 @@
 """Files that were cut off or emptied: they are refused by name with a remedy, or done without."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import pytest
 
 from dparallel.config.experiment import MEASUREMENTS
 from dparallel.stages.manifest import MANIFEST
+from dparallel.stages.metrics_log import METRICS
 from tests.failures.conftest import Place
 from tests.failures.experiment import results
 from tests.failures.table import Row
@@ -28,6 +30,7 @@ class Damage:
         finished: whether its stage is finished; otherwise it was killed at its end.
         run: the stage that is run next; by default the one that made the file.
         taken: what is done without the file, for the table; by default it is refused.
+        said: what the log says of this.
         all: every match is damaged.
     """
 
@@ -38,6 +41,7 @@ class Damage:
     finished: bool = True
     run: str | None = None
     taken: str | None = None
+    said: str = ""
     all: bool = False
 
 
@@ -60,7 +64,8 @@ DAMAGES = [
         "training",
         f"{CHECKPOINT}/state.safetensors",
         finished=False,
-        taken="goes on from the one before it, and says so",
+        taken="goes on from the one before it, as its log says",
+        said="; going on from train step 35",
     ),
     Damage(
         "`checkpoint.json` of the newest checkpoint",
@@ -68,23 +73,24 @@ DAMAGES = [
         f"{CHECKPOINT}/checkpoint.json",
         "emptied",
         finished=False,
-        taken="goes on from the one before it, and says so",
+        taken="goes on from the one before it, as its log says",
+        said="; going on from train step 35",
     ),
     Damage("all checkpoints", "training", f"{CHECKPOINT}/state.safetensors", finished=False, all=True),
     Damage(
         "`metrics.jsonl`",
         "training",
-        "*/training-*/metrics.jsonl",
+        f"*/training-*/{METRICS}",
         finished=False,
-        taken="damaged lines are left out",
+        taken="the curve lacks what was cut off",
     ),
     Damage(
         "`metrics.jsonl`",
         "training",
-        "*/training-*/metrics.jsonl",
+        f"*/training-*/{METRICS}",
         "emptied",
         finished=False,
-        taken="the curve begins at the checkpoint",
+        taken="the curve lacks what was in it",
     ),
     Damage(
         "`stage.json`",
@@ -92,6 +98,7 @@ DAMAGES = [
         "*/trajectories-*/stage.json",
         finished=False,
         taken="it is written again, with a warning",
+        said="was missing or damaged; it is written again",
     ),
     Damage("merged model", "merging", "*/merging-*/model.safetensors", run="benchmark"),
     Damage("samples", "benchmark", f"{MEASUREMENTS}/samples/*/*.parquet"),
@@ -105,6 +112,12 @@ DAMAGES = [
 def name(damage: Damage) -> str:
     words = (damage.what, damage.how, "finished" if damage.finished else "unfinished")
     return "-".join(words).replace("`", "").replace(" ", "_")
+
+
+def curve(metrics: Path) -> list[int]:
+    """The train steps in the whole lines of a file."""
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line)["train_step"] for line in lines]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=name)
@@ -123,7 +136,8 @@ def test_a_file_is_damaged(
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2] if damage.how == "truncated" else b"")
 
-    with place.start(flow) as run:
+    left = curve(files[-1]) if damage.file.endswith(METRICS) else None
+    with place.start(flow, "-v") as run:
         code, said = run.code(), run.said
         assert run.leaves_no_process()
     lost, outcome = "that file", f"{damage.taken}"
@@ -140,10 +154,15 @@ def test_a_file_is_damaged(
         for file in told:
             (place.stage(damage.stage) / file).unlink()
         outcome = "refused: one line with the file and what to delete"
-        outcome += "" if code == 1 else ", before anything starts"
+        if code == 2:
+            assert said.startswith("error: ")
+            assert said.count("\n") == 1
+            outcome += ", before anything starts"
         lost = "all steps" if damage.all else "that file"
     else:
         assert code == 0, said
+        assert damage.said in said
+        assert left is None or left == curve(files[-1])
     place.same_again(damage.stage)
     assert len(results(place.runs)) >= 3
     state = "finished" if damage.finished else "unfinished"
