@@ -98,6 +98,15 @@ class Stack:
         state: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{run}", trust_env=False).json()["state"]
         return state
 
+    def is_crashed_soon(self, run: str) -> None:
+        """A run is marked as Crashed within a minute."""
+
+        def is_crashed() -> bool:
+            time.sleep(0.2)
+            return bool(self.state(run)["type"] == "CRASHED")
+
+        wait_until(is_crashed, lambda: f"{self.state(run)}\n{self.log('gpu-1')}\n{self.log('cpu-1')}", 60)
+
     def ends(self, run: str, seconds: float = 2 * SECONDS) -> tuple[str, str]:
         """Wait for the end of a run; its state and message."""
         last: dict[str, Any] = {}
@@ -112,12 +121,12 @@ class Stack:
         wait_until(is_over, lambda: f"{last}\n{self.log('gpu-1')}\n{self.log('cpu-1')}", seconds)
         return last["type"], last.get("message") or ""
 
-    def log(self, name: str) -> str:
-        """The end of the log of a server or a worker."""
+    def log(self, name: str, whole: bool = False) -> str:
+        """The log of a server or a worker, or its end."""
         text = (self.clone.folder / ".dparallel" / "logs" / f"{name}.log").read_text(
             encoding="utf-8", errors="replace"
         )
-        return text[-6000:]
+        return text if whole else text[-6000:]
 
     def runs_in(self, folder: Path) -> list[dict[str, Any]]:
         """All flow runs for a folder of runs, the oldest first."""

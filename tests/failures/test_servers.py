@@ -62,6 +62,7 @@ def test_mlflows_server_is_away_and_comes_back(
     run = made.submit()
     assert made.stack.ends(run)[0] == "COMPLETED"
     made.is_undisturbed()
+    assert "did not accept the run" in made.stack.log("cpu-1", whole=True)
     made.stack.up()
     assert all_is_in_mlflow(made) == {"distill", *STAGES}
     outcome = "the run completes with warnings; `python -m tasks.tracking upload` uploads all of it"
