@@ -14,7 +14,7 @@ from dparallel.stages.arguments import Parser
 from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
 from flows.interruption import Interruption, same_command
 from flows.logs import show_on
-from flows.server import start_temporary_server
+from flows.server import temporary_server
 
 
 def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -63,9 +63,9 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
 
     try:
         terminal.say(f"{flow.name}: starting")
-        start_temporary_server()
-        local = Flow(run_planned, flow.name, flow.version, flow.flow_run_name)
-        result: str | list[str] = local(**arguments)
+        with temporary_server():
+            local = Flow(run_planned, flow.name, flow.version, flow.flow_run_name)
+            result: str | list[str] = local(**arguments)
     except BaseException as error:  # Prefect has logged the traceback
         if interruption.number is not None:
             interruption.leave()

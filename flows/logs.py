@@ -6,6 +6,7 @@ import re
 import time
 from typing import TextIO
 
+import httpx
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
 from dparallel.config.base import UserError
@@ -45,7 +46,8 @@ def show_on(stream: TextIO, everything: bool = False) -> "Terminal":
 class Terminal(logging.Handler):
     """Shows warnings, results of stages, and one line of progress, which is written over on a terminal.
 
-    Tracebacks of users' errors are not shown: the flow ends with their message.
+    Tracebacks of users' errors, and of a server that does not answer, are not shown: the flow ends with their
+    message.
     """
 
     def __init__(self, stream: TextIO, everything: bool = False):
@@ -80,7 +82,7 @@ class Terminal(logging.Handler):
         if self._everything:
             self._write(self.format(record), stays=True)
             return
-        if not is_not_a_users_error(record) or text.startswith(PREFECTS_LAST):
+        if not is_not_told_at_the_end(record) or text.startswith(PREFECTS_LAST):
             return
         if record.levelno > logging.INFO:
             if record.exc_info:
@@ -122,9 +124,9 @@ def is_progress(record: logging.LogRecord) -> bool:
     return record.levelno <= logging.INFO and PROGRESS.search(record.getMessage()) is not None
 
 
-def is_not_a_users_error(record: logging.LogRecord) -> bool:
-    """Whether a message comes without the traceback of a user's error."""
-    return not record.exc_info or not isinstance(record.exc_info[1], UserError)
+def is_not_told_at_the_end(record: logging.LogRecord) -> bool:
+    """Whether a message comes without the traceback of an error that the last line of the run tells."""
+    return not record.exc_info or not isinstance(record.exc_info[1], UserError | httpx.RequestError)
 
 
 class ThinOut(logging.Filter):

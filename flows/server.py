@@ -1,25 +1,39 @@
 """Prefect's temporary server of a local run: it ends with the run, and only with it."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import prefect
 from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 
 from tasks.launch import ending_with_this_process
 
+RETRIES = 2  # of a request, in 6 s; with Prefect's default of 5, each of a run's last requests takes a minute
 
-def start_temporary_server() -> None:
-    """Start the server that Prefect would start where no other one is set; to be called in the main thread.
+
+@contextlib.contextmanager
+def temporary_server() -> Iterator[None]:
+    """With the server that Prefect would start where no other one is set; to be called in the main thread.
 
     Prefect's own one is reached by Ctrl-C in a terminal, so that an interrupted run waits minutes for it, and
-    it survives a run that is killed.
+    it survives a run that is killed. If it is killed itself, it does not come back, and is not waited for.
     """
-    if PREFECT_API_URL.value() is None:
-        _Server().start()  # from now on Prefect's only instance
+    if PREFECT_API_URL.value() is not None:
+        yield
+        return
+    _Server().start()  # from now on Prefect's only instance
+    with temporary_settings(set_defaults={PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+        yield
 
 
 class _Server(SubprocessASGIServer):

@@ -12,10 +12,11 @@ from typing import Any
 
 from flows.environment import SETTINGS
 
+import httpx
 import pytest
 
 from dparallel.config.base import ConfigError
-from flows.logs import Terminal, ThinOut, is_not_a_users_error
+from flows.logs import Terminal, ThinOut, is_not_told_at_the_end
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,12 +42,17 @@ def test_progress_passes_again_after_a_while() -> None:
     assert all(thin.filter(record(f"{seconds} s left")) for seconds in (3, 2, 1))
 
 
-@pytest.mark.parametrize(("error", "printed"), [(ConfigError("x=1"), False), (ValueError("a bug"), True)])
-def test_tracebacks_of_users_errors_are_not_printed(error: Exception, printed: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "printed"),
+    [(ConfigError("x=1"), False), (httpx.ConnectError("refused"), False), (ValueError("a bug"), True)],
+)
+def test_tracebacks_of_errors_that_the_last_line_tells_are_not_printed(
+    error: Exception, printed: bool
+) -> None:
     failed = record("Encountered exception during execution", "prefect.flow_runs", logging.ERROR)
-    assert is_not_a_users_error(failed)
+    assert is_not_told_at_the_end(failed)
     failed.exc_info = (type(error), error, None)
-    assert is_not_a_users_error(failed) is printed
+    assert is_not_told_at_the_end(failed) is printed
 
 
 RECORDS = [
