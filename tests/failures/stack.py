@@ -49,18 +49,20 @@ class Stack:
         assert self.clone.processes() == []
 
     def end(self, name: str, number: int) -> None:
-        """Send a signal to a server or a worker, and wait for its end; SIGINT as a terminal sends it."""
+        """Send a signal to a server or a worker, and wait for its end; SIGINT as a terminal sends it.
+
+        A server is killed with the process that it has started, which would go on to answer.
+        """
         record = Processes(self.clone.folder / ".dparallel").records()[name]
-        members = record.members() if self.is_server(name) else [psutil.Process(record.pid)]
+        members = record.members() if name in ("prefect", "mlflow") else [psutil.Process(record.pid)]
         if number == signal.SIGINT:
             os.killpg(record.pid, number)
+        elif number == signal.SIGKILL:
+            for process in members:
+                process.kill()
         else:
             os.kill(record.pid, number)
         wait_until(lambda: not any(map(is_alive, members)), lambda: f"{name} goes on:\n{self.log(name)}", 30)
-
-    @staticmethod
-    def is_server(name: str) -> bool:
-        return name in ("prefect", "mlflow")
 
     @property
     def api(self) -> str:
