@@ -31,7 +31,7 @@ from tests.stores import new_store
 
 __all__ = ["prefect_server"]
 
-LIMIT = 600  # seconds for a case, on a busy machine; idle, most take 10 to 40
+LIMIT = 900  # seconds for a case, on a busy machine; idle, most take 10 to 60
 TABLE = pytest.StashKey[Table]()
 
 
