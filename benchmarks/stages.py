@@ -193,7 +193,6 @@ def clocked(stage: str, run: Callable[[], Result], device: torch.device) -> tupl
         torch.cuda.empty_cache()  # the training process may need the memory of the previous stage
     reset_peak_memory(device)
     result, seconds = timed(run, device)
-    print(f"{stage}: {seconds:.1f} s", file=sys.stderr)
     return result, seconds, peak_memory_bytes(device)
 
 
@@ -212,10 +211,19 @@ def measure(folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
         "checkpoint", lambda: make_checkpoint(Path(config.teacher), shape, device, dtype), device
     )
     rows = [Row("checkpoint", f"{weight_count(shape.config):,} random weights", seconds, peak)]
+    print(finished(rows[-1]), file=sys.stderr)
     for stage, run in stages.items():
         manifest, seconds, peak = clocked(stage, run, device)
         rows.append(stage_row(manifest, seconds, peak))
+        print(finished(rows[-1]), file=sys.stderr)  # all is known of it, should a later stage fail
     return rows
+
+
+def finished(row: Row) -> str:
+    """A row of the table in one line."""
+    rate = COLUMNS["rate"](row)
+    peak = f"peak memory {row.peak_bytes / 2**30:.2f} GiB"
+    return ", ".join([f"{row.stage}: {row.made}", f"{row.seconds:.1f} s", peak, *([rate] if rate else [])])
 
 
 def _run_benchmark(plan: StagePlan) -> Manifest:

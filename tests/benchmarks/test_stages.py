@@ -6,7 +6,17 @@ import torch
 
 from benchmarks.common.hardware import peak_memory_bytes, reset_peak_memory, weight_count
 from benchmarks.common.shapes import SHAPES, Shape
-from benchmarks.stages import PROBLEMS, TRAIN_STEPS, check_disk, main, make_tokenizer, model_config, scratch
+from benchmarks.stages import (
+    PROBLEMS,
+    TRAIN_STEPS,
+    Row,
+    check_disk,
+    finished,
+    main,
+    make_tokenizer,
+    model_config,
+    scratch,
+)
 from dparallel.config.base import ConfigError
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.stages.manifest import verify
@@ -107,3 +117,9 @@ def test_large_shapes_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--shape", "llada-8b"])
     assert "--shape llada-8b needs a GPU, and torch sees none" in capsys.readouterr().err
+
+
+def test_a_finished_stage_is_said_in_one_line() -> None:
+    row = Row("training", "20 train steps", 111.62, 27 * 2**30, 4161.2, "tokens")
+    assert finished(row) == "training: 20 train steps, 111.6 s, peak memory 27.00 GiB, 4,161.2 tokens/s"
+    assert finished(Row("merging", "made", 2.0, 2**29)) == "merging: made, 2.0 s, peak memory 0.50 GiB"
