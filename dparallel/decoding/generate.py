@@ -173,15 +173,15 @@ def check_prompts(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
-    fitting = MODES[config.attention_pattern]
-    if decoding.mode not in fitting:
+    modes = MODES[config.attention_pattern]
+    if decoding.mode not in modes:
         pattern = config.attention_pattern
         stated = (
             "that states no attention_pattern" if pattern is None else f"of attention_pattern={pattern!r}"
         )
         raise DecodingError(
             f"mode={decoding.mode!r} with a model {stated} (its config.json): it was trained to be decoded "
-            f"with mode={' or '.join(map(repr, fitting))}"
+            f"with mode={' or '.join(map(repr, modes))}"
         )
     if decoding.mode == "autoregressive" and not config.predicts_next:
         raise DecodingError(

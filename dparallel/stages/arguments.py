@@ -26,9 +26,9 @@ class Parser(argparse.ArgumentParser):
             self._refuse_option(option)
         options, unknown = super().parse_known_args(given, namespace)
         if unknown:
-            option = next((text.partition("=")[0] for text in unknown if text.startswith("-")), None)
-            if option is not None:
-                self._refuse_option(option)
+            for text in unknown:
+                if text.startswith("-"):
+                    self._refuse_option(text.partition("=")[0])
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options, unknown
 
