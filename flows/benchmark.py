@@ -44,7 +44,7 @@ def benchmark(
     """Measure the teacher and all students: accuracy, forward passes, speed.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         overrides: settings `key.sub=value` that override the file and `settings`.
         benchmark: name of a benchmark in the config; by default all benchmarks.
         on_pool: have missing samples decoded by `launch.parts` runs of `measurements/measure-part` on its
@@ -69,7 +69,7 @@ def measurements(
     """Decode and judge some units of a benchmark; other runs do the rest.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         benchmark: name of the benchmark in the config.
         units: the units, as requested by the benchmark flow.
         overrides: settings `key.sub=value` that override the file.

@@ -39,7 +39,7 @@ def distill(
     """Distil all students of a config, merge them, and compare them with the teacher on all benchmarks.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         overrides: settings `key.sub=value` that override the file and `settings`.
         on_pools: stages to run as deployments on their work pools; the others run in this process.
         settings: settings that override the file, as values.

@@ -28,7 +28,7 @@ def training(
     """Distil a student, or all students in turn.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         overrides: settings `key.sub=value` that override the file and `settings`.
         student: name of a student in the config; by default all students.
         settings: settings that override the file, as values.

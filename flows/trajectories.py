@@ -30,7 +30,7 @@ def trajectories(
     """Record trajectories of the teacher on all training problems.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         overrides: settings `key.sub=value` that override the file and `settings`.
         on_pool: have the shards recorded by `launch.parts` runs of `shards/record-part` on its work pool;
             this run checks them and finishes the stage.
@@ -53,7 +53,7 @@ def shards(config: Given, numbers: list[int], overrides: list[str] | None = None
     Only the prompts of these shards are tokenized; the dispatching run has checked all prompts.
 
     Args:
-        config: a YAML file, or the snapshot of a run in progress.
+        config: a YAML file; a dict is the snapshot of a run in progress, as distill hands it on.
         numbers: numbers of the shards, from 0.
         overrides: settings `key.sub=value` that override the file.
     """

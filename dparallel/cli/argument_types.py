@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from dparallel.config.paths import is_url
+
 
 def as_text(argument: str) -> str:
     """An argument as text: bytes that the locale cannot decode (for example `LC_ALL=C`) are read as UTF-8."""
@@ -27,6 +29,16 @@ def as_stop(argument: str) -> str:
 def as_path(argument: str) -> Path:
     """A path; expands `~`, since shells expand it only at the start of a word, not in `--out=~/file`."""
     return Path(argument).expanduser()
+
+
+def as_runs(argument: str) -> Path:
+    """The folder of runs of this machine."""
+    if is_url(argument):
+        raise argparse.ArgumentTypeError(
+            f"{argument.rpartition('@')[2]} is a URL: give the folder of runs of this machine, of which a "
+            "store holds copies"
+        )
+    return as_path(argument)
 
 
 def as_positive(text: str) -> int:

@@ -15,6 +15,7 @@ from dparallel.reporting.cleaning import (
     remove,
     remove_empty,
     results_to_give_up,
+    stores_that_keep,
 )
 from dparallel.reporting.past import past_experiments
 from dparallel.stages.lease import LeaseHeldError
@@ -34,10 +35,13 @@ def clean(given: Sequence[str], runs: Path, keep: int | None, checkpoints: bool,
         UserError: `runs` or one of `given` is not there, or files cannot be removed.
     """
     experiments = past_experiments(runs)
-    given_up = set().union(*(named_stages(name, runs, experiments) for name in given))
+    given_up = {}
     if keep is not None:
-        given_up |= results_to_give_up(experiments, keep)
+        given_up |= dict.fromkeys(results_to_give_up(experiments, keep), f"older than --keep {keep}")
+    for name in given:
+        given_up |= dict.fromkeys(named_stages(name, runs, experiments), f"named: {name}")
     found, notes = removals(runs, experiments, given_up, checkpoints)
+    notes += stores_that_keep(experiments, found)
     print("\n".join([_table(found, runs), *notes] if found else ["Nothing to remove.", *notes]))
     if not found:
         return
@@ -61,7 +65,12 @@ def _table(found: Sequence[Removal], runs: Path) -> str:
 def _place(removal: Removal, runs: Path) -> str:
     path = removal.paths[0] if len(removal.paths) == 1 else removal.folder
     name = path.relative_to(runs).as_posix()
-    return name if len(removal.paths) == 1 else f"{name} ({len(removal.paths)} files or folders)"
+    if len(removal.paths) == 1:
+        return name
+    folders = sum(path.is_dir() for path in removal.paths)
+    counts = {"file": len(removal.paths) - folders, "folder": folders}
+    texts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+    return f"{name}: {' and '.join(texts)} in it"
 
 
 def _agreed() -> bool:

@@ -7,6 +7,7 @@ from dparallel.config.base import ConfigError, nearest
 from dparallel.config.paths import shipped_configs
 from dparallel.stages.files import write_atomically
 
+BY_MAKE = re.compile(r"make \w+ +\(or: (.*)\)")  # a command of the clone, and the one that it stands for
 EXPERIMENT_NAME = re.compile(r"^name: .*$", re.MULTILINE)
 
 
@@ -30,16 +31,22 @@ def init(file: Path, source: str) -> None:
         raise ConfigError(f"{file} exists already: delete it, or choose another name")
     text = (shipped_configs() / f"{source}.yaml").read_text(encoding="utf-8")
     text = EXPERIMENT_NAME.sub(f"name: {file.stem}", text, count=1)
+    text = BY_MAKE.sub(r"\1", text).replace(f"configs/{source}.yaml", str(file))
+    text = text.replace("out: ../teachers/tiny", f"out: runs/{file.stem}")
+    text = text.replace("teacher: ../teachers/", "teacher: teachers/")
     write_atomically(file, f"{HEADER.format(source=source)}{text}")
     print(file)
     if EXPERIMENT_NAME.search(text):
         print(f"  dparallel plan {file}")
         print(f"  python -m flows.distill --config {file}")
+    elif "train_steps:" in text:
+        print(f"  python -m flows.teacher --config {file}")
 
 
 HEADER = """\
-# A copy of dparallel's config `{source}`. Relative paths are relative to this file; config files and models
-# that do not exist there are looked up beside the original.
+# Written by `dparallel init --from {source}`; times and numbers below are those of the original.
+# Paths are relative to this file. Configs and teachers that are not there, such as recipes/ and teachers/,
+# are those that come with dparallel.
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from dparallel.cli.argument_types import as_path, as_positive, as_stop, as_text
+from dparallel.cli.argument_types import as_path, as_positive, as_runs, as_stop, as_text
 from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
@@ -216,7 +216,7 @@ def _add_eval(commands: Any) -> None:
     results.add_argument(
         "--runs",
         metavar="FOLDER",
-        type=as_path,
+        type=as_runs,
         default=Path("runs"),
         help="folder of experiments; samples and verdicts are kept in its folder `measurements` "
         "(default: %(default)s)",
@@ -304,7 +304,7 @@ def _add_folder_of_runs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--runs",
         metavar="FOLDER",
-        type=as_path,
+        type=as_runs,
         default=Path("runs"),
         help="folder of experiments (default: %(default)s)",
     )

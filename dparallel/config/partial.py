@@ -32,7 +32,11 @@ def partial_of(settings: type[Config]) -> type[BaseModel]:
         fields[name] = (Annotated[annotation, *kept] if kept else annotation, field)
     return create_model(
         f"{settings.__name__}Overrides",
-        __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+        __config__=ConfigDict(
+            title=f"{settings.__name__.removesuffix('Config').removesuffix('Settings')} settings",
+            extra="forbid",
+            allow_inf_nan=False,
+        ),
         __doc__=inspect.cleandoc(settings.__doc__ or "").split("\n\n")[0],
         **fields,
     )

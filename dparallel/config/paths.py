@@ -142,7 +142,8 @@ def _located_or_hub_id(path: Any) -> Any:
     full = _located(path)
     if not isinstance(path, Written) or is_url(full) or full == str(path) or _exists(full):
         return full
-    shipped = os.path.normpath(shipped_configs() / path)
+    base = shipped_configs().parent if path.startswith("teachers/") else shipped_configs()
+    shipped = os.path.normpath(base / path)
     if _exists(shipped):
         return shipped
     if _exists(path):

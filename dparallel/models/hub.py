@@ -17,11 +17,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dparallel.config.paths import looks_local
+from dparallel.config.paths import is_url, looks_local, store_protocol
 from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import REMEDY, cache_if_offline
 
 WEIGHTS = "*.safetensors"
+COPY = {"s3": "aws s3 cp --recursive", "gs": "gcloud storage cp --recursive"}
 MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
 # Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
@@ -43,6 +44,12 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path} is a model of MLflow: download its files with `mlflow artifacts download --artifact-uri "
             f"{path} --dst-path FOLDER` and give that folder, or load it with mlflow.pyfunc.load_model"
+        )
+    if is_url(str(path)):
+        url = str(path).rpartition("@")[2] if "@" in str(path) else path
+        raise CheckpointError(
+            f"{url} is in a store, and models are read from folders of this machine: copy it, such as by "
+            f"`{COPY.get(store_protocol(str(path)), 'cp -r')} {url} FOLDER`, and give that folder"
         )
     here = Path(path).expanduser() if str(path).startswith("~/") else Path(path)
     try:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dparallel.config.base import UserError
 from dparallel.config.experiment import MEASUREMENTS
+from dparallel.config.files import read_settings
 from dparallel.reporting.find import REPORT, RunError
 from dparallel.reporting.past import PastExperiment, PastStage, made_from, size_of
 from dparallel.stages.files import PARTIAL, SAVING, sweep
@@ -85,7 +87,7 @@ def named_stages(given: str, runs: Path, experiments: Iterable[PastExperiment]) 
 def removals(
     runs: Path,
     experiments: Sequence[PastExperiment],
-    given_up: Collection[Path],
+    given_up: Mapping[Path, str],
     checkpoints: bool = False,
 ) -> tuple[list[Removal], list[str]]:
     """What can be removed if the stages `given_up` are not needed any more.
@@ -97,7 +99,7 @@ def removals(
     Args:
         runs: the folder of runs.
         experiments: all in that folder.
-        given_up: folders of stages, such as benchmarks whose results are not needed.
+        given_up: folders of stages, such as benchmarks whose results are not needed, and why.
         checkpoints: also remove the checkpoints of finished trainings, which serve to repair them.
 
     Returns:
@@ -143,6 +145,19 @@ def remove(removal: Removal) -> None:
             _delete(path)
 
 
+def stores_that_keep(experiments: Iterable[PastExperiment], found: Iterable[Removal]) -> list[str]:
+    """A sentence for each experiment with removals whose latest config names a store, which is left alone."""
+    notes, folders = [], [removal.folder for removal in found]
+    for experiment in experiments:
+        store = _store_of(experiment.folder)
+        if store is not None and any(experiment.folder in (folder, folder.parent) for folder in folders):
+            notes.append(
+                f"{experiment.name}: {store} keeps its copies, from which a later run takes what it needs; "
+                "only the files of this machine are removed."
+            )
+    return notes
+
+
 def remove_empty(experiments: Iterable[PastExperiment]) -> None:
     """Remove the folders of experiments of which nothing is left."""
     for experiment in experiments:
@@ -170,8 +185,8 @@ def _kept(
     return made_from(roots, stages)
 
 
-def _removal(stage: PastStage, given_up: Collection[Path]) -> Removal:
-    why = "given up" if stage.folder in given_up else "nothing that is kept was made from it"
+def _removal(stage: PastStage, given_up: Mapping[Path, str]) -> Removal:
+    why = given_up.get(stage.folder, "nothing that is kept was made from it")
     if stage.manifest is None and stage.folder not in given_up:
         why = "unfinished, and a result was finished later"
     kind = stage.name.partition(" ")[0]
@@ -225,7 +240,7 @@ def _measurements(
     if waiting:
         return [], [
             f"{len(files)} files of measurements are kept, because the unfinished {waiting[0]} may use them: "
-            "finish it, or give it up as well."
+            "finish it, or name it as well."
         ]
     why = f"{len(files)} files of measurements that only removed benchmarks were made from"
     return [Removal("measurements", files, store, why)], []
@@ -242,6 +257,15 @@ def _stages_of(report: Path) -> list[str]:
         return [run["stage"] for section in sections for run in section["runs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _store_of(experiment: Path) -> str | None:
+    """The store that the experiment's latest config names."""
+    files = sorted(experiment.glob(f"{CONFIGS}/*.yaml"), key=lambda file: file.stat().st_mtime)
+    try:
+        return read_settings(files[-1]).get("store") if files else None
+    except UserError:  # damaged
+        return None
 
 
 def _record(file: Path) -> dict[str, object]:

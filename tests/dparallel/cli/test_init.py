@@ -13,6 +13,7 @@ from dparallel.cli.init import known_configs
 from dparallel.cli.main import main
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config, read_settings
+from dparallel.config.teacher import TeacherConfig
 from dparallel.stages.manifest import fingerprint, read_manifest
 
 ROOT = Path(__file__).parents[3]
@@ -30,11 +31,24 @@ def test_the_copy_means_the_same_anywhere(
         return
     shipped = load_config(DistillConfig, CONFIGS / f"{source}.yaml")
     assert load_config(DistillConfig, file) == shipped.model_copy(update={"name": "mine"})
+    text = file.read_text(encoding="utf-8")
+    assert f"configs/{source}.yaml" not in text, "the commands in its header are those of the copy"
+    assert "make demo" not in text
+    assert "../" not in text
     original = (CONFIGS / f"{source}.yaml").read_text(encoding="utf-8")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    assert [line for line in original.splitlines() if line.startswith("#")] == [
-        line for line in lines[2:] if line.startswith("#")
-    ]
+    comments = [line for line in original.splitlines() if line.startswith("#")]
+    kept = [line for line in text.splitlines()[3:] if line.startswith("#")]
+    assert len(kept) == len(comments)
+    changed = [line for line, old in zip(kept, comments, strict=True) if line != old]
+    assert all("mine.yaml" in line for line in changed), "only commands"
+
+
+def test_a_teacher_that_is_trained_lies_beside_the_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "sub/mine.yaml", "--from", "tiny_teacher"]) == 0
+    assert "  python -m flows.teacher --config sub/mine.yaml" in capsys.readouterr().out
+    assert load_config(TeacherConfig, "sub/mine.yaml").out == str(tmp_path / "sub" / "runs" / "mine")
 
 
 def test_parts_are_copied_too_and_mistakes_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -407,6 +407,9 @@ def test_bad_models_are_one_line(tmp_path, capsys):
     models = f"models in it: {tmp_path / 'merging-a'}, {tmp_path / 'merging-b'}"
     assert models in refused([*arguments, str(tmp_path)], capsys)
     assert "none: no such folder" in refused([*arguments, str(tmp_path / "none")], capsys)
+    copied = "copy it, such as by `aws s3 cp --recursive s3://bucket/model FOLDER`"
+    assert copied in refused([*arguments, "s3://bucket/model"], capsys)
+    assert "secret" not in refused([*arguments, "gs://name:secret@bucket/model"], capsys)
     damaged = random_model()
     with torch.no_grad():
         damaged.lm_head.weight[5] = torch.nan

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -70,7 +71,7 @@ def run_of(experiment: Path, number: int, hour: int, trajectories: Path | None =
 def clean(runs: Path, given_up: set[Path] | None = None, **options: bool) -> list[str]:
     """Clean a folder; returns its notes."""
     experiments = past_experiments(runs)
-    found, notes = removals(runs, experiments, given_up or set(), **options)
+    found, notes = removals(runs, experiments, dict.fromkeys(given_up or (), "named"), **options)
     for removal in found:
         remove(removal)
     remove_empty(experiments)
@@ -83,7 +84,7 @@ def stages_in(runs: Path) -> set[Path]:
 
 def test_nothing_of_a_finished_run_goes(tmp_path: Path) -> None:
     whole = run_of(tmp_path / "sums", 1, 0)
-    assert removals(tmp_path, past_experiments(tmp_path), set()) == ([], [])
+    assert removals(tmp_path, past_experiments(tmp_path), {}) == ([], [])
     assert stages_in(tmp_path) == set(whole)
 
 
@@ -224,7 +225,7 @@ def test_no_kept_result_loses_anything_it_was_made_from(tmp_path_factory, data: 
         run_of(experiment, number, data.draw(st.integers(0, 20)), shared)
     before = {stage.folder: stage for experiment in past_experiments(runs) for stage in experiment.stages}
     given_up = {folder for folder in sorted(before) if data.draw(st.booleans(), label=folder.name)}
-    found, _ = removals(runs, past_experiments(runs), given_up)
+    found, _ = removals(runs, past_experiments(runs), dict.fromkeys(given_up, "named"))
     for removal in found[: data.draw(st.integers(0, len(found)))]:
         remove(removal)
     there = stages_in(runs)
@@ -269,9 +270,30 @@ def test_the_command_asks_first(tmp_path: Path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == "Nothing to remove.\n"
 
 
+def test_the_table_says_what_goes_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = run_of(tmp_path / "sums", 1, 0)
+    run_of(tmp_path / "sums", 2, 10, trajectories=old[0])
+    (old[0] / ".saving-abc").mkdir()
+    (old[0] / ".result.0123.partial").touch()
+    config = tmp_path / "sums" / "configs" / "0.yaml"
+    config.parent.mkdir()
+    config.write_text("name: sums\nstore: s3://bucket/results\n", encoding="utf-8")
+    assert main(["clean", "--runs", str(tmp_path), "--keep", "1"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"{old[3].name} .* older than --keep 1\n", text)
+    assert f"{old[0].name}: 1 file and 1 folder in it" in text
+    assert "sums: s3://bucket/results keeps its copies" in text
+    assert main(["clean", "sums", "--runs", str(tmp_path)]) == 0
+    assert re.search(rf"{old[3].name} .* named: sums\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (
+            ["clean", "--runs", "s3://bucket/runs"],
+            "s3://bucket/runs is a URL: give the folder of runs of this",
+        ),
         (["clean", "absent"], "absent is no experiment, report or stage in"),
         (["clean", "--keep", "0"], "'0': give a whole number of at least 1"),
         (["clean", "--runs", "nowhere"], "nowhere: no such folder"),
