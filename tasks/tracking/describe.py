@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,9 @@ def run_name(name: str, parts: Iterable[str], overrides: Iterable[str]) -> str:
 
 def with_changes(name: str, overrides: Iterable[str]) -> str:
     """A name with what was overridden, in short and in the same order for all runs: `tiny (seed=1)`."""
-    changes = sorted(_short(text) for text in overrides if _key(text) not in ("name", "runs"))
+    shown = [text for text in overrides if _key(text) not in ("name", "runs")]
+    last = Counter(key.rpartition(".")[2] for key in {_key(text) for text in shown})
+    changes = sorted(_short(text, 1 if last[_key(text).rpartition(".")[2]] == 1 else 2) for text in shown)
     left = f", {len(changes) - NAMED} more" if len(changes) > NAMED else ""
     changed = ", ".join(changes[:NAMED]) + left
     return textwrap.shorten(f"{name} ({changed})" if changed else name, NAME_LENGTH, placeholder=" …")
@@ -58,10 +61,12 @@ def _key(override: str) -> str:
     return override.partition("=")[0].strip()
 
 
-def _short(override: str) -> str:
-    """`training.seed=1` as `seed=1`."""
+def _short(override: str, parts: int) -> str:
+    """`training.seed=1` as `seed=1`, or with more parts of the key."""
     key, _, value = override.partition("=")
-    return f"{key.strip().rpartition('.')[2]}={textwrap.shorten(value.strip(), 24, placeholder='…')}"
+    return (
+        f"{'.'.join(key.strip().split('.')[-parts:])}={textwrap.shorten(value.strip(), 24, placeholder='…')}"
+    )
 
 
 def parameters(config: DistillConfig, overrides: Iterable[str] = ()) -> dict[str, str]:

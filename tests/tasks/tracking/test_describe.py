@@ -88,3 +88,8 @@ def test_tags_say_by_whom_and_by_which_code() -> None:
     assert tags["config"] == "configs/tiny.yaml"
     assert {"device", "mlflow.source.name", "mlflow.user"} <= set(tags)
     assert all(isinstance(value, str) and value for value in tags.values())
+
+
+def test_settings_of_the_same_name_are_told_apart() -> None:
+    overrides = ["a.test.count=5", "training.seed=1", "a.validation.count=4"]
+    assert describe.run_name("tiny", [], overrides) == "tiny (seed=1, test.count=5, validation.count=4)"
