@@ -35,7 +35,7 @@ def clean(given: Sequence[str], runs: Path, keep: int | None, checkpoints: bool,
         UserError: `runs` or one of `given` is not there, or files cannot be removed.
     """
     experiments = past_experiments(runs)
-    given_up = {}
+    given_up = dict[Path, str]()
     if keep is not None:
         given_up |= dict.fromkeys(results_to_give_up(experiments, keep), f"older than --keep {keep}")
     for name in given:

@@ -10,7 +10,7 @@ from dparallel.config.base import UserError
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.texts import INTERVAL, accuracy_text, sandbox_notes
 from dparallel.preflight.units import size
-from dparallel.reporting.past import PastExperiment, PastStage, past_experiments, size_of
+from dparallel.reporting.past import PastExperiment, PastStage, made_from, past_experiments, size_of
 from dparallel.reporting.read import Benchmark, benchmark_name, read_benchmark
 
 NO_DEFAULT = "* no student keeps the accuracy: the numbers are those of the best one."
@@ -50,11 +50,20 @@ def _rows(experiment: PastExperiment) -> list[dict[str, Any]]:
     rows = []
     for stage in experiment.latest:
         name = benchmark_name(stage.folder)
+        later = _later(stage, experiment)
+        known = {**common, "benchmark": name, **({"later_stages": later} if later else {})}
         try:
-            rows.append({**common, "benchmark": name, **_numbers(read_benchmark(name, stage.folder))})
+            rows.append({**known, **_numbers(read_benchmark(name, stage.folder))})
         except UserError as error:
-            rows.append({**common, "benchmark": name, "problem": str(error)})
+            rows.append({**known, "problem": str(error)})
     return rows or [common]
+
+
+def _later(result: PastStage, experiment: PastExperiment) -> list[str]:
+    """Names of the stages that came after a result, with other settings."""
+    used = made_from([result], experiment.stages)
+    others = [stage for stage in experiment.stages if not stage.is_benchmark and stage.folder not in used]
+    return sorted({stage.name for stage in others if stage.last_work > result.last_work})
 
 
 def _numbers(benchmark: Benchmark) -> dict[str, Any]:
@@ -122,6 +131,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
         notes.append(f"Test problems; fewer: NFE of the reference divided by the student's. {INTERVAL}")
     if any("model" in row and row["default_student"] is None for row in rows):
         notes.append(NO_DEFAULT)
+    later = {row["experiment"]: row["later_stages"] for row in rows if "later_stages" in row}
+    for name, stages in later.items():
+        notes.append(
+            f"{name}: the numbers are of an earlier result; {', '.join(stages)} came later, with other "
+            "settings."
+        )
     notes += sandbox_notes(row.get("sandbox", "") for row in rows)
     notes += [f"{row['experiment']}: {row['problem']}" for row in rows if "problem" in row]
     return "\n".join([body, *([""] if notes else []), *notes])

@@ -339,6 +339,17 @@ def test_runs_lists_headlines_states_and_sizes(tmp_path: Path, tiny_checkpoint: 
     assert "no student keeps the accuracy" in table
 
 
+def test_numbers_of_an_earlier_result_are_said_to_be(tmp_path: Path, tiny_checkpoint: Path, capsys) -> None:
+    finished_benchmark(tmp_path, tiny_checkpoint, student="11111")
+    made(tmp_path / "sums", "training-fast", 1, hour=0)  # long before
+    assert main(["runs", "--runs", str(tmp_path)]) == 0
+    assert "earlier result" not in capsys.readouterr().out
+    made(tmp_path / "sums", "training-fast", 2, hour=24 * 365 * 20)
+    assert main(["runs", "--runs", str(tmp_path)]) == 0
+    expected = "sums: the numbers are of an earlier result; training fast came later, with other settings."
+    assert expected in capsys.readouterr().out
+
+
 def test_a_damaged_result_does_not_hide_the_others(tmp_path: Path, tiny_checkpoint: Path, capsys) -> None:
     finished_benchmark(tmp_path, tiny_checkpoint)
     damaged = finished_benchmark(tmp_path, tiny_checkpoint, experiment="damaged")
