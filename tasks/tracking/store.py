@@ -15,6 +15,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from dparallel.config.roots import check_path
+from tasks.tracking.database import make_database
 from tasks.tracking.links import run_page, server_of
 from tasks.tracking.records import SQLITE, Parent, Record, StoreError, tracking_uri, without_password
 from tasks.tracking.view import experiment_tags
@@ -31,7 +32,9 @@ class TrackingError(RuntimeError):
 
 def client_of(record: Record) -> MlflowClient:
     """A client of the record's store."""
-    return MlflowClient(tracking_uri=tracking_uri(record))
+    uri = tracking_uri(record)
+    make_database(uri)
+    return MlflowClient(tracking_uri=uri)
 
 
 def check_store(parent: Parent) -> None:
