@@ -180,6 +180,15 @@ class Config(BaseModel):
         return _split(self, self.model_dump(mode="json"))[1]
 
 
+def joined(what: Any, how: Any) -> Any:
+    """All settings, as JSON values, from the two parts that `Config.what` and `Config.how` return."""
+    if isinstance(what, dict):
+        return what | {name: joined(what.get(name), part) for name, part in how.items()}
+    if isinstance(what, list):
+        return [joined(part, how.get(str(place), {})) for place, part in enumerate(what)]
+    return how if what is None else what
+
+
 def _split(value: Any, dumped: Any) -> tuple[Any, Any]:
     """Split a value into (what, how), recursively; `how` is an empty dict if all settings matter."""
     if isinstance(value, Config):

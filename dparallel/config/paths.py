@@ -8,11 +8,24 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 PACKAGE = Path(__file__).parents[1]
+# Settings of DeepSpeed that are files or folders which it writes.
+WRITTEN = ("output_file", "nvme_path")
 # Settings that are a path or hold some: there, `rows.json` is no config file to include.
-PATHS = ("path", "data_files", "chat_template", "model", "teacher", "runs", "store", "out", "hostfile")
+PATHS = (
+    "path",
+    "data_files",
+    "chat_template",
+    "model",
+    "teacher",
+    "runs",
+    "store",
+    "out",
+    "hostfile",
+    *WRITTEN,
+)
 STORES = ("file", "gs", "s3")  # protocols of stores, all with writes that fail where an object exists
 
 
@@ -78,6 +91,17 @@ def store_protocol(url: str) -> str:
 def is_url(path: str) -> bool:
     """Whether a path is a URL, such as `s3://bucket/folder`."""
     return "://" in path
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path leads out of the folder that it is relative to, by its form."""
+    return os.path.isabs(path) or ".." in path.replace("\\", "/").split("/")
+
+
+def _below(path: str) -> str:
+    if leads_out(path):
+        raise ValueError(f"{path!r} leads out of its folder: give a name below it, without '..'")
+    return path
 
 
 def check_url(url: str) -> str:
@@ -161,6 +185,8 @@ def _exists(path: str) -> bool:
 
 # A file or folder of this machine. `~` is expanded here only.
 LocalPath = Annotated[str, Field(min_length=1), BeforeValidator(_located), BeforeValidator(_no_url)]
+# A file or folder below another one.
+BelowFolder = Annotated[str, AfterValidator(_below)]
 # A file or folder that is read, of this machine or of a store.
 InputPath = Annotated[str, Field(min_length=1), BeforeValidator(_located)]
 # A file or folder, or an id on the Hugging Face Hub.

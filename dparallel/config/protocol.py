@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from dparallel.config.base import HOW, Config
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.paths import InputPath
+from dparallel.config.paths import BelowFolder, InputPath
 from dparallel.config.sources import PROBLEM_FILES, ColumnText, SourceConfig, check_prompt
 
 ROWS = r"^\[-?\d*%?:-?\d*%?\]$"  # a slice such as [:200] or [50%:]
@@ -30,7 +30,7 @@ class FileConfig(Config):
         columns: as `SourceConfig.columns`.
     """
 
-    names: tuple[str, ...] = ()
+    names: tuple[BelowFolder, ...] = ()
     url: Annotated[str | None, HOW] = Field(default=None, min_length=1)
     rows: str = Field("", pattern=rf"{ROWS}|^$")
     columns: dict[str, str] = {}

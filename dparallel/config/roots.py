@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.config.base import ConfigError
-from dparallel.config.paths import PATHS, is_url, looks_local, shipped_configs
+from dparallel.config.paths import PATHS, WRITTEN, is_url, looks_local, shipped_configs
 
 ROOTS = "DPARALLEL_ROOTS"
+CREATED = ("runs", "out", *WRITTEN)  # paths in any form, since they need not exist
 
 
 def check_inside_roots(settings: Any) -> None:
@@ -27,14 +28,19 @@ def check_inside_roots(settings: Any) -> None:
         check_path(key, path)
 
 
+def roots() -> list[str]:
+    """The folders and URLs to which paths are limited; empty if they are not."""
+    stated = [root.strip() for root in os.environ.get(ROOTS, "").split(",")]
+    return [root for root in stated if root]
+
+
 def check_path(key: str, path: str) -> None:
     """Check the path of a setting `key`; files that come with the package are always allowed.
 
     Raises:
         ConfigError: as `check_inside_roots`.
     """
-    stated = [root.strip() for root in os.environ.get(ROOTS, "").split(",")]
-    allowed = [root for root in stated if root]
+    allowed = roots()
     if allowed and not any(_is_inside(path, root) for root in [*allowed, str(shipped_configs().parent)]):
         raise ConfigError(
             f"{key}={path}: outside of the folders that runs may use on this worker ({', '.join(allowed)}): "
@@ -49,7 +55,7 @@ def _paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
             full = f"{key}.{name}" if key else str(name)
             inside = name in PATHS or key.rpartition(".")[2] == "data_files"
             if inside and isinstance(value, str):
-                if looks_local(value) or is_url(value) or os.path.lexists(value) or name in ("runs", "out"):
+                if looks_local(value) or is_url(value) or os.path.lexists(value) or name in CREATED:
                     yield full, value
             else:
                 yield from _paths(value, full)
@@ -59,6 +65,7 @@ def _paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_inside(path: str, root: str) -> bool:
+    path, root = path.removeprefix("file://"), root.removeprefix("file://")
     if is_url(path) or is_url(root):
         clean = ".." not in path.split("/")
         return clean and (path == root.rstrip("/") or path.startswith(f"{root.rstrip('/')}/"))

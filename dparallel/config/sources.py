@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from dparallel.config.base import Config
-from dparallel.config.paths import PathOrHubId
+from dparallel.config.paths import BelowFolder, PathOrHubId
 
 PROBLEM_FILES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
@@ -98,8 +98,8 @@ class SourceConfig(Config):
     """
 
     path: PathOrHubId
-    subset: str | None = None
-    split: str = "train"
+    subset: BelowFolder | None = None
+    split: BelowFolder = "train"
     revision: str | None = None
     prompt: str | None = None
     reference: str | None = Field(None, min_length=1)

@@ -7,6 +7,7 @@ import glob
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError
 
+from dparallel.config.paths import leads_out
 from dparallel.config.sources import PROBLEM_FILES, kind_of
 from dparallel.problems.tables import TableError, check_kinds, listed
 
@@ -95,7 +97,13 @@ def _subset(root: Path, subset: str | None) -> tuple[Path, Patterns | None]:
     if name in configs:
         data_files = configs[name].get("data_files")
         patterns = None if data_files is None else sanitize_patterns(data_files)
-        return root / (configs[name].get("data_dir") or "."), patterns
+        folder = configs[name].get("data_dir") or "."
+        for path in (folder, *chain(*(patterns or {}).values())):
+            if leads_out(str(path)):
+                raise TableError(
+                    f"its README.md names {str(path)!r}, which leads out of the folder: correct it"
+                )
+        return root / folder, patterns
     if subset is not None and not (root / subset).is_dir():
         raise TableError(
             f"no subset {subset!r}: it is neither in a README.md nor a sub-folder; the folder holds "

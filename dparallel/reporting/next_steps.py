@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dparallel.config.base import UserError
+from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import load_config
 from dparallel.config.paths import shipped_configs
@@ -63,7 +63,8 @@ def _flags(decoding: DecodingConfig) -> list[str]:
 
 def _problems(benchmark: Benchmark) -> list[str]:
     """Flags with which `dparallel eval` measures the same problems, without `rows` and `count`."""
-    test, how = benchmark.manifest.config["test"], benchmark.manifest.how.get("test", {})
+    recorded, how = benchmark.manifest.config["test"], benchmark.manifest.how.get("test", {})
+    test = joined(recorded, how)
     if test["benchmark"] == "coins":
         return ["--protocol", "coins"]
     changes = {}
@@ -72,7 +73,7 @@ def _problems(benchmark: Benchmark) -> list[str]:
         changes = {key: test[key] for key in ("num_fewshot", "metric") if test.get(key) is not None}
         changes |= {f"data_files.{split}": file for split, file in how.get("data_files", {}).items()}
     else:
-        name = _protocol(test["protocol"])
+        name = _protocol(recorded["protocol"])
         if test.get("sources"):
             changes["sources"] = json.dumps([_given(source) for source in test["sources"]])
     path = ["--path", how["path"]] if how.get("path") else []
@@ -95,7 +96,8 @@ def _protocol(recorded: dict[str, Any]) -> str:
 
 def _given(source: dict[str, Any]) -> dict[str, Any]:
     """The settings of a source that are not at their default."""
-    return {key: value for key, value in source.items() if value != SourceConfig.model_fields[key].default}
+    fields = SourceConfig.model_fields.items()
+    return {key: source[key] for key, field in fields if source.get(key, field.default) != field.default}
 
 
 def _prompt(benchmark: Benchmark) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from dparallel.config.base import joined
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, digest, read_manifest
@@ -48,7 +49,8 @@ def _problems(manifest: Manifest) -> list[DatasetInput]:
         settings = manifest.config.get(section)
         if settings is None:
             continue
-        name = dataset_name(ProblemsConfig.model_validate(settings))
+        whole = joined(settings, manifest.how.get(section, {}))
+        name = dataset_name(ProblemsConfig.model_validate(whole))
         source = (manifest.details.get("data") or {}).get(section) or name
         content = digest([manifest.details.get("problems"), settings])
         found.append(_input(name, content, {"data": source}, {"problems": settings.get("count")}, context))

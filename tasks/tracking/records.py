@@ -147,9 +147,11 @@ def anywhere(uri: str) -> str:
 
 def without_password(text: str) -> str:
     """A URI, or a text with URIs, as recorded and printed; the password is taken from the environment."""
-    shown = re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1@", text)
+    shown = re.sub(r"(https?://)[^/:@\s]+@", r"\1…@", text)  # a name alone may be a token
+    shown = re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1@", shown)
     shown = re.sub(r"(sql[\w+]*://[^/:@\s]*):\S*@", r"\1@", shown)  # there, it may hold slashes
-    return re.sub(r"([?&](?:password|sslpassword)=)[^&\s]*", r"\1…", shown)
+    secret = r"(?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)"
+    return re.sub(rf"([?&]{secret}=)[^&\s]*", r"\1…", shown, flags=re.IGNORECASE)
 
 
 def now() -> int:

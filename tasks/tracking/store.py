@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from dparallel.config.roots import check_path
+from dparallel.config.base import ConfigError
+from dparallel.config.roots import ROOTS, check_path, roots
 from tasks.tracking.database import make_database
 from tasks.tracking.links import run_page, server_of
 from tasks.tracking.records import SQLITE, Parent, Record, StoreError, tracking_uri, without_password
@@ -23,7 +24,7 @@ from tasks.tracking.view import experiment_tags
 RECORD_TAG = "record"
 STAGE_KEY = "stage_key"  # tag with the name of the stage's folder
 PARENT = "mlflow.parentRunId"
-SERVERS = ("http", "postgresql", "mysql", "mssql")  # how the addresses begin of stores that are no files
+SERVER = re.compile(r"(https?|(postgresql|mysql|mssql)(\+\w+)?)://")  # stores that are no files
 
 
 class TrackingError(RuntimeError):
@@ -46,10 +47,8 @@ def check_store(parent: Parent) -> None:
         StoreError: they do not.
         ConfigError: the parent's is a file outside of the folders that runs may use on this worker.
     """
-    of_this_process = without_password(tracking_uri())
-    if parent.tracking_uri != of_this_process and not parent.tracking_uri.startswith(SERVERS):
-        path = re.sub(r"^(sqlite(\+\w+)?:///|file:(//)?)", "", parent.tracking_uri)
-        check_path("parent.tracking_uri", path)
+    if parent.tracking_uri != without_password(tracking_uri()):
+        _check_allowed(parent.tracking_uri)
     uri = tracking_uri(parent)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     if without_password(uri) == parent.tracking_uri:
@@ -70,6 +69,18 @@ def check_store(parent: Parent) -> None:
                 raise _other_store(parent, uri) from error
         except Exception:  # not available now; the upload finds out
             return
+
+
+def _check_allowed(uri: str) -> None:
+    """Raise a ConfigError if the store is a file outside of the folders that runs may use on this worker."""
+    if not roots() or SERVER.match(uri):
+        return
+    if not uri.startswith(SQLITE) or set("?#%") & set(uri):
+        raise ConfigError(
+            f"parent.tracking_uri={uri}: give the address of a server, or {SQLITE}/FOLDER/mlflow.db: a "
+            f"worker with {ROOTS} takes no other form"
+        )
+    check_path("parent.tracking_uri", uri.removeprefix(SQLITE))
 
 
 def _other_store(parent: Parent, uri: str) -> StoreError:

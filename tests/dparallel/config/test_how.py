@@ -1,10 +1,18 @@
 """Settings are split into those that determine the result and those that do not, at any depth."""
 
+from pathlib import Path
 from typing import Annotated
 
+import pytest
 from pydantic import PositiveInt
 
-from dparallel.config.base import HOW, Config
+from dparallel.config.base import HOW, Config, joined
+from dparallel.config.experiment import DistillConfig
+from dparallel.config.files import load_config
+from dparallel.config.paths import shipped_configs
+from dparallel.config.problems import ProblemsConfig
+from dparallel.config.sources import SourceConfig
+from dparallel.config.teacher import TeacherConfig
 
 
 class Inner(Config):
@@ -48,3 +56,25 @@ def test_a_config_without_marked_settings_is_all_what() -> None:
 
     assert Plain().what() == Plain().model_dump(mode="json")
     assert Plain().how() == {}
+
+
+def test_both_parts_joined_are_the_settings() -> None:
+    config = Outer(
+        named={"x": Inner(batch_size=1)}, listed=(Inner(length=5), Inner()), either=Inner(), options={"a": 2}
+    )
+    assert joined(config.what(), config.how()) == config.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in shipped_configs().glob("*.yaml")))
+def test_settings_of_whole_experiments_are_joined(file: str) -> None:
+    model = DistillConfig if "\nstudents:" in (shipped_configs() / file).read_text("utf-8") else TeacherConfig
+    config = load_config(model, file)
+    assert joined(config.what(), config.how()) == config.model_dump(mode="json")
+
+
+def test_the_path_of_a_local_source_is_joined(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    sources = (SourceConfig(path="org/on-the-hub"), SourceConfig(path=str(tmp_path / "rows.jsonl")))
+    problems = ProblemsConfig(benchmark="dataset", sources=sources)
+    assert "path" not in problems.what()["sources"][1]
+    assert ProblemsConfig.model_validate(joined(problems.what(), problems.how())) == problems

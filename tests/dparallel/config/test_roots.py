@@ -1,5 +1,7 @@
 """Paths of runs on a worker stay inside the folders that it allows."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,13 @@ import pytest
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
-from dparallel.config.roots import ROOTS, check_inside_roots
+from dparallel.config.paths import WRITTEN
+from dparallel.config.protocol import FileConfig
+from dparallel.config.roots import ROOTS, check_inside_roots, check_path
+from dparallel.config.sources import SourceConfig
+from dparallel.distillation.settings import DeepSpeedSettings
+from dparallel.problems.folders import read_folder
+from dparallel.problems.tables import TableError
 from tasks.checks import checked_experiment, checked_teacher
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -35,6 +43,8 @@ def tiny(*overrides: str) -> DistillConfig:
         "teacher=somebody/model-7B",
         "store=s3://bucket/ours/deep",
         "store={0}/inside/store",
+        "store=file://{0}/inside/store",
+        "training.deepspeed={{flops_profiler: {{enabled: true, output_file: flops.txt}}}}",
     ],
 )
 def test_what_lies_inside(override: str, roots: Path) -> None:
@@ -54,6 +64,9 @@ def test_what_lies_inside(override: str, roots: Path) -> None:
         "store={0}/outside",
         "store=s3://bucket/oursnot",
         "store=s3://other/ours",
+        "store=file://{0}/outside",
+        "store=file://{0}/inside/../outside",
+        "store=file://{0}/inside/link",
     ],
 )
 def test_what_lies_outside(override: str, roots: Path) -> None:
@@ -75,11 +88,60 @@ def test_what_lies_outside(override: str, roots: Path) -> None:
         ("baselines.rival.model", {"baselines": {"rival": {"model": "/outside/rival"}}}),
         ("launch.hostfile", {"launch": {"hostfile": "/outside/hosts"}}),
         ("out", {"out": "/outside/teacher"}),
+        (
+            "training.deepspeed.flops_profiler.output_file",
+            {"training": {"deepspeed": {"flops_profiler": {"output_file": "/outside/file"}}}},
+        ),
+        ("offload_param.nvme_path", {"offload_param": {"device": "nvme", "nvme_path": "../outside"}}),
+        ("offload_optimizer.nvme_path", {"offload_optimizer": {"nvme_path": "/outside"}}),
     ],
 )
 def test_settings_at_any_depth(key: str, settings: dict[str, Any], roots: Path) -> None:
     with pytest.raises(ConfigError, match=f"{key}=.*outside of the folders"):
         check_inside_roots(settings)
+
+
+def test_roots_may_be_urls_of_folders(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ROOTS, f"file://{roots}/inside")
+    for inside in (f"file://{roots}/inside/store", f"{roots}/inside", f"file://{roots}/inside"):
+        check_path("store", inside)
+    (roots / "inside" / "link").symlink_to(roots / "outside")
+    for outside in (f"file://{roots}/inside/link", f"{roots}/inside/link/a", f"file://{roots}/insidenot"):
+        with pytest.raises(ConfigError, match="outside of the folders"):
+            check_path("store", outside)
+
+
+def test_what_deepspeed_writes_is_known() -> None:
+    """All its settings that look like a file or folder are checked."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+    from deepspeed.runtime.zero import config, offload_config
+
+    models = [config.DeepSpeedZeroConfig, CommsLoggerConfig, DeepSpeedSettings]
+    models += [offload_config.DeepSpeedZeroOffloadParamConfig]
+    models += [offload_config.DeepSpeedZeroOffloadOptimizerConfig]
+    names = {name for model in models for name in model.model_fields}
+    names |= set(AIO_DEFAULT_DICT) | set(vars(DeepSpeedFlopsProfilerConfig({})))
+    places = {name for name in names if re.search("file$|path|dir|folder", name)}
+    assert places == set(WRITTEN)
+
+
+@pytest.mark.parametrize("outside", ["/outside", "../outside", "a/../../outside", "..", "a\\..\\..\\b"])
+def test_names_below_a_folder_do_not_lead_out_of_it(outside: str, tmp_path: Path) -> None:
+    message = "leads out of its folder: give a name below it"
+    with pytest.raises(ConfigError, match=f"subset: .*{message}"):
+        SourceConfig(path="data", subset=outside)
+    with pytest.raises(ConfigError, match=f"split: .*{message}"):
+        SourceConfig(path="data", split=outside)
+    with pytest.raises(ConfigError, match=f"names.0: .*{message}"):
+        FileConfig(names=(outside,))
+    (tmp_path / "data").mkdir()
+    for entry in ({"data_dir": outside}, {"data_files": [{"split": "train", "path": f"{outside}/a.jsonl"}]}):
+        card = json.dumps({"configs": [{"config_name": "default", **entry}]})
+        (tmp_path / "data" / "README.md").write_text(f"---\n{card}\n---\n", encoding="utf-8")
+        with pytest.raises(TableError, match="which leads out of the folder"):
+            read_folder(tmp_path / "data", None)
 
 
 def test_config_files_and_those_that_they_include(roots: Path) -> None:

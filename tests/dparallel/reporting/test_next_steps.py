@@ -11,7 +11,9 @@ from dparallel.cli.parser import build_parser, decoding_of
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.files import load_config
+from dparallel.config.problems import ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
+from dparallel.config.sources import SourceConfig
 from dparallel.reporting.next_steps import _flags, next_steps
 from dparallel.reporting.read import read_benchmark
 from tests.conftest import ROOT
@@ -75,6 +77,21 @@ def test_a_benchmark_without_models_has_no_next_steps(tiny_checkpoint: Path, tmp
     assert (
         lines[-1] == "  (PROTOCOL: a file with the settings of `protocol` of the benchmark's test problems)"
     )
+
+
+def test_the_command_names_local_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Their paths do not determine the result, and are recorded apart from what does."""
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    benchmark = read_benchmark("sums", finished_benchmark(tmp_path / "runs", tiny_checkpoint))
+    test = ProblemsConfig(benchmark="dataset", sources=(SourceConfig(path=str(rows), reference="answer"),))
+    manifest = benchmark.manifest.model_copy(
+        update={"config": {"test": test.what()}, "how": {"test": test.how()}}
+    )
+    (command,) = [
+        line for line in next_steps(replace(benchmark, manifest=manifest), Path("runs")) if " eval " in line
+    ]
+    assert f'sources=[{{"path": "{rows}", "reference": "answer"}}]' in command
 
 
 def test_the_command_names_the_protocols_file_and_the_data(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import re
 import socket
 from pathlib import Path
@@ -75,7 +76,38 @@ def test_a_store_has_several_addresses(
     assert len(runs_of(store, "coins")) == 2
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///{0}/other.db", "sqlite+pysqlite:///{0}/other.db", "{0}/mlruns"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "{0}/mlruns",
+        "file://{0}/mlruns",
+        "file:%2e%2e/mlruns",
+        "sqlite+pysqlite:///{0}/other.db",
+        "sqlite:///{0}/other.db?uri=true",
+        "sqlite:///{0}/%2e%2e/other.db",
+        "sqlite+pysqlite:///file:{0}/other.db?uri=true",
+        "http_{0}",
+    ],
+)
+def test_other_forms_of_stores_are_refused_where_folders_are_limited(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    parent = Parent(record="a", name="a", started=0, tracking_uri=uri.format(tmp_path), host="h")
+    monkeypatch.setenv("DPARALLEL_ROOTS", str(tmp_path))
+    with pytest.raises(ConfigError, match="parent.tracking_uri=.* takes no other form"):
+        check_store(parent)
+    for server in (
+        "http://host:5000",
+        "https://host/mlflow",
+        "postgresql://me@host/db",
+        "mysql+pymysql://h/db",
+    ):
+        with contextlib.suppress(StoreError):  # whether it has the run is another question
+            check_store(parent.model_copy(update={"tracking_uri": server}))
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{0}/other.db"])
 def test_a_store_outside_of_the_folders_of_a_worker(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
