@@ -48,7 +48,8 @@ def stated_name(config: object, overrides: Sequence[str]) -> str | None:
     try:
         for override in reversed(overrides):
             if override.startswith("name="):
-                return str(parse_yaml(override.removeprefix("name="), override))
+                named = parse_yaml(override.removeprefix("name="), override)
+                return str(named) if named else None
         stated = config.get("settings") if isinstance(config, Mapping) else read_settings(str(config))
     except UserError:  # the run says what is wrong
         return None

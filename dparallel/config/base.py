@@ -1,4 +1,4 @@
-"""Base class of all settings: strict numbers, path expansion, and one-line validation errors."""
+"""Base class of all settings: strict numbers and texts, and one-line validation errors."""
 
 import difflib
 import re
@@ -40,7 +40,7 @@ def explain(error: ValidationError, called: Callable[[str], str] = str) -> str:
     Args:
         called: maps a key to the name under which the user gave it, such as `--gen-length`.
     """
-    return "; ".join(_explain(mistake, called) for mistake in error.errors())
+    return "; ".join(_explain(mistake, called) for mistake in error.errors()).replace("\0", "\\0")
 
 
 def _explain(mistake: Any, called: Callable[[str], str]) -> str:
@@ -108,27 +108,37 @@ def _refuse_text(value: Any, error: Any) -> Any:
     return value
 
 
-NUMBERS: dict[str, Any] = {  # validators that run before pydantic's own conversion to the type
+def _refuse_null_characters(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        shown = textwrap.shorten(repr(str(value)), 80)
+        raise ValueError(f"{shown} holds a null character, which no path or text may hold: take it out")
+    return value
+
+
+STRICT: dict[str, Any] = {  # validators that run before pydantic's own conversion to the type
+    "str": {"type": "no-info", "function": _refuse_null_characters},
     "int": {"type": "no-info", "function": lambda value: _refuse_text(value, "int_type")},
     "float": {"type": "no-info", "function": lambda value: _refuse_text(value, "float_type")},
 }
 
 
-def _strict_numbers(schema: Any) -> Any:
-    """Make all numbers in `schema`, at any depth, reject text and booleans; 1e3 remains a valid integer."""
+def _strict(schema: Any) -> Any:
+    """Make all numbers in `schema`, at any depth, reject text and booleans, and all texts null characters.
+
+    1e3 remains a valid integer.
+    """
     if isinstance(schema, list):
-        return [_strict_numbers(part) for part in schema]
-    if not isinstance(schema, dict) or schema.get("function") in NUMBERS.values():
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, dict) or schema.get("function") in STRICT.values():
         return schema
-    if schema.get("type") in NUMBERS:
-        return {"type": "function-before", "function": NUMBERS[schema["type"]], "schema": schema}
-    return {
-        key: part if key in ("metadata", "default") else _strict_numbers(part) for key, part in schema.items()
-    }
+    if schema.get("type") in STRICT:
+        return {"type": "function-before", "function": STRICT[schema["type"]], "schema": schema}
+    return {key: part if key in ("metadata", "default") else _strict(part) for key, part in schema.items()}
 
 
 class Config(BaseModel):
-    """Base class of frozen settings. Numbers reject text and booleans; unknown keys are errors.
+    """Base class of frozen settings. Numbers reject text and booleans, texts null characters; unknown keys
+    are errors.
 
     Raises:
         ConfigError: raised by the constructor, with all mistakes in one line. `model_validate` and
@@ -165,7 +175,7 @@ class Config(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return _strict_numbers(handler(source))
+        return _strict(handler(source))
 
     def how_names(self) -> set[str]:
         """Names of the settings that do not determine the result: those marked `HOW`."""

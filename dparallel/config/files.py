@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  #
 
 INPUTS = ("path", "chat_template", "model", "teacher")  # settings that are the path of an input
 CONFIG_FILES = (".yaml", ".yml", ".json")
+NAME_IN_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^.=]*)([.=]|\Z)')  # and what ends it
 
 Loaded = TypeVar("Loaded", bound=Config)
 
@@ -29,7 +31,8 @@ def load_config(model: type[Loaded], path: str | Path, overrides: list[str] | No
     A string value that ends in `.yaml`, `.yml` or `.json` is replaced by the content of that file, except
     inside lists. Relative paths are relative to the file that holds them, and in overrides to the working
     folder. Config files that do not exist there are looked up among those that come with the package.
-    Values of overrides are YAML; a number in their key is a list index.
+    Values of overrides are YAML; a number in their key is a list index, and a name in double quotes may
+    contain dots: `students."v1.2".region=block`.
 
     Args:
         model: settings class to validate with.
@@ -47,7 +50,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: names the file and the reason.
     """
-    return _read(find_config(Path(os.path.expanduser(path))))
+    return _read(find_config(_path_of(os.fspath(path))))
 
 
 def make_config(
@@ -93,6 +96,17 @@ def with_inputs(
         return with_inputs(value, change, key) if isinstance(value, dict) else value
 
     return {key: changed(key, value) for key, value in settings.items()}
+
+
+def _path_of(text: str) -> Path:
+    """The path of a config file, with the home folder in place of `~`."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{text!r}: no config file can have this path ({error.reason})") from None
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: no config file can have this path: take the null character out")
+    return Path(os.path.expanduser(text))
 
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -191,16 +205,38 @@ def _included(value: Any, folder: Path, including: tuple[str, ...] = (), section
             for key, part in value.items()
         }
     if isinstance(value, str) and not isinstance(value, Written) and value.endswith(CONFIG_FILES):
-        return _read(find_config(Path(os.path.expanduser(value)), folder), including)
+        return _read(find_config(_path_of(value), folder), including)
     return written(value, folder)
 
 
+def split_override(override: str) -> tuple[list[str], str | None]:
+    """The names in the key of an override `key.sub=value`, and its value; None if there is no `=`."""
+    names: list[str] = []
+    for found in NAME_IN_KEY.finditer(override):
+        names.append(_unquoted(found[1]))
+        if found[2] != ".":
+            break
+    return names, override[found.end() :] if found[2] == "=" else None
+
+
+def quoted(name: str) -> str:
+    """A name as it stands in the key of an override: in quotes if it could be read as something else."""
+    return name if re.fullmatch(r'[^\s".=]+', name) else json.dumps(name, ensure_ascii=False)
+
+
+def _unquoted(name: str) -> str:
+    try:
+        return str(json.loads(name)) if name.startswith('"') else name
+    except ValueError:  # in no pair of quotes: no setting has this name
+        return name
+
+
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
+    names, text = split_override(override)
+    if text is None or names == [""]:
         raise ConfigError(f"override {override!r} is not of the form key.sub=value")
     value = parse_yaml(text, f"override {override!r}")
-    return _included(_replace(data, key.split("."), value, override), Path.cwd())
+    return _included(_replace(data, _plain(names, f"override {override!r}"), value, override), Path.cwd())
 
 
 def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from dparallel.config.base import Config
+from dparallel.config.files import quoted
 
 UNPLAIN = re.compile(r"[\x7f-\x9f]")  # JSON may hold these characters as they are, YAML may not
 ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
@@ -20,15 +21,18 @@ ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 def partial_of(settings: type[Config]) -> type[BaseModel]:
     """A model with the same settings and limits as `settings`, at any depth, none of which is required.
 
-    Its JSON schema has the descriptions of the docstrings. What concerns several settings together is
-    checked only when they override a config; see `overrides_of`.
+    Its JSON schema has the descriptions of the docstrings. Sections of named parts, such as `students`, may
+    be empty. What concerns several settings together is checked only when they override a config; see
+    `overrides_of`.
     """
     texts = descriptions(settings)
     fields: dict[str, Any] = {}
     for name, info in settings.model_fields.items():
-        kept = [each for each in info.metadata if not isinstance(each, str)]
+        kept = [limit for limit in info.metadata if not isinstance(limit, str)]
+        if get_origin(info.annotation) is dict:  # an empty section changes nothing
+            kept = [limit for limit in kept if not hasattr(limit, "min_length")]
         annotation = _partial(info.annotation)
-        field = Field(default=None, description=texts.get(name), json_schema_extra=_without_default)
+        field = Field(default=None, description=texts.get(name), json_schema_extra=_as_in_form)
         fields[name] = (Annotated[annotation, *kept] if kept else annotation, field)
     return create_model(
         f"{settings.__name__}Overrides",
@@ -45,7 +49,8 @@ def partial_of(settings: type[Config]) -> type[BaseModel]:
 def overrides_of(given: BaseModel | Mapping[str, Any] | None) -> list[str]:
     """What is set in a model of `partial_of`, or in its JSON values, as overrides `key.sub=value`.
 
-    A null sets a setting to null, where null is one of its values; elsewhere the model refuses it.
+    A null sets a setting to null, where null is one of its values; elsewhere the model and its JSON schema
+    refuse it. An empty section changes nothing; a list, also an empty one, replaces the whole list.
     """
     values = given.model_dump(mode="json", exclude_unset=True) if isinstance(given, BaseModel) else given
     return [
@@ -77,8 +82,10 @@ def descriptions(settings: type) -> dict[str, str]:
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):  # an empty one changes nothing
-        return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), value)]
+        return [
+            leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{quoted(str(key))}.")
+        ]
+    return [(prefix.removesuffix("."), value)]
 
 
 def _partial(annotation: Any) -> Any:
@@ -95,5 +102,13 @@ def _partial(annotation: Any) -> Any:
     return annotation
 
 
-def _without_default(schema: dict[str, Any]) -> None:
+def _as_in_form(schema: dict[str, Any]) -> None:
+    """No default, as the file has the value, and null only where it is a value of the setting.
+
+    Prefect's server takes null as a value of all settings that are not required and have one type.
+    """
     schema.pop("default", None)
+    if "type" in schema:
+        schema["not"] = {"type": "null"}
+    if "patternProperties" in schema:  # names of other patterns are none
+        schema["additionalProperties"] = False

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from dparallel.config.base import Config
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TrajectoriesConfig
+from dparallel.config.files import split_override
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.origin import Origin
@@ -58,15 +59,14 @@ def with_changes(name: str, overrides: Iterable[str]) -> str:
 
 
 def _key(override: str) -> str:
-    return override.partition("=")[0].strip()
+    return ".".join(split_override(override)[0]).strip()
 
 
 def _short(override: str, parts: int) -> str:
     """`training.seed=1` as `seed=1`, or with more parts of the key."""
-    key, _, value = override.partition("=")
-    return (
-        f"{'.'.join(key.strip().split('.')[-parts:])}={textwrap.shorten(value.strip(), 24, placeholder='…')}"
-    )
+    key, (_, value) = _key(override), split_override(override)
+    shown = textwrap.shorten((value or "").strip(), 24, placeholder="…")
+    return f"{'.'.join(key.split('.')[-parts:])}={shown}"
 
 
 def parameters(config: DistillConfig, overrides: Iterable[str] = ()) -> dict[str, str]:

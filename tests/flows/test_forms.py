@@ -7,10 +7,12 @@ import pytest
 from prefect import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.utilities.schema_tools.validation import validate
 
 from dparallel.stages.experiment import Experiment
 from flows import distill as module
 from flows.distill import distill
+from flows.teacher import teacher
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 FILE = "configs/tiny.yaml"
@@ -34,6 +36,11 @@ def submit(**parameters: Any) -> None:
         ({"launch": {"processes": "many"}}, "many"),
         ({"students": {"consistency": {"certainty_weight": "much"}}}, "much|consistency"),
         ({"unknown": 1}, "unknown"),
+        ({"training": {"seed": None}}, "seed"),
+        ({"teacher": None}, "teacher"),
+        ({"students": {"consistency": None}}, "consistency"),
+        ({"students": {"two words": {"masking": "random"}}}, "two words"),
+        ({"training": {"lora": {"targets": []}}}, "targets"),
     ],
 )
 def test_the_server_refuses_what_cannot_be(settings: dict[str, Any], named: str) -> None:
@@ -42,6 +49,21 @@ def test_the_server_refuses_what_cannot_be(settings: dict[str, Any], named: str)
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs()
     assert settings not in [run.parameters.get("settings") for run in runs]
+
+
+@pytest.mark.parametrize("flow", [distill, teacher])
+def test_null_is_a_value_in_the_form_where_it_is_one_of_the_setting(flow: Any) -> None:
+    schema = flow.parameters.model_dump_for_openapi()
+    for model, part in schema["definitions"].items():
+        whole = {**schema, "properties": {"part": {"$ref": f"#/definitions/{model}"}}, "required": []}
+        for name, setting in part.get("properties", {}).items():
+            mistakes = validate({"part": {name: None}}, whole, ignore_required=True)
+            nullable = {"type": "null"} in setting.get("anyOf", [])
+            assert (not mistakes) == nullable, f"{model}.{name}"
+
+
+def test_the_server_takes_empty_sections_and_nulls_that_are_values() -> None:
+    submit(settings={"students": {}, "benchmarks": {}, "training": {}, "store": None})
 
 
 def test_valid_settings_override_the_file_and_text_overrides_them(

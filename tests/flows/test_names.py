@@ -7,6 +7,8 @@ from typing import Any
 from flows.environment import flow
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prefect import get_client, runtime
 
 from flows.names import experiment_of, flow_run_name, name_of, title_of
@@ -45,10 +47,51 @@ SNAPSHOT_ALONE = {"config": SNAPSHOT | {"overrides": []}}
         ("distill", {"config": "absent/file.yaml"}, "file: distill"),
         ("distill", {"config": 5, "overrides": None}, "5: distill"),
         ("distill", {}, "None: distill"),
+        ("distill", {"config": SNAPSHOT_ALONE["config"] | {"overrides": 5}}, "sums: distill"),
+        ("distill", {"config": SNAPSHOT_ALONE["config"] | {"overrides": "abc"}}, "sums: distill"),
+        ("distill", {"config": "configs/tiny.yaml", "settings": "abc", "overrides": "abc"}, "tiny: distill"),
+        ("distill", {"config": "configs/tiny.yaml", "overrides": ["name="]}, "tiny: distill"),
+        ("distill", {"config": "a\0b.yaml"}, "a?b: distill"),
+        ("distill", {"config": "~a\0b"}, "~a?b: distill"),
+        ("distill", {"config": "\ud800.yaml"}, "?: distill"),
+        (
+            "distill",
+            {"config": "configs/tiny.yaml", "settings": {"students": {"a.b": {"region": "block"}}}},
+            'tiny: distill (region="block")',
+        ),
     ],
 )
 def test_names(flow_name: str, parameters: dict[str, Any], expected: str) -> None:
     assert name_of(flow_name, parameters) == expected
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=8)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+parts = st.fixed_dictionaries({}, optional={"name": anything, "seed": anything, "overrides": anything})
+configs = anything | st.fixed_dictionaries({}, optional={"settings": parts | anything, "overrides": anything})
+
+
+@settings(max_examples=200)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "config": configs,
+            "settings": parts | anything,
+            "overrides": anything,
+            "student": anything,
+            "benchmark": anything,
+        },
+    )
+)
+def test_names_never_fail(parameters: dict[str, Any]) -> None:
+    for text in (name_of("distill", parameters), title_of("distill", parameters), experiment_of(parameters)):
+        assert "\0" not in text
+        text.encode("utf-8")
 
 
 def test_titles_are_without_what_was_overridden() -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,47 @@ def test_numbers_and_switches_as_yaml_writes_them(config_file):
     assert (config.decoding.compile, config.decoding.stop_at_eos) == (True, False)
     assert isinstance(config.batch_size, int)
     assert isinstance(config.decoding.temperature, float)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\0b.yaml", "~a\0b", "/tmp/\0", "\ud800.yaml"])
+def test_a_path_that_no_config_file_can_have(path, config_file):
+    with pytest.raises(ConfigError, match="no config file can have this path") as caught:
+        load_config(TeacherConfig, path)
+    assert "\0" not in str(caught.value), "printed as an escape"
+    if path.endswith(".yaml") and "\0" in path:  # included
+        with pytest.raises(ConfigError, match="no config file can have this path"):
+            load_config(TrajectoriesConfig, config_file, [f"decoding={json.dumps(path)}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'store="/tmp/a\\0b"',
+        'store="~a\\0b"',
+        'store="s3://bucket/a\\0b"',
+        'runs="a\\0b"',
+        'runs="~\\0"',
+        'teacher="a\\0b"',
+        'teacher="../*\\0"',
+        'name="a\\0b"',
+        'launch.hostfile="a\\0b"',
+        'trajectories.problems.protocol.system="a\\0b"',
+        'trajectories.problems.sources=[{path: "a\\0b"}]',
+        'trajectories.problems.path="a\\0b"',
+        'students={"a\\0b": {masking: random}}',
+    ],
+)
+def test_a_null_character_is_refused_in_every_text(override):
+    file = Path(__file__).parents[3] / "configs" / "tiny.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_config(DistillConfig, file, [override])
+    message = str(caught.value)
+    assert override.partition("=")[0].rpartition(".")[2] in message
+    assert "\0" not in message
+    assert "\n" not in message
+    assert "null" in message or "pattern" in message
+
+
+def test_a_null_character_is_refused_by_constructors():
+    with pytest.raises(ConfigError, match=r"out: '/tmp/a\\x00b' holds a null character, .* take it out"):
+        TeacherConfig(out="/tmp/a\0b")

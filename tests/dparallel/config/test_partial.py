@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from dparallel.config.base import Config
+from dparallel.config.base import Config, ConfigError
 from dparallel.config.experiment import DistillConfig, TrainingConfig
-from dparallel.config.files import load_config, parse_yaml
+from dparallel.config.files import _override, load_config, parse_yaml, quoted, split_override
 from dparallel.config.partial import descriptions, overrides_of, partial_of
 from dparallel.config.teacher import TeacherConfig
 
@@ -118,3 +121,97 @@ def test_characters_that_yaml_reads_as_others() -> None:
     for text in ("a\x85b", "a\x7fb", "a\u2028b", "größe 😀\t"):
         [override] = overrides_of({"teacher": text})
         assert parse_yaml(override.removeprefix("teacher="), override) == text
+
+
+def test_a_name_with_dots_that_the_file_lacks() -> None:
+    form = partial_of(DistillConfig)
+    block = {"masking": "random", "region": "block", "block_length": 12}
+    overrides = overrides_of(form.model_validate({"students": {"a.b": block}}))
+    assert sorted(overrides) == [
+        'students."a.b".block_length=12',
+        'students."a.b".masking="random"',
+        'students."a.b".region="block"',
+    ]
+    before = load_config(DistillConfig, TINY).students
+    assert "a.b" not in before
+    students = load_config(DistillConfig, TINY, overrides).students
+    assert set(students) == {*before, "a.b"}, "the file's stay"
+    assert students["a.b"].block_length == 12
+    again = load_config(DistillConfig, TINY, [*overrides, "students.a.b.block_length=6"]).students
+    assert again["a.b"].block_length == 6, "without quotes once the name is there"
+
+
+# No sequence of them, joined with dots, is another one.
+names = st.sampled_from(["a", "b", "c.d", "", "e=f", '"', '"g', "\\h.", "größe 1", "#"])
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text("ab.:[{'\"\\\x85 ")
+    | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+sections = st.dictionaries(names, st.dictionaries(names, values, max_size=3), max_size=3)
+
+
+def merged(file: Any, given: Any) -> Any:
+    """Oracle: what overrides of nested values have to do."""
+    if not isinstance(given, dict):
+        return given
+    whole = dict(file) if isinstance(file, dict) else {}
+    for name, value in given.items():
+        if value != {} and leaves(value):
+            whole[name] = merged(whole.get(name), value)
+    return whole
+
+
+def leaves(value: Any) -> list[Any]:
+    return [leaf for part in value.values() for leaf in leaves(part)] if isinstance(value, dict) else [value]
+
+
+@limits(max_examples=60)
+@drawn(sections, sections)
+def test_overrides_change_what_is_given_and_nothing_else(file: dict[str, Any], given: dict[str, Any]) -> None:
+    found = file
+    try:
+        for override in overrides_of({"top": given}):
+            found = _override({"top": found}, override)["top"]
+    except ConfigError as error:
+        assert "below a plain value" in str(error) or "in a list of" in str(error)  # noqa: PT017
+        return
+    assert found == merged(file, given)
+
+
+@limits(max_examples=40)
+@drawn(st.lists(st.text(max_size=5), min_size=1, max_size=4), st.text(max_size=5))
+def test_keys_are_read_as_they_are_written(keys: list[str], value: str) -> None:
+    text = ".".join(quoted(key) for key in keys)
+    assert split_override(f"{text}={value}") == (keys, value)
+    assert split_override(text) == (keys, None)
+
+
+@limits(max_examples=60)
+@drawn(st.text('a."=\\ '))
+def test_any_text_is_split(text: str) -> None:
+    keys, value = split_override(text)
+    assert keys
+    if '"' not in text:
+        key, equals, after = text.partition("=")
+        assert (keys, value) == (key.split("."), after if equals else None)
+
+
+def test_an_empty_section_keeps_that_of_the_file_and_an_empty_list_replaces_it() -> None:
+    form, before = partial_of(DistillConfig), load_config(DistillConfig, TINY)
+    for empty in (
+        {"students": {}},
+        {"benchmarks": {}},
+        {"code": {}, "training": {"lora": {}, "deepspeed": {}}},
+        {"students": {"new": {}}},
+    ):
+        assert overrides_of(form.model_validate(empty)) == []
+    [override] = overrides_of(form.model_validate({"trajectories": {"problems": {"sources": []}}}))
+    assert override == "trajectories.problems.sources=[]"
+    with pytest.raises(ValidationError, match="at least 1 item"):  # a list that cannot be empty
+        form.model_validate({"training": {"lora": {"targets": []}}})
+    assert load_config(DistillConfig, TINY, []) == before
