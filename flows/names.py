@@ -1,14 +1,13 @@
 """Names of flow runs, by which those of different experiments are told apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import runtime
 from pydantic import BaseModel
 
-from dparallel.config.partial import overrides_of
-from tasks.checks import stated_name
+from tasks.checks import all_overrides, stated_name
 from tasks.tracking.describe import with_changes
 
 
@@ -43,13 +42,13 @@ def _overrides(parameters: Mapping[str, Any]) -> list[str]:
     """Those of a run in progress, whose snapshot is the config, and those of the parameters."""
     config, settings = parameters.get("config"), parameters.get("settings")
     begun = config.get("overrides") if isinstance(config, Mapping) else None
-    given = overrides_of(settings) if isinstance(settings, BaseModel | Mapping) else []
-    texts = [*_listed(begun), *given, *_listed(parameters.get("overrides"))]
+    values = settings if isinstance(settings, BaseModel | Mapping) else None
+    texts = [*_listed(begun), *all_overrides(values, _listed(parameters.get("overrides")))]
     return [text for text in texts if isinstance(text, str)]
 
 
-def _listed(value: object) -> Sequence[object]:
-    return value if isinstance(value, list | tuple) else ()
+def _listed(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _encodable(name: str) -> str:

@@ -38,7 +38,7 @@ else:  # the form in Prefect's UI, whose values the server checks
     Settings, TeacherSettings = partial_of(DistillConfig), partial_of(TeacherConfig)
 
 
-def all_overrides(settings: BaseModel | None, overrides: list[str] | None) -> list[str]:
+def all_overrides(settings: BaseModel | Mapping[str, Any] | None, overrides: list[str] | None) -> list[str]:
     """Settings given as values, and then those given as text, as overrides of a config."""
     return [*overrides_of(settings), *(overrides or [])]
 
