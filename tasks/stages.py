@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -132,7 +131,7 @@ def track_experiment(experiment: Experiment) -> AbstractContextManager[Run]:
 
 def is_older(manifest: Manifest, started: int) -> bool:
     """Whether a stage was finished before a run started (milliseconds since 1970)."""
-    return (datetime.fromisoformat(manifest.finished_at).timestamp() + 1) * 1000 <= started
+    return (manifest.finished.timestamp() + 1) * 1000 <= started
 
 
 def family_of(teacher: str | None) -> str | None:

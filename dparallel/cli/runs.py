@@ -11,7 +11,8 @@ from dparallel.evaluation.plots import plain
 from dparallel.evaluation.texts import INTERVAL, accuracy_text, sandbox_notes
 from dparallel.preflight.units import size
 from dparallel.reporting.past import PastExperiment, PastStage, made_from, past_experiments, size_of
-from dparallel.reporting.read import Benchmark, benchmark_name, read_benchmark
+from dparallel.reporting.read import Benchmark, benchmark_name, read_benchmark, unreadable
+from dparallel.stages.manifest import StageError
 
 NO_DEFAULT = "* no student keeps the accuracy: the numbers are those of the best one."
 TITLES = ("experiment", "state", "benchmark", "student", "accuracy %", "n", "NFE", "fewer", "TPF", "disk")
@@ -45,14 +46,15 @@ def _rows(experiment: PastExperiment) -> list[dict[str, Any]]:
         "experiment": experiment.name,
         "folder": str(experiment.folder),
         "state": _state(experiment),
-        "bytes": size_of(experiment.folder),
+        "bytes": size_of(experiment.folder.resolve()),
     }
     rows = []
     for stage in experiment.latest:
-        name = benchmark_name(stage.folder)
         later = _later(stage, experiment)
-        known = {**common, "benchmark": name, **({"later_stages": later} if later else {})}
+        known = {**common, **({"later_stages": later} if later else {})}
         try:
+            name = benchmark_name(stage.folder)
+            known["benchmark"] = name
             rows.append({**known, **_numbers(read_benchmark(name, stage.folder))})
         except UserError as error:
             rows.append({**known, "problem": str(error)})
@@ -67,6 +69,14 @@ def _later(result: PastStage, experiment: PastExperiment) -> list[str]:
 
 
 def _numbers(benchmark: Benchmark) -> dict[str, Any]:
+    """The headline numbers of a benchmark; StageError if they are impossible, so that its file is damaged."""
+    try:
+        return _computed(benchmark)
+    except (ArithmeticError, ValueError, StopIteration) as error:  # no forward pass, a share above 1
+        raise StageError(unreadable(benchmark.folder, f"{type(error).__name__}: {error}")) from error
+
+
+def _computed(benchmark: Benchmark) -> dict[str, Any]:
     best, reference = benchmark.best.measurement, benchmark.reference.measurement
     return {
         "stage": benchmark.folder.name,

@@ -111,7 +111,10 @@ def _path_of(text: str) -> Path:
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     """Content of a file, with included files in place."""
-    place = os.path.realpath(path)
+    try:
+        place = os.path.realpath(path)
+    except ValueError as error:  # a null character
+        raise ConfigError(f"{str(path)!r}: no file can have this name ({error})") from error
     if place in including:
         raise ConfigError(f"{path} includes itself")
     check_path("config file", place)

@@ -69,7 +69,7 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
     """
     here = path if folder is None else folder / path
     shipped = shipped_configs() / path
-    return shipped if not os.path.lexists(here) and shipped.is_file() else here
+    return shipped if not os.path.lexists(here) and os.path.isfile(shipped) else here
 
 
 def looks_local(path: str) -> bool:

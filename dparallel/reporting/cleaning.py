@@ -1,6 +1,8 @@
 """What can be removed from a folder of runs: what no kept result refers to, and what killed runs left."""
 
-import json
+import contextlib
+import os
+import posixpath
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from dparallel.config.experiment import MEASUREMENTS
 from dparallel.config.files import read_settings
 from dparallel.reporting.find import REPORT, RunError
 from dparallel.reporting.past import PastExperiment, PastStage, made_from, size_of
-from dparallel.stages.files import PARTIAL, SAVING, sweep
+from dparallel.stages.files import PARTIAL, SAVING, read_record, sweep
 from dparallel.stages.lease import held
 from dparallel.stages.snapshot import CONFIGS
 
@@ -67,8 +69,8 @@ def named_stages(given: str, runs: Path, experiments: Iterable[PastExperiment]) 
     Raises:
         RunError: it names nothing in `runs`.
     """
-    for place in (runs / given, Path(given).expanduser()):
-        folder = place.resolve()
+    for place in (runs / given, Path(os.path.expanduser(given))):
+        folder = Path(os.path.realpath(place))
         for experiment in experiments:
             folders = {stage.folder for stage in experiment.stages}
             if experiment.folder.resolve() == folder:
@@ -131,7 +133,7 @@ def remove(removal: Removal) -> None:
     """
     if removal.is_stage:
         aside = removal.folder.with_name(f"{REMOVING}{removal.folder.name}")
-        with held(removal.folder):
+        with held(removal.folder.resolve()):  # which also ends where the folder is a link
             removal.folder.rename(aside)
         _delete(aside)
         return
@@ -159,10 +161,13 @@ def stores_that_keep(experiments: Iterable[PastExperiment], found: Iterable[Remo
 
 
 def remove_empty(experiments: Iterable[PastExperiment]) -> None:
-    """Remove the folders of experiments of which nothing is left."""
+    """Remove the folders of experiments of which nothing is left, or the links to them."""
     for experiment in experiments:
-        if experiment.folder.is_dir() and not any(experiment.folder.iterdir()):
-            experiment.folder.rmdir()
+        folder = experiment.folder
+        if folder.is_dir() and not any(folder.iterdir()):
+            drop = folder.unlink if folder.is_symlink() else folder.rmdir
+            with contextlib.suppress(OSError):  # a run may have begun in it meanwhile
+                drop()
 
 
 def _kept(
@@ -213,7 +218,9 @@ def _around(experiment: PastExperiment, gone: set[Path], checkpoints: bool) -> l
             found.append(Removal("rest", [*saving, *partial], stage.folder, "a killed run left it"))
     if not stages and folder not in gone:
         beside = [path for name in (CONFIGS, TRACKING) if (path := folder / name).is_dir()]
-        pending = [file for file in folder.glob(f"{TRACKING}/*.json") if not _record(file).get("uploaded")]
+        pending = [
+            file for file in folder.glob(f"{TRACKING}/*.json") if not read_record(file).get("uploaded")
+        ]
         why = "all of the experiment is removed"
         if pending:
             beside = [path for path in beside if path.name != TRACKING]
@@ -227,53 +234,62 @@ def _measurements(
 ) -> tuple[list[Removal], list[str]]:
     """Samples and verdicts that only removed benchmarks were made from."""
     removed = {stage.folder for stage in gone}
-    kept = {name for stage in stages if stage.folder not in removed for name in _measured(stage)}
-    files = [store / name for name in sorted({name for stage in gone for name in _measured(stage)} - kept)]
-    files = [file for file in files if file.is_file()]
-    waiting = [
-        stage.folder
-        for stage in stages
-        if stage.manifest is None and stage.name.startswith("benchmark") and stage.folder not in removed
-    ]
+    kept = [stage for stage in stages if stage.folder not in removed]
+    names = {name for stage in gone for name in _measured(stage) or ()}
+    names -= {posixpath.normpath(name) for stage in kept for name in _measured(stage) or ()}
+    files = _files_in(store, names)
+    waiting = [stage.folder for stage in kept if _measured(stage) is None]
     if not files:
         return [], []
     if waiting:
         return [], [
-            f"{len(files)} files of measurements are kept, because the unfinished {waiting[0]} may use them: "
-            "finish it, or name it as well."
+            f"{len(files)} files of measurements are kept, because {waiting[0]}, which is unfinished or "
+            "damaged, may use them: finish it, or name it as well."
         ]
     why = f"{len(files)} files of measurements that only removed benchmarks were made from"
     return [Removal("measurements", files, store, why)], []
 
 
-def _measured(stage: PastStage) -> Iterable[str]:
-    return stage.manifest.details.get("measurements", {}) if stage.manifest is not None else ()
+def _measured(stage: PastStage) -> Collection[str] | None:
+    """Names in the store of what a stage was made from, as recorded; None if they are not known."""
+    if stage.manifest is None or not stage.is_benchmark:
+        return None if stage.name.startswith("benchmark") else ()
+    recorded = stage.manifest.details.get("measurements")
+    return recorded if isinstance(recorded, dict) else None
+
+
+def _files_in(store: Path, names: set[str]) -> list[Path]:
+    """The files of these names in a store.
+
+    Manifests come from other machines too, so their names only select among the files that lie in the store,
+    of which linked folders are no part; a name that leads elsewhere selects nothing.
+    """
+    if not names:
+        return []
+    inside = {path.relative_to(store).as_posix(): path for path in store.rglob("*")}
+    return [inside[name] for name in sorted(names & inside.keys()) if inside[name].is_file()]
 
 
 def _stages_of(report: Path) -> list[str]:
     """Names of the stages that a report is about; empty if it is damaged."""
     try:
-        sections = json.loads((report / REPORT).read_text(encoding="utf-8"))["benchmarks"]
-        return [run["stage"] for section in sections for run in section["runs"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        sections = read_record(report / REPORT)["benchmarks"]
+        names = [run["stage"] for section in sections for run in section["runs"]]
+    except (KeyError, TypeError):
         return []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _store_of(experiment: Path) -> str | None:
     """The store that the experiment's latest config names."""
-    files = sorted(experiment.glob(f"{CONFIGS}/*.yaml"), key=lambda file: file.stat().st_mtime)
+    files = [file for file in experiment.glob(f"{CONFIGS}/*.yaml") if file.is_file()]
+    if not files:
+        return None
     try:
-        return read_settings(files[-1]).get("store") if files else None
+        store = read_settings(max(files, key=lambda file: file.stat().st_mtime)).get("store")
     except UserError:  # damaged
         return None
-
-
-def _record(file: Path) -> dict[str, object]:
-    try:
-        record = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return store if isinstance(store, str) else None
 
 
 def _delete(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Find finished benchmark stages of past runs: by folder, by name of the experiment, or by MLflow run id."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from dparallel.config.base import UserError, nearest
 from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.read import benchmark_name
+from dparallel.stages.files import read_record
 from dparallel.stages.manifest import CLAIM, MANIFEST, read_manifest
 
 REPORT = "report.json"
@@ -52,10 +54,10 @@ def find_run(given: str, runs: Path) -> Found:
     Raises:
         RunError: it names no run, or the run is not finished.
     """
-    for folder in (Path(given).expanduser(), runs / given):
+    for folder in (Path(os.path.expanduser(given)), runs / given):
         if folder.is_dir():
             return _in_folder(given, folder)
-    if Path(given).expanduser().is_file():
+    if Path(os.path.expanduser(given)).is_file():
         raise RunError(f"{given} is a file: give the folder of an experiment, a report or a benchmark stage")
     return _by_id(given, runs)
 
@@ -88,7 +90,7 @@ def _in_folder(given: str, folder: Path) -> Found:
         )
     notes = []
     for name, of_name in latest.items():
-        of_name.sort(key=lambda stage: read_manifest(stage).finished_at)
+        of_name.sort(key=lambda stage: read_manifest(stage).finished)
         if len(of_name) > 1:
             notes.append(
                 f"{folder.name} holds {len(of_name)} finished benchmarks {name}: the latest, "
@@ -136,7 +138,7 @@ def _reported(folder: Path) -> list[tuple[str, Path]]:
 
 def _by_id(given: str, runs: Path) -> Found:
     for path in sorted(runs.glob("*/tracking/*.json")):
-        record = _record(path)
+        record = read_record(path)
         if record.get("run_id") == given:
             return _tracked(given, path.parents[1], record)
     raise RunError(
@@ -153,23 +155,17 @@ def _similar(given: str, runs: Path) -> str:
     names = [folder.relative_to(runs).as_posix() for folder in folders]
     if hint := nearest(given, names):
         return hint
-    under = Path(given).expanduser().parent  # of a path, such as runs/tiny
+    under = Path(os.path.expanduser(given)).parent  # of a path, such as runs/tiny
     return nearest(given, [str(folder) for folder in sorted(under.glob("*/"))]) if under.is_dir() else ""
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """Content of a run's record (`tasks.tracking.records.Record`); empty if it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _tracked(given: str, home: Path, record: dict[str, Any]) -> Found:
     """The report or stage of a record; of an experiment that was moved, in its present folder."""
-    folders = [record.get("folder"), *(str(Path(file).parent) for file in record.get("files", []))]
-    recorded = [Path(folder) for folder in folders if folder]
+    files = record.get("files")
+    named = [file for file in files if isinstance(file, str)] if isinstance(files, list) else []
+    recorded = [Path(file).parent for file in named]
+    if isinstance(folder := record.get("folder"), str) and folder:
+        recorded.insert(0, Path(folder))
     for folder in (place for path in recorded for place in (path, home / path.name)):
         is_benchmark = (folder / MANIFEST).is_file() and read_manifest(folder).stage == "benchmark"
         if is_benchmark or (folder / REPORT).is_file():

@@ -1,6 +1,5 @@
 """The stages of all experiments in a folder of runs, finished or not, and which were made from which."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from dparallel.config.base import UserError
 from dparallel.config.experiment import MEASUREMENTS
+from dparallel.stages.files import read_record
 from dparallel.stages.lease import Holder, Watch
 from dparallel.stages.manifest import CLAIM, MANIFEST, Manifest, read_manifest
 
@@ -53,7 +53,7 @@ class PastStage:
     def last_work(self) -> datetime:
         """When it was finished, or when a file of it changed last."""
         if self.manifest is not None:
-            return datetime.fromisoformat(self.manifest.finished_at)
+            return self.manifest.finished
         times = [_changed(file) for file in (self.folder, *self.folder.rglob("*"))]
         return datetime.fromtimestamp(max(times), UTC)
 
@@ -86,7 +86,8 @@ class PastExperiment:
 def past_experiments(runs: Path) -> list[PastExperiment]:
     """All experiments of a folder of runs, in the order of their names.
 
-    A stage's folder that lies directly in it, such as that of a teacher, is an experiment of one stage.
+    A stage's folder that lies directly in it, such as that of a teacher, is an experiment of one stage. A
+    link to another folder of them, such as `latest`, is no further experiment.
 
     Raises:
         UserError: there is no such folder.
@@ -96,6 +97,8 @@ def past_experiments(runs: Path) -> list[PastExperiment]:
     found = []
     for folder in sorted(runs.iterdir()):
         if folder.name == MEASUREMENTS or folder.name.startswith(".") or not folder.is_dir():
+            continue
+        if folder.is_symlink() and folder.resolve().parent == runs.resolve():
             continue
         stages = [folder] if _is_stage(folder) else [stage for stage in _folders(folder) if _is_stage(stage)]
         if stages:
@@ -139,14 +142,19 @@ def _stage(folder: Path) -> PastStage:
         problem = str(error)
     if manifest is None:
         inputs = _claimed_inputs(folder / CLAIM)
-    return PastStage(folder, manifest, problem, inputs, Watch(folder).holder())
+    return PastStage(folder, manifest, problem, inputs, _holder(folder))
+
+
+def _holder(folder: Path) -> Holder | None:
+    try:
+        return Watch(folder).holder()
+    except OSError:  # something else has the name of the lease, or it cannot be read
+        return Holder()
 
 
 def _claimed_inputs(claim: Path) -> frozenset[str]:
-    try:
-        return frozenset(map(str, json.loads(claim.read_bytes())["inputs"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
-        return frozenset()
+    inputs = read_record(claim).get("inputs")
+    return frozenset(map(str, inputs.values())) if isinstance(inputs, dict) else frozenset()
 
 
 def _is_stage(folder: Path) -> bool:

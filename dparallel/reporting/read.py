@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dparallel.config.base import plain_message
 from dparallel.config.experiment import MEASUREMENTS
@@ -21,6 +21,7 @@ from dparallel.evaluation.store import Keys, Store
 from dparallel.stages.manifest import MANIFEST, Manifest, StageError, read_manifest
 
 RESULTS = "results.json"
+ROW = TypeAdapter(Row)
 WHERE = ("runs=", "store=")  # overrides that results do not depend on
 TEXTS = ("problem_id", "prompt", "reference", "response")
 ProblemKey = tuple[str, str, int]  # id, prompt, and number of earlier problems that are equal in both
@@ -236,9 +237,9 @@ def read_benchmark(
             models=_models(folder, manifest) if models is None else models,
         )
     except ValidationError as error:
-        raise StageError(_unreadable(folder, plain_message(error.errors()[0]))) from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
-        raise StageError(_unreadable(folder, f"{type(error).__name__}: {error}")) from error
+        raise StageError(unreadable(folder, plain_message(error.errors()[0]))) from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration, RecursionError) as error:
+        raise StageError(unreadable(folder, f"{type(error).__name__}: {error}")) from error
 
 
 def with_run(benchmark: Benchmark, run: str) -> Benchmark:
@@ -250,15 +251,23 @@ def benchmark_name(folder: Path) -> str:
     """Name of the benchmark of a stage's folder `benchmark-<name>-<key>`, otherwise that of its problems."""
     if named := re.fullmatch(r"benchmark-(.+)-[0-9a-f]{10}", folder.name):
         return named[1]
-    test: Mapping[str, Any] = read_manifest(folder, "benchmark").config["test"]
-    if sources := test.get("sources") or test["protocol"].get("data"):
-        return Path(sources[0]["path"]).stem
-    return str(test["benchmark"])
+    config = read_manifest(folder, "benchmark").config
+    try:
+        test = config["test"]
+        sources = test.get("sources") or test["protocol"].get("data")
+        return Path(sources[0]["path"]).stem if sources else str(test["benchmark"])
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{folder / MANIFEST} is damaged (config.test names no problems): delete it and rerun; what is "
+            "whole beside it is kept"
+        ) from error
 
 
 def _models(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The recorded folders of the models, or those of the same name in the experiment if it was moved."""
-    recorded: Mapping[str, str] = manifest.details.get("models", {})
+    recorded = manifest.details.get("models", {})
+    if not isinstance(recorded, dict):
+        raise TypeError("details.models of the manifest is no JSON object")
     found: dict[str, str] = {}
     for name, path in recorded.items():
         places = (Path(path), folder.resolve().parent / Path(path).name)
@@ -268,19 +277,12 @@ def _models(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def _row(flat: Mapping[str, Any]) -> Row:
-    keys = flat["keys"]
-    return Row(
-        flat["model"],
-        flat["method"],
-        flat["split"],
-        Measurement.model_validate(flat),
-        Keys(keys["samples"], tuple(keys["verdicts"]), tuple(keys.get("repeats", ()))),
-        flat["operating_point"],
-        flat["qualifies"],
-    )
+    names = ("model", "method", "split", "keys", "operating_point", "qualifies")
+    return ROW.validate_python({"measurement": flat, **{name: flat[name] for name in names}})
 
 
-def _unreadable(folder: Path, why: str) -> str:
+def unreadable(folder: Path, why: str) -> str:
+    """What is said of a benchmark whose results cannot be read, with the remedy."""
     return (
         f"{folder / RESULTS} is damaged, or was written by another version of dparallel ({why}): delete "
         f"{folder} and run its stage again; samples are reused"

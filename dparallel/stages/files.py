@@ -7,12 +7,13 @@ file keeps its mode and owner. Devices, pipes and streams such as `/dev/stdout` 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import pyarrow as pa
@@ -54,6 +55,15 @@ def is_there(path: Path) -> bool:
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise FileError(f"{path} is {kind}, expected a file: move it aside and run the same again")
     return True
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing or damaged, or holds another value."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_atomically(path: str | Path, content: str | bytes, replace: bool = True) -> None:

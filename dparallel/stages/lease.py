@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from dparallel.stages.files import create, is_there, new_partial, sweep
 from dparallel.stages.manifest import StageError
@@ -43,7 +43,7 @@ class Holder(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     token: str = ""
-    pid: int = 0
+    pid: NonNegativeInt = 0
     host: str = "an unknown machine"
     machine: str = ""
     process_started: float = 0.0

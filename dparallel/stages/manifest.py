@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
@@ -54,6 +54,7 @@ class Manifest(BaseModel):
         origin: the run that made the result: config file, overrides, flow run, commit, hardware.
         files: the result files, by path relative to the folder.
         seconds: wall time of the run that finished the stage.
+        finished_at: time with its offset from UTC, in ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +72,22 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     seconds: float
     finished_at: str
+
+    @field_validator("finished_at")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        try:
+            offset = datetime.fromisoformat(text).utcoffset()
+        except ValueError:
+            offset = None
+        if offset is None:
+            raise ValueError(f"{text!r} is no time with its offset, such as 2026-11-26T12:41:35+00:00")
+        return text
+
+    @property
+    def finished(self) -> datetime:
+        """When the stage was finished, with a time zone."""
+        return datetime.fromisoformat(self.finished_at)
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,9 @@ from tasks.tracking.records import Record
 from tasks.tracking.run import Run
 from tests.tasks.conftest import finish_stage
 
-MADE = Manifest(stage="training", config={}, inputs={}, files={}, seconds=1.0, finished_at="")
+MADE = Manifest(
+    stage="training", config={}, inputs={}, files={}, seconds=1.0, finished_at="2026-11-26T00:00:00+00:00"
+)
 
 
 @pytest.fixture(autouse=True)

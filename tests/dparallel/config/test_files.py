@@ -14,7 +14,7 @@ from dparallel.config.experiment import (
     TrainingConfig,
     TrajectoriesConfig,
 )
-from dparallel.config.files import load_config
+from dparallel.config.files import load_config, read_settings
 from dparallel.config.paths import PATHS
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.config.teacher import TeacherConfig
@@ -140,6 +140,13 @@ def test_missing_broken_and_empty_files(tmp_path):
         (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):
             load_config(TrajectoriesConfig, tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("name", [r"a\0.yaml", "x" * 5_000 + ".yaml"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(f'decoding: "{name}"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="no file can have this name|cannot be read"):
+        read_settings(tmp_path / "a.yaml")
 
 
 def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):

@@ -157,6 +157,20 @@ def test_a_run_is_named_in_many_ways(tiny_checkpoint: Path, tmp_path: Path) -> N
         assert find_run(given, runs).experiment == "sums"
 
 
+@pytest.mark.parametrize("damage", [{"folder": 5}, {"files": 5}, {"files": [None, 5]}, {"folder": ["a"]}])
+def test_a_damaged_record_of_a_run_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    file = tmp_path / "sums" / "tracking" / "a.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"run_id": "a" * 32, **damage}), encoding="utf-8")
+    with pytest.raises(RunError, match="without results of a benchmark"):
+        find_run("a" * 32, tmp_path)
+
+
+def test_the_home_of_an_unknown_user_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is neither a folder"):
+        find_run("~nobody-has-this-name/sums", tmp_path)
+
+
 def test_the_latest_of_several_results_is_taken_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     older = finished_benchmark(tmp_path, tiny_checkpoint, key="ffffffffff")
     newer = finished_benchmark(tmp_path, tiny_checkpoint, key="aaaaaaaaaa")

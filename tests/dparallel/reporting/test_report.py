@@ -218,6 +218,9 @@ def test_what_is_missing_or_damaged_is_named_with_the_remedy(tiny_checkpoint: Pa
     (stage / "results.json").write_text("{}", encoding="utf-8")
     with pytest.raises(StageError, match=r"results.json is damaged, or .* another version .*: delete .*0123"):
         read_benchmark("sums", stage)
+    (stage / "results.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(StageError, match=r"results.json is damaged"):
+        read_benchmark("sums", stage)
     with pytest.raises(StageError, match="no manifest.json, so no finished stage"):
         read_benchmark("sums", unfinished(stage))
 

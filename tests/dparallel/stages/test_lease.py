@@ -1,5 +1,6 @@
 """One run at a time works in a folder; a lease is taken over only if its holder is gone."""
 
+import json
 import logging
 import multiprocessing
 import multiprocessing.synchronize
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from dparallel.stages import lease
-from dparallel.stages.lease import LEASE, Holder, LeaseHeldError, held, wait_until_free
+from dparallel.stages.lease import LEASE, Holder, LeaseHeldError, Watch, held, this_process, wait_until_free
 from dparallel.stages.manifest import StageError
 
 QUICK = {"renewed_every": 0.05, "stale_after": 0.4}
@@ -133,6 +134,13 @@ def test_a_run_on_another_machine_that_gives_no_sign_is_replaced(folder: Path, c
     with held(folder, **QUICK):
         assert 0.4 <= time.monotonic() - began < 5
         assert lease_of(folder).machine == lease.this_machine()
+
+
+@pytest.mark.parametrize("pid", [-1, 2**70, "one"])
+def test_a_lease_with_an_impossible_process_is_readable(folder: Path, pid: object) -> None:
+    content = {**this_process().model_dump(), "pid": pid}
+    (folder / LEASE).write_text(json.dumps(content), encoding="utf-8")
+    assert Watch(folder).holder() in (None, Holder())
 
 
 def test_a_damaged_lease_is_replaced_once_nothing_renews_it(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from datetime import UTC
 
 import pytest
 
@@ -32,6 +33,20 @@ def test_a_finished_stage_is_found_again(tmp_path, model_folder):
     assert made.counts == {"prompts": 3}
     assert made.files["result.txt"].bytes == 6
     assert made.inputs == {"teacher": fingerprint(model_folder)}
+
+
+def test_a_time_without_its_offset_is_damage(tmp_path, model_folder):
+    made = finish(tmp_path / "out", model_folder)
+    for text, time in (("2026-11-26T12:41:35Z", (12, 41)), ("2026-11-26T12:41:35.5+02:00", (10, 41))):
+        again = made.model_validate({**made.model_dump(), "finished_at": text})
+        assert again.finished_at == text
+        found = again.finished.astimezone(UTC)
+        assert (found.hour, found.minute) == time
+    for text in ("2026-11-26T12:41:35", "yesterday", ""):
+        content = {**made.model_dump(), "finished_at": text}
+        (tmp_path / "out" / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(StageError, match=r"manifest.json is damaged \(finished_at: '.*' is no time with"):
+            read_manifest(tmp_path / "out")
 
 
 def test_an_unfinished_stage_is_no_result(tmp_path, model_folder):

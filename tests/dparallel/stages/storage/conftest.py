@@ -28,7 +28,12 @@ def finish(folder: Path, files: dict[str, bytes], seconds: float = 1.0) -> Manif
         for name, content in files.items()
     }
     made = Manifest(
-        stage="training", config={}, inputs={}, files=records, seconds=seconds, finished_at="2026-11-26"
+        stage="training",
+        config={},
+        inputs={},
+        files=records,
+        seconds=seconds,
+        finished_at="2026-11-26T00:00:00+00:00",
     )
     write_atomically(folder / MANIFEST, made.model_dump_json())
     return made
