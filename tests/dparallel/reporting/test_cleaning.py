@@ -2,14 +2,10 @@
 
 import io
 import json
-import os
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,72 +13,12 @@ from hypothesis import strategies as st
 
 from dparallel.cli.main import main
 from dparallel.config.experiment import MEASUREMENTS
-from dparallel.reporting.cleaning import removals, remove, remove_empty, results_to_give_up
-from dparallel.reporting.find import REPORT
+from dparallel.reporting.cleaning import removals, remove, results_to_give_up
 from dparallel.reporting.past import PastStage, made_from, past_experiments
-from dparallel.stages.files import write_atomically
-from dparallel.stages.lease import LEASE, held, this_process
-from dparallel.stages.manifest import CLAIM, MANIFEST, FileRecord, Manifest, digest, file_digest, fingerprint
+from dparallel.stages.lease import held
+from dparallel.stages.manifest import CLAIM, MANIFEST
 from tests.dparallel.reporting.made import finished_benchmark
-
-BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
-
-
-def made(
-    experiment: Path,
-    label: str,
-    number: int,
-    inputs: dict[str, Path] | None = None,
-    hour: int | None = 0,
-    measurements: tuple[str, ...] = (),
-) -> Path:
-    """A stage as it is after a run; finished at `hour`, or unfinished."""
-    folder = experiment / f"{label}-{digest([label, number])[:10]}"
-    made_of = {name: fingerprint(path) for name, path in (inputs or {}).items()}
-    claim = {"stage": label.partition("-")[0], "config": {"number": number}, "inputs": made_of}
-    write_atomically(folder / "result", f"{label} {number}")
-    write_atomically(folder / CLAIM, json.dumps(claim))
-    if hour is None:
-        return folder
-    for name in measurements:
-        write_atomically(experiment.parent / MEASUREMENTS / name, name)
-    manifest = Manifest(
-        **claim,
-        files={
-            "result": FileRecord(
-                bytes=(folder / "result").stat().st_size, sha256=file_digest(folder / "result")
-            )
-        },
-        details={"measurements": dict.fromkeys(measurements, "")},
-        seconds=1.0,
-        finished_at=(BEGAN + timedelta(hours=hour)).isoformat(),
-    )
-    write_atomically(folder / MANIFEST, manifest.model_dump_json())
-    return folder
-
-
-def run_of(experiment: Path, number: int, hour: int, trajectories: Path | None = None) -> list[Path]:
-    """The stages of a whole run, in their order."""
-    recorded = trajectories or made(experiment, "trajectories", number, hour=hour)
-    trained = made(experiment, "training-fast", number, {"trajectories": recorded}, hour + 1)
-    merged = made(experiment, "merging-fast", number, {"training": trained}, hour + 2)
-    names = ("samples/shared/0.parquet", f"samples/{number}/0.parquet")
-    measured = made(experiment, "benchmark-sums", number, {"student/fast": merged}, hour + 3, names)
-    return [recorded, trained, merged, measured]
-
-
-def clean(runs: Path, given_up: set[Path] | None = None, **options: bool) -> list[str]:
-    """Clean a folder; returns its notes."""
-    experiments = past_experiments(runs)
-    found, notes = removals(runs, experiments, dict.fromkeys(given_up or (), "named"), **options)
-    for removal in found:
-        remove(removal)
-    remove_empty(experiments)
-    return notes
-
-
-def stages_in(runs: Path) -> set[Path]:
-    return {stage.folder for experiment in past_experiments(runs) for stage in experiment.stages}
+from tests.dparallel.reporting.made_runs import clean, made, run_of, stages_in
 
 
 def test_nothing_of_a_finished_run_goes(tmp_path: Path) -> None:
@@ -216,43 +152,6 @@ def test_links_are_removed_and_not_what_they_lead_to(tmp_path: Path) -> None:
     assert (elsewhere / "recorded" / "result").is_file()
 
 
-@pytest.mark.parametrize("form", ["../../out/victim", "{}", "samples/../../../out/victim", "link/victim"])
-def test_only_files_of_the_store_are_removed_whatever_a_manifest_names(tmp_path: Path, form: str) -> None:
-    runs, victim = tmp_path / "runs", tmp_path / "out" / "victim"
-    victim.parent.mkdir()
-    victim.touch()
-    whole = run_of(runs / "sums", 1, 0)
-    (runs / MEASUREMENTS / "link").symlink_to(victim.parent)
-    change(whole[3] / MANIFEST, ("details", "measurements", form.format(victim)), "")
-    clean(runs, set(whole))
-    assert victim.exists()
-    assert not (runs / "sums").exists()
-    assert not (runs / MEASUREMENTS / "samples/1/0.parquet").exists()
-
-
-@pytest.mark.parametrize("name", ["./samples/shared/0.parquet", "samples/../samples//shared/0.parquet"])
-@pytest.mark.parametrize("odd", [0, 1])
-def test_a_kept_result_keeps_its_files_under_other_names_too(tmp_path: Path, name: str, odd: int) -> None:
-    runs_of = [run_of(tmp_path / "sums", 1, 0), run_of(tmp_path / "sums", 2, 10)]
-    change(runs_of[odd][3] / MANIFEST, ("details", "measurements"), {name: ""})
-    clean(tmp_path, {runs_of[0][3]})
-    assert (tmp_path / MEASUREMENTS / "samples/shared/0.parquet").is_file()
-    assert stages_in(tmp_path) == set(runs_of[1])
-
-
-@pytest.mark.parametrize("recorded", [5, [1, 2], None, "samples/1/0.parquet"])
-def test_a_damaged_record_of_measurements_keeps_all(tmp_path: Path, capsys, recorded: object) -> None:
-    old, new = run_of(tmp_path / "sums", 1, 0), run_of(tmp_path / "sums", 2, 10)
-    change(new[3] / MANIFEST, ("details", "measurements"), recorded)
-    [note] = clean(tmp_path, {old[3]})
-    assert "2 files of measurements are kept" in note
-    assert str(new[3]) in note
-    assert (tmp_path / MEASUREMENTS / "samples/1/0.parquet").is_file()
-    assert main(["clean", "sums", "--runs", str(tmp_path), "--yes"]) == 0
-    assert "Removed " in capsys.readouterr().out
-    assert not (tmp_path / "sums").exists()
-
-
 def test_a_linked_experiment_has_its_size_and_goes_whole(tmp_path: Path, capsys) -> None:
     home = run_of(tmp_path / "r" / "sums", 1, 0)[0].parent
     (tmp_path / "r2").mkdir()
@@ -284,31 +183,6 @@ def test_a_linked_stage_leaves_no_lease_where_it_led_to(tmp_path: Path) -> None:
     stage.symlink_to(tmp_path / "elsewhere")
     clean(tmp_path / "runs", {stage})
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"result", CLAIM, MANIFEST}
-
-
-def change(file: Path, place: Sequence[str | int], value: object) -> None:
-    """Put a value at a place of a JSON file."""
-    content = replaced(json.loads(file.read_text(encoding="utf-8")), place, value)
-    file.write_text(json.dumps(content), encoding="utf-8")
-
-
-def replaced(content: Any, place: Sequence[str | int], value: object) -> Any:
-    """A JSON value with another one at a place."""
-    if not place:
-        return value
-    copy: Any = list(content) if isinstance(content, list) else dict(content)
-    copy[place[0]] = replaced(copy[place[0]], place[1:], value) if len(place) > 1 else value
-    return copy
-
-
-def places(content: Any) -> list[tuple[str | int, ...]]:
-    """All places of a JSON value, itself first."""
-    parts: Any = ()
-    if isinstance(content, dict):
-        parts = content.items()
-    elif isinstance(content, list):
-        parts = enumerate(content)
-    return [(), *((key, *rest) for key, part in parts for rest in places(part))]
 
 
 @settings(max_examples=30, deadline=None)
@@ -446,99 +320,3 @@ def test_numbers_of_an_earlier_result_are_said_to_be(tmp_path: Path, tiny_checkp
     assert main(["runs", "--runs", str(tmp_path)]) == 0
     expected = "sums: the numbers are of an earlier result; training fast came later, with other settings."
     assert expected in capsys.readouterr().out
-
-
-def test_a_damaged_result_does_not_hide_the_others(tmp_path: Path, tiny_checkpoint: Path, capsys) -> None:
-    finished_benchmark(tmp_path, tiny_checkpoint)
-    damaged = finished_benchmark(tmp_path, tiny_checkpoint, experiment="damaged")
-    (damaged / "results.json").write_text("{", encoding="utf-8")
-    torn = made(tmp_path / "torn", "merging-fast", 1)
-    os.truncate(torn / MANIFEST, 5)
-    assert main(["runs", "--runs", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    assert "results.json is damaged" in table
-    assert "merging fast (damaged manifest)" in table
-    assert "sums" in table
-
-
-@pytest.mark.parametrize("finished_at", ["2026-11-26T12:41:35", "2026-11-26", "yesterday", "", 5, None])
-def test_a_manifest_without_a_time_is_damaged(tmp_path: Path, capsys, finished_at: object) -> None:
-    whole = run_of(tmp_path / "sums", 1, 0)
-    made(tmp_path / "other", "trajectories", 2)
-    change(whole[3] / MANIFEST, ["finished_at"], finished_at)
-    assert main(["clean", "--runs", str(tmp_path)]) == 0
-    assert main(["runs", "--runs", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    assert "benchmark sums (damaged manifest)" in table
-    assert "trajectories finished 2026-11-01" in table
-
-
-@pytest.mark.parametrize("value", [5, [1], {"a": 1}, None, "../../other", "a\0b", "x" * 5_000])
-def test_a_damaged_report_hides_nothing(tmp_path: Path, capsys, value: object) -> None:
-    run_of(tmp_path / "sums", 1, 0)
-    report = tmp_path / "sums" / "report-1" / REPORT
-    write_atomically(report, json.dumps({"benchmarks": [{"runs": [{"stage": value}]}]}))
-    assert main(["clean", str(report.parent), "--runs", str(tmp_path)]) == 0
-    assert main(["clean", "sums", "--runs", str(tmp_path), "--yes"]) == 0
-    assert "Removed " in capsys.readouterr().out
-    assert stages_in(tmp_path) == set()
-
-
-def test_something_else_with_the_name_of_a_lease_keeps_the_stage(tmp_path: Path, capsys) -> None:
-    stage = made(tmp_path / "sums", "trajectories", 1)
-    made(tmp_path / "other", "trajectories", 2)
-    (stage / LEASE).mkdir()
-    assert main(["runs", "--runs", str(tmp_path)]) == 0
-    assert "trajectories finished 2026-11-01" in capsys.readouterr().out
-    assert main(["clean", "sums", "--runs", str(tmp_path), "--yes"]) == 0
-    assert stage.is_dir()
-
-
-@pytest.fixture(scope="module")
-def records(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Any]:
-    """Records of an experiment `sums` beside another one, in one folder of runs, and what they hold."""
-    runs = tmp_path_factory.mktemp("runs")
-    home, stage = runs / "sums", finished_benchmark(runs, tiny_checkpoint)
-    lease = made(runs / "busy", "trajectories", 3) / LEASE
-    write_atomically(lease, this_process().model_dump_json())
-    unfinished = made(home, "training-fast", 1, hour=None)
-    made(runs / "other", "trajectories", 2)
-    report = {"benchmarks": [{"benchmark": "sums", "runs": [{"stage": stage.name}]}]}
-    write_atomically(home / "report-1" / REPORT, json.dumps(report))
-    write_atomically(home / "tracking" / "a.json", json.dumps({"uploaded": None, "files": []}))
-    write_atomically(
-        home / "configs" / "0.yaml", json.dumps({"name": "sums", "store": "s3://bucket/results"})
-    )
-    files = [lease, stage / MANIFEST, stage / CLAIM, stage / "results.json", unfinished / CLAIM]
-    files += [home / "report-1" / REPORT, home / "tracking" / "a.json", home / "configs" / "0.yaml"]
-    return {file: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-ODD_TEXTS = ["", "..", "../../out", "/", "~nobody", "a\0b", "a\0.yaml", "\ud800", "x" * 5_000 + ".yaml"]
-TEXTS = st.text() | st.sampled_from(ODD_TEXTS)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from([0, 10**400]) | st.floats() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=20, deadline=None)
-@given(data=st.data())
-def test_no_damaged_record_hides_the_other_experiments(records: dict[Path, Any], data: st.DataObject) -> None:
-    """Whatever JSON is at whatever place of a record."""
-    file = data.draw(st.sampled_from(sorted(records)))
-    place = data.draw(st.sampled_from(places(records[file])))
-    changed = json.dumps(replaced(records[file], place, data.draw(VALUES)))
-    [report] = [file.parent for file in records if file.name == REPORT]
-    runs = ["--runs", str(report.parents[1])]
-    try:
-        file.write_text(changed, encoding="utf-8")
-        with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as listed:
-            assert main(["runs", *runs]) == 0
-            assert main(["clean", *runs, "--checkpoints"]) == 0
-            assert main(["clean", *runs, "--keep", "1", "sums", str(report)]) == 0
-            listed.seek(0)
-            assert "trajectories finished 2026-11-01" in listed.read()
-    finally:
-        file.write_text(json.dumps(records[file]), encoding="utf-8")
