@@ -1,7 +1,8 @@
 """The settings file `.env`, of which `deploy/settings.env` is the template."""
 
+import contextlib
 import difflib
-import os
+import io
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 FILE = ".env"
@@ -21,7 +23,8 @@ PREFIX = "DPARALLEL_"
 # Variables of the library.
 OTHERS = ("DPARALLEL_SANDBOX", "DPARALLEL_STORE", "DPARALLEL_RUNS", "DPARALLEL_CACHE", "DPARALLEL_FOLDER")
 DEFAULT_STORE = "sqlite:///mlflow.db"  # of local runs: a file in the project's folder
-EVERYWHERE = ("0.0.0.0", "::")
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where processes of this machine reach it
+STORES = ("file", "gs", "s3")  # protocols of the library's stores
 GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -94,8 +97,9 @@ class Settings(BaseModel):
 
     @property
     def reached_at(self) -> str:
-        """The address under which processes of this machine reach the servers."""
-        return "127.0.0.1" if self.host in EVERYWHERE else self.host
+        """The address in URLs under which processes of this machine reach the servers."""
+        host = EVERYWHERE.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
 
     @property
     def prefect_url(self) -> str:
@@ -118,9 +122,9 @@ def load(root: Path, environment: Mapping[str, str]) -> tuple[Settings, dict[str
         The settings, and the file's other variables, which all servers and workers get.
 
     Raises:
-        SettingsError: the file has an unknown setting, or a setting an impossible value.
+        SettingsError: the file cannot be read, or has an unknown setting, or a setting an impossible value.
     """
-    file = {name: value or "" for name, value in dotenv_values(root / FILE, encoding="utf-8-sig").items()}
+    file = _variables(root / FILE)
     ours = {f"{PREFIX}{name.upper()}": name for name in Settings.model_fields}
     for name in file:
         if name.startswith(PREFIX) and name not in ours and name not in OTHERS:
@@ -133,8 +137,78 @@ def load(root: Path, environment: Mapping[str, str]) -> tuple[Settings, dict[str
     try:
         settings = Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(mistake) for mistake in error.errors())) from None
+        mistakes = dict.fromkeys(
+            _explain(mistake) for mistake in error.errors()
+        )  # one for each type in a union
+        raise SettingsError("; ".join(mistakes)) from None
     return settings, {name: value for name, value in file.items() if name not in ours}
+
+
+def _variables(path: Path) -> dict[str, str]:
+    """The variables of the settings file; none if there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{FILE} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise SettingsError(f"{FILE}, line {line}: not UTF-8; save the file as UTF-8") from None
+    if "\0" in text:
+        line = text.partition("\0")[0].count("\n") + 1
+        raise SettingsError(f"{FILE}, line {line}: holds a null character; take it out")
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            written = binding.original.string
+            line = binding.original.line + written[: len(written) - len(written.lstrip())].count("\n")
+            # The line is not shown, as it may hold a password.
+            raise SettingsError(f"{FILE}, line {line}: is not of the form NAME=VALUE; comments begin with #")
+    return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
+
+
+def check_machine(settings: Settings, others: Mapping[str, str], root: Path) -> None:
+    """Check the settings that depend on this machine, or on what workers will use.
+
+    Args:
+        others: the other variables of the workers.
+
+    Raises:
+        SettingsError: names the setting, its value and the remedy.
+    """
+    if not _is_of_this_machine(settings.host):
+        raise SettingsError(
+            f"DPARALLEL_HOST: {settings.host} is no address of this machine; 127.0.0.1 serves this machine "
+            f"only, 0.0.0.0 all addresses; change it in {FILE}"
+        )
+    folders = [("DPARALLEL_ROOTS", part.strip()) for part in settings.roots.split(",")]
+    places = [*folders, ("DPARALLEL_STORE", others.get("DPARALLEL_STORE", ""))]
+    for name, place in places:
+        protocol = place.partition("://")[0] if "://" in place else None
+        if protocol is not None and protocol not in STORES:
+            kinds = ", ".join(f"{kind}://" for kind in STORES)
+            raise SettingsError(
+                f"{name}: no store is known for {protocol}://; valid: a folder, {kinds}; change it in {FILE}"
+            )
+    for name, place in folders:
+        if place and "://" not in place and not (root / Path(place).expanduser()).is_dir():
+            raise SettingsError(f"{name}: {place} is no folder; create it, or change it in {FILE}")
+    if "://" in (runs := others.get("DPARALLEL_RUNS", "")):
+        raise SettingsError(
+            f"DPARALLEL_RUNS: {_scheme(runs)} is no folder of this machine; change it in {FILE}"
+        )
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a server can listen at an address."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _explain(mistake: Any) -> str:
@@ -189,9 +263,15 @@ def _gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def make_file(root: Path) -> bool:
-    """Create the settings file from the template if it is missing; whether it was."""
-    if (root / FILE).exists():
-        return False
-    shutil.copyfile(TEMPLATE, root / FILE)
-    os.chmod(root / FILE, 0o600)  # passwords are written there
-    return True
+    """Create the settings file from the template if it is missing; whether it was.
+
+    Other users may not read it, as passwords are written there; one that was copied by hand is changed.
+    """
+    path = root / FILE
+    missing = not path.exists()
+    if missing:
+        shutil.copyfile(TEMPLATE, path)
+    with contextlib.suppress(PermissionError):  # the file of another user
+        if path.is_file() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    return missing

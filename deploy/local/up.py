@@ -13,7 +13,7 @@ from deploy.local import api, databases
 from deploy.local.processes import Processes, Record, ServiceError, signature, stop, who_has
 from deploy.local.register import register
 from deploy.local.services import Service, clients, data_folder, services, with_programs
-from deploy.local.settings import FILE, PREFIX, Settings, SettingsError
+from deploy.local.settings import FILE, PREFIX, Settings, SettingsError, check_machine
 
 LIMIT_SECONDS = 240.0  # for a server or a worker to become healthy, on a busy machine
 EVERY_SECONDS = 10.0  # between two lines of progress
@@ -28,6 +28,7 @@ def up(settings: Settings, others: Mapping[str, str], root: Path, say: Callable[
         SettingsError: something prevents the start; nothing was started.
         ServiceError: a server or a worker does not become healthy; what this call started is stopped again.
     """
+    check_machine(settings, {**os.environ, **others}, root)
     data = data_folder(settings, root)
     processes = Processes(data)
     wanted = services(settings, others, root)

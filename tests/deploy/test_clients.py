@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.environment import SERVERS, servers
 
+import httpx
 import pytest
 
 from deploy.local import services, up
@@ -40,3 +41,7 @@ def test_local_runs_are_told_where_mlflow_is(tmp_path: Path, monkeypatch: pytest
 def test_servers_for_all_addresses_are_reached_by_loopback() -> None:
     assert Settings(host="0.0.0.0").prefect_url == "http://127.0.0.1:4200"
     assert Settings(host="localhost").mlflow_url == "http://localhost:5000"
+    assert Settings(host="::1").mlflow_url == "http://[::1]:5000"
+    assert Settings(host="::").prefect_url == "http://[::1]:4200", "servers take no IPv4 there"
+    for host in ("0.0.0.0", "::", "::1", "localhost"):
+        assert httpx.URL(Settings(host=host).prefect_url).port == 4200

@@ -9,7 +9,8 @@ import pytest
 
 from deploy.local import databases
 from deploy.local import settings as file
-from deploy.local.settings import Settings, SettingsError, devices_of_workers, load
+from deploy.local.settings import Settings, SettingsError, check_machine, devices_of_workers, load, make_file
+from dparallel.config import paths
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = "postgresql+asyncpg://ann:secret@db/prefect"
@@ -49,7 +50,7 @@ def test_the_shell_overrides_the_file_and_other_variables_are_passed_on(tmp_path
         ("DPARALLEL_CPU_RUNS=0", "DPARALLEL_CPU_RUNS: .*got '0'"),
         (
             "DPARALLEL_GPU_WORKERS=all",
-            "DPARALLEL_GPU_WORKERS: write `auto` or a number from 0 to 64, got 'all'",
+            r"^DPARALLEL_GPU_WORKERS: write `auto` or a number from 0 to 64, got 'all'; change it in \.env$",
         ),
         (
             "DPARALLEL_PREFECT_DATABASE=postgresql://ann:secret@db/p",
@@ -127,3 +128,68 @@ def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(file, "_gpus", lambda environment: ["0"])
     with pytest.raises(SettingsError, match=r"DPARALLEL_GPU_WORKERS: 2 workers, but 1 GPUs; set at most 1"):
         devices_of_workers(Settings(gpu_workers=2), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"A=1\n\nB=gr\xf6\xdfe\n", "line 3: not UTF-8"),
+        (b"A=1\nB=a\0b\n", "line 2: holds a null character"),
+        (b"# secret\n\nDPARALLEL_PREFECT_PORT\n", "line 3: is not of the form NAME=VALUE"),
+        (b"A=1\nDPARALLEL_PREFECT_PORT: 4300\n", "line 2: is not of the form"),
+        (b"A=1\nexport B\n", "line 2: is not of the form"),
+        (b"A='secret\n", "line 1: is not of the form"),
+        (b"=secret\n", "line 1: is not of the form"),
+    ],
+)
+def test_a_line_that_says_nothing_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"\.env, {message}") as caught:
+        load(tmp_path, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_what_the_file_may_hold(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "\ufeff# größe\n\nexport A=1\nB=\nC='x = y'  # comment\nD=${A}2\n", encoding="utf-8"
+    )
+    assert load(tmp_path, {})[1] == {"A": "1", "B": "", "C": "x = y", "D": "12"}
+    (tmp_path / ".env").unlink()
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "others", "message"),
+    [
+        ({"host": "192.0.2.1"}, {}, "DPARALLEL_HOST: 192.0.2.1 is no address of this machine; 127"),
+        ({"roots": "/,/non/existent"}, {}, "DPARALLEL_ROOTS: /non/existent is no folder; create it"),
+        ({"roots": "models, http://x"}, {}, "DPARALLEL_ROOTS: no store is known for http://"),
+        ({}, {"DPARALLEL_STORE": "http://ann:secret@x"}, "DPARALLEL_STORE: no store is known for http://"),
+        ({}, {"DPARALLEL_RUNS": "s3://ann:secret@x"}, "DPARALLEL_RUNS: 's3://…' is no folder"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused(
+    tmp_path: Path, settings: dict[str, str], others: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        check_machine(Settings(**settings), others, tmp_path)  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
+
+
+def test_what_this_machine_has_passes(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+        check_machine(Settings(host=host, roots=f"models, s3://bucket,{tmp_path},"), {}, tmp_path)
+    for store in ("", "runs", "s3://bucket/runs", "gs://bucket", "file:///runs"):
+        check_machine(Settings(), {"DPARALLEL_STORE": store}, tmp_path)
+    assert file.STORES == paths.STORES
+
+
+def test_a_file_that_was_copied_by_hand_becomes_private(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DPARALLEL_MLFLOW_PORT=5001\n", encoding="utf-8")
+    (tmp_path / ".env").chmod(0o644)
+    assert not make_file(tmp_path)
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    assert load(tmp_path, {})[0].mlflow_port == 5001
