@@ -103,18 +103,15 @@ def _path_of(text: str) -> Path:
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{text!r}: no config file can have this path ({error.reason})") from None
+        raise ConfigError(f"{text!r}: no file can have this name ({error.reason})") from None
     if "\0" in text:
-        raise ConfigError(f"{text!r}: no config file can have this path: take the null character out")
+        raise ConfigError(f"{text!r}: no file can have this name: take the null character out")
     return Path(os.path.expanduser(text))
 
 
 def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     """Content of a file, with included files in place."""
-    try:
-        place = os.path.realpath(path)
-    except ValueError as error:  # a null character
-        raise ConfigError(f"{str(path)!r}: no file can have this name ({error})") from error
+    place = os.path.realpath(path)
     if place in including:
         raise ConfigError(f"{path} includes itself")
     check_path("config file", place)
