@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from dparallel.stages.starting import WAITING
 from flows.interruption import leave_at_once_until_a_run_begins
 
 SETTINGS = {
@@ -39,7 +40,7 @@ def servers() -> dict[str, str]:
 
 
 leave_at_once_until_a_run_begins()
-for name, value in {**SETTINGS, **servers()}.items():
+for name, value in {**SETTINGS, **WAITING, **servers()}.items():
     os.environ.setdefault(name, value)
 
 import prefect

@@ -1,6 +1,8 @@
-"""Ctrl-C while the command `dparallel` still imports its modules: one line, without a traceback.
+"""What has to be done before the command `dparallel` imports its modules.
 
-The package imports this module before all others. In programs that use the library it changes nothing.
+Ctrl-C during the imports is one line, without a traceback; and torch's threads wait for each other as
+`WAITING` says, which they read when torch is imported. The package imports this module before all others. In
+programs that use the library it changes nothing.
 """
 
 import os
@@ -9,6 +11,11 @@ import sys
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+# A thread that waits for the others leaves its core after microseconds. By default it keeps the core busy for
+# milliseconds, in which the others may need it: where other programs compute, too, small models took ten
+# times as long.
+WAITING = {"GOMP_SPINCOUNT": "1000"}
 
 
 def is_command(given: list[str], whole: list[str]) -> bool:
@@ -34,5 +41,8 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-if is_command(sys.argv, sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _leave)
+if is_command(sys.argv, sys.orig_argv):
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)

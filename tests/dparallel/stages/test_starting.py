@@ -1,5 +1,6 @@
 """Ctrl-C in the first moments of the command, in real processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -46,3 +47,29 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(script: bool, tmp_path: P
 )
 def test_only_the_command_handles_ctrl_c(given: list[str], whole: list[str], expected: bool) -> None:
     assert is_command(given, whole) is expected
+
+
+COMMAND = "import sys; sys.argv, sys.orig_argv = ['/dparallel'], ['python', '/dparallel']; import dparallel"
+
+
+@pytest.mark.parametrize(
+    ("begin", "given", "expected"),
+    [
+        (COMMAND, {}, "1000 False"),
+        (COMMAND, {"GOMP_SPINCOUNT": "7"}, "7 False"),
+        ("import sys, dparallel.stages.starting", {}, "None False"),
+        ("import sys, flows.interruption, dparallel.stages.starting", {}, "None False"),
+        ("import sys, flows.environment", {}, "1000 True"),
+    ],
+    ids=["command", "chosen", "library", "before flows", "flows"],
+)
+def test_threads_that_wait_leave_their_cores_to_others(
+    begin: str, given: dict[str, str], expected: str
+) -> None:
+    """In commands and flows, before torch is imported; a program's own threads stay as they are."""
+    code = f"{begin}; import os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.stdout.split("\n")[0] == expected, done.stderr
