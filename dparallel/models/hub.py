@@ -17,12 +17,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dparallel.config.paths import is_url, looks_local, store_protocol
+from dparallel.config.paths import is_url, looks_local, shipped_configs, store_protocol
 from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import REMEDY, cache_if_offline
 
 WEIGHTS = "*.safetensors"
 COPY = {"s3": "aws s3 cp --recursive", "gs": "gcloud storage cp --recursive"}
+TEACHERS = "teachers/"  # where those that come with the package lie
 MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
 # Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
@@ -32,7 +33,8 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     """Local folder of a checkpoint; a model on the Hub is downloaded if it is not cached.
 
     Args:
-        path: a folder or a Hub id: `owner/name`, or `owner/name@revision` with a branch, tag or commit.
+        path: a folder, `teachers/NAME` for one that comes with the package, or a Hub id: `owner/name`, or
+            `owner/name@revision` with a branch, tag or commit.
         with_weights: False if config and tokenizer are sufficient; weights are then not downloaded.
 
     Raises:
@@ -61,6 +63,9 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
             raise CheckpointError(f"{path} is a file: give the folder that holds the model")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    shipped = shipped_configs().parent / path
+    if str(path).startswith(TEACHERS) and shipped.is_dir():
+        return shipped
     if looks_local(str(path)):
         raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
     name, _, revision = str(path).partition("@")

@@ -19,6 +19,7 @@ from dparallel.models import hub
 from dparallel.models.checkpoints import choose_format, read_config
 from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import cache_if_offline
+from tests.conftest import ROOT
 from tests.dparallel.models.published import publish
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -230,3 +231,14 @@ def test_without_an_address_of_the_hub_the_cache_is_used_at_once(
     monkeypatch.setattr("dparallel.models.offline.getproxies", lambda: {"https": "http://proxy"})
     with cache_if_offline() as offline:
         assert not offline
+
+
+def test_teachers_of_the_package_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub.checkpoint_folder("teachers/tiny") == ROOT / "teachers" / "tiny"
+    (tmp_path / "teachers" / "tiny").mkdir(parents=True)
+    assert hub.checkpoint_folder("teachers/tiny") == Path("teachers/tiny"), "one's own comes first"
+    with pytest.raises(CheckpointError, match=r"teachers/tinny is neither a folder here"):
+        hub.checkpoint_folder("teachers/tinny")
