@@ -181,7 +181,7 @@ def test_the_whole_pipeline_and_again(
     monkeypatch.setattr("flows.distill.dispatch", worker)
     on_pools = get_args(StageName)
     distill(str(config_file), ["students.published.certainty_weight=1.0"], on_pools)
-    overridden = " (students.published.certainty_weight=1.0)"
+    overridden = " (certainty_weight=1.0)"
     assert sorted(sent) == [f"small: {name}{overridden}" for name in STAGES]
     third, changed = family(client)
     assert third.info.run_name == "small: no_certainty, published (certainty_weight=1.0)"
