@@ -8,10 +8,10 @@ compute the same loss. The straightforward one runs a separate forward pass for 
 float32 logits, probabilities and entropies at all positions. Every round times both; numbers are medians.
 
 `activations`: on a GPU, the peak of forward and backward pass above the memory before; on a CPU, the bytes of
-storages saved for the backward pass, without weights. `peak`: peak of a whole step including weights; on a
-CPU, resident memory of the process including libraries. `FLOPs utilisation`: FLOPs required by the loss
-(without recomputation, with logits only where they are read) per second, relative to the measured rate of a
-large matrix product.
+storages saved for the backward pass, without weights. `planned`: what `dparallel plan` estimates of our step
+on a GPU. `peak`: peak of a whole step including weights; on a CPU, resident memory of the process including
+libraries. `FLOPs utilisation`: FLOPs required by the loss (without recomputation, with logits only where they
+are read) per second, relative to the measured rate of a large matrix product.
 """
 
 import argparse
@@ -43,12 +43,14 @@ from benchmarks.common.hardware import (
 from benchmarks.common.shapes import SHAPES, TEACHER, random_model
 from benchmarks.common.tables import table
 from benchmarks.decoding_report import Mark, marks_table
-from dparallel.config.experiment import LoraSettings
+from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.recipe import Batch, loss, make_batch, make_views
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.lora import attach
+from dparallel.models.placement import empty_model
+from dparallel.preflight import training_memory
 from dparallel.stages.streams import set_encodings
 
 StepLoss = Callable[[PeftModel, Batch, RecipeConfig], Tensor]
@@ -113,6 +115,7 @@ class Result:
     Attributes:
         needed_flops: FLOPs required by the loss, equal for both contenders.
         spent_flops: FLOPs computed.
+        planned_bytes: activations as `dparallel plan` estimates them; None for the straightforward step.
         losses, seconds: of each round.
         peak_bytes: peak of a whole step including weights; on a CPU, resident memory of the process.
     """
@@ -125,6 +128,7 @@ class Result:
     spent_flops: float
     matrix_rate: float
     activation_bytes: int
+    planned_bytes: int | None
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -166,6 +170,20 @@ def step_flops(work: Work, batch: Batch, student: PeftModel, read: int) -> float
     return 2 * base + 3 * 2 * adapter * rows * length
 
 
+def planned_bytes(work: Work, batch: Batch, dtype: torch.dtype) -> int:
+    """What `dparallel plan` estimates for the activations of a train step on a GPU."""
+    views, length = batch.canvas.shape
+    training = TrainingConfig(
+        lora=LoraSettings(rank=work.rank, alpha=work.rank),
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+        train_steps=1,
+        gradient_checkpointing=work.gradient_checkpointing,
+    )
+    return training_memory.activation_bytes(
+        empty_model(work.config), training, training_memory.Pass(views, length, len(batch.targets)), dtype
+    )
+
+
 def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -> list[Result]:
     """Time both contenders in alternation, with the same model and batch."""
     matrix_rate = measure_limits(device, dtype).matrix_rate
@@ -194,7 +212,10 @@ def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -
         optimizer.zero_grad()
         held = activation_bytes(partial(forward, name), student)
         spent = {"straightforward": everything, "ours": needed}[name]
-        results.append(Result(work.name, name, work.samples, batch.tokens, needed, spent, matrix_rate, held))
+        planned = planned_bytes(work, batch, dtype) if name == "ours" else None
+        results.append(
+            Result(work.name, name, work.samples, batch.tokens, needed, spent, matrix_rate, held, planned)
+        )
     for _ in range(rounds):
         for result in results:
             reset_peak_memory(device)
@@ -212,6 +233,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "tokens/s": lambda row: f"{row.tokens / row.median:.0f}",
     "s/step": lambda row: f"{row.median:.3f}",
     "activations MiB": lambda row: f"{row.activation_bytes / 2**20:.0f}",
+    "planned MiB": lambda row: "-" if row.planned_bytes is None else f"{row.planned_bytes / 2**20:.0f}",
     "peak GiB": lambda row: f"{row.peak_bytes / 2**30:.2f}",
     "FLOPs utilisation": lambda row: f"{row.utilisation:.0%}",
 }

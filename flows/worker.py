@@ -3,8 +3,8 @@
     python -m flows.worker --pool gpu --limit 1 --name NAME
 
 It takes the options of `prefect worker start`. At SIGTERM and Ctrl-C Prefect's own worker kills the processes
-of its flow runs and leaves their states as they are (https://github.com/PrefectHQ/prefect/issues/16746): who
-waits for them waits until the automation `lost runs` misses their heartbeats.
+of its flow runs and leaves their states as they are (https://github.com/PrefectHQ/prefect/issues/16746): a
+flow that waits for them goes on waiting until the automation `lost runs` misses their heartbeats.
 """
 
 import contextlib

@@ -19,9 +19,10 @@ from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import STAGES, check_experiment, check_folder
-from dparallel.preflight.disk import free_disk, progress
+from dparallel.preflight.disk import free_disk
 from dparallel.preflight.memory import check_decoding, decoding_memory, students_memory, training_shape
 from dparallel.preflight.plan import check_disk, disk_needed
+from dparallel.preflight.progress import progress
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment

@@ -10,7 +10,7 @@ def corrected(arguments: Sequence[str], error: BaseException) -> str | None:
     """The command with lengths that fit the model, to be pasted; None if the error is another one.
 
     Args:
-        arguments: those of `dparallel`.
+        arguments: of `dparallel`.
     """
     about = next((cause for cause in _causes(error) if isinstance(cause, LengthError)), None)
     if about is None or not about.fitting:
@@ -26,7 +26,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _with(arguments: Sequence[str], settings: Mapping[str, int]) -> list[str]:
-    """The arguments with these settings in place of those that are given."""
+    """The arguments with these settings instead of the given ones."""
     flags = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     kept, rest = list[str](), iter(arguments)
     for argument in rest:

@@ -45,8 +45,8 @@ def init(file: Path, source: str) -> None:
 
 HEADER = """\
 # Written by `dparallel init --from {source}`; times and numbers below are those of the original.
-# Paths are relative to this file. Configs and teachers that are not there, such as recipes/ and teachers/,
-# are those that come with dparallel.
+# Paths are relative to this file. A config or teacher that is not there, such as recipes/d2f.yaml or
+# teachers/tiny, is looked up among the ones that come with dparallel.
 """
 
 

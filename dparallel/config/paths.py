@@ -11,8 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 PACKAGE = Path(__file__).parents[1]
-# Settings of DeepSpeed that are files or folders which it writes.
-WRITTEN = ("output_file", "nvme_path")
+DEEPSPEED_FILES = ("output_file", "nvme_path")  # settings of files and folders that DeepSpeed writes
 # Settings that are a path or hold some: there, `rows.json` is no config file to include.
 PATHS = (
     "path",
@@ -24,7 +23,7 @@ PATHS = (
     "store",
     "out",
     "hostfile",
-    *WRITTEN,
+    *DEEPSPEED_FILES,
 )
 STORES = ("file", "gs", "s3")  # protocols of stores, all with writes that fail where an object exists
 
@@ -61,6 +60,12 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
+def shipped(path: str | Path) -> Path:
+    """Where a config, or the teacher `teachers/NAME`, lies if it comes with the package."""
+    folder = shipped_configs()
+    return Path(os.path.normpath((folder.parent if str(path).startswith("teachers/") else folder) / path))
+
+
 def find_config(path: Path, folder: Path | None = None) -> Path:
     """A config file; if it does not exist, the one of this name that comes with the package.
 
@@ -68,8 +73,8 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
         folder: `path` is relative to it; by default to the working folder.
     """
     here = path if folder is None else folder / path
-    shipped = shipped_configs() / path
-    return shipped if not os.path.lexists(here) and os.path.isfile(shipped) else here
+    known = shipped_configs() / path
+    return known if not os.path.lexists(here) and known.is_file() else here
 
 
 def looks_local(path: str) -> bool:
@@ -166,10 +171,9 @@ def _located_or_hub_id(path: Any) -> Any:
     full = _located(path)
     if not isinstance(path, Written) or is_url(full) or full == str(path) or _exists(full):
         return full
-    base = shipped_configs().parent if path.startswith("teachers/") else shipped_configs()
-    shipped = os.path.normpath(base / path)
-    if _exists(shipped):
-        return shipped
+    known = str(shipped(path))
+    if _exists(known):
+        return known
     if _exists(path):
         here = os.path.relpath(path, path.folder)
         raise ValueError(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.config.base import ConfigError
-from dparallel.config.paths import PATHS, WRITTEN, is_url, looks_local, shipped_configs
+from dparallel.config.paths import DEEPSPEED_FILES, PATHS, is_url, looks_local, shipped_configs
 
 ROOTS = "DPARALLEL_ROOTS"
-CREATED = ("runs", "out", *WRITTEN)  # paths in any form, since they need not exist
+CREATED = ("runs", "out", *DEEPSPEED_FILES)  # paths in any form, since they need not exist
 
 
 def check_inside_roots(settings: Any) -> None:

@@ -17,13 +17,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dparallel.config.paths import is_url, looks_local, shipped_configs, store_protocol
+from dparallel.config.paths import is_url, looks_local, shipped, store_protocol
 from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import REMEDY, cache_if_offline
 
 WEIGHTS = "*.safetensors"
 COPY = {"s3": "aws s3 cp --recursive", "gs": "gcloud storage cp --recursive"}
-TEACHERS = "teachers/"  # where those that come with the package lie
 MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
 # Further files that are used or passed on: config, index, tokenizer, model code, licence. `*` spans folders.
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "LICENSE*", "NOTICE*")
@@ -63,9 +62,8 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
             raise CheckpointError(f"{path} is a file: give the folder that holds the model")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    shipped = shipped_configs().parent / path
-    if str(path).startswith(TEACHERS) and shipped.is_dir():
-        return shipped
+    if str(path).startswith("teachers/") and (known := shipped(path)).is_dir():
+        return known
     if looks_local(str(path)):
         raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
     name, _, revision = str(path).partition("@")

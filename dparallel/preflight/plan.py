@@ -14,7 +14,7 @@ from dparallel.config.experiment import DistillConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
-from dparallel.preflight.disk import Progress, Sizes, disk_bytes, progress
+from dparallel.preflight.disk import Sizes, disk_bytes
 from dparallel.preflight.memory import (
     DecodingMemory,
     TrainingShape,
@@ -23,6 +23,7 @@ from dparallel.preflight.memory import (
     students_memory,
     training_shape,
 )
+from dparallel.preflight.progress import Progress, progress
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.preflight.training_memory import TrainingMemory, adapter_count, weight_count

@@ -14,7 +14,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import DistillConfig
 from dparallel.evaluation.bench import responses_to_each
 from dparallel.evaluation.decode import LATENCY_SAMPLES
-from dparallel.preflight.disk import Progress
+from dparallel.preflight.progress import Progress
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.problems.registry import protocol_of
 

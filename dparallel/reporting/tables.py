@@ -41,8 +41,8 @@ TESTS = {
     ),
     "same": "The same samples: both rows are one measurement, and there is nothing to test.",
     "none": (
-        "Rows without a difference: accuracies of different metrics are not compared, and those that are one "
-        "number of all responses together only on exactly the same problems."
+        "Rows without a difference: accuracies of different metrics are not compared, and an accuracy that "
+        "is one number of all responses together only on exactly the same problems."
     ),
 }
 

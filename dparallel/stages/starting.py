@@ -13,8 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 # A thread that waits for the others leaves its core after microseconds. By default it keeps the core busy for
-# milliseconds, in which the others may need it: where other programs compute, too, small models took ten
-# times as long.
+# milliseconds; where other programs compute as well, that core is missing to the threads it waits for.
 WAITING = {"GOMP_SPINCOUNT": "1000"}
 
 

@@ -86,7 +86,7 @@ def test_activation_bytes_by_hand() -> None:
 
 def test_marks() -> None:
     def result(name: str, spent: int, held: int, seconds: list[float]) -> Result:
-        return Result("x", name, 1, 1, 1, spent, 1.0, held, [], seconds)
+        return Result("x", name, 1, 1, 1, spent, 1.0, held, None, [], seconds)
 
     slow, fast = result("straightforward", 30, 100, [4.0, 2.0, 9.0]), result("ours", 10, 60, [2.0, 2.0, 3.0])
     speed, memory = marks(slow, fast)

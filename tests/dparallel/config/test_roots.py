@@ -10,7 +10,7 @@ import pytest
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
-from dparallel.config.paths import WRITTEN
+from dparallel.config.paths import DEEPSPEED_FILES
 from dparallel.config.protocol import FileConfig
 from dparallel.config.roots import ROOTS, check_inside_roots, check_path
 from dparallel.config.sources import SourceConfig
@@ -124,7 +124,7 @@ def test_what_deepspeed_writes_is_known() -> None:
     names = {name for model in models for name in model.model_fields}
     names |= set(AIO_DEFAULT_DICT) | set(vars(DeepSpeedFlopsProfilerConfig({})))
     places = {name for name in names if re.search("file$|path|dir|folder", name)}
-    assert places == set(WRITTEN)
+    assert places == set(DEEPSPEED_FILES)
 
 
 @pytest.mark.parametrize("outside", ["/outside", "../outside", "a/../../outside", "..", "a\\..\\..\\b"])

@@ -1,6 +1,7 @@
 """Checkpoints as published, with shards, code, tokenizer and extra fields."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from tests.conftest import GOLDEN
 
+ABSENT = object()
 INDEX = "model.safetensors.index.json"
 SPECIAL = {253: "<|pad|>", 254: "<|eos|>", 255: "<|mask|>"}
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # those that stand for themselves
@@ -90,3 +92,17 @@ def _dream_tokenizer(folder: Path) -> None:
 
 def edit_json(file: Path, **fields: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
+
+
+def edited(checkpoint: Path, folder: Path, **fields: object) -> Path:
+    """A copy of a checkpoint in `folder` with other fields in its config.json, or without (ABSENT)."""
+    copy = shutil.copytree(checkpoint, folder / "edited")
+    config = {**json.loads((copy / "config.json").read_text(encoding="utf-8")), **fields}
+    kept = {field: value for field, value in config.items() if value is not ABSENT}
+    (copy / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    return copy
+
+
+def edited_llada(folder: Path, **fields: object) -> Path:
+    """As `edited`, of a small LLaDA."""
+    return edited(GOLDEN / "llada_tiny", folder, **fields)

@@ -20,9 +20,10 @@ from dparallel.distillation.quantization import check_blocks
 from dparallel.models.checkpoints import read_config, save_model
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_experiment
-from dparallel.preflight.disk import Progress, free_disk
+from dparallel.preflight.disk import free_disk
 from dparallel.preflight.memory import RESERVED, DecodingMemory
 from dparallel.preflight.plan import Plan, check_fits, make_plan
+from dparallel.preflight.progress import Progress
 from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.rate import Rate, measure_rate, timed_shape
 from dparallel.preflight.remedy import ways_to_save_memory
