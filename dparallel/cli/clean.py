@@ -16,6 +16,7 @@ from dparallel.reporting.cleaning import (
     remove_empty,
     results_to_give_up,
     stores_that_keep,
+    what_stays,
 )
 from dparallel.reporting.past import past_experiments
 from dparallel.stages.lease import LeaseHeldError
@@ -41,7 +42,7 @@ def clean(given: Sequence[str], runs: Path, keep: int | None, checkpoints: bool,
     for name in given:
         given_up |= dict.fromkeys(named_stages(name, runs, experiments), f"named: {name}")
     found, notes = removals(runs, experiments, given_up, checkpoints)
-    notes += stores_that_keep(experiments, found)
+    notes += [*stores_that_keep(experiments, found), *([what_stays(experiments, found)] if found else [])]
     print("\n".join([_table(found, runs), *notes] if found else ["Nothing to remove.", *notes]))
     if not found:
         return

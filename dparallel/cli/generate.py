@@ -12,7 +12,7 @@ from dparallel.cli.model import answer, open_model, open_tokenizer, text_of, tim
 from dparallel.cli.outputs import check_different, check_writable
 from dparallel.cli.parser import decoding_of
 from dparallel.cli.prompts import Request, Result, encode, read_requests
-from dparallel.cli.results import Results, collect
+from dparallel.cli.results import Results, check_unused, collect
 from dparallel.cli.trace.page import trace_page
 from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
@@ -42,6 +42,7 @@ def generate(options: argparse.Namespace) -> None:
     check_writable("--out", options.out)
     check_writable("--trace", options.trace)
     check_different(options.out, options.trace)
+    check_unused(options.out)
     tokenizer, model = open_tokenizer(options), open_model(options)
     prompts = encode(requests, tokenizer, model, decoding, options.raw)
 
@@ -68,6 +69,7 @@ def generate(options: argparse.Namespace) -> None:
         texts = [request.prompt for request in requests]
         page = trace_page(options.model, decoding, tokenizer, model.config, texts, generations, steps, note)
         write_atomically(options.trace, page)
+        print(f"Replay of the decoding: {options.trace}", file=sys.stderr)
 
 
 def _decode_rows(

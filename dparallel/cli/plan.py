@@ -93,6 +93,11 @@ def _memory(plan: Plan, gpu_bytes: int | None) -> str:
     rows["decoding: peak"] = plan.decoding.peak
     dtype = str(plan.decoding.dtype).removeprefix("torch.")
     notes = {
+        "training: weights": "the base model and the adapter",
+        "training: optimizer": "of the adapter",
+        "training: gradients": "of the adapter",
+        "training: gradient buffer": "of a fixed size: reduce_bucket_size of training.deepspeed",
+        "training: update": "gradients in float32 during the optimizer step",
         "training: peak": "activations are freed before the update",
         "decoding: peak": f"in {dtype}, with one row; as many rows as fit are decoded together",
     }

@@ -2,8 +2,8 @@
 
 Results for a file are appended to FILE.partial in the order of completion; when all are present, they are
 written to FILE in the order of the prompts, and FILE.partial is deleted. After an interruption, the same
-command continues from FILE.partial. Results for stdout, a pipe or a device are written in the order of the
-prompts, each as soon as all previous ones are present.
+command continues from FILE.partial. A FILE that has content already is not replaced. Results for stdout, a
+pipe or a device are written in the order of the prompts, each as soon as all previous ones are present.
 """
 
 import fcntl
@@ -19,11 +19,17 @@ from typing import Any, Protocol, TypeVar
 
 from dparallel.cli.prompts import Request, Result, result_line
 from dparallel.config.base import UserError
-from dparallel.stages.files import is_written_through, naming_the_file, write_atomically
+from dparallel.stages.files import is_there, is_written_through, naming_the_file, write_atomically
 
 
 class OutputError(UserError):
     """Results cannot be written; the message names the file and the remedy."""
+
+
+def check_unused(out: Path | None) -> None:
+    """Raise an OutputError if `out` has content already and no FILE.partial that could complete it."""
+    if out is not None and _is_taken(out) and not is_there(_partial_of(out)):
+        raise OutputError(_taken(out))
 
 
 class Results(Protocol):
@@ -49,7 +55,8 @@ def collect(out: Path | None, requests: Sequence[Request], identity: Mapping[str
         identity: everything that determines the results, as JSON values by names for messages.
 
     Raises:
-        OutputError: FILE.partial belongs to another identity, or another process is writing it.
+        OutputError: FILE.partial belongs to another identity, or another process is writing it, or FILE has
+            content already.
         FileError: `out` cannot be written.
     """
     if out is None:
@@ -107,8 +114,7 @@ class _Partial:
 
     def __init__(self, out: Path, requests: Sequence[Request], identity: Mapping[str, Any]):
         self.out, self.requests = out, requests
-        target = out.resolve()
-        self.path = target.with_name(f"{target.name}.partial")
+        self.path = _partial_of(out)
         self.done: dict[int, Result] = {}
         with naming_the_file(self.path):
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -146,6 +152,8 @@ class _Partial:
                 f"{self.path} holds {len(results)} results of a command with another {', '.join(others)}: "
                 "give that command again to complete them, or delete the file to start anew"
             )
+        if len(results) < len(self.requests) and _is_taken(self.out):
+            raise OutputError(_taken(self.out))
         os.ftruncate(self.descriptor, len(whole))
         self.done = results
 
@@ -172,6 +180,20 @@ class _Partial:
         if not self.done:
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
+
+
+def _partial_of(out: Path) -> Path:
+    target = out.resolve()
+    return target.with_name(f"{target.name}.partial")
+
+
+def _is_taken(out: Path) -> bool:
+    """Whether a file has content that writing to `out` would replace."""
+    return not is_written_through(out) and is_there(out) and out.stat().st_size > 0
+
+
+def _taken(out: Path) -> str:
+    return f"--out {out} has content already, which would be replaced: delete it, or name another file"
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -84,19 +84,21 @@ def plain_message(mistake: Any) -> str:
     return str(mistake["msg"].removeprefix("Value error, "))
 
 
-def nearest(name: str, known: Sequence[str], inner: Sequence[str] = ()) -> str:
+def nearest(name: str, known: Sequence[str] | Mapping[str, str], inner: Sequence[str] = ()) -> str:
     """A "did you mean" hint with the most similar known name, or "" if none is similar.
 
     If several known names begin with `name`, as `gsm8k` with its endings, the hint has all of them.
 
     Args:
-        known: valid names at this level.
+        known: valid names at this level; of a mapping, the keys, for which the hint has the values.
         inner: dotted names of the keys one level below.
     """
-    longer = [path for path in known if path.rpartition("/")[2].startswith(name)] if len(name) > 2 else []
+    shown = known if isinstance(known, Mapping) else {path: path for path in known}
+    longer = [shown[path] for path in shown if path.rpartition("/")[2].startswith(name)]
+    longer = longer if len(name) > 2 else []
     if len(longer) > 1:
         return f"did you mean {', '.join(map(repr, longer[:-1]))} or {longer[-1]!r}? "
-    names = {path.rpartition(".")[2]: path for path in inner} | {path: path for path in known}
+    names = {path.rpartition(".")[2]: path for path in inner} | dict(shown)
     swapped = [other for other in names if sorted(other) == sorted(name)]
     near = swapped or difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     return f"did you mean {names[near[0]]!r}? " if near else ""

@@ -1,8 +1,10 @@
 """Load settings from YAML or JSON files, with dotted overrides."""
 
+import contextlib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dparallel.config.base import Config, ConfigError, explain
+from dparallel.config.base import Config, ConfigError, explain, nearest
 from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, written
 from dparallel.config.roots import check_path
 
@@ -119,7 +121,7 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(
-            f"{path}: no such config file (looked in {Path.cwd()} and {shipped_configs()})"
+            f"{path}: no such config file (looked in {Path.cwd()} and {shipped_configs()}){_similar(path)}"
         ) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
@@ -129,6 +131,23 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, expected keys and values")
     return _included(data, path.parent, (*including, place))
+
+
+def _similar(path: Path) -> str:
+    """A "did you mean" hint with a config beside `path`, or one that comes with the package."""
+    name = path.name if path.suffix in CONFIG_FILES else f"{path.name}.yaml"
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [other for other in sorted(os.listdir(path.parent)) if other.endswith(CONFIG_FILES)]
+    hint = nearest(name, {other: str(path.with_name(other)) for other in beside})
+    hint = hint or nearest(name, shipped_names())
+    return f"; {hint.strip()}" if hint else ""
+
+
+def shipped_names() -> dict[str, str]:
+    """Paths of the configs that come with the package, as they are found from any folder, by file name."""
+    folder = shipped_configs()
+    return {file.name: file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.yaml"))}
 
 
 class _Constructor(SafeConstructor):
@@ -239,23 +258,44 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     return _included(_replace(data, _plain(names, f"override {override!r}"), value, override), Path.cwd())
 
 
-def _replace(data: Any, keys: list[str], value: Any, override: str) -> Any:
-    """A copy of `data` with `value` at the path `keys`; missing sections are created."""
+def _replace(data: Any, keys: list[str], value: Any, override: str, above: str = "") -> Any:
+    """A copy of `data` with `value` at the path `keys`; missing sections are created.
+
+    Args:
+        above: path of `data`, as it stands in the key of an override.
+    """
     if not keys:
         return value
     if isinstance(data, list):
-        index = _index(data, keys[0], override)
-        return [*data[:index], _replace(data[index], keys[1:], value, override), *data[index + 1 :]]
+        index = _index(data, keys[0], override, above)
+        part = _replace(data[index], keys[1:], value, override, f"{above}.{index}")
+        return [*data[:index], part, *data[index + 1 :]]
     if not isinstance(data, dict):
-        raise ConfigError(f"override {override!r}: {keys[0]!r} lies below a plain value, not a section")
+        held = textwrap.shorten(json.dumps(data, ensure_ascii=False), 80)
+        raise ConfigError(
+            f"override {override!r}: {keys[0]!r} lies below a plain value, not a section: {above} is {held}; "
+            f"replace it as a whole, as {_whole(above, keys)}, if it may be a section"
+        )
     # Names of students and sweeps may contain dots: take the longest name that exists.
     length = next((end for end in range(len(keys), 1, -1) if ".".join(keys[:end]) in data), 1)
     name, rest = ".".join(keys[:length]), keys[length:]
-    return {**data, name: _replace(data.get(name, {}), rest, value, override)}
+    place = f"{above}.{quoted(name)}" if above else quoted(name)
+    return {**data, name: _replace(data.get(name, {}), rest, value, override, place)}
 
 
-def _index(data: list[Any], key: str, override: str) -> int:
+def _index(data: list[Any], key: str, override: str, above: str) -> int:
     if not key.isdecimal() or int(key) >= len(data):
         valid = f"give an index from 0 to {len(data) - 1}" if data else "give the whole list"
+        if not key.removeprefix("-").isdecimal():
+            valid += f"; {above} is a list: to make it a section, replace it as a whole, as "
+            valid += _whole(above, [key])
         raise ConfigError(f"override {override!r}: {key!r} in a list of {len(data)}: {valid}")
     return int(key)
+
+
+def _whole(place: str, keys: list[str]) -> str:
+    """An override of the section at `place` instead of one of the setting `keys` in it."""
+    inner = "VALUE"
+    for key in reversed(keys):
+        inner = f"{{{quoted(key)}: {inner}}}"
+    return f"'{place}={inner}'"

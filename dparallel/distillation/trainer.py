@@ -178,7 +178,7 @@ class Trainer:
         self.engine.train()
         progress = Progress(log, self.train_steps, done)
         logged_at = time.perf_counter()
-        tokens, latest = 0.0, "resumed"
+        tokens, logged = 0.0, ""
         for train_step in range(done + 1, self.train_steps + 1):
             logging_step = train_step % training.log_every == 0 or train_step in (1, self.train_steps)
             metrics = self.step(train_step, logging_step)
@@ -188,10 +188,11 @@ class Trainer:
                 metrics["tokens_per_second"] = tokens / (now - logged_at)
                 metrics["peak_memory_bytes"] = peak_memory_bytes()
                 metrics_log.append(self.folder / METRICS, {"train_step": train_step, **metrics})
-                latest = described(metrics)
+                logged = f"; at step {train_step} {described(metrics)}"
                 tokens, logged_at = 0.0, now
             if self.process.first:
-                progress.tell(train_step, f"step {train_step} of {self.train_steps}: {latest}")
+                step = f"step {train_step} of {self.train_steps}: loss {metrics['loss']:.4f}"
+                progress.tell(train_step, step + logged)
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
                 if self.still_held is not None:
                     self.still_held()
@@ -264,8 +265,8 @@ def peak_memory_bytes() -> int:
 
 
 def described(metrics: dict[str, float]) -> str:
-    """The metrics of a train step for the log."""
+    """What is measured only at the steps of the metrics log, for a message of progress."""
     return (
-        f"loss {metrics['loss']:.4f}, entropy {metrics['student_entropy']:.3f} "
-        f"(teacher {metrics['teacher_entropy']:.3f}), {metrics['tokens_per_second']:.0f} tokens/s"
+        f"entropy {metrics['student_entropy']:.3f} (teacher {metrics['teacher_entropy']:.3f}), "
+        f"{metrics['tokens_per_second']:.0f} tokens/s"
     )

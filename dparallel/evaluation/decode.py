@@ -117,8 +117,7 @@ def _decode(
         bench.store.put_certainty(bench.certainty_key(unit), json.dumps(certainty))
         return float(len(certainty["probability"]))
     batch_size, first = bench.config.batch_size, unit.slice[0]
-    with fitting_threads(model, batch_size):
-        samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
+    samples = sample(model, tokenizer, prompts, unit.decoding, batch_size, first, stops, finished)
     key = bench.samples_key(unit.model, unit.split, unit.decoding)
     bench.store.put_samples(key, range(*unit.slice), samples)
     nfe = samples["nfe"].to_pylist()
@@ -150,9 +149,11 @@ def sample(
     ends = stops if decoding.stop_at_eos else ()  # without, the same samples serve protocols of any stops
     fitting = rows_that_fit(model, max(map(len, prompts)) + decoding.gen_length, decoding)
     together = min(batch_size, len(prompts), fitting)
-    generations, seconds = _timed(model, prompts, decoding, together, stop, finished)
+    with fitting_threads(model, batch_size):
+        generations, seconds = _timed(model, prompts, decoding, together, stop, finished)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
-    _, seconds_alone = _timed(model, alone, decoding, 1, stop) if alone else ([], 0.0)
+    with fitting_threads(model):  # on a CPU as many as one prompt makes use of, as in `dparallel generate`
+        _, seconds_alone = _timed(model, alone, decoding, 1, stop) if alone else ([], 0.0)
     now = datetime.now(UTC)
     rows = [
         {

@@ -35,7 +35,9 @@ class TrainingMemory:
     Attributes:
         weights: base and adapter; with ZeRO stage 3, their partition and the gathered weights.
         optimizer: the adapter in float32 and AdamW's two moments.
-        gradients: the adapter's gradients, their accumulation, and the buffer for reduction.
+        gradients: the adapter's gradients and their accumulation.
+        buffer: in which DeepSpeed collects gradients to add them up over all processes, of a fixed size
+            (`reduce_bucket_size`), however small the adapter is.
         activations: stored activations, and working memory of the backward pass.
         update: float32 gradients during the optimizer step; activations are freed by then.
     """
@@ -43,16 +45,18 @@ class TrainingMemory:
     weights: int
     optimizer: int
     gradients: int
+    buffer: int
     activations: int
     update: int
 
     @property
     def peak(self) -> int:
-        return self.weights + self.optimizer + self.gradients + max(self.activations, self.update)
+        held = self.weights + self.optimizer + self.gradients + self.buffer
+        return held + max(self.activations, self.update)
 
     def kinds(self) -> dict[str, int]:
         """Bytes by kind, for messages and tables."""
-        return asdict(self)
+        return {"gradient buffer" if kind == "buffer" else kind: held for kind, held in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,11 @@ def training_memory(
         gathered = min(weights, w * int(zero.get("stage3_max_live_parameters", ZERO3_LIVE)))
         weights = gathered + (0 if offloads_weights(training.deepspeed) else -(-weights // processes))
     offloaded = offloads_optimizer(training.deepspeed)
-    bucket = w * int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE))
     return TrainingMemory(
         weights=weights,
         optimizer=0 if offloaded else 3 * FLOAT32 * part,
-        gradients=w * (part if stage == 3 else trainable) + bucket + (0 if offloaded else w * part),
+        gradients=w * (part if stage == 3 else trainable) + (0 if offloaded else w * part),
+        buffer=w * int(zero.get("reduce_bucket_size", REDUCE_BUCKET_SIZE)),
         activations=activation_bytes(model, training, shapes, dtype),
         update=0 if offloaded else FLOAT32 * part,
     )

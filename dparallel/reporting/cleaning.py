@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dparallel.config.base import UserError
+from dparallel.config.base import UserError, nearest
 from dparallel.config.experiment import MEASUREMENTS
 from dparallel.config.files import read_settings
 from dparallel.reporting.find import REPORT, RunError
@@ -63,7 +63,7 @@ def results_to_give_up(experiments: Iterable[PastExperiment], keep: int) -> set[
     return older
 
 
-def named_stages(given: str, runs: Path, experiments: Iterable[PastExperiment]) -> set[Path]:
+def named_stages(given: str, runs: Path, experiments: Sequence[PastExperiment]) -> set[Path]:
     """Folders of the stages that `given` names: an experiment, a report or a stage.
 
     Raises:
@@ -81,8 +81,9 @@ def named_stages(given: str, runs: Path, experiments: Iterable[PastExperiment]) 
             if folder.parent == experiment.folder.resolve() and (folder / REPORT).is_file():
                 return {experiment.folder / name for name in _stages_of(folder)} & folders
     raise RunError(
-        f"{given} is no experiment, report or stage in {runs}: `dparallel runs` lists the experiments; name "
-        "another folder of runs by --runs"
+        f"{given} is no experiment, report or stage in {runs}: "
+        f"{nearest(given, [experiment.name for experiment in experiments])}`dparallel runs` lists the "
+        "experiments; name another folder of runs by --runs"
     )
 
 
@@ -158,6 +159,20 @@ def stores_that_keep(experiments: Iterable[PastExperiment], found: Iterable[Remo
                 "only the files of this machine are removed."
             )
     return notes
+
+
+def what_stays(experiments: Iterable[PastExperiment], found: Iterable[Removal]) -> str:
+    """A sentence with the number of stages of each experiment that no removal is about."""
+    gone = {removal.folder for removal in found if removal.is_stage}
+    counts = {
+        experiment.name: sum(stage.folder not in gone for stage in experiment.stages)
+        for experiment in experiments
+    }
+    stages = [f"{name} ({count} stage{'s' if count > 1 else ''})" for name, count in counts.items() if count]
+    return (
+        f"Kept: {', '.join(stages) or 'no stage'}; samples of `dparallel eval`, files elsewhere (a store, "
+        "configs, teachers), and MLflow's runs and models are not touched."
+    )
 
 
 def remove_empty(experiments: Iterable[PastExperiment]) -> None:

@@ -15,7 +15,6 @@ from dparallel.reporting.read import Benchmark
 
 PROMPT = "What is 6 times 7?"  # where the benchmark's own problems are long
 PROMPT_CHARACTERS = 100
-OWN = "PROTOCOL"  # where no file has the protocol of the benchmark
 
 
 def next_steps(benchmark: Benchmark, runs: Path) -> list[str]:
@@ -39,12 +38,10 @@ def next_steps(benchmark: Benchmark, runs: Path) -> list[str]:
     model = ["--model", students[best]]
     elsewhere = [] if runs == Path("runs") else ["--runs", str(runs)]
     problems = _problems(benchmark)
-    measured = ["eval", *model, *problems, *elsewhere, "--limit", "100", *decoding]
-    commands = [["generate", *model, "--prompt", _prompt(benchmark), *decoding], measured]
-    lines += ["next:", *(f"  {shlex.join(['dparallel', *words])}" for words in commands)]
-    if OWN in problems:
-        lines.append(f"  ({OWN}: a file with the settings of `protocol` of the benchmark's test problems)")
-    return lines
+    commands = [["generate", *model, "--prompt", _prompt(benchmark), *decoding]]
+    if problems is not None:
+        commands.append(["eval", *model, *problems, *elsewhere, "--limit", "100", *decoding])
+    return [*lines, "next:", *(f"  {shlex.join(['dparallel', *words])}" for words in commands)]
 
 
 def _flags(decoding: DecodingConfig) -> list[str]:
@@ -61,8 +58,11 @@ def _flags(decoding: DecodingConfig) -> list[str]:
     return flags
 
 
-def _problems(benchmark: Benchmark) -> list[str]:
-    """Flags with which `dparallel eval` measures the same problems, without `rows` and `count`."""
+def _problems(benchmark: Benchmark) -> list[str] | None:
+    """Flags with which `dparallel eval` measures the same problems, without `rows` and `count`.
+
+    None if no file has their protocol, which the experiment's config holds itself.
+    """
     recorded, how = benchmark.manifest.config["test"], benchmark.manifest.how.get("test", {})
     test = joined(recorded, how)
     if test["benchmark"] == "coins":
@@ -73,7 +73,10 @@ def _problems(benchmark: Benchmark) -> list[str]:
         changes = {key: test[key] for key in ("num_fewshot", "metric") if test.get(key) is not None}
         changes |= {f"data_files.{split}": file for split, file in how.get("data_files", {}).items()}
     else:
-        name = _protocol(recorded["protocol"])
+        found = _protocol(recorded["protocol"])
+        if found is None:
+            return None
+        name = found
         if test.get("sources"):
             changes["sources"] = json.dumps([_given(source) for source in test["sources"]])
     path = ["--path", how["path"]] if how.get("path") else []
@@ -81,7 +84,7 @@ def _problems(benchmark: Benchmark) -> list[str]:
     return ["--protocol", name, *path, *(["--set", *settings] if settings else [])]
 
 
-def _protocol(recorded: dict[str, Any]) -> str:
+def _protocol(recorded: dict[str, Any]) -> str | None:
     """Name of the protocol file with the recorded settings, in the working folder or of the package."""
     for folder in (Path("configs", "protocols"), shipped_configs() / "protocols"):
         for file in sorted(folder.glob("*.yaml")):
@@ -91,7 +94,7 @@ def _protocol(recorded: dict[str, Any]) -> str:
                 continue
             if settings == recorded:
                 return file.stem
-    return OWN
+    return None
 
 
 def _given(source: dict[str, Any]) -> dict[str, Any]:

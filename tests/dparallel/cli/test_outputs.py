@@ -70,10 +70,27 @@ def printed(command, capsys) -> str:
     return capsys.readouterr().out
 
 
+def test_a_finished_file_is_not_replaced(command, printed, tmp_path, capsys):
+    """Neither by other prompts or settings nor by the same; a replay, which is made again at once, is."""
+    out, trace = tmp_path / "out.jsonl", tmp_path / "trace.html"
+    files = ["--out", str(out), "--trace", str(trace)]
+    assert main([*command, *files]) == 0
+    assert f"Replay of the decoding: {trace}\n" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(out)
+    for taken in (out, tmp_path / "link"):
+        for more in ([], ["--threshold", "0.1"], ["--model", "nothing/here"]):
+            assert main([*command, *more, "--out", str(taken)]) == 2
+            assert f"--out {taken} has content already, which would be replaced: delete it, or name " in (
+                capsys.readouterr().err
+            )
+    assert out.read_text(encoding="utf-8") == printed
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
 def test_links_are_followed(command, printed, tmp_path):
     for name in ("out", "trace"):
         (tmp_path / name).symlink_to(tmp_path / f"{name}.real")
-    (tmp_path / "out.real").write_text("old", encoding="utf-8")
+    (tmp_path / "out.real").touch()
     assert main([*command, "--out", str(tmp_path / "out"), "--trace", str(tmp_path / "trace")]) == 0
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "trace").is_symlink()
@@ -85,7 +102,7 @@ def test_links_are_followed(command, printed, tmp_path):
 def test_files_keep_mode_and_owner(command, printed, tmp_path):
     owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     for name in ("out", "trace"):
-        (tmp_path / name).write_text("old", encoding="utf-8")
+        (tmp_path / name).touch()
         os.chown(tmp_path / name, *owner)
         (tmp_path / name).chmod(0o664)
     assert main([*command, "--out", str(tmp_path / "out"), "--trace", str(tmp_path / "trace")]) == 0

@@ -175,6 +175,25 @@ def test_another_command_does_not_mix_with_what_is_kept(command, prompts, tmp_pa
     assert partial.read_bytes() == kept
 
 
+def test_what_is_kept_does_not_replace_a_file_made_meanwhile(command, whole, tmp_path, capsys, monkeypatch):
+    """All of it does: the run ended between its last two steps."""
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    for count in (3, COUNT):
+        with monkeypatch.context() as patched:
+            die_after(patched, count if count < COUNT else COUNT - 3, lambda: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                main(command)
+        out.write_bytes(b"{}\n")
+        capsys.readouterr()
+        assert main(command) == (2 if count < COUNT else 0)
+        if count < COUNT:
+            assert f"--out {out} has content already" in capsys.readouterr().err
+            assert out.read_bytes() == b"{}\n"
+            out.unlink()
+    assert out.read_bytes() == whole
+    assert not partial.exists()
+
+
 @pytest.mark.parametrize(
     "content", [b"[]\n", b"text\n", b"no whole line", b'{"a": 1}\n{"row": "x"}\n', b"\xff\n"]
 )
@@ -198,6 +217,7 @@ def test_a_run_killed_before_its_first_result_starts_anew(command, whole, tmp_pa
         assert main(command) == 0
         assert (tmp_path / "out.jsonl").read_bytes() == whole
         assert not partial.exists()
+        (tmp_path / "out.jsonl").unlink()
 
 
 def test_two_runs_do_not_write_one_file(command, tmp_path, capsys, monkeypatch):

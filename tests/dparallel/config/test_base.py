@@ -135,7 +135,15 @@ def test_overrides_take_indices_of_lists(tmp_path) -> None:
         ("sources.2.path=c", r"override 'sources\.2\.path=c': '2' in a list of 2: give an index from 0 to 1"),
         ("sources.-1.path=c", "'-1' in a list of 2: give an index from 0 to 1"),
         ("sources.path=c", "'path' in a list of 2: give an index from 0 to 1"),
-        ("sources.0.path.x=c", "'x' lies below a plain value"),
+        (
+            "sources.0.path.x.y=c",
+            r"'x' lies below a plain value, not a section: sources\.0\.path is \"a\"; replace it as a whole, "
+            r"as 'sources\.0\.path=\{x: \{y: VALUE\}\}', if it may be a section$",
+        ),
+        (
+            "sources.path=c",
+            r"; sources is a list: to make it a section, .* as 'sources=\{path: VALUE\}'$",
+        ),
         ("sources.0.promt='{q}'", r"sources\.0\.promt: unknown key; did you mean 'prompt'"),
     ):
         with pytest.raises(ConfigError, match=message):

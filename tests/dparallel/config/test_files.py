@@ -106,6 +106,7 @@ def test_every_setting_that_is_a_path_is_known_as_one():
         (["batch_size"], r"override 'batch_size' is not of the form"),
         (["decoding.steps.more=1"], r"lies below a plain value"),
         (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
+        (["decoding=reciepes/d2f.yaml"], r"no such config file .*; did you mean 'recipes/d2f\.yaml'\?$"),
         (["batch_size=true"], r"batch_size: Input should be a valid integer, got True"),
         (["batch_size=yes"], r"batch_size: Input should be a valid integer, got 'yes'"),
         (["batch_size='3'"], r"batch_size: Input should be a valid integer, got '3'"),

@@ -141,6 +141,22 @@ def test_a_name_with_dots_that_the_file_lacks() -> None:
     assert again["a.b"].block_length == 6, "without quotes once the name is there"
 
 
+def test_a_section_over_a_plain_value_names_what_is_there() -> None:
+    """The form has both kinds of values for a block that may grow, and lists or sections of sweeps."""
+    before = ["students.a={masking: random, block_length: 12}"]
+    growing = {"students": {"a": {"block_length": {"start": 6, "end": 12}}}}
+    with pytest.raises(
+        ConfigError, match=r"students\.a\.block_length is 12; .*block_length=\{start: VALUE\}"
+    ):
+        load_config(DistillConfig, TINY, [*before, *overrides_of(growing)])
+    sweeps = {"benchmarks": {"coins": {"student_sweeps": {"consistency": ["entropy"]}}}}
+    with pytest.raises(ConfigError, match=r"student_sweeps is a list: .* as .*=\{consistency: VALUE\}"):
+        load_config(DistillConfig, TINY, overrides_of(sweeps))
+    whole = ["students.a.block_length={start: 6, end: 12}"]
+    recipe = load_config(DistillConfig, TINY, [*before, *whole]).students["a"]
+    assert recipe.block_length.end == 12
+
+
 # No sequence of them, joined with dots, is another one.
 names = st.sampled_from(["a", "b", "c.d", "", "e=f", '"', '"g', "\\h.", "größe 1", "#"])
 values = st.recursive(

@@ -1,12 +1,14 @@
 """Real launches: DeepSpeed in one and two processes, killed and resumed, stopped by non-finite numbers."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,11 +16,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from dparallel.config.experiment import LoraSettings, OptimizerConfig
+from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingConfig
 from dparallel.config.recipe import RecipeConfig
-from dparallel.distillation import resuming
+from dparallel.distillation import engine, resuming
+from dparallel.distillation.trainer import Trainer
 from dparallel.models.checkpoints import load_model, save_model
-from dparallel.stages import metrics_log
+from dparallel.stages import metrics_log, progress
+from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.lease import LEASE
 from dparallel.stages.manifest import MANIFEST, verify
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -36,6 +40,8 @@ from tests.dparallel.distillation.conftest import (
     trajectory_rows,
     write_plan,
 )
+
+NAMES = ("loss", "tokens", "student_entropy", "teacher_entropy")
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +267,31 @@ def test_a_bf16_step_on_a_gpu(tiny_checkpoint: Path, trajectories: Path, tmp_pat
     (record,) = read_metrics(out)
     assert 0 < record["loss"] < 100
     assert 0 < record["peak_memory_bytes"] < 1e8  # the device's; the process itself takes more
+
+
+def test_the_line_of_progress_has_the_loss_of_its_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what is measured every 3 steps together with the step at which it was."""
+    monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(engine, "save_checkpoint", lambda *_: None)
+    monkeypatch.setattr(Trainer, "step", lambda _, step, measured: {name: float(step) for name in NAMES})
+    optimizer = OptimizerConfig(learning_rate=1.0)
+    config = StudentConfig(
+        training=TrainingConfig(optimizer=optimizer, train_steps=5, log_every=3),
+        recipe=RecipeConfig(masking="random", region="response"),
+    )
+    caplog.set_level("INFO", "dparallel")
+    whole = SimpleNamespace(train=lambda: None)
+    process = SimpleNamespace(first=True)
+    Trainer(config, [1], SimpleNamespace(samples=1), whole, process, tmp_path, 5).train(1)
+    lines = [text for text in caplog.messages if text.endswith(progress.LEFT)]
+    assert [re.sub(r"(, \d+ tokens/s)?, 0:00 left$", "", line) for line in lines] == [
+        "step 2 of 5: loss 2.0000",
+        "step 3 of 5: loss 3.0000; at step 3 entropy 3.000 (teacher 3.000)",
+        "step 4 of 5: loss 4.0000; at step 3 entropy 3.000 (teacher 3.000)",
+        "step 5 of 5: loss 5.0000; at step 5 entropy 5.000 (teacher 5.000)",
+    ]
 
 
 def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:

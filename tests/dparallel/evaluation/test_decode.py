@@ -4,6 +4,7 @@ import json
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def test_speed_is_of_the_batches_and_latency_of_single_prompts(
     model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
     forwards: list[int] = []
     model.register_forward_pre_hook(lambda _, arguments: forwards.append(len(arguments[0])))
+    rows: list[int] = []  # for which threads were chosen
+    monkeypatch.setattr(decode, "fitting_threads", lambda _, count=1: rows.append(count) or nullcontext())
     monkeypatch.setattr("dparallel.evaluation.decode.time.perf_counter", lambda: float(len(forwards)))
     prompts = [[5, 6, 7 + row] for row in range(10)]
     samples = sample(model, tokenizer, prompts[:5], DECODING, 5)
@@ -103,6 +106,7 @@ def test_speed_is_of_the_batches_and_latency_of_single_prompts(
     seconds = [*samples["seconds"].to_pylist(), *more["seconds"].to_pylist()]
     assert sum(seconds) == pytest.approx(batched)
     assert batched < sum(nfe) / 2, "batches share forwards"
+    assert rows == [5, 1, 5, 1], "a single prompt has the threads of a command that decodes it"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -169,29 +169,30 @@ def test_memory_by_hand() -> None:
     alone = memory()
     assert alone.weights == 2 * (base + adapter)
     assert alone.optimizer == 3 * 4 * adapter
-    assert alone.gradients == 2 * adapter + 2 * 100 + 2 * adapter
+    assert alone.gradients == 2 * adapter + 2 * adapter
+    assert alone.buffer == alone.kinds()["gradient buffer"] == 2 * 100
     assert alone.update == 4 * adapter
-    assert alone.peak == alone.weights + alone.optimizer + alone.gradients + alone.activations
+    assert alone.peak == sum(alone.kinds().values()) - alone.update
     wide = memory(dtype=torch.float32)
     assert (wide.weights, wide.optimizer) == (2 * alone.weights, alone.optimizer)
 
     shared = memory(processes=4)
     assert (shared.weights, shared.optimizer) == (alone.weights, alone.optimizer / 4)
-    assert shared.gradients == 2 * adapter + 2 * 100 + 2 * adapter / 4
+    assert shared.gradients == 2 * adapter + 2 * adapter / 4
     offloaded = memory(offload_optimizer={"device": "cpu"})
     assert (offloaded.optimizer, offloaded.update) == (0, 0)
-    assert offloaded.gradients == 2 * adapter + 2 * 100
+    assert (offloaded.gradients, offloaded.buffer) == (2 * adapter, 2 * 100)
 
     parted = memory(processes=4, stage=3, stage3_max_live_parameters=50)
     assert parted.weights == 2 * 50 + 2 * (base + adapter) / 4
-    assert parted.gradients == 2 * adapter / 4 + 2 * 100 + 2 * adapter / 4
+    assert parted.gradients == 2 * adapter / 4 + 2 * adapter / 4
     assert memory(4, stage=3, stage3_max_live_parameters=50, offload_param={"device": "cpu"}).weights == 100
 
 
 def test_the_peak_is_backward_or_update() -> None:
     made = memory()
     assert dataclasses.replace(made, activations=5, update=7).peak == (
-        made.weights + made.optimizer + made.gradients + 7
+        made.weights + made.optimizer + made.gradients + made.buffer + 7
     )
 
 

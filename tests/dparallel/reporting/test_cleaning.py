@@ -255,8 +255,11 @@ def test_the_table_says_what_goes_and_why(tmp_path: Path, capsys: pytest.Capture
     assert re.search(rf"{old[3].name} .* older than --keep 1\n", text)
     assert f"{old[0].name}: 1 file and 1 folder in it" in text
     assert "sums: s3://bucket/results keeps its copies" in text
+    assert "\nKept: sums (4 stages); samples of `dparallel eval`, files elsewhere" in text
     assert main(["clean", "sums", "--runs", str(tmp_path)]) == 0
-    assert re.search(rf"{old[3].name} .* named: sums\n", capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert re.search(rf"{old[3].name} .* named: sums\n", text)
+    assert "\nKept: no stage; samples of `dparallel eval`, files elsewhere" in text
 
 
 @pytest.mark.parametrize(
@@ -267,6 +270,7 @@ def test_the_table_says_what_goes_and_why(tmp_path: Path, capsys: pytest.Capture
             "s3://bucket/runs is a URL: give the folder of runs of this",
         ),
         (["clean", "absent"], "absent is no experiment, report or stage in"),
+        (["clean", "smus", "--runs", "."], "in .: did you mean 'sums'? `dparallel runs` lists"),
         (["clean", "--keep", "0"], "'0': give a whole number of at least 1"),
         (["clean", "--runs", "nowhere"], "nowhere: no such folder"),
         (["runs", "--runs", "nowhere"], "nowhere: no such folder"),
@@ -275,6 +279,7 @@ def test_the_table_says_what_goes_and_why(tmp_path: Path, capsys: pytest.Capture
 def test_bad_input(arguments, named, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
+    made(tmp_path / "sums", "trajectories", 1)
     try:
         code = main(arguments)
     except SystemExit as stop:

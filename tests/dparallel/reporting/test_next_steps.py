@@ -73,10 +73,9 @@ def test_a_benchmark_without_models_has_no_next_steps(tiny_checkpoint: Path, tmp
     models = {"teacher": "t", "student/fast": "f", "student/other": "o"}
     lines = next_steps(replace(benchmark, models=models), Path("runs"))
     assert lines[1:3] == ["  fast (default student): f", "  other: o"]
-    assert '--protocol PROTOCOL --set \'sources=[{"path": ' in lines[-2]
-    assert (
-        lines[-1] == "  (PROTOCOL: a file with the settings of `protocol` of the benchmark's test problems)"
-    )
+    assert lines[3] == "next:"
+    [command] = lines[4:]  # no file has the protocol, which `dparallel eval` would need
+    assert command.startswith("  dparallel generate --model f --prompt ")
 
 
 def test_the_command_names_local_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -84,7 +83,11 @@ def test_the_command_names_local_files(tiny_checkpoint: Path, tmp_path: Path) ->
     rows = tmp_path / "rows.jsonl"
     rows.touch()
     benchmark = read_benchmark("sums", finished_benchmark(tmp_path / "runs", tiny_checkpoint))
-    test = ProblemsConfig(benchmark="dataset", sources=(SourceConfig(path=str(rows), reference="answer"),))
+    test = ProblemsConfig(
+        benchmark="dataset",
+        sources=(SourceConfig(path=str(rows), reference="answer"),),
+        protocol=load_config(ProtocolConfig, ROOT / "configs" / "protocols" / "gsm8k_llada.yaml"),
+    )
     manifest = benchmark.manifest.model_copy(
         update={"config": {"test": test.what()}, "how": {"test": test.how()}}
     )
