@@ -1,5 +1,6 @@
 """`dparallel init`: an editable copy of a config that comes with the package."""
 
+import os
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def init(file: Path, source: str) -> None:
         raise ConfigError(f"--from {source}: unknown; {nearest(source, known)}known: {', '.join(known)}")
     if file.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{file}: name a config with the suffix .yaml")
-    if file.exists():
+    if os.path.lexists(file):
         raise ConfigError(f"{file} exists already: delete it, or choose another name")
     text = (shipped_configs() / f"{source}.yaml").read_text(encoding="utf-8")
     text = EXPERIMENT_NAME.sub(f"name: {file.stem}", text, count=1)

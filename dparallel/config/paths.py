@@ -74,7 +74,7 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
     """
     here = path if folder is None else folder / path
     known = shipped_configs() / path
-    return known if not os.path.lexists(here) and known.is_file() else here
+    return known if not os.path.lexists(here) and os.path.isfile(known) else here
 
 
 def looks_local(path: str) -> bool:

@@ -55,9 +55,9 @@ def find_run(given: str, runs: Path) -> Found:
         RunError: it names no run, or the run is not finished.
     """
     for folder in (Path(os.path.expanduser(given)), runs / given):
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return _in_folder(given, folder)
-    if Path(os.path.expanduser(given)).is_file():
+    if os.path.isfile(os.path.expanduser(given)):
         raise RunError(f"{given} is a file: give the folder of an experiment, a report or a benchmark stage")
     return _by_id(given, runs)
 

@@ -1,5 +1,6 @@
 """The stages of all experiments in a folder of runs, finished or not, and which were made from which."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def past_experiments(runs: Path) -> list[PastExperiment]:
     Raises:
         UserError: there is no such folder.
     """
-    if not runs.is_dir():
+    if not os.path.isdir(runs):
         raise UserError(f"{runs}: no such folder (looked in {Path.cwd()}): name the folder of runs by --runs")
     found = []
     for folder in sorted(runs.iterdir()):
