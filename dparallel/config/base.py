@@ -15,6 +15,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
+from dparallel.config.paths import shipped_files
+
 
 class UserError(ValueError):
     """A mistake that the user can correct; the message names the value, the limit and the remedy.
@@ -66,7 +68,24 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     if mistake["type"] == "literal_error" and (known := re.findall("'([^']*)'", mistake["ctx"]["expected"])):
         near = nearest(str(mistake["input"]), known)
         return f"{key}: unknown value {given}; {near}known: {', '.join(known)}"
+    if mistake["type"] in ("model_type", "dict_type") and isinstance(mistake["input"], str):
+        kind = mistake.get("ctx", {}).get("class_name", place[-1] if place else "")
+        return f"{key}: Input should be a section, or the path of a config file, got {given}" + _files(
+            mistake["input"], kind
+        )
     return f"{key}: {message}, got {given}"
+
+
+def _files(given: str, kind: str) -> str:
+    """The config files of the package that hold a section of a kind, such as `RecipeConfig`, with a hint."""
+    folders = (f"{kind.removesuffix('Config').lower()}s/", f"{kind}/")
+    known = [file for file in shipped_files() if file.startswith(folders)]
+    if not known:
+        return ""
+    names = {file.rpartition("/")[2].partition(".")[0]: file for file in known}
+    name = given.rpartition("/")[2].partition(".")[0]
+    near = f"did you mean {names[name]!r}? " if name in names else nearest(name, names)
+    return f"; {near}known: {', '.join(known)}"
 
 
 VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # omitted from the location of a mistake

@@ -15,7 +15,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dparallel.config.base import Config, ConfigError, explain, nearest
-from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, written
+from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, shipped_files, written
 from dparallel.config.roots import check_path
 
 NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  # sections whose keys are names
@@ -135,19 +135,13 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _similar(path: Path) -> str:
     """A "did you mean" hint with a config beside `path`, or one that comes with the package."""
-    name = path.name if path.suffix in CONFIG_FILES else f"{path.name}.yaml"
-    beside: list[str] = []
+    known = {Path(file).stem: file for file in shipped_files()}
     with contextlib.suppress(OSError):
         beside = [other for other in sorted(os.listdir(path.parent)) if other.endswith(CONFIG_FILES)]
-    hint = nearest(name, {other: str(path.with_name(other)) for other in beside})
-    hint = hint or nearest(name, shipped_names())
-    return f"; {hint.strip()}" if hint else ""
-
-
-def shipped_names() -> dict[str, str]:
-    """Paths of the configs that come with the package, as they are found from any folder, by file name."""
-    folder = shipped_configs()
-    return {file.name: file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.yaml"))}
+        known |= {Path(other).stem: str(path.with_name(other)) for other in beside}
+    stem = path.stem if path.suffix in CONFIG_FILES else path.name
+    hint = f"did you mean {known[stem]!r}?" if stem in known else nearest(stem, known).strip()
+    return f"; {hint}" if hint else ""
 
 
 class _Constructor(SafeConstructor):

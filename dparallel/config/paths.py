@@ -60,6 +60,13 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
+def shipped_files() -> list[str]:
+    """Paths of the configs that come with the package, as they are found from any folder."""
+    configs = shipped_configs()
+    files = [file for suffix in ("yaml", "json") for file in configs.rglob(f"*.{suffix}")]
+    return sorted(file.relative_to(configs).as_posix() for file in files)
+
+
 def shipped(path: str | Path) -> Path:
     """Where a config, or the teacher `teachers/NAME`, lies if it comes with the package."""
     folder = shipped_configs()

@@ -150,6 +150,7 @@ def sample(
     fitting = rows_that_fit(model, max(map(len, prompts)) + decoding.gen_length, decoding)
     together = min(batch_size, len(prompts), fitting)
     with fitting_threads(model, batch_size):
+        machine = hardware()  # with the number of threads of a batch
         generations, seconds = _timed(model, prompts, decoding, together, stop, finished)
     alone = prompts[: max(LATENCY_SAMPLES - first_row, 0)]
     with fitting_threads(model):  # on a CPU as many as one prompt makes use of, as in `dparallel generate`
@@ -168,7 +169,7 @@ def sample(
             "seconds": seconds / len(prompts),
             "seconds_alone": seconds_alone / len(alone) if place < len(alone) else None,
             "batch_size": together,
-            "hardware": hardware(),
+            "hardware": machine,
             "measured_at": now,
         }
         for place, (prompt, generation) in enumerate(zip(prompts, generations, strict=True))

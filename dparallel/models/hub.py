@@ -1,5 +1,6 @@
 """Locate checkpoints: local folders, or models on the Hugging Face Hub with a local cache."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from dparallel.config.base import nearest
 from dparallel.config.paths import is_url, looks_local, shipped, store_protocol
 from dparallel.models.formats import CheckpointError
 from dparallel.models.offline import REMEDY, cache_if_offline
@@ -65,7 +67,7 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
     if str(path).startswith("teachers/") and (known := shipped(path)).is_dir():
         return known
     if looks_local(str(path)):
-        raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()})")
+        raise CheckpointError(f"{path}: no such folder (looked in {Path.cwd()}){_similar(here)}")
     name, _, revision = str(path).partition("@")
     wanted = [*SMALL, WEIGHTS] if with_weights else [*SMALL]
     try:
@@ -89,10 +91,11 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         if offline and isinstance(error, LocalEntryNotFoundError):
             raise CheckpointError(
                 f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub that the cache "
-                f"{constants.HF_HUB_CACHE} holds, and {REMEDY}: give a local folder"
+                f"{constants.HF_HUB_CACHE} holds, and {REMEDY}: give a local folder{_similar(here)}"
             ) from error
         raise CheckpointError(
             f"{path} is neither a folder here ({Path.cwd()}) nor a model on the hub ({_first_line(error)})"
+            f"{_similar(here)}"
         ) from error
     except (OSError, HTTPError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -100,6 +103,17 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path} could not be downloaded to {constants.HF_HUB_CACHE} ({_first_line(error)}): {remedy}"
         ) from error
+
+
+def _similar(path: Path) -> str:
+    """A "did you mean" hint with a folder beside `path`, as the end of a message."""
+    known: dict[str, str] = {}
+    for parent, shown in ((shipped(path).parent, "teachers/{}"), (path.parent, f"{path.parent}/{{}}")):
+        with contextlib.suppress(OSError):
+            if parent == path.parent or str(path).startswith("teachers/"):
+                known |= {each.name: shown.format(each.name) for each in os.scandir(parent) if each.is_dir()}
+    hint = nearest(path.name, known).strip()
+    return f"; {hint}" if hint else ""
 
 
 def _check_room(name: str, revision: str | None, wanted: list[str]) -> None:

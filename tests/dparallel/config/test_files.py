@@ -106,6 +106,11 @@ def test_every_setting_that_is_a_path_is_known_as_one():
         (["batch_size"], r"override 'batch_size' is not of the form"),
         (["decoding.steps.more=1"], r"lies below a plain value"),
         (["decoding=missing.yaml"], r"missing\.yaml: no such config file"),
+        (["problems.protocol=gsm8k"], r"got 'gsm8k'; did you mean 'protocols/gsm8k_d2f\.yaml', .*known: pro"),
+        (
+            ["decoding=fast"],
+            r"decoding: Input should be a section, or the path of a config file, got 'fast'$",
+        ),
         (["decoding=reciepes/d2f.yaml"], r"no such config file .*; did you mean 'recipes/d2f\.yaml'\?$"),
         (["batch_size=true"], r"batch_size: Input should be a valid integer, got True"),
         (["batch_size=yes"], r"batch_size: Input should be a valid integer, got 'yes'"),
@@ -338,3 +343,34 @@ def test_a_null_character_is_refused_in_every_text(override):
 def test_a_null_character_is_refused_by_constructors():
     with pytest.raises(ConfigError, match=r"out: '/tmp/a\\x00b' holds a null character, .* take it out"):
         TeacherConfig(out="/tmp/a\0b")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("tinny", "tiny.yaml"),
+        ("tiny", "tiny.yaml"),
+        ("nowhere/llada8b.yaml", "llada_8b.yaml"),
+        ("mine/smu", "mine/sums.yaml"),
+        ("mine/sums.yml", "mine/sums.yaml"),
+    ],
+)
+def test_a_config_of_a_similar_name_is_named(given: str, meant: str, tmp_path: Path) -> None:
+    """Those beside it, and those that come with the package."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sums.yaml").touch()
+    with pytest.raises(ConfigError, match=rf"{given}: no such config file .*; did you mean '{meant}'\?$"):
+        load_config(DistillConfig, given)
+    with pytest.raises(ConfigError, match=r"no such config file \(looked in [^)]*\)$"):
+        load_config(DistillConfig, "x" * 100)
+
+
+def test_a_recipe_is_named_by_its_file() -> None:
+    with pytest.raises(
+        ConfigError, match=r"got 'recipes/consistensy'; did you mean 'recipes/consistency\.yaml"
+    ):
+        load_config(DistillConfig, "tiny.yaml", ["students.a=recipes/consistensy"])
+    with pytest.raises(ConfigError, match=r"got 'dparalel'; known: recipes/certainty_forcing\.yaml, "):
+        load_config(DistillConfig, "tiny.yaml", ["students.a=dparalel"])
+    with pytest.raises(ConfigError, match=r"got 'zero2'; did you mean 'deepspeed/zero2\.json'\?"):
+        load_config(DistillConfig, "tiny.yaml", ["training.deepspeed=zero2"])

@@ -3,8 +3,9 @@
 import json
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,15 @@ def test_speed_is_of_the_batches_and_latency_of_single_prompts(
     forwards: list[int] = []
     model.register_forward_pre_hook(lambda _, arguments: forwards.append(len(arguments[0])))
     rows: list[int] = []  # for which threads were chosen
-    monkeypatch.setattr(decode, "fitting_threads", lambda _, count=1: rows.append(count) or nullcontext())
+
+    @contextmanager
+    def chosen(_: Any, count: int = 1) -> Iterator[None]:
+        rows.append(count)
+        monkeypatch.setattr(decode, "hardware", lambda: f"threads for {count}")
+        yield
+        monkeypatch.setattr(decode, "hardware", lambda: "threads for what comes next")
+
+    monkeypatch.setattr(decode, "fitting_threads", chosen)
     monkeypatch.setattr("dparallel.evaluation.decode.time.perf_counter", lambda: float(len(forwards)))
     prompts = [[5, 6, 7 + row] for row in range(10)]
     samples = sample(model, tokenizer, prompts[:5], DECODING, 5)
@@ -107,6 +116,7 @@ def test_speed_is_of_the_batches_and_latency_of_single_prompts(
     assert sum(seconds) == pytest.approx(batched)
     assert batched < sum(nfe) / 2, "batches share forwards"
     assert rows == [5, 1, 5, 1], "a single prompt has the threads of a command that decodes it"
+    assert set(samples["hardware"].to_pylist()) == {"threads for 5"}
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -188,6 +188,20 @@ def test_a_folder_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
         read_config(path)
 
 
+def test_a_model_of_a_similar_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder beside it, and a teacher that comes with the package."""
+    (tmp_path / "models" / "student").mkdir(parents=True)
+    (tmp_path / "models" / "studend").touch()
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (
+        ("models/studnet", "models/student"),
+        (f"{tmp_path}/models/studnet", f"{tmp_path}/models/student"),
+        ("teachers/tinny", "teachers/tiny"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"; did you mean '{meant}'\?$"):
+            read_config(given)
+
+
 @pytest.mark.parametrize("name", ["some/other", "some/model@nowhere", "a name"])
 def test_unknown_names_are_named(cached: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name} is neither a folder here .* nor a model on the hub"):
