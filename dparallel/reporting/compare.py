@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dparallel.reporting.differing import differing_settings
 from dparallel.reporting.document import Document
 from dparallel.reporting.find import Found, RunError, find_run
 from dparallel.reporting.read import Benchmark, read_benchmark
@@ -51,8 +52,9 @@ def compare(given: Sequence[str], runs: Path) -> Document:
         "Comparison of runs",
         " and ".join(labels),
         lead,
-        [benchmark for of_name in shared.values() for benchmark in of_name],
+        compared := [benchmark for of_name in shared.values() for benchmark in of_name],
         warnings=notes,
+        settings=differing_settings(compared),
     )
 
 
@@ -65,9 +67,10 @@ def warnings(first: Benchmark, other: Benchmark) -> list[str]:
     name, runs = first.name, f"{first.run} and {other.run}"
     texts = [_problems(first, other), _metrics(first, other)]
     if first.devices != other.devices:
+        on = [f"{run.run} on {' and on '.join(run.devices)}" for run in (first, other)]
         texts.append(
-            f"{name}: different devices ({', '.join(first.devices)}; {', '.join(other.devices)}): latency "
-            f"and TPS of {runs} do not compare, and accuracy may depend on the device"
+            f"{name}: measured on different devices: {'; '.join(on)}. Latency and TPS do not compare, and "
+            "accuracy may depend on the device"
         )
     together = [run.batch_sizes for run in (first, other)]
     if together[0] != together[1]:

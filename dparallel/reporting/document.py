@@ -35,6 +35,7 @@ class Document:
         kind, title, lead: what it is, its heading, and a sentence below.
         benchmarks: those of the same name are runs of the same benchmark; the first run is compared with.
         warnings: what to know before numbers are compared.
+        settings: the settings that differ between runs, as rows of `tables.settings`.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Document:
     lead: str
     benchmarks: Sequence[Benchmark]
     warnings: Sequence[str] = ()
+    settings: Sequence[Json] = ()
 
     def write(self, folder: Path, stem: str) -> list[str]:
         """Write `<stem>.json`, `<stem>.md`, `<stem>.html` and the pictures; returns the file names."""
@@ -62,6 +64,7 @@ class Document:
             "title": self.title,
             "dparallel": version("dparallel"),
             "warnings": list(self.warnings),
+            "settings": list(self.settings),
             "benchmarks": self._sections,
         }
 
@@ -69,6 +72,8 @@ class Document:
         """The tables and what they mean."""
         parts = [f"# {self.title}", self.lead]
         parts += [_listed(f"**Before you compare**: {text}" for text in self.warnings)]
+        if self._differing:
+            parts += [self._differing.caption, self._differing.markdown()]
         if self._overview:
             parts += [self._overview.caption, self._overview.markdown()]
         for section, picture in zip(self._sections, self._pictures, strict=True):
@@ -105,6 +110,7 @@ class Document:
             title=self.title,
             lead=self.lead,
             warnings=self.warnings,
+            differing=self._differing,
             overview=self._overview,
             sections=sections,
             replay=replays,
@@ -142,6 +148,10 @@ class Document:
     @cached_property
     def _overview(self) -> tables.Table | None:
         return tables.overview(self._sections) if len(self._sections) > 1 else None
+
+    @cached_property
+    def _differing(self) -> tables.Table | None:
+        return tables.settings(self.settings) if self.settings else None
 
     @cached_property
     def _figures(self) -> dict[str, Any]:

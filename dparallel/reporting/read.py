@@ -156,15 +156,21 @@ class Benchmark:
 
     def training(self) -> dict[str, dict[str, Any]]:
         """Settings of the students' training, by name of the stage's input; of those whose stage is there."""
-        found: dict[str, dict[str, Any]] = {}
+        return {name: made.config for name, made in self.trainings().items()}
+
+    def trainings(self) -> dict[str, Manifest]:
+        """Manifests of the students' training, as in `training`."""
+        found: dict[str, Manifest] = {}
         for name, folder in self.models.items():
             if (Path(folder) / MANIFEST).is_file():
                 wanted = read_manifest(folder).inputs.get("training")
-                stages = sorted(Path(folder).resolve().parent.glob(f"training-*/{MANIFEST}"))
-                made = [read_manifest(stage.parent) for stage in stages]
-                settings = [stage.config for stage in made if stage.fingerprint == wanted]
-                found |= {name: settings[0]} if settings else {}
+                made = _stage_of(Path(folder).resolve().parent, "training", wanted)
+                found |= {} if made is None else {name: made}
         return found
+
+    def trajectories(self, training: Manifest) -> Manifest | None:
+        """Manifest of the trajectories that a student has learned from, if their stage is there."""
+        return _stage_of(self.folder.resolve().parent, "trajectories", training.inputs.get("trajectories"))
 
     def answers(self, row: Row) -> Answers:
         """The texts and verdicts behind a row; StageError if they are missing or damaged."""
@@ -261,6 +267,12 @@ def benchmark_name(folder: Path) -> str:
             f"{folder / MANIFEST} is damaged (config.test names no problems): delete it and rerun; what is "
             "whole beside it is kept"
         ) from error
+
+
+def _stage_of(experiment: Path, label: str, wanted: str | None) -> Manifest | None:
+    """The finished stage of an experiment with a fingerprint."""
+    made = (read_manifest(stage.parent) for stage in sorted(experiment.glob(f"{label}-*/{MANIFEST}")))
+    return next((stage for stage in made if stage.fingerprint == wanted), None)
 
 
 def _models(folder: Path, manifest: Manifest) -> dict[str, str]:

@@ -115,6 +115,18 @@ def overview(sections: Sequence[Json]) -> Table:
     return Table(caption, [*_name_columns(rows), *columns], rows)
 
 
+def settings(rows: Sequence[Json]) -> Table:
+    """Settings x runs, of the settings that differ: rows {setting, values: {run: text}}."""
+
+    def value_of(run: str) -> Callable[[Json], str]:
+        return lambda row: str(row["values"][run])
+
+    columns = [Column(run, value_of(run), text=True) for run in rows[0]["values"]]
+    return Table(
+        "Settings that differ", [Column("setting", lambda row: row["setting"], text=True), *columns], rows
+    )
+
+
 def measurements(section: Json) -> Table:
     """The rows of a benchmark with all their numbers."""
     rows = section["rows"]

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.cleaning import removals, remove, remove_empty
@@ -20,11 +21,12 @@ def made(
     inputs: dict[str, Path] | None = None,
     hour: int | None = 0,
     measurements: tuple[str, ...] = (),
+    config: dict[str, Any] | None = None,
 ) -> Path:
     """A stage as it is after a run; finished at `hour`, or unfinished."""
     folder = experiment / f"{label}-{digest([label, number])[:10]}"
     made_of = {name: fingerprint(path) for name, path in (inputs or {}).items()}
-    claim = {"stage": label.partition("-")[0], "config": {"number": number}, "inputs": made_of}
+    claim = {"stage": label.partition("-")[0], "config": config or {"number": number}, "inputs": made_of}
     write_atomically(folder / "result", f"{label} {number}")
     write_atomically(folder / CLAIM, json.dumps(claim))
     if hour is None:

@@ -14,6 +14,7 @@ from dparallel.reporting.read import benchmark_name, read_benchmark
 from dparallel.reporting.report import report_folder, write_report
 from tasks.tracking.records import Record, write_record
 from tests.dparallel.reporting.made import config, finished_benchmark, unfinished
+from tests.dparallel.reporting.made_runs import made
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,40 @@ def test_the_latest_of_several_results_is_taken_and_named(tiny_checkpoint: Path,
     assert both.title == "sums/benchmark-ffffffffff and sums/benchmark-aaaaaaaaaa"
 
 
+def test_settings_that_differ_are_listed(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
+    """Of the benchmark and of what its student was made from, whatever folders they lie in."""
+    recipe = {"masking": "random", "block_length": 12}
+    stated = {
+        "one": ({"train_steps": 5, "lora": {"rank": 4}}, recipe, {"number": 1}),
+        "two": ({"train_steps": 9, "lora": {"rank": 4}}, {**recipe, "block_length": {"start": 1}}, {}),
+    }
+    for experiment, (training, of_student, recorded) in stated.items():
+        home = tmp_path / experiment
+        first = made(home, "trajectories", 1, config={"batch": 1, **recorded})
+        settings = {"training": training, "recipe": of_student}
+        second = made(home, "training-fast", 1, {"trajectories": first}, config=settings)
+        merged = made(home, "merging-fast", 1, {"training": second})
+        (merged / "config.json").touch()
+        changes = {"batch_size": 8} if experiment == "two" else {}
+        finished_benchmark(
+            tmp_path, tiny_checkpoint, experiment=experiment, merged=merged, settings=config(**changes)
+        )
+    found = compare(["one", "two"], tmp_path)
+    assert {row["setting"]: list(row["values"].items()) for row in found.json["settings"]} == {
+        "benchmarks.sums.batch_size": [("one", "64"), ("two", "8")],
+        "students.fast.block_length": [("one", "12"), ("two", '{"start": 1}')],
+        "training.train_steps": [("one", "5"), ("two", "9")],
+        "trajectories.number": [("one", "1"), ("two", "-")],
+    }
+    text = found.markdown()
+    assert re.search(r"\n\| students\.fast\.block_length +\| 12 +\| {\"start\": 1} +\|\n", text)
+    assert "<span>Settings that differ</span>" in found.html()
+    shutil.rmtree(next((tmp_path / "two").glob("training-*")))
+    left = compare(["one", "two"], tmp_path).json["settings"]
+    assert [row["setting"] for row in left] == ["benchmarks.sums.batch_size"], "of the others one is unknown"
+    assert compare(["one", "two"], tmp_path).warnings == [], "none of them matters to the numbers' comparison"
+
+
 def test_what_differs_is_warned_of(runs: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(runs, mine)
@@ -201,7 +236,7 @@ def test_what_differs_is_warned_of(runs: Path, tiny_checkpoint: Path, tmp_path: 
     found = compare(["sums", "elsewhere"], mine)
     problems, devices, protocols, versions = found.warnings
     assert "(5 of sums, 5 of elsewhere, 3 in both)" in problems
-    assert "different devices (a machine; another machine)" in devices
+    assert "measured on different devices: sums on a machine; elsewhere on another machine. Lat" in devices
     assert "different protocols (prompt)" in protocols
     assert "dparallel 0.1.0 and 9.9; code c" in versions
     assert all(warning in found.html() for warning in ("Before you compare", "another machine"))
