@@ -32,7 +32,7 @@ from benchmarks.common.shapes import (
 from benchmarks.common.tables import table
 from benchmarks.decoding_report import COLUMNS, TEXTS, Mark, Result, cpu_marks, gpu_marks, marks_table
 from dparallel.config.base import ConfigError
-from dparallel.config.decoding import DecodingConfig
+from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import generate
@@ -50,7 +50,7 @@ SLOW_SECONDS = (
 ROOM_FOR_WEIGHTS = 0.7  # share of the free memory; the rest is for activations
 NEARLY = 0.95  # the best batch size is the smallest one with this share of the highest throughput
 # Settings that the table does not vary itself; no temperature, since the oracle does not sample.
-SETTABLE = ("gen_length", "block_length", "rule", "threshold", "stability_threshold", "steps")
+SETTABLE = ("gen_length", "block_length", "rule", *parameters_by_name())
 
 Prompts = Sequence[Sequence[int]]
 Run = Callable[[DiffusionTransformer, Prompts, DecodingConfig, int], list[Generation]]

@@ -7,7 +7,7 @@ from dparallel.stages import starting as starting  # first: it handles Ctrl-C wh
 # isort: split
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.rules import RULES
+from dparallel.rules.rules import RULES
 from dparallel.version import __version__
 
 if TYPE_CHECKING:

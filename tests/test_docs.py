@@ -18,6 +18,7 @@ from dparallel.config.files import load_config
 from dparallel.config.protocol import ProtocolConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.problems.scoring import scorers_of
+from tests import rule_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -143,6 +144,11 @@ def test_the_command_line_takes_the_options_that_the_pages_give_it() -> None:
         build_parser().parse_args(words)  # exits where an option is unknown
     named = {value for words in shown for flag, value in pairwise(words) if flag == "--protocol"}
     assert named <= {file.stem for file in (ROOT / "configs" / "protocols").glob("*.yaml")}
+
+
+def test_the_tables_of_rules_are_those_of_their_declarations() -> None:
+    page = rule_tables.PAGE.read_text(encoding="utf-8")
+    assert page == rule_tables.with_tables(page), "write them with: python -m tests.rule_tables"
 
 
 def test_every_protocol_is_on_the_page_of_benchmarks() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -11,20 +12,30 @@ from pydantic import ValidationError
 from dparallel.cli.argument_types import as_path, as_positive, as_runs, as_stop, as_text
 from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
-from dparallel.config.decoding import DecodingConfig
+from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
-from dparallel.config.rules import RULES
+from dparallel.rules.declaration import Parameter
+from dparallel.rules.rules import RULES
 from dparallel.stages.arguments import Parser
 
 BATCH_SIZE = BenchmarkConfig.model_fields["batch_size"].default
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _meanings(takers: Mapping[str, Parameter]) -> str:
+    """What a parameter means, with the rules that take it."""
+    rules: dict[str, list[str]] = {}
+    for rule, parameter in takers.items():
+        default = "" if parameter.default is None else f" (default: {parameter.default})"
+        rules.setdefault(parameter.meaning, []).append(rule + default)
+    return "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in rules.items())
+
+
 DECODING = {  # settings of decoding, and what they do
     "gen_length": "response length in tokens",
     "block_length": "tokens per block",
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
-    "threshold": "of the rule: smallest confidence or margin, or largest entropy in nats",
-    "steps": "forward passes of the rules steps and dream_*",
-    "stability_threshold": "largest change in nats, for the rule stability",
+    **{name: _meanings(takers) for name, takers in parameters_by_name().items()},
     "mode": "when a block becomes active",
     "block_add_threshold": "share of a block from which the next is active, in multi_block and pipelined",
     "decoded_token_threshold": "share of a block from which the next commits a token, in pipelined",

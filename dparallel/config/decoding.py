@@ -1,42 +1,89 @@
 """Settings of decoding.
 
-`config.rules.RULES` declares the settings of each rule, `config.modes.MODES` those of each mode. Defaults and
-error messages are derived from these declarations.
+`rules.rules.RULES` declares the parameters of each rule, `config.modes.MODES` the settings of each mode.
+Settings, defaults and error messages are derived from these declarations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, create_model, field_validator, model_validator
 
 from dparallel.config.base import Config, nearest
 from dparallel.config.modes import GEN_LENGTH, MODES
-from dparallel.config.rules import RULES
+from dparallel.rules.declaration import Parameter
+from dparallel.rules.rules import RULES
 
 MIN_TEMPERATURE = 1e-6  # resolution of float32 log-probabilities; much smaller values overflow 1 / T
 MAX_TEMPERATURE = 1e6  # all tokens are equally likely well before; larger values overflow in float32
 MIN_TOP_P = 1e-6  # smaller values underflow in float32; the most likely token alone is left long before
 
 
-class DecodingConfig(Config):
+class _Blocks(Config):
+    """The blocks of a response, and the rule that fills them."""
+
+    gen_length: PositiveInt = 256
+    block_length: PositiveInt = 32
+    rule: str = "entropy"
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        if rule not in RULES:
+            hint = nearest(rule, list(RULES))
+            raise ValueError(f"unknown rule={rule!r}; {hint}known rules: {', '.join(RULES)}")
+        if unknown := set(RULES[rule].parameters) - set(cls.model_fields):
+            raise ValueError(
+                f"rule={rule!r} takes {sorted(unknown)[0]!r}, which is no setting: declare the rule in "
+                f"dparallel/rules/rules.py, or give its parameters names of {', '.join(parameters_by_name())}"
+            )
+        return rule
+
+
+def parameters_by_name() -> dict[str, dict[str, Parameter]]:
+    """The parameters that rules share a setting for: by name, then by rule."""
+    names = dict.fromkeys(name for rule in RULES.values() for name in rule.parameters)
+    return {
+        name: {key: rule.parameters[name] for key, rule in RULES.items() if name in rule.parameters}
+        for name in names
+    }
+
+
+if TYPE_CHECKING:
+
+    class _Rules(_Blocks):
+        threshold: float | None = None
+        stability_threshold: float | None = None
+        steps: int | None = None
+
+else:  # a field for each name, with the widest limits; `_wrong_numbers` compares with those of the rule
+
+    def _field(takers):
+        kind = int if all(parameter.whole for parameter in takers) else float
+        return kind | None, Field(None, ge=min(parameter.least for parameter in takers))
+
+    _Rules = create_model(
+        "_Rules",
+        __base__=_Blocks,
+        __module__=__name__,
+        **{name: _field(takers.values()) for name, takers in parameters_by_name().items()},
+    )
+
+
+class DecodingConfig(_Rules):
     """How a response is decoded: the order of blocks, the tokens committed per forward pass, the KV cache.
 
     Args:
         gen_length: response length in tokens, a multiple of `block_length`.
         block_length: tokens per block.
         rule: selects the masked tokens to commit after a forward pass; the best one is always committed.
-            `steps`: the most confident tokens, on a fixed schedule of `steps` forward passes.
-            `confidence`: tokens with probability >= `threshold`.
-            `entropy`: tokens with entropy <= `threshold` nats (default 0.5).
-            `entropy_budget`: the tokens of lowest entropy whose sum is <= `threshold` nats.
-            `margin`: tokens whose probability exceeds that of the runner-up by >= `threshold`.
-            `stability`: tokens with probability >= `threshold` whose distribution changed by
-            <= `stability_threshold` nats since the previous forward pass (KL divergence; default 0.01).
-            `dream_entropy`, `dream_maskgit_plus`, `dream_topk_margin`: the samplers of Dream, which
-            treat the response as one block and take `steps` forward passes.
-        threshold: of the rule; smallest probability or margin, or largest entropy in nats.
+            `python -m pydoc dparallel.rules.rules` says what each rule commits, and docs/method.md with which
+            modes and caches it goes.
+        threshold: of the rule: its smallest probability, its largest entropy in nats, or what the rule
+            declares; only some rules have a default.
         stability_threshold: of the rule `stability`, in nats.
-        steps: forward passes of the rule `steps` and of Dream's samplers.
+        steps: forward passes of the rule `steps` and of Dream's samplers, which treat the response as one
+            block.
         mode: when a block becomes active.
             `sequential`: when the previous block is complete.
             `multi_block` (d3LLM): when a fraction `block_add_threshold` (default 0.1) of the previous
@@ -65,12 +112,6 @@ class DecodingConfig(Config):
         compile: use compiled kernels with fixed shapes; on a GPU, CUDA graphs.
     """
 
-    gen_length: PositiveInt = 256
-    block_length: PositiveInt = 32
-    rule: str = "entropy"
-    threshold: NonNegativeFloat | None = None
-    stability_threshold: float | None = Field(None, ge=1e-4)  # smallest difference that float32 resolves
-    steps: PositiveInt | None = None
     mode: Literal["sequential", "multi_block", "pipelined", "autoregressive"] = "sequential"
     block_add_threshold: float | None = Field(None, gt=0, le=1)
     decoded_token_threshold: float | None = Field(None, gt=0, le=1)
@@ -86,6 +127,11 @@ class DecodingConfig(Config):
     @property
     def blocks(self) -> int:
         return self.gen_length // self.block_length
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the rule by name, as its function takes them."""
+        return {name: getattr(self, name) for name in RULES[self.rule].parameters}
 
     @property
     def looks_back(self) -> bool:
@@ -107,21 +153,13 @@ class DecodingConfig(Config):
             *next_mode.fixed,
             *(["block_length"] if next_rule.whole_response else []),
         }
-        if next_rule != rule or "rule" in next_mode.fixed:
-            out |= {*rule.settings}
+        if next_rule is not rule or "rule" in next_mode.fixed:
+            out |= {*rule.parameters}
         if changes.get("mode", self.mode) != self.mode:
             out |= {*mode.defaults, *mode.cached, "cache"}
         if changes.get("cache", self.cache) != self.cache:
             out |= {*mode.cached}
         return {name: value for name, value in self.model_dump().items() if name not in out}
-
-    @field_validator("rule")
-    @classmethod
-    def _known_rule(cls, rule: str) -> str:
-        if rule not in RULES:
-            hint = nearest(rule, list(RULES))
-            raise ValueError(f"unknown rule={rule!r}; {hint}known rules: {', '.join(RULES)}")
-        return rule
 
     @model_validator(mode="after")
     def _complete_and_consistent(self) -> "DecodingConfig":
@@ -207,20 +245,20 @@ class DecodingConfig(Config):
                 f"the nearest valid gen_length is {nearest_length}; or give a block_length that divides it, "
                 f"such as {' or '.join(map(str, self._fitting_blocks()))}"
             )
-        for field in rule.settings:
-            if getattr(self, field) is None:
-                most = f" (at most gen_length={self.gen_length})" if rule.scheduled else ""
-                yield f"rule={self.rule!r} with {field}=None: give {field}{most}"
+        for field, parameter in rule.parameters.items():
+            value = getattr(self, field)
+            if value is None:
+                limits = f"at most gen_length={self.gen_length}" if field == "steps" else parameter.limits
+                yield f"rule={self.rule!r} with {field}=None: give {field} ({limits})"
+            elif value < parameter.least or (parameter.most is not None and value > parameter.most):
+                yield (
+                    f"{field}={value} for rule={self.rule!r}, where it is the {parameter.meaning}: give "
+                    f"{parameter.limits}"
+                )
         if self.steps is not None and (self.steps > self.gen_length or self.steps % self.blocks):
             yield (
                 f"steps={self.steps} must be a multiple of the {self.blocks} blocks "
                 f"(gen_length / block_length) and at most gen_length={self.gen_length}"
-            )
-        limit = rule.threshold_limit
-        if self.threshold is not None and limit is not None and self.threshold > limit:
-            yield (
-                f"threshold={self.threshold} for rule={self.rule!r} compares probabilities: "
-                f"give 0 to {limit:g}"
             )
         if 0 < self.temperature < MIN_TEMPERATURE:
             yield (

@@ -13,6 +13,8 @@ class Mode(NamedTuple):
 
     Attributes:
         caches: valid caches, the default first.
+        patterns: attention patterns of training with which a model is decoded in this mode; None stands for
+            checkpoints that do not state theirs, such as published block-causal ones.
         scheduled: whether rules with a schedule of `steps` are accepted.
         fixed: settings for which only one value is valid.
         defaults: settings of this mode with their defaults; None if the setting is optional.
@@ -20,6 +22,7 @@ class Mode(NamedTuple):
     """
 
     caches: tuple[str, ...]
+    patterns: tuple[str | None, ...]
     scheduled: bool = False
     fixed: Mapping[str, Any] = NONE
     defaults: Mapping[str, float | None] = NONE
@@ -27,17 +30,21 @@ class Mode(NamedTuple):
 
 
 MODES: dict[str, Mode] = {
-    "sequential": Mode(caches=("none", "prefix", "dual"), scheduled=True),
+    "sequential": Mode(caches=("none", "prefix", "dual"), patterns=("full", None), scheduled=True),
     "multi_block": Mode(
         caches=("none", "prefix", "dual"),
+        patterns=("full", None),
         defaults={"block_add_threshold": 0.1, "decoded_token_threshold": None},
         cached={"settle_rounds": 1, "refresh_every": 8},
     ),
     "pipelined": Mode(
-        caches=("exact", "none"), defaults={"block_add_threshold": 0.1, "decoded_token_threshold": 0.95}
+        caches=("exact", "none"),
+        patterns=("block_causal", None),
+        defaults={"block_add_threshold": 0.1, "decoded_token_threshold": 0.95},
     ),
     "autoregressive": Mode(
         caches=("exact", "none"),
+        patterns=("causal",),
         scheduled=True,
         fixed={"rule": "steps", "block_length": 1, "steps": GEN_LENGTH, "stop_at_eos": True},
     ),

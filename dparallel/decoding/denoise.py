@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.rules import RULES
 from dparallel.decoding.blocks import (
     attention_levels,
     first_full,
@@ -28,9 +27,11 @@ from dparallel.decoding.blocks import (
 )
 from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.rules import CHOOSERS, Prediction, Setting, best, best_of_each, commit, predict
+from dparallel.decoding.predictions import best, best_of_each, choose, commit, predict
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.rules.declaration import Context, Prediction
+from dparallel.rules.rules import RULES
 
 
 class Shape(NamedTuple):
@@ -238,14 +239,13 @@ def _recomputed(group: Group, count: int, offsets: Tensor) -> tuple[Tensor, Tens
 def _commit(group: Group, prediction: Prediction, masked: Tensor, offsets: Tensor) -> Tensor:
     """Which of the positions read, `offsets` (b, n), are committed; (b, n) bool."""
     decoding, block = group.decoding, offsets // group.decoding.block_length
-    setting = _setting(group, offsets)
+    told = decoding.rule, decoding.parameters, prediction, masked, _context(group, offsets)
     if decoding.mode != "pipelined":
-        fixed, score = commit(decoding.rule, prediction, masked, setting)
+        score, fixed = commit(*told)
         if decoding.mode == "multi_block":
             fixed = fixed | best(score, overdue(block, masked, fixed))
         return fixed
-    score, chosen = CHOOSERS[decoding.rule](prediction, masked, setting)
-    fixed = masked & chosen
+    score, fixed = choose(*told)
     needed = tokens_needed(decoding.decoded_token_threshold or 1.0, decoding.block_length)
     committed = _committed(group.state, decoding)  # (b, K)
     fully_active = F.pad(committed[:, :-1] >= needed, (1, 0), value=True)  # (b, K)
@@ -322,17 +322,15 @@ def _refresh(state: Canvas, decoding: DecodingConfig, opens: Tensor) -> Tensor:
     return state.nfe % decoding.refresh_every == 0
 
 
-def _setting(group: Group, offsets: Tensor) -> Setting:
-    """Parameters of the rule for the positions `offsets` (b, n)."""
+def _context(group: Group, offsets: Tensor) -> Context:
+    """What the rule may read at the positions `offsets` (b, n)."""
     state, decoding = group.state, group.decoding
     previous = seen = None
     if group.workspace.previous is not None:
         previous = group.workspace.previous[group.slots[:, None], offsets]
         seen = state.seen.gather(1, offsets)
-    return Setting(
-        threshold=decoding.threshold or 0.0,
-        stability_threshold=decoding.stability_threshold or 0.0,
-        steps_per_block=(decoding.steps or 0) // decoding.blocks,
+    return Context(
+        blocks=decoding.blocks,
         block_length=decoding.block_length,
         mask_token_id=group.model.config.mask_token_id,
         block_forwards=state.block_forwards,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.modes import MODES
 from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
 from dparallel.decoding.denoise import Outcome, Status
 from dparallel.decoding.loop import decode
@@ -20,14 +21,6 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_DECODING = DecodingConfig()
-# Decoding modes for each attention pattern of training. Published block-causal checkpoints do not state their
-# pattern.
-MODES = {
-    None: ("sequential", "multi_block", "pipelined"),
-    "full": ("sequential", "multi_block"),
-    "block_causal": ("pipelined",),
-    "causal": ("autoregressive",),
-}
 log = logging.getLogger(__name__)
 
 
@@ -173,7 +166,7 @@ def check_prompts(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
-    modes = MODES[config.attention_pattern]
+    modes = [name for name, mode in MODES.items() if config.attention_pattern in mode.patterns]
     if decoding.mode not in modes:
         pattern = config.attention_pattern
         stated = (

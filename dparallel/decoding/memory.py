@@ -4,9 +4,9 @@ import psutil
 import torch
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.rules import RULES
 from dparallel.decoding.cache import bytes_per_row
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.rules.rules import RULES
 
 USABLE = 0.9  # fraction of the free memory; the allocator needs some slack
 

@@ -8,16 +8,15 @@ Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.rules import RULES
 from dparallel.decoding.canvas import Generation
 from dparallel.models.backbone import DiffusionTransformer, Layer
+from dparallel.rules.rules import RULES
 
 # Per layer: key and value, each (E, head size), by canvas position.
 KeyValues = list[dict[int, tuple[Tensor, Tensor]]]
@@ -153,43 +152,95 @@ def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:
 
 def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
     """Positions from best to worst; ties in order of position."""
-    if rule in ("entropy", "entropy_budget", "dream_entropy"):
-        return sorted(reading, key=lambda i: reading[i].entropy)
-    if rule in ("margin", "dream_topk_margin"):
-        return sorted(reading, key=lambda i: reading[i].doubt + reading[i].runner_up)
-    return sorted(reading, key=lambda i: reading[i].doubt)
+    return sorted(reading, key=lambda i: DEFINITIONS[rule].cost(reading[i]))
 
 
 def _chosen(
     decoding: DecodingConfig, reading: dict[int, Reading], ranking: list[int], forwards_of_block: int
 ) -> list[int]:
     """The positions in `ranking` that the rule selects."""
-    threshold = decoding.threshold or 0.0  # None only for `steps`
-    match decoding.rule:
-        case "steps":
-            steps = (decoding.steps or 0) * decoding.block_length // decoding.gen_length
-            every, more = divmod(decoding.block_length, steps)
-            return ranking[: every + (forwards_of_block < more)]
-        case "confidence":
-            return [i for i in ranking if reading[i].probability >= threshold]
-        case "entropy":
-            return [i for i in ranking if reading[i].entropy <= threshold]
-        case "entropy_budget":
-            sums = accumulate(reading[i].entropy for i in ranking)
-            return [i for i, total in zip(ranking, sums, strict=True) if total <= threshold]
-        case "margin":
-            return [i for i in ranking if 1 - reading[i].doubt - reading[i].runner_up >= threshold]
-        case "stability":
-            calm = decoding.stability_threshold or 0.0
-            return [i for i in ranking if reading[i].probability >= threshold and reading[i].drift <= calm]
-        case "dream_entropy" | "dream_maskgit_plus" | "dream_topk_margin":
-            steps = decoding.steps or 1
-            if forwards_of_block >= steps - 1:
-                return ranking
-            time = torch.linspace(1, 1e-3, steps + 1)  # float32, as in Dream's code
-            now, then = time[forwards_of_block], time[forwards_of_block + 1]
-            return ranking[: int(len(ranking) * (1 - then / now))]
-    raise ValueError(f"rule={decoding.rule!r} is not known to the oracle: write it here first")
+    fits = DEFINITIONS[decoding.rule].fits([reading[i] for i in ranking], decoding, forwards_of_block)
+    return [i for i, chosen in zip(ranking, fits, strict=True) if chosen]
+
+
+class Definition(NamedTuple):
+    """A rule: readings are ranked by `cost`, the lowest first, and `fits` says which of them it selects.
+
+    `fits` is called with the ranked readings, the settings, and the forward passes since the block opened.
+    """
+
+    cost: Callable[[Reading], float]
+    fits: Callable[[list[Reading], DecodingConfig, int], list[bool]]
+
+
+def every(fits: Callable[..., bool]) -> Callable[[list[Reading], DecodingConfig, int], list[bool]]:
+    """Select each reading for which `fits(reading, **parameters)` is true."""
+    return lambda ranked, decoding, forwards: [fits(each, **decoding.parameters) for each in ranked]
+
+
+def most(fits: Callable[..., bool]) -> Callable[[list[Reading], DecodingConfig, int], list[bool]]:
+    """Select as many readings, the best first, as `fits(readings, **parameters)` allows."""
+
+    def select(ranked: list[Reading], decoding: DecodingConfig, forwards: int) -> list[bool]:
+        sizes = range(1, len(ranked) + 1)
+        n = max((size for size in sizes if fits(ranked[:size], **decoding.parameters)), default=0)
+        return [place < n for place in range(len(ranked))]
+
+    return select
+
+
+def _even(ranked: list[Reading], decoding: DecodingConfig, forwards: int) -> list[bool]:
+    """LLaDA's schedule: the same number in each step, one more in the first ones."""
+    steps = (decoding.steps or 0) * decoding.block_length // decoding.gen_length
+    quota, extra = divmod(decoding.block_length, steps)
+    return [place < quota + (forwards < extra) for place in range(len(ranked))]
+
+
+def _dream(ranked: list[Reading], decoding: DecodingConfig, forwards: int) -> list[bool]:
+    """Dream's schedule: a share of the masks, at the last step all of them."""
+    steps = decoding.steps or 1
+    if forwards >= steps - 1:
+        return [True] * len(ranked)
+    time = torch.linspace(1, 1e-3, steps + 1)  # float32, as in Dream's code
+    count = int(len(ranked) * (1 - time[forwards + 1] / time[forwards]))
+    return [place < count for place in range(len(ranked))]
+
+
+def doubt(one: Reading) -> float:
+    return one.doubt
+
+
+def entropy(one: Reading) -> float:
+    return one.entropy
+
+
+def closeness(one: Reading) -> float:
+    """1 - the lead over the second most likely token."""
+    return one.doubt + one.runner_up
+
+
+# One line for each rule in `rules.rules.RULES`.
+DEFINITIONS: dict[str, Definition] = {
+    "steps": Definition(doubt, _even),
+    "confidence": Definition(doubt, every(lambda one, threshold: one.probability >= threshold)),
+    "entropy": Definition(entropy, every(lambda one, threshold: one.entropy <= threshold)),
+    "entropy_budget": Definition(entropy, most(lambda n, threshold: sum(map(entropy, n)) <= threshold)),
+    "entropy_bound": Definition(entropy, most(lambda n, threshold: sum(map(entropy, n[:-1])) <= threshold)),
+    "frechet": Definition(doubt, most(lambda n, threshold: sum(map(doubt, n)) + n[-1].doubt < 1 - threshold)),
+    "factor": Definition(doubt, most(lambda n, threshold: (len(n) + 1) * n[-1].doubt < threshold)),
+    "margin": Definition(closeness, every(lambda one, threshold: 1 - closeness(one) >= threshold)),
+    "stability": Definition(
+        doubt,
+        every(
+            lambda one, threshold, stability_threshold: (
+                one.probability >= threshold and one.drift <= stability_threshold
+            )
+        ),
+    ),
+    "dream_entropy": Definition(entropy, _dream),
+    "dream_maskgit_plus": Definition(doubt, _dream),
+    "dream_topk_margin": Definition(closeness, _dream),
+}
 
 
 def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:

@@ -29,8 +29,8 @@ MODEL = (
 )
 DECODING = (
     *MODEL,
-    "config/rules.py",
-    "decoding/rules.py",
+    "rules/*.py",
+    "decoding/predictions.py",
     "decoding/denoise.py",
     "decoding/blocks.py",
     "decoding/canvas.py",
@@ -177,7 +177,9 @@ def _plain(node: Any) -> Any:
 
 
 def _is_prose(node: Any) -> bool:
-    """Whether a statement is a docstring (or other bare text) or a call of the module's `log`."""
+    """Whether a node is a docstring or other bare text, a call of the module's `log`, or words of a rule."""
+    if isinstance(node, ast.keyword):
+        return node.arg in ("meaning", "published") and isinstance(node.value, ast.Constant)
     if not isinstance(node, ast.Expr):
         return False
     called = node.value.func if isinstance(node.value, ast.Call) else node.value

@@ -15,8 +15,8 @@ from tokenizers.processors import TemplateProcessing
 
 import dparallel
 from dparallel import Completion, DecodingConfig, complete, generate
-from dparallel.config.rules import RULES
 from dparallel.members import MODULES
+from dparallel.rules.rules import RULES
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 

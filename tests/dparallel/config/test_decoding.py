@@ -9,7 +9,7 @@ from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.modes import MODES
-from dparallel.config.rules import RULES
+from dparallel.rules.rules import RULES
 
 MULTI_BLOCK = {"mode": "multi_block"}
 
@@ -37,19 +37,33 @@ MULTI_BLOCK = {"mode": "multi_block"}
         ),
         ({"rule": "confidence"}, r"rule='confidence' with threshold=None: give threshold"),
         ({"rule": "entropy_budget"}, r"rule='entropy_budget' with threshold=None: give threshold"),
+        (
+            {"rule": "entropy_bound"},
+            r"rule='entropy_bound' with threshold=None: give threshold \(at least 0\)",
+        ),
+        (
+            {"rule": "frechet", "threshold": 1.5},
+            r"threshold=1\.5 for rule='frechet', where it is the smallest joint prob.*: give 0 to 1",
+        ),
+        ({"rule": "frechett"}, r"^rule: unknown rule='frechett'; did you mean 'frechet'\? known rules: "),
+        ({"rule": "entropy_bond"}, r"^rule: unknown rule='entropy_bond'; did you mean 'entropy_bound'\?"),
+        (
+            {"rule": "factor", "steps": 8},
+            r"steps=8 has no effect with rule='factor': drop it or use rule='ste",
+        ),
         ({"rule": "margin"}, r"rule='margin' with threshold=None: give threshold"),
         ({"rule": "stability"}, r"rule='stability' with threshold=None: give threshold"),
         (
             {"rule": "confidence", "threshold": 1.5},
-            r"threshold=1\.5 .*'confidence' compares probabilities: .* 0 to 1",
+            r"threshold=1\.5 for rule='confidence', where it is the smallest probability .*: give 0 to 1",
         ),
         (
             {"rule": "margin", "threshold": 1.5},
-            r"threshold=1\.5 .*'margin' compares probabilities: .* 0 to 1",
+            r"threshold=1\.5 for rule='margin', where it is the smallest lead in probability: give 0 to 1",
         ),
         (
             {"rule": "stability", "threshold": 2.0},
-            r"threshold=2\.0 .*'stability' compares probabilities: .* 0 to 1",
+            r"threshold=2\.0 for rule='stability', .* smallest probability of a token: give 0 to 1",
         ),
         (
             {"rule": "confidence", "threshold": 0.9, "stability_threshold": 0.1},
@@ -149,7 +163,7 @@ def test_combinations_without_sense(settings, message):
             {"rule": "stability", "threshold": 0.5, "stability_threshold": -1},
             "stability_threshold: .*greater than or equal to 0",
         ),
-        ({"rule": "steps", "steps": 0}, "steps: .*greater than 0"),
+        ({"rule": "steps", "steps": 0}, "steps: .*greater than or equal to 1"),
         ({"mode": "parallel"}, "mode: .*known: sequential, multi_block, pipelined, autoregressive"),
         ({"cache": "full"}, "cache: .*known: none, prefix, dual, exact"),
         ({**MULTI_BLOCK, "block_add_threshold": 0.0}, "block_add_threshold: .*greater than 0"),
@@ -180,6 +194,7 @@ def test_what_is_left_out_is_filled_in_where_it_has_an_effect():
     assert DecodingConfig(threshold=0.0).threshold == 0.0
     assert DecodingConfig(rule="steps", steps=8).threshold is None
     assert DecodingConfig(rule="stability", threshold=0.9).stability_threshold == 0.01
+    assert (DecodingConfig(rule="frechet").threshold, DecodingConfig(rule="factor").threshold) == (0.25, 1.0)
 
     open_blocks = DecodingConfig(mode="multi_block")
     assert open_blocks.block_add_threshold == 0.1
@@ -215,6 +230,28 @@ def test_d3llms_second_threshold_is_accepted():
     """It has no effect in `multi_block`, but is part of the published settings."""
     assert DecodingConfig(mode="multi_block", decoded_token_threshold=0.95).decoded_token_threshold == 0.95
     assert DecodingConfig(mode="multi_block").decoded_token_threshold is None
+
+
+def test_what_a_rule_declares_are_settings_with_its_defaults_and_limits():
+    for name, rule in RULES.items():
+        for field, parameter in rule.parameters.items():
+            others = {
+                other: 1 for other, needed in rule.settings.items() if needed is None and other != field
+            }
+            blocks = {"gen_length": 8, "block_length": 8, "rule": name, **others}
+            if parameter.default is not None:
+                assert getattr(DecodingConfig(**blocks), field) == parameter.default
+            assert getattr(DecodingConfig(**blocks, **{field: parameter.least}), field) == parameter.least
+            wrong = [parameter.least - 1e-5, *([] if parameter.most is None else [parameter.most + 1e-5])]
+            for value in wrong:
+                with pytest.raises(ConfigError, match=f"{field}"):
+                    DecodingConfig(**blocks, **{field: value})
+
+
+def test_the_threshold_of_a_rule_is_not_kept_for_another():
+    confident = DecodingConfig(rule="confidence", threshold=0.9)
+    assert "threshold" not in confident.settings_beside({"rule": "margin"})
+    assert confident.settings_beside({"rule": "confidence"})["threshold"] == 0.9
 
 
 def test_tables_name_settings_and_their_defaults_are_valid():

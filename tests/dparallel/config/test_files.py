@@ -262,7 +262,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (
             Sweep,
             {"decoding": {"rule": "confidence", "threshold": 0.5}, "thresholds": [1.5]},
-            "compares probabilities",
+            "threshold=1.5 for rule=.confidence., where it is .*: give 0 to 1",
         ),
         (
             Sweep,

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dparallel import DecodingConfig, Generation, generate
-from dparallel.config.rules import RULES
 from dparallel.decoding import loop
 from dparallel.decoding.canvas import Canvas, Step
 from dparallel.decoding.denoise import Shape, Workspace, denoise
 from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
+from dparallel.rules.rules import RULES
 from tests.conftest import random_model
 
 EOS = 2
@@ -43,6 +43,9 @@ THRESHOLDS = {  # in the range of these models' predictions, so that some positi
     "confidence": st.floats(0.1, 0.5),
     "entropy": st.floats(1.5, 3.5),
     "entropy_budget": st.floats(2, 12),
+    "entropy_bound": st.floats(0, 9),
+    "frechet": st.floats(0, 1),
+    "factor": st.floats(1, 6),
     "margin": st.floats(0, 0.3),
     "stability": st.floats(0, 0.3),
 }
@@ -116,6 +119,7 @@ class CudaKernels(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=4)  # all rules together meet every mode and cache
 @given(st.data(), prompts, st.sampled_from(MODELS))
 def test_every_operation_has_a_cuda_kernel(rule, data, prompts, model):
     with CudaKernels():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dparallel import DecodingConfig
 from dparallel.decoding import oracle
 from dparallel.decoding.oracle import Reading, decode_one
+from dparallel.rules.rules import RULES
 from tests.conftest import random_model
 from tests.dparallel.decoding.golden_cases import CASES, assert_agrees, decoding_of
 
@@ -49,6 +50,16 @@ READING = {
         ("entropy_budget", {"threshold": 0.75}, [5, 3, 6, 2], [5, 3]),
         ("entropy_budget", {"threshold": 1.25}, [5, 3, 6, 2], [5, 3, 6]),
         ("entropy_budget", {"threshold": 0.2}, [5, 3, 6, 2], []),
+        ("entropy_bound", {"threshold": 0.2}, [5, 3, 6, 2], [5]),
+        ("entropy_bound", {"threshold": 0.25}, [5, 3, 6, 2], [5, 3]),
+        ("entropy_bound", {"threshold": 0.75}, [5, 3, 6, 2], [5, 3, 6]),
+        ("entropy_bound", {"threshold": 1.25}, [5, 3, 6, 2], [5, 3, 6, 2]),
+        ("frechet", {"threshold": 0.25}, [3, 5, 6, 2], [3, 5]),  # 0.2 + 0.1; 0.5 + 0.3 is not below 0.75
+        ("frechet", {"threshold": 0.15}, [3, 5, 6, 2], [3, 5, 6]),
+        ("frechet", {"threshold": 0.85}, [3, 5, 6, 2], []),
+        ("factor", {}, [3, 5, 6, 2], [3, 5]),  # 3 * 0.1; 4 * 0.3 is not below 1
+        ("factor", {"threshold": 1.3}, [3, 5, 6, 2], [3, 5, 6]),
+        ("factor", {"threshold": 0.2}, [3, 5, 6, 2], []),
         ("margin", {"threshold": 0.3}, [5, 6, 2, 3], [5, 6, 2]),
         ("stability", {"threshold": 0.6, "stability_threshold": 0.2}, [3, 5, 6, 2], [3, 6]),
         ("stability", {"threshold": 0.5, "stability_threshold": 1e-3}, [3, 5, 6, 2], [2]),
@@ -58,6 +69,10 @@ def test_rules_by_hand(rule, limits, ranking, chosen):
     decoding = DecodingConfig(gen_length=8, block_length=8, rule=rule, **limits)
     assert oracle._ranking(rule, READING) == ranking
     assert oracle._chosen(decoding, READING, ranking, 0) == chosen
+
+
+def test_every_rule_is_defined():
+    assert list(oracle.DEFINITIONS) == list(RULES)
 
 
 def test_steps_by_hand():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
-from dparallel.config.rules import RULES
 from dparallel.decoding.oracle import decode_one
+from dparallel.rules.rules import RULES
 from tests.dparallel.decoding.test_against_oracle import (
     AUTOREGRESSIVE,
     EOS,

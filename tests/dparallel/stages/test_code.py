@@ -45,7 +45,7 @@ def test_a_changed_loss_changes_the_digest_of_training_alone(package: Path) -> N
 
 def test_a_changed_commit_rule_changes_what_is_decoded(package: Path) -> None:
     before = digests(package)
-    with (package / "decoding" / "rules.py").open("a", encoding="utf-8") as file:
+    with (package / "rules" / "rules.py").open("a", encoding="utf-8") as file:
         file.write("\nMORE = 1\n")
     changed = {stage for stage, digest in digests(package).items() if digest != before[stage]}
     assert changed == {"trajectories", "benchmark"}
@@ -66,6 +66,8 @@ def test_a_list_of_modules_has_a_digest_too(package: Path) -> None:
 STATEMENTS = '''
 """A module."""
 
+half = rule(published="a paper", threshold=Parameter(meaning="a share", most=1))(half)
+
 def half(x: int) -> float:
     """Half of x."""
     if x < 0:
@@ -83,6 +85,9 @@ def half(x: int) -> float:
         ("x / 2", "(x/\n            2)", False),
         ("is negative", "is below 0", False),
         ("halving %d", "dividing %d by two", False),
+        ("a paper", "another paper", False),
+        ("a share", "a larger share", False),
+        ("most=1", "most=2", True),
         ('    """Half of x."""\n', "", False),
         ("x / 2", "x / 3", True),
         ("x / 2", "x // 2", True),
@@ -117,6 +122,9 @@ def test_a_stage_whose_folder_is_its_users_has_no_digest() -> None:
 @pytest.mark.parametrize(
     ("module", "stages"),
     [
+        ("rules/declaration.py", {"trajectories", "benchmark"}),
+        ("rules/rules.py", {"trajectories", "benchmark"}),
+        ("decoding/predictions.py", {"trajectories", "benchmark"}),
         ("models/end_tokens.py", {"trajectories", "training", "merging", "benchmark"}),
         ("models/formats.py", {"trajectories", "training", "merging", "benchmark"}),
         ("decoding/token_lists.py", {"trajectories", "benchmark"}),

@@ -1,0 +1,88 @@
+"""Predictions of a forward pass, and the positions that a rule commits from them.
+
+Legend: B rows, n positions read, V vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dparallel.rules.declaration import Choice, Context, Prediction
+from dparallel.rules.rules import RULES, certainty, without
+
+
+def predict(
+    logits: Tensor,
+    mask_token_id: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    uniform: Tensor | None = None,
+) -> Prediction:
+    """Predicted token, probability and entropy for `logits` (B, n, V), in float32.
+
+    The mask token is never predicted.
+
+    Args:
+        temperature: above 0, tokens are sampled with the random numbers `uniform`.
+        top_p: sample from the most likely tokens with this total probability.
+        uniform: random numbers (B, n, V) in (0, 1).
+    """
+    log_probability = logits.float().log_softmax(-1)
+    allowed, drawn_from = without(log_probability, mask_token_id), log_probability
+    if temperature > 0:
+        assert uniform is not None
+        drawn_from = _nucleus(allowed / temperature, top_p).log_softmax(-1)
+        allowed = drawn_from - (-uniform.log()).log()  # Gumbel-max
+    token = allowed.argmax(-1)
+    probability = log_probability.gather(-1, token[..., None])[..., 0].exp()
+    entropy, doubt = certainty(token, log_probability)
+    return Prediction(token, probability, entropy, doubt, log_probability, drawn_from)
+
+
+def choose(
+    rule: str, parameters: Mapping[str, float], prediction: Prediction, masked: Tensor, context: Context
+) -> Choice:
+    """The masked positions that a rule selects, which may be none, and its score of each."""
+    score, chosen = RULES[rule].choose(prediction, masked, context, **parameters)
+    return Choice(score, masked & chosen)
+
+
+def commit(
+    rule: str, parameters: Mapping[str, float], prediction: Prediction, masked: Tensor, context: Context
+) -> Choice:
+    """The positions that a rule commits, at least the best one except by Dream's samplers."""
+    score, chosen = choose(rule, parameters, prediction, masked, context)
+    return Choice(score, chosen if RULES[rule].whole_response else chosen | best(score, masked))
+
+
+def best(score: Tensor, candidates: Tensor) -> Tensor:
+    """The first position with the highest score within `candidates`, (B, n) bool; none without candidates."""
+    winner = score.masked_fill(~candidates, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
+    return candidates & (torch.arange(score.shape[1], device=score.device) == winner)
+
+
+def best_of_each(score: Tensor, candidates: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The first position with the highest score of each group, within `candidates`; (B, n) bool.
+
+    Args:
+        group: int64 (B, n), from 0 to `groups` - 1.
+    """
+    rows, n = score.shape
+    lowest = score.new_full((rows, groups), -torch.inf)
+    top = lowest.scatter_reduce(1, group, score.masked_fill(~candidates, -torch.inf), "amax")
+    ties = candidates & ~(score < top.gather(1, group))  # includes scores that are NaN
+    place = torch.arange(n, device=score.device).expand(rows, n)
+    last = place.new_full((rows, groups), n)
+    first = last.scatter_reduce(1, group, place.masked_fill(~ties, n), "amin")
+    return ties & (place == first.gather(1, group))
+
+
+def _nucleus(logits: Tensor, top_p: float | None) -> Tensor:
+    """Mask all logits except the smallest set of most likely tokens with total probability >= `top_p`."""
+    if top_p is None:
+        return logits
+    ordered, order = logits.sort(-1, descending=True)
+    probability = ordered.softmax(-1)
+    beyond = probability.cumsum(-1) - probability >= top_p
+    return logits.masked_fill(beyond.gather(-1, order.argsort(-1)), -torch.inf)
