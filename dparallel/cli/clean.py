@@ -1,5 +1,6 @@
 """`dparallel clean`: show what no kept result refers to, and remove it after a question."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def _place(removal: Removal, runs: Path) -> str:
     name = path.relative_to(runs).as_posix()
     if len(removal.paths) == 1:
         return name
-    folders = sum(path.is_dir() for path in removal.paths)
+    folders = sum(os.path.isdir(path) for path in removal.paths)
     counts = {"file": len(removal.paths) - folders, "folder": folders}
     texts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
     return f"{name}: {' and '.join(texts)} in it"

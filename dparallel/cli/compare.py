@@ -1,5 +1,6 @@
 """`dparallel compare`: past runs in one table, with paired tests on the same problems."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def print_comparison(given: Sequence[str], runs: Path, out: Path | None) -> None
     """
     if len(given) < 2:
         raise ConfigError(f"{given[0]}: give two or more runs; the report of one lies in its folder")
-    if out is not None and out.exists() and not out.is_dir():
+    if out is not None and os.path.exists(out) and not os.path.isdir(out):
         raise ConfigError(f"--out {out} is a file: name a folder")
     document = compare(given, runs)
     print(document.markdown(pictures=False), end="")

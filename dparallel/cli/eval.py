@@ -6,6 +6,7 @@ the store of a `runs` folder.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -175,7 +176,7 @@ def protocol_file(given: str) -> Path:
         return path
     folders = [Path("configs", "protocols"), shipped_configs() / "protocols"]
     for folder in folders:
-        if (file := folder / f"{given}.yaml").is_file():
+        if os.path.isfile(file := folder / f"{given}.yaml"):
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     known.append(COINS)

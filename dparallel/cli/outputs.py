@@ -32,9 +32,9 @@ def check_writable(flag: str, path: Path | None) -> None:
         raise ConfigError(
             f"{flag} {path} cannot be written to ({error.strerror}); name another file"
         ) from error
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{flag} {path} is a folder; name a file in it")
-    if path.exists() and not os.access(path, os.W_OK):
+    if os.path.exists(path) and not os.access(path, os.W_OK):
         raise ConfigError(f"{flag} {path} cannot be written to (permission denied); name another file")
     if is_written_through(path):
         return

@@ -1,5 +1,6 @@
 """Settings of protocols: how the problems of a benchmark are read, asked and scored."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,7 +94,7 @@ class ProtocolConfig(Config):
         """
         if path is None:
             return [(part, part) for part in self.data]
-        if Path(path).is_dir():
+        if os.path.isdir(path):
             named = [Path(path) / name for name in self.file.names]
             found = next((file for file in named if file.is_file()), None)
             if found is None:

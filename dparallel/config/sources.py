@@ -1,5 +1,6 @@
 """Settings of data sources, and texts made of their columns."""
 
+import os
 from collections.abc import Mapping
 from glob import glob
 from pathlib import Path
@@ -129,11 +130,11 @@ class SourceConfig(Config):
     def files(self) -> list[Path]:
         """Its local files; empty for a Hub data set."""
         path = Path(self.path)
-        if path.is_file():  # a file name may look like a pattern
+        if os.path.isfile(path):  # a file name may look like a pattern
             return [path]
-        if path.is_dir():
+        if os.path.isdir(path):
             return sorted(file for file in path.rglob("*") if file.is_file() and _matters(file, path))
-        return sorted(Path(file) for file in glob(self.path) if Path(file).is_file())
+        return sorted(Path(file) for file in glob(self.path) if os.path.isfile(file))
 
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":

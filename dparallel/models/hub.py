@@ -63,7 +63,9 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
         if here.exists():
             raise CheckpointError(f"{path} is a file: give the folder that holds the model")
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from error
     if str(path).startswith("teachers/") and (known := shipped(path)).is_dir():
         return known
     if looks_local(str(path)):

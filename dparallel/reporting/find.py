@@ -156,7 +156,8 @@ def _similar(given: str, runs: Path) -> str:
     if hint := nearest(given, names):
         return hint
     under = Path(os.path.expanduser(given)).parent  # of a path, such as runs/tiny
-    return nearest(given, [str(folder) for folder in sorted(under.glob("*/"))]) if under.is_dir() else ""
+    siblings = sorted(under.glob("*/")) if os.path.isdir(under) else []
+    return nearest(given, [str(folder) for folder in siblings])
 
 
 def _tracked(given: str, home: Path, record: dict[str, Any]) -> Found:

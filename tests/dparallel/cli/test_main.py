@@ -301,3 +301,28 @@ def test_unknown_words_are_named(tiny_checkpoint, capsys, caplog, tmp_path):
     caplog.clear()
     assert main([*arguments, "--prompt", PROMPT]) == 0
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["y" * 200] * 30)], ids=["one part", "the whole"])
+def test_names_too_long_for_a_file(name, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(tiny_checkpoint)]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    for path in (name, f"/{name}"):
+        for command in (
+            ["eval", *model, "--protocol", path],
+            ["eval", *model, "--protocol", "gsm8k_llada", "--path", path],
+            ["compare", path, f"{path}b"],
+            ["compare", "a", "b", "--out", path],
+            ["clean", "--runs", path],
+            ["clean", path, "--runs", str(tmp_path)],
+            ["runs", "--runs", path],
+            ["init", f"{path}.yaml"],
+            ["init", "--from", path, "a.yaml"],
+            ["plan", f"{path}.yaml"],
+            ["generate", *model, "--prompts", path],
+            ["generate", *model, "--prompts", "prompts.jsonl", "--out", path],
+            ["generate", *model, "--prompt", "a", "--trace", f"{path}.html"],
+            ["generate", "--model", path, "--prompt", "a"],
+        ):
+            assert command[0] in refused(command, capsys)
