@@ -11,6 +11,7 @@ from prefect import Flow
 
 from dparallel.config.base import UserError
 from dparallel.stages.arguments import Parser
+from dparallel.stages.permissions import not_permitted
 from dparallel.stages.streams import restart_in_utf8_mode, set_encodings
 from flows.interruption import Interruption, same_command
 from flows.logs import show_on
@@ -50,8 +51,11 @@ def main(flow: Flow, plan: Callable[..., Any], run: Callable[..., Any]) -> None:
     verbose = arguments.pop("verbose")
     try:
         planned = plan(**arguments)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        message = str(error) if isinstance(error, UserError) else not_permitted(error)
+        if message is None:
+            raise
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
     terminal = show_on(sys.stderr, verbose)

@@ -19,6 +19,7 @@ from types import FrameType
 from dparallel.cli.parser import build_parser, in_flags
 from dparallel.config.base import UserError
 from dparallel.stages import starting
+from dparallel.stages.permissions import not_permitted
 from dparallel.stages.streams import set_encodings
 
 DECODING_COMMANDS = ("generate", "chat", "eval")  # their settings of decoding are flags
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _abandon_stdout()
             return 1
         except OSError as error:
+            if refused := not_permitted(error):
+                return _refuse(options.command, refused, error)
             if error.errno not in NO_ROOM:
                 raise
             if error.filename is None:

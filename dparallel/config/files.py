@@ -124,7 +124,7 @@ def _read(path: Path, including: tuple[str, ...] = ()) -> dict[str, Any]:
             f"{path}: no such config file (looked in {Path.cwd()} and {shipped_configs()}){_similar(path)}"
         ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     data = parse_json(text, str(path)) if path.suffix == ".json" else parse_yaml(text, str(path))

@@ -29,7 +29,9 @@ def read_hostfile(path: str) -> dict[str, int]:
             raise ConfigError(f"launch.hostfile={path}: no such file (looked in {Path.cwd()})")
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"launch.hostfile={path}: cannot be read ({error.strerror})") from error
+        raise ConfigError(
+            f"launch.hostfile={path}: cannot be read ({error.strerror}): check its permissions"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"launch.hostfile={path}: not UTF-8 ({error}); save it as UTF-8") from error
     slots: dict[str, int] = {}

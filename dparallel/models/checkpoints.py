@@ -214,7 +214,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = TOKENIZERS.get(named, AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions for files it cannot read
-        raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+        raise CheckpointError(
+            f"{folder} has no tokenizer that transformers can load: {error}: check its files and "
+            "their permissions"
+        ) from error
     if mask_token_id not in tokenizer.get_vocab().values():
         raise CheckpointError(
             f"the tokenizer in {folder} has no token {mask_token_id}, config.json's mask_token_id "

@@ -150,7 +150,9 @@ class JsonTable:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TableError(f"{self.file}: damaged or no gzip file ({error}): copy it again") from error
         except OSError as error:
-            raise TableError(f"{self.file}: {error.strerror}") from error
+            raise TableError(
+                f"{self.file} cannot be read ({error.strerror}): check its permissions"
+            ) from error
 
     def _index(self) -> None:
         place = 0

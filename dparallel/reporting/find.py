@@ -11,6 +11,7 @@ from dparallel.config.experiment import MEASUREMENTS
 from dparallel.reporting.read import benchmark_name
 from dparallel.stages.files import read_record
 from dparallel.stages.manifest import CLAIM, MANIFEST, read_manifest
+from dparallel.stages.permissions import check_reachable
 
 REPORT = "report.json"
 OF_EVAL = (
@@ -55,6 +56,7 @@ def find_run(given: str, runs: Path) -> Found:
         RunError: it names no run, or the run is not finished.
     """
     for folder in (Path(os.path.expanduser(given)), runs / given):
+        check_reachable(folder)
         if os.path.isdir(folder):
             return _in_folder(given, folder)
     if os.path.isfile(os.path.expanduser(given)):

@@ -13,6 +13,7 @@ from dparallel.config.experiment import MEASUREMENTS
 from dparallel.stages.files import read_record
 from dparallel.stages.lease import Holder, Watch
 from dparallel.stages.manifest import CLAIM, MANIFEST, Manifest, read_manifest
+from dparallel.stages.permissions import check_reachable
 
 KEYED = re.compile(r"(.+)-[0-9a-f]{10}")  # names of folders of stages
 
@@ -93,6 +94,7 @@ def past_experiments(runs: Path) -> list[PastExperiment]:
     Raises:
         UserError: there is no such folder.
     """
+    check_reachable(runs)
     if not os.path.isdir(runs):
         raise UserError(f"{runs}: no such folder (looked in {Path.cwd()}): name the folder of runs by --runs")
     found = []
