@@ -91,7 +91,8 @@ class SourceConfig(Config):
             by their row in the unsliced split.
         revision: revision of a Hub data set, for these only.
         prompt: a format string over the columns of this source; overrides the protocol's prompt.
-        reference, id: column names; by default columns named `reference` and `id`, if present.
+        reference, id: column names; by default columns named `reference` and `id`, if present. An empty
+            reference is none.
         columns: columns of this source that have another name than the prompt, `reference`, `id` and the
             protocol use: `{text: task}` reads the column `task` as `text`.
         count: number of rows: the first ones, or a random selection if `seed` is given.

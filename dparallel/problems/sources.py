@@ -137,6 +137,7 @@ def _read(
     reference, identity = source.reference or "reference", source.id or "id"
     wanted = list(dict.fromkeys([*filled, reference, identity, *protocol.extra]))
     required = [*filled, *protocol.extra, *filter(None, (source.reference, source.id))]
+    required += [name for name in wanted if name in source.columns]
     problems = []
     for row, record in _rows(source, wanted, required):
         where = f"{label}, row {row + 1}"
@@ -144,13 +145,14 @@ def _read(
         for name, text in texts.items():
             if not text.strip():
                 raise ProblemsError(f"{where}: column {name!r} of the prompt is empty; leave the row out")
+        stated = _text(where, reference, record[reference])
         problems.append(
             Problem(
                 problem_id=_text(where, identity, record[identity]) or f"{prefix}-{row + 1:05d}",
                 source=named.name,
                 prompt=prompt.fill(texts),
                 prefill=prefill.fill(texts),
-                reference=_text(where, reference, record[reference]),
+                reference=stated if (stated or "").strip() else None,
                 extra={name: json_value(where, name, record[name]) for name in protocol.extra},
                 origin=where,
             )

@@ -230,11 +230,16 @@ def rows(folder: Path, name: str, references: list[str | None]) -> str:
     return f"{{benchmark: dataset, sources: [{{path: {file}}}]}}"
 
 
-@pytest.mark.parametrize("section", ["test", "validation"])
+@pytest.mark.parametrize(("section", "missing"), [("test", None), ("validation", " "), ("test", "")])
 def test_a_row_that_cannot_be_scored_is_found_before_anything_is_recorded(
-    section: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Refused
+    section: str,
+    missing: str | None,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Refused,
 ) -> None:
-    setting = f"benchmarks.coins.{section}={rows(tmp_path, 'coins', ['1', None, '3'])}"
+    setting = f"benchmarks.coins.{section}={rows(tmp_path, 'coins', ['1', missing, '3'])}"
     other = {"test": "validation", "validation": "test"}[section]
     settings = [setting, f"benchmarks.coins.{other}.protocol.scorers=[exact]"]
     said = refusal(flows.distill, ["--config", str(config_file), "--set", *settings], monkeypatch, capsys)

@@ -108,6 +108,14 @@ def test_sources_are_mixed_in_their_order(tmp_path: Path) -> None:
     [
         ({"prompt": "{qustion}"}, "no column 'qustion'; its columns: question, answer, level"),
         ({"reference": "anwser"}, "no column 'anwser'; its columns: question, answer, level"),
+        (
+            {"reference": None, "columns": {"reference": "anwser"}},
+            "no column 'anwser'; its columns: question, answer, level",
+        ),
+        (
+            {"id": None, "columns": {"id": "nubmer"}},
+            "no column 'nubmer'; its columns: question, answer, level",
+        ),
         ({"id": "key"}, "no column 'key'"),
         ({"count": 7}, "holds 6 problems, wanted 7: lower count"),
         ({"split": "train[6:]"}, "train.6:. holds 0 problems: give another .* slice"),
