@@ -1,15 +1,20 @@
 """Invalid decoding settings are rejected with the field, its value and the remedy."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import dparallel.config.decoding
 from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.modes import MODES
-from dparallel.rules.rules import RULES
+from dparallel.rules.declaration import Parameter
+from dparallel.rules.rules import RULES, rule
 
 MULTI_BLOCK = {"mode": "multi_block"}
 
@@ -233,19 +238,53 @@ def test_d3llms_second_threshold_is_accepted():
 
 
 def test_what_a_rule_declares_are_settings_with_its_defaults_and_limits():
-    for name, rule in RULES.items():
-        for field, parameter in rule.parameters.items():
-            others = {
-                other: 1 for other, needed in rule.settings.items() if needed is None and other != field
-            }
+    for name, declared in RULES.items():
+        for field, parameter in declared.parameters.items():
+            needed = [other for other, default in declared.settings.items() if default is None]
+            others = {other: 1 for other in needed if other != field}
             blocks = {"gen_length": 8, "block_length": 8, "rule": name, **others}
             if parameter.default is not None:
                 assert getattr(DecodingConfig(**blocks), field) == parameter.default
             assert getattr(DecodingConfig(**blocks, **{field: parameter.least}), field) == parameter.least
-            wrong = [parameter.least - 1e-5, *([] if parameter.most is None else [parameter.most + 1e-5])]
-            for value in wrong:
+            above = [] if parameter.most is None else [parameter.most + 1e-5]
+            for value in (parameter.least - 1e-5, *above):
                 with pytest.raises(ConfigError, match=f"{field}"):
                     DecodingConfig(**blocks, **{field: value})
+
+
+@pytest.fixture
+def calm():
+    """A rule with a parameter that no other rule has."""
+
+    @rule(calm=Parameter(meaning="largest unrest", default=0.5, most=2))
+    def calm_tokens(prediction, masked, context, *, calm):
+        """Tokens with little unrest."""
+
+    yield "calm_tokens"
+    del RULES["calm_tokens"]
+
+
+def test_a_parameter_with_a_new_name_is_a_setting(calm):
+    """A rule in the package's file is declared before the settings are made: here they are made again."""
+    made = runpy.run_path(str(Path(dparallel.config.decoding.__file__)))["DecodingConfig"]
+    assert made(rule=calm).parameters == {"calm": 0.5}
+    assert made(rule=calm, calm=2).calm == 2.0
+    assert made().calm is None
+    for settings, message in (
+        ({"rule": calm, "calm": 2.5}, r"calm=2\.5 for rule='calm_tokens', .* largest unrest: give 0 to 2"),
+        ({"rule": calm, "calm": -1}, r"calm: .*greater than or equal to 0"),
+        ({"rule": calm, "threshold": 1}, r"threshold=1\.0 has no effect with rule='calm_tokens'"),
+        ({"calm": 1}, r"calm=1\.0 has no effect with rule='entropy': drop it or use rule='calm_tokens'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            made(**settings)
+
+
+def test_a_rule_of_a_script_has_parameters_of_known_names(calm):
+    with pytest.raises(
+        ConfigError, match="takes 'calm', which is no setting: declare .* names of steps, thr"
+    ):
+        DecodingConfig(rule=calm)
 
 
 def test_the_threshold_of_a_rule_is_not_kept_for_another():
