@@ -122,7 +122,7 @@ def _add_generate(commands: Any) -> None:
         "--out",
         metavar="FILE",
         type=as_path,
-        help="write the results of --prompts here; given again after an interruption, it continues",
+        help="write the results of --prompts to this new file; given again after an interruption, it goes on",
     )
     first.add_argument(
         "--trace", metavar="FILE", type=as_path, help="write an HTML page that replays the decoding"

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.cli.main import main
+from dparallel.completion import complete
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.files import load_config
@@ -23,6 +24,7 @@ from dparallel.evaluation.bench import Bench
 from dparallel.evaluation.cases import cases
 from dparallel.evaluation.store import Store
 from dparallel.models import loader
+from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.scoring import scorers_of
 from dparallel.stages.manifest import fingerprint
 from dparallel.tiny.byte_level import QWEN, save_checkpoint
@@ -104,7 +106,13 @@ def test_the_row_of_a_model_that_answers(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A table for people; a protocol of the user's own, given as a file."""
-    lines = [json.dumps({"question": f"Tom {n} coins", "answer": ""}) + "\n" for n in range(4)]
+    questions = [f"Tom {n} coins" for n in range(4)]
+    model, tokenizer = load_model(tiny_checkpoint), load_tokenizer(tiny_checkpoint)
+    said = complete(model, tokenizer, questions, DecodingConfig(**DECODING, cache="prefix"))
+    lines = [
+        json.dumps({"question": question, "answer": answer.text or "nothing"}) + "\n"
+        for question, answer in zip(questions, said, strict=True)
+    ]
     (tmp_path / "own.jsonl").write_text("".join(lines), encoding="utf-8")
     protocol = {
         "version": 3,
