@@ -107,7 +107,7 @@ def test_repeats_are_decoded_with_other_seeds_and_judged_together(
 ) -> None:
     monkeypatch.setitem(SCORERS, "vote", Scorer("vote", 1, ("three", "differ"), vote, repeats=3))
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps({"prompt": f"Tom {n} coins", "answer": ""}) + "\n" for n in range(4)]
+    lines = [json.dumps({"prompt": f"Tom {n} coins", "answer": "any"}) + "\n" for n in range(4)]
     Path("own.jsonl").write_text("".join(lines), encoding="utf-8")
     protocol: dict[str, Any] = {"data": [{"path": "a/b", "reference": "answer"}], "scorers": ["vote"]}
     Path("own.json").write_text(json.dumps(protocol), encoding="utf-8")
