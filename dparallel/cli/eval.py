@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from dparallel.config.experiment import MEASUREMENTS
 from dparallel.config.files import make_config, read_settings
 from dparallel.config.paths import shipped_configs
 from dparallel.config.problems import LM_EVAL, ProblemsConfig
-from dparallel.decoding.generate import DecodingError, check_prompts
+from dparallel.decoding.generate import DecodingError, LengthError, check_prompts
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.cases import Case
 from dparallel.evaluation.measure import Measurement
@@ -194,7 +194,8 @@ def check(asked: Asked, model: str) -> None:
     """
     problems = asked.bench.problems["test"]  # reads the data and checks that they can be judged
     tokenizer, empty = load_tokenizer(model), empty_model(read_config(model))
-    check_prompts(empty, [], asked.case.decoding)
+    with suppress(LengthError):  # which length fits, the prompts say
+        check_prompts(empty, [], asked.case.decoding)
     encode_problems(problems, asked.bench.protocol("test"), tokenizer, empty, asked.case.decoding)
 
 

@@ -38,7 +38,7 @@ class Results:
         points: the operating points, as rows of the validation problems that selected them.
         reported: the test rows of the table: reference, fixed decodings, operating points.
         swept: the rows of the split on which whole sweeps were measured.
-        aup: AUP by (model, method), on that split.
+        aup: AUP by (model, method), on that split; None for a sweep of one threshold.
         headline: the best student compared with the teacher, on the test problems; without validation
             problems, the first student.
         keeping: names of the students that keep the accuracy on all splits.
@@ -50,7 +50,7 @@ class Results:
     points: Sequence[Row]
     reported: Sequence[Row]
     swept: Sequence[Row]
-    aup: dict[tuple[str, str], float]
+    aup: dict[tuple[str, str], float | None]
     headline: Headline
     keeping: Sequence[str]
 
@@ -151,7 +151,8 @@ class Results:
             if row.operating_point and row.threshold is not None:
                 metrics[f"{prefix}/threshold"] = row.threshold
         for (model, method), value in self.aup.items():
-            metrics[f"{model}/{method}/aup"] = value
+            if value is not None:
+                metrics[f"{model}/{method}/aup"] = value
         return metrics
 
 

@@ -180,15 +180,21 @@ def headline(student: Row, reference: Row, teacher_rows: Iterable[Row], max_loss
     )
 
 
-def aup_by_sweep(rows: Sequence[Row], sweeps: Container[str]) -> dict[tuple[str, str], float]:
-    """AUP of each (model, method) whose method is in `sweeps`; `rows` are all rows of a split."""
+def aup_by_sweep(rows: Sequence[Row], sweeps: Container[str]) -> dict[tuple[str, str], float | None]:
+    """AUP of each (model, method) whose method is in `sweeps`; `rows` are all rows of a split.
+
+    None for a sweep of one threshold: the area under one point takes nothing off for a loss of accuracy.
+    """
     best = max(row.measurement.accuracy for row in rows) * 100
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         if row.method in sweeps:
             point = row.measurement.tpf, row.measurement.accuracy * 100
             points.setdefault((row.model, row.method), []).append(point)
-    return {key: accuracy_under_parallelism(of_method, best) for key, of_method in points.items()}
+    return {
+        key: accuracy_under_parallelism(curve, best) if len(curve) > 1 else None
+        for key, curve in points.items()
+    }
 
 
 def _fastest(rows: Iterable[Row]) -> Row:

@@ -7,6 +7,7 @@ compare only if they have the same y_max, which is always stated.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dparallel.evaluation.cases import BASELINE
 from dparallel.evaluation.metrics import accuracy_under_parallelism
 from dparallel.evaluation.selection import Row
 from dparallel.reporting.read import Benchmark
@@ -49,7 +50,7 @@ def aup_2(benchmarks: Sequence[Benchmark]) -> Aup:
 
 def anchor(benchmark: Benchmark, row: Row) -> Row:
     """The row with one token per step that begins the curve of `row`."""
-    if row.model.startswith("baseline/"):  # another model; autoregressive ones commit one token per step
+    if row.model.startswith(BASELINE):  # another model; autoregressive ones commit one token per step
         return row
     own = [other for other in benchmark.reported if other.model == row.model and _one_token_per_step(other)]
     return own[0] if own else benchmark.reference
@@ -57,6 +58,8 @@ def anchor(benchmark: Benchmark, row: Row) -> Row:
 
 def aup(benchmarks: Sequence[Benchmark]) -> Aup:
     """AUP over all thresholds of each sweep, on the split on which whole sweeps were measured.
+
+    A sweep of one threshold has none: the area under one point takes nothing off for a loss of accuracy.
 
     Args:
         benchmarks: runs of a benchmark with the same `sweep_split`.
@@ -67,7 +70,8 @@ def aup(benchmarks: Sequence[Benchmark]) -> Aup:
     for benchmark, row in rows:
         if (row.model, row.method) in benchmark.swept:
             points.setdefault((benchmark.run, row.model, row.method), []).append(_point(row))
-    return Aup(y_max, {group: accuracy_under_parallelism(of, y_max) for group, of in points.items()})
+    curves = {group: curve for group, curve in points.items() if len(curve) > 1}
+    return Aup(y_max, {group: accuracy_under_parallelism(curve, y_max) for group, curve in curves.items()})
 
 
 def _one_token_per_step(row: Row) -> bool:

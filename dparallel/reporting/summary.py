@@ -4,9 +4,11 @@ All times, which differ between repetitions, lie under the keys `times`.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.evaluation.cases import STUDENT
 from dparallel.evaluation.plots import plain
 from dparallel.evaluation.selection import Row
 from dparallel.reporting.aup import MEANING, Aup, anchor, aup, aup_2
@@ -39,20 +41,32 @@ def by_name(benchmarks: Iterable[Benchmark]) -> dict[str, list[Benchmark]]:
 def compared(runs: Sequence[Benchmark]) -> list[Pair]:
     """Pairs of rows whose accuracies are compared, each as (before, after).
 
-    Rows of later runs with those of the first run: the best students, and equal models and methods. Then
-    every row with the reference of its run.
+    Rows of later runs with those of the first run: the best students, equal models and methods, and other
+    students with its best one. Then every row with the reference of its run, and the students of a run that
+    are decoded by the same method with each other.
     """
     first, *later = runs
     pairs: list[Pair] = []
     before = {(row.model, row.method): row for row in first.reported}
     for run in later:
         for row in run.reported:
-            other = first.best if row == run.best else before.get((row.model, row.method))
+            named = before.get((row.model, row.method), first.best if _is_student(row) else None)
+            other = first.best if row == run.best else named
             if other is not None:
                 pairs.append(((first, other), (run, row)))
     for run in runs:
         pairs += [((run, run.reference), (run, row)) for row in run.reported if row != run.reference]
+        students = filter(_is_student, run.reported)
+        pairs += [
+            ((run, one), (run, other))
+            for one, other in combinations(students, 2)
+            if one.method == other.method
+        ]
     return pairs
+
+
+def _is_student(row: Row) -> bool:
+    return row.model.startswith(STUDENT)
 
 
 def paired(before: Measured, after: Measured) -> Comparison | None:
@@ -83,13 +97,16 @@ def _section(name: str, runs: Sequence[Benchmark]) -> Json:
     two = aup_2(runs)
     splits = {run.sweep_split for run in runs}
     over_sweeps = aup(runs) if len(splits) == 1 else None
+    curves = over_sweeps.values if over_sweeps else {}
     return {
         "benchmark": name,
         "runs": [_run(run) for run in runs],
         "rows": [_row(run, row, two, over_sweeps) for run in runs for row in run.reported],
         "aup_2": {"meaning": MEANING, "split": "test", "y_max": two.y_max},
         "aup": (
-            {"meaning": MEANING, "split": splits.pop(), "y_max": over_sweeps.y_max} if over_sweeps else None
+            {"meaning": MEANING, "split": splits.pop(), "y_max": over_sweeps.y_max}
+            if over_sweeps and curves
+            else None
         ),
         "paired": [_pair(*pair) for pair in compared(runs)],
     }

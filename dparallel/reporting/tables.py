@@ -208,7 +208,7 @@ def notes(section: Json) -> list[str]:
         )
     if section["aup"]:
         lines.append(
-            f"AUP: all thresholds of a sweep, {section['aup']['split']} problems; y_max = "
+            f"AUP: all thresholds of a sweep of at least two, {section['aup']['split']} problems; y_max = "
             f"{section['aup']['y_max']:.1f} %."
         )
     if any(not row["qualifies"] for row in section["rows"]):

@@ -22,16 +22,20 @@ def dataset(path: Path) -> ProblemsConfig:
 def own_answers(
     checkpoint: Path, path: Path, decoding: DecodingConfig, count: int, spoilt: int = 0, split: str = "test"
 ) -> ProblemsConfig:
-    """Write `count` problems; the first `spoilt` references are incorrect."""
+    """Write `count` problems that the model answers; the first `spoilt` references are incorrect."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    coins = ProblemsConfig(benchmark="coins", split=split, count=count)
+    coins = ProblemsConfig(benchmark="coins", split=split, count=3 * count)
     problems = load_problems(coins)
     generations = generate(
         model, encode_problems(problems, coins.protocol, tokenizer, model, decoding), decoding
     )
     with path.open("w", encoding="utf-8") as file:
-        for index, (problem, generation) in enumerate(zip(problems, generations, strict=True)):
-            answer = finish(generation.tokens, tokenizer, model.config.end_token_ids)
+        texts = [
+            finish(generation.tokens, tokenizer, model.config.end_token_ids) for generation in generations
+        ]
+        answered = [pair for pair in zip(problems, texts, strict=True) if pair[1].strip()][:count]
+        assert len(answered) == count
+        for index, (problem, answer) in enumerate(answered):
             reference = "nothing like it" if index < spoilt else answer
             file.write(json.dumps({"prompt": problem.prompt, "reference": reference}) + "\n")
     return dataset(path)

@@ -42,9 +42,9 @@ def test_a_student_that_loses_the_accuracy_is_not_chosen(
 def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
     settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """On validation only threshold 0.1 is correct; on test 0.1 and 0.2 miss, and 0.3 keeps the accuracy."""
+    """On validation only threshold 0.1 is correct; on test 0.1 and 0.2 miss, and 0.35 keeps the accuracy."""
     sweep = Sweep(
-        decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=1.0), thresholds=(1.0, 0.1, 0.3, 0.2)
+        decoding=DecodingConfig(**SHAPE, rule="confidence", threshold=1.0), thresholds=(1.0, 0.1, 0.35, 0.2)
     )
     reckless = sweep.decodings()[1]
     misled = settings.model_copy(
@@ -61,14 +61,14 @@ def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accu
     run_stage(misled, {name: inputs[name] for name in ("teacher", "student/copy")}, tmp_path / "out", store)
     results = results_in(tmp_path / "out")
     teacher = [row for row in results["rows"] if (row["split"], row["model"]) == ("test", "teacher")]
-    assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.3]
+    assert [row["threshold"] for row in teacher] == [None, 0.1, 0.2, 0.35]
     assert [row["accuracy"] >= 0.99 for row in teacher] == [True, False, False, True]
     best = results["headline"]["teacher_best"]
-    assert best["threshold"] == 0.3
+    assert best["threshold"] == 0.35
     assert best["tpf"] > results["reference"]["tpf"]
     shown, notes = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").split("\n\n")
     assert len(shown.splitlines()) == 2 + 3  # the reference and two operating points
-    assert "confidence 0.3" in notes
+    assert "confidence 0.35" in notes
     assert "not in the table" in notes
 
 

@@ -125,7 +125,7 @@ def test_aup_takes_the_swept_methods_and_the_best_accuracy_of_all() -> None:
     found = aup_by_sweep([REFERENCE, *SWEEP[:2], row("student/b", "entropy", 0.5, 0.9, 2.0)], {"entropy"})
     assert found == {
         ("student/a", "entropy"): pytest.approx(accuracy_under_parallelism([(3, 98.5), (4, 97)], 98.5)),
-        ("student/b", "entropy"): pytest.approx(180),
+        ("student/b", "entropy"): None,
     }
 
 

@@ -1,5 +1,6 @@
 """AUP against the published numbers, and against numbers worked by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,19 @@ def test_both_values_of_a_benchmark_by_hand(stage: Path) -> None:
     # 60 < 80 - 5: only the first point counts, 80 * 10/12
     assert found.values["", "student/fast", "entropy"] == pytest.approx(800 / 12)
     assert found.values["", "teacher", "one_token_per_step"] == pytest.approx(800 / 12)
-    # The sweep has one threshold: 60 * 10/3
-    assert aup([benchmark]).values == {
-        ("", "teacher", "entropy"): pytest.approx(100),
-        ("", "student/fast", "entropy"): pytest.approx(200),
-    }
+    assert aup([benchmark]).values == {}, "one threshold is no curve"
+    # A second one of the student, 3 of 5 at TPF 10/6, y_max 80: 60 * 10/6 + 10/6 * 60 exp(-3 * 0.25)
+    wide = student.measurement.decoding.model_copy(update={"threshold": 0.4})
+    slower = student.measurement.model_copy(update={"tpf": 10 / 6, "decoding": wide})
+    curve = aup(
+        [
+            replace(
+                benchmark,
+                rows=[*benchmark.rows, replace(student, split=benchmark.sweep_split, measurement=slower)],
+            )
+        ]
+    )
+    assert curve.values == {("", "student/fast", "entropy"): pytest.approx(147.236655)}
     assert teacher.measurement.tpf == pytest.approx(10 / 6)
 
 
