@@ -9,10 +9,13 @@ import difflib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dparallel.problems.sources import ProblemsError
 
@@ -88,20 +91,72 @@ def manager(name: str) -> Any:
         raise ProblemsError(f"task={name!r}: {error}") from error
     if name not in found.tasks:
         raise ProblemsError(_no_task(name, found))
-    from lm_eval.tasks import TaskManager  # imported here because it takes seconds
+    try:
+        tasks = lm_eval_module("tasks")
+    except ProblemsError as error:
+        raise ProblemsError(f"task={name!r}: {error}") from error
+    return tasks.TaskManager(include_path=os.path.dirname(found.tasks[name]), include_defaults=False)
 
-    return TaskManager(include_path=os.path.dirname(found.tasks[name]), include_defaults=False)
+
+def lm_eval_module(name: str) -> Any:
+    """A module of lm-eval, which takes seconds to import.
+
+    Raises:
+        ProblemsError: lm-eval, or a package that it needs, is missing.
+    """
+    try:
+        return importlib.import_module(f"lm_eval.{name}")
+    except ImportError as error:
+        reason = " ".join(str(error).split())  # names what is missing
+        raise ProblemsError(
+            f"lm-eval cannot be imported ({reason}): install all that it needs: "
+            "pip install 'dparallel[lm_eval]'"
+        ) from error
 
 
 def _no_task(name: str, found: Names) -> str:
     if file := found.groups.get(name) or found.tags.get(name):
         folder = os.path.dirname(file) + os.sep
-        members = [task for task, place in found.tasks.items() if place.startswith(folder)]
-        some = f", such as {', '.join(members[:5])}" if members else ""
-        return f"task={name!r} is a group of tasks of lm-eval: name one of its tasks{some}"
+        listed = list(dict.fromkeys(_members(name, found, set())))
+        members = listed or [task for task, place in found.tasks.items() if place.startswith(folder)]
+        if not members:
+            return f"task={name!r} is a group of tasks of lm-eval without names: choose another task"
+        some = ", ".join(members[:5])
+        return f"task={name!r} is a group of tasks of lm-eval: name one of its tasks, such as {some}"
     near = difflib.get_close_matches(name, found.tasks, n=5)
     similar = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown task={name!r} of lm-eval; {similar}`lm-eval ls subtasks` lists all"
+
+
+def _members(group: str, found: Names, seen: set[str]) -> Iterator[str]:
+    """The tasks that a group's file lists, also those of groups in it."""
+    if group in seen or group not in found.groups:
+        return
+    seen.add(group)
+    with open(found.groups[group], encoding="utf-8", errors="replace") as opened:
+        settings = yaml.load(opened, _Plain)
+    for member in _listed(settings):
+        if member in found.tasks:
+            yield member
+        else:
+            yield from _members(member, found, seen)
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads `!function FILE.NAME` and other tags as nothing."""
+
+
+_Plain.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _listed(settings: Any) -> Iterator[str]:
+    """Names in a group's list of tasks: texts, settings of a task, or groups within the group."""
+    members = settings.get("task") if isinstance(settings, dict) else settings
+    if isinstance(members, str):
+        yield members
+    elif isinstance(members, list):
+        for member in members:
+            yield from _listed(member)
 
 
 @cache

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
 from typing import Any
 
 from dparallel.config.base import nearest
 from dparallel.config.problems import LM_EVAL
 from dparallel.problems.lm_eval_data import open_task
-from dparallel.problems.lm_eval_index import metric_name, metrics, task_settings
+from dparallel.problems.lm_eval_index import lm_eval_module, metric_name, metrics, task_settings
 from dparallel.problems.scorer import Measure, Response, Scorer, Verdict
 from dparallel.problems.sources import Problem, ProblemsError
 
@@ -91,8 +91,7 @@ def aggregation_of(metric: Mapping[str, Any]) -> str:
     """How the values of a metric are aggregated, as lm-eval does; a function by its file and name."""
     if "aggregation" in metric:
         return str(metric["aggregation"])
-    from lm_eval.api import registry
-
+    registry = _registry()
     default = registry.get_metric_aggregation(metric["metric"])
     named = (name for name, function in registry.AGGREGATION_REGISTRY.items() if function is default)
     return next(named, f"of {metric_name(metric['metric'])}")
@@ -102,9 +101,13 @@ def higher_is_better(metric: Mapping[str, Any]) -> bool:
     """Whether more of a metric is better; yes, where neither the task nor lm-eval says."""
     if "higher_is_better" in metric:
         return bool(metric["higher_is_better"])
-    from lm_eval.api import registry
+    registry = _registry()
+    return bool(registry.is_higher_better(metric["metric"]) is not False)
 
-    return registry.is_higher_better(metric["metric"]) is not False
+
+def _registry() -> Any:
+    lm_eval_module("api.metrics")  # imported by the registry when it is first asked
+    return lm_eval_module("api.registry")
 
 
 def aggregate(task: str, metric: str, items: list[Any]) -> float:
@@ -114,12 +117,13 @@ def aggregate(task: str, metric: str, items: list[Any]) -> float:
 
 @cache
 def _aggregation(task: str, metric: str) -> Callable[[list[Any]], float]:
-    from lm_eval.api import registry
-    from lm_eval.tasks._yaml_loader import _import_fun_from_str
-
+    registry = _registry()
     [found] = [each for each in metrics(task_settings(task)) if metric_name(each["metric"]) == metric]
     name = aggregation_of(found)
-    function = _import_fun_from_str(name) if "/" in name else registry.get_aggregation(name)
+    own = lm_eval_module("tasks._yaml_loader")._import_fun_from_str
+    function: Callable[[list[Any]], float] | None = (
+        own(name) if "/" in name else registry.get_aggregation(name)
+    )
     if function is None:
         raise ValueError(f"lm-eval knows no aggregation {name!r}")
     return function
@@ -150,7 +154,7 @@ def scorer(name: str) -> Scorer:
     ordered = tuple(dict.fromkeys([first, *kept]))
     return Scorer(
         name,
-        version=zlib.crc32(f"{version('lm_eval')} {settings}".encode()),
+        version=zlib.crc32(f"{_version()} {settings}".encode()),
         metrics=ordered,
         score=partial(judge, ordered, name),
         misfit=_no_task,
@@ -160,6 +164,15 @@ def scorer(name: str) -> Scorer:
         measures=kept,
         repeats=settings.get("repeats") or 1,
     )
+
+
+def _version() -> str:
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError as error:  # a copy of its folder
+        raise ProblemsError(
+            "lm-eval's version is unknown, since pip did not install it: pip install 'dparallel[lm_eval]'"
+        ) from error
 
 
 def named_metrics(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -224,11 +237,10 @@ def measured(name: str, task: Any, doc: Any, response: Response) -> dict[str, An
     Args:
         response: all responses to the row, or one that counts as all of them.
     """
-    from lm_eval.api.instance import Instance
-
+    instance = lm_eval_module("api.instance").Instance
     repeats = task.config.repeats or 1
     said = [response] * repeats if isinstance(response, str) else list(response)
-    asked = Instance("generate_until", doc, ("", {}), 0, (name, 0, repeats), said)
+    asked = instance("generate_until", doc, ("", {}), 0, (name, 0, repeats), said)
     found: dict[str, Any] = {}
     for ensemble in task._filters:
         ensemble.apply([asked])

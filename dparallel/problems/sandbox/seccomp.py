@@ -15,7 +15,8 @@ X32 = 0x40000000  # numbers from here on are those of another calling convention
 # Other processes, since limits of memory and CPU time are those of one process: `clone` makes threads only.
 # Memory that no limit counts: memfd, System V and POSIX IPC, extended attributes of files in `/tmp`. New
 # namespaces and mounts: file systems without a size. What reaches into other processes, and parts of the
-# kernel that candidates have no use for.
+# kernel that candidates have no use for. Scheduling: a candidate that gives way to all others waits for a CPU
+# for as long as the machine is busy, and time of waiting does not count.
 _NEWER = {  # of the same number on all machines
     "io_uring_setup": 425,
     "open_tree": 428,
@@ -61,6 +62,11 @@ _FORBIDDEN = {
         "setxattr": 188,
         "lsetxattr": 189,
         "fsetxattr": 190,
+        "setpriority": 141,
+        "sched_setparam": 142,
+        "sched_setscheduler": 144,
+        "sched_setaffinity": 203,
+        "sched_setattr": 314,
     },
     "aarch64": _NEWER
     | {
@@ -91,6 +97,11 @@ _FORBIDDEN = {
         "setxattr": 5,
         "lsetxattr": 6,
         "fsetxattr": 7,
+        "setpriority": 140,
+        "sched_setparam": 118,
+        "sched_setscheduler": 119,
+        "sched_setaffinity": 122,
+        "sched_setattr": 274,
     },
 }
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.problems.lm_eval_index import names, task_settings
+from dparallel.problems.lm_eval_index import lm_eval_module, names, task_settings
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import load_problems, problems_digest, protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
@@ -192,6 +193,73 @@ def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.Monkey
         ProblemsError, match=r"task='a_task': .* needs lm-eval.*pip install 'dparallel\[lm_eval\]'"
     ):
         load_problems(config("a_task"))
+
+
+@pytest.fixture
+def made_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package `lm_eval` that lacks another package; the folder of its tasks."""
+    tasks = tmp_path / "lm_eval" / "tasks"
+    (tasks / "sums").mkdir(parents=True)
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tasks / "__init__.py").write_text("import lxml_that_is_missing\n", encoding="utf-8")
+    for name in ("one", "two", "three"):
+        (tasks / "sums" / f"{name}.yaml").write_text(f"task: sum_{name}\n", encoding="utf-8")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    caches = (task_settings, names)
+    for cached in caches:
+        cached.cache_clear()
+    yield tasks
+    for cached in caches:
+        cached.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("module", ["tasks", "api.registry", "no_such_module"])
+def test_a_package_that_lm_eval_lacks_is_named_with_the_remedy(made_lm_eval: Path, module: str) -> None:
+    missing = "lxml_that_is_missing" if module == "tasks" else "lm_eval."
+    with pytest.raises(
+        ProblemsError, match=rf"lm-eval cannot be imported .*{missing}.*pip install 'dparallel\[lm_eval\]'$"
+    ):
+        lm_eval_module(module)
+
+
+def test_what_lm_eval_lacks_is_an_error_of_the_task(made_lm_eval: Path) -> None:
+    with pytest.raises(
+        ProblemsError, match="^task='sum_one': lm-eval cannot be imported .*lxml_that_is_missing"
+    ):
+        load_problems(config("sum_one"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "shown"),
+    [
+        ("[sum_one, sum_two]", "sum_one, sum_two"),
+        ("sum_two", "sum_two"),
+        ("\n  - task: sum_two\n    num_fewshot: 5\n  - sum_one", "sum_two, sum_one"),
+        ("\n  - group: inner\n    task:\n      - task: sum_three\n      - sum_one", "sum_three, sum_one"),
+        ("[more, sum_one]", "sum_two, sum_three, sum_one"),
+        ("[group_of_all, sum_one]", "sum_one"),
+        ("\n  - dataset_path: someone/sums\n    doc_to_text: !function utils.text\n  - sum_one", "sum_one"),
+    ],
+)
+def test_the_tasks_that_a_group_lists_are_named(made_lm_eval: Path, listed: str, shown: str) -> None:
+    (made_lm_eval / "groups").mkdir()
+    for name, members in (("group_of_all", listed), ("more", "[sum_two, sum_three]")):
+        file = made_lm_eval / "groups" / f"{name}.yaml"
+        file.write_text(f"group: {name}\ntask: {members}\n", encoding="utf-8")
+    with pytest.raises(ProblemsError, match=f"is a group of .*: name one of its tasks, such as {shown}$"):
+        task_settings("group_of_all")
+
+
+def test_a_group_of_tasks_without_names_says_so(made_lm_eval: Path) -> None:
+    (made_lm_eval / "groups").mkdir()
+    text = "group: unnamed\ntask:\n  - dataset_path: someone/sums\n"
+    (made_lm_eval / "groups" / "unnamed.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ProblemsError, match="is a group of tasks of lm-eval without names: choose another"):
+        task_settings("unnamed")
 
 
 @pytest.mark.parametrize(

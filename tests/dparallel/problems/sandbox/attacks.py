@@ -365,6 +365,19 @@ FILLING = {
     "endless items": Attack(
         "def f(x):\n    while True: yield x", "for item in f(2): pass", "no verdict after", wall=0.5
     ),
+    "waiting for a CPU for longer": Attack(
+        CALL + "def f():\n    lowest = os.sched_param(0)\n"
+        "    for change in (\n        lambda: os.nice(1),\n"
+        "        lambda: os.setpriority(os.PRIO_PROCESS, 0, 19),\n"
+        "        lambda: os.sched_setscheduler(0, os.SCHED_IDLE, lowest),\n"
+        "        lambda: os.sched_setparam(0, lowest),\n"
+        "        lambda: os.sched_setaffinity(0, {0}),\n    ):\n"
+        "        try: change()\n        except PermissionError: continue\n        return 'changed'\n"
+        "    number = {'x86_64': 314, 'aarch64': 274}.get(os.uname().machine, 0)\n"
+        "    wanted = (ctypes.c_uint32 * 12)(48, 5)  # struct sched_attr, SCHED_IDLE\n"
+        "    return libc.syscall(number, 0, wanted, 0), ctypes.get_errno()",
+        "assert f() != (-1, 1)",
+    ),
     "stopping itself": Attack(
         "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)", note="no verdict after", wall=0.5
     ),
