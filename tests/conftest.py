@@ -46,6 +46,12 @@ for profile, examples in {"local": 8, "ci": 20}.items():
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 
 GOLDEN = Path(__file__).parent / "golden"
+# The configs that train a teacher; the others beside them are experiments.
+TEACHERS = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    if "\nout: " in path.read_text(encoding="utf-8")
+]
 
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script

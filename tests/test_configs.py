@@ -18,10 +18,10 @@ from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
 from dparallel.problems.scoring import scorers_of
 from dparallel.stages.manifest import verify
+from tests.conftest import TEACHERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-TEACHERS = ("tiny_teacher", "tiny_autoregressive")
 
 
 def kind(path: Path):
@@ -31,7 +31,7 @@ def kind(path: Path):
         return BenchmarkConfig
     if path.parent.name == "protocols":
         return ProtocolConfig
-    return TeacherConfig if path.stem in TEACHERS else DistillConfig
+    return TeacherConfig if path in TEACHERS else DistillConfig
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -47,11 +47,15 @@ def test_config_loads(path):
         assert not re.search(r"[A-Z]+_[A-Z0-9]+", header), "a number is still to be filled in"
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_an_embedded_teacher_was_made_by_its_config(name):
-    teacher = load_config(TeacherConfig, CONFIGS / f"{name}.yaml")
-    manifest = verify(teacher.out, "teacher")
-    assert manifest.config == teacher.what()
+@pytest.mark.parametrize(
+    "folder", sorted((CONFIGS.parent / "teachers").iterdir()), ids=lambda path: path.name
+)
+def test_an_embedded_teacher_was_made_by_its_config(folder):
+    configs = {
+        Path(teacher.out).name: teacher for teacher in (load_config(TeacherConfig, path) for path in TEACHERS)
+    }
+    manifest = verify(folder, "teacher")
+    assert manifest.config == configs[folder.name].what()
     assert sum(record.bytes for record in manifest.files.values()) < 6_000_000
 
 

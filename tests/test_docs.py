@@ -21,6 +21,7 @@ from dparallel.config.protocol import ProtocolConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems import coins
+from dparallel.problems.embedded import NAMES, answer_is_right
 from dparallel.problems.scoring import scorers_of
 from tests import rule_tables
 
@@ -188,16 +189,16 @@ def test_deployments_of_the_pages_exist() -> None:
 def test_prompts_for_the_embedded_teacher_are_problems_that_it_solves() -> None:
     """At the default decoding, with the lengths that the pages give."""
     texts = [page.read_text(encoding="utf-8") for page in (*PAGES, *(ROOT / "docs").glob("*.md"))]
-    names = "|".join(coins.NAMES)
+    names = "|".join(NAMES)
     prompts = {found for text in texts for found in re.findall(rf"[\"`]((?:{names}) [^\"`\n]*\?)[\"`]", text)}
     assert len(prompts) > 3
     model, tokenizer = (load(ROOT / "teachers" / "tiny") for load in (load_model, load_tokenizer))
     decoding = DecodingConfig(gen_length=36, block_length=12)
     given = sorted(prompts)
     for prompt, completion in zip(given, complete(model, tokenizer, given, decoding), strict=True):
-        assert coins.answer_is_right(coins.parse_prompt(prompt), completion.text), prompt
+        assert answer_is_right(coins.TASK.parse_prompt(prompt), completion.text), prompt
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    for words in (coins.NAMES, coins.ITEMS, coins.GAINS, coins.LOSSES):
+    for words in (NAMES, coins.ITEMS, coins.GAINS, coins.LOSSES):
         assert " ".join(f"`{word}`" for word in words) in page
 
 

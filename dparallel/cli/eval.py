@@ -24,7 +24,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import MEASUREMENTS
 from dparallel.config.files import make_config, read_settings
 from dparallel.config.paths import shipped_configs
-from dparallel.config.problems import LM_EVAL, ProblemsConfig
+from dparallel.config.problems import EMBEDDED, LM_EVAL, ProblemsConfig
 from dparallel.decoding.generate import DecodingError, LengthError, check_prompts
 from dparallel.evaluation.bench import Bench, Unit
 from dparallel.evaluation.cases import Case
@@ -35,7 +35,7 @@ from dparallel.evaluation.stage import measure
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
-from dparallel.problems.coins import RESPONSE_LENGTH
+from dparallel.problems.embedded import embedded_task
 from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import data_of
 from dparallel.problems.scorer import Measure
@@ -56,9 +56,7 @@ REPORTED = (  # fields of a `Measurement`
     "measured_on",
     "reused",
 )
-COINS = "coins"  # the embedded task, which is no file
-COINS_PROBLEMS = 200
-COINS_DECODING = DecodingConfig(gen_length=RESPONSE_LENGTH, block_length=12)
+GENERATED_PROBLEMS = 200  # of an embedded task
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
         )
     given: Json = {"path": options.path}
     if options.limit is not None:
-        given |= {"count": options.limit} if name == COINS else {"rows": f"[:{options.limit}]"}
+        given |= {"count": options.limit} if name in EMBEDDED else {"rows": f"[:{options.limit}]"}
     settings |= {key: value for key, value in given.items() if value is not None}
     problems = make_config(ProblemsConfig, settings, name, options.set)
     for key in ("rows", "count"):
@@ -148,16 +146,17 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
 
 
 def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:
-    """Name, file and problem settings of a protocol: a file, the name of one, `lm_eval:TASK`, or `coins`."""
+    """Name, file and problem settings of a protocol: a file, a name, `lm_eval:TASK`, or an embedded task."""
     kind, colon, task = protocol.partition(":")
     if kind == LM_EVAL and not task:
         raise ConfigError(f"--protocol {protocol}: name a task, as {LM_EVAL}:gsm8k_cot_zeroshot")
     if kind == LM_EVAL and colon:
         return protocol, None, {"benchmark": LM_EVAL, "task": task}
-    if protocol == COINS:
-        decoding = COINS_DECODING.model_dump(exclude_unset=True)
-        generated = {"benchmark": COINS, "split": "test", "count": COINS_PROBLEMS}
-        return COINS, None, {**generated, "protocol": {"decoding": decoding}}
+    if protocol in EMBEDDED:
+        embedded = embedded_task(protocol)
+        decoding = {"gen_length": embedded.response_length, "block_length": embedded.block_length}
+        generated = {"benchmark": protocol, "split": "test", "count": GENERATED_PROBLEMS}
+        return protocol, None, {**generated, "protocol": {"decoding": decoding}}
     file = protocol_file(protocol)
     return file.stem, file, {"benchmark": "dataset", "protocol": read_settings(file)}
 
@@ -179,7 +178,7 @@ def protocol_file(given: str) -> Path:
         if os.path.isfile(file := folder / f"{given}.yaml"):
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    known.append(COINS)
+    known += EMBEDDED
     raise ConfigError(
         f"--protocol {given}: unknown; {nearest(given, known)}known: {', '.join(known)}; or give a file, or "
         f"{LM_EVAL}:TASK"

@@ -9,6 +9,7 @@ from dparallel.config.paths import shipped_configs
 from dparallel.stages.files import write_atomically
 
 BY_MAKE = re.compile(r"make \w+ +\(or: (.*)\)")  # a command of the clone, and the one that it stands for
+TEACHER_FOLDER = re.compile(r"^out: \.\./teachers/.*$", re.MULTILINE)
 EXPERIMENT_NAME = re.compile(r"^name: .*$", re.MULTILINE)
 
 
@@ -33,7 +34,7 @@ def init(file: Path, source: str) -> None:
     text = (shipped_configs() / f"{source}.yaml").read_text(encoding="utf-8")
     text = EXPERIMENT_NAME.sub(f"name: {file.stem}", text, count=1)
     text = BY_MAKE.sub(r"\1", text).replace(f"configs/{source}.yaml", str(file))
-    text = text.replace("out: ../teachers/tiny", f"out: runs/{file.stem}")
+    text = TEACHER_FOLDER.sub(f"out: runs/{file.stem}", text, count=1)
     text = text.replace("teacher: ../teachers/", "teacher: teachers/")
     write_atomically(file, f"{HEADER.format(source=source)}{text}")
     print(file)

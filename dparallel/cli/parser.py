@@ -14,6 +14,7 @@ from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
+from dparallel.config.problems import EMBEDDED
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES
 from dparallel.stages.arguments import Parser
@@ -202,7 +203,7 @@ def _add_eval(commands: Any) -> None:
         required=True,
         type=as_text,
         help="how a benchmark is asked and judged: the name of one in configs/protocols/, a file, "
-        "lm_eval:TASK, or coins (the embedded task)",
+        f"lm_eval:TASK, or an embedded task ({', '.join(EMBEDDED)})",
     )
     first.add_argument(
         "--path",

@@ -1,7 +1,7 @@
 """Settings of problems: where they come from, and their protocol."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -20,20 +20,22 @@ __all__ = [
 
 LM_EVAL = "lm_eval"  # benchmark, and the scorers of its tasks
 FROM_TASK = ("prompt", "examples", "prefill", "stops", "scorers", "extra", "data", "file", "separator")
-COINS_LIMIT = 100_000  # drawing a distinct problem takes up to 0.1 ms; each split has millions of them
+Embedded = Literal["coins", "ledger"]  # the embedded tasks, by their modules in `problems/`
+EMBEDDED: tuple[str, ...] = get_args(Embedded)
+GENERATED_LIMIT = 100_000  # drawing a distinct problem takes up to 0.1 ms; each split has millions of them
 
 
 class ProblemsConfig(Config):
     """A set of problems and its protocol.
 
     Args:
-        benchmark: `coins` generates problems from `split`, `count` and `seed`. `dataset` reads all `sources`
-            in order, or, without sources, the data that the protocol names. `lm_eval` takes a task of lm-eval
-            that generates text: its prompts, stops, filters and metrics.
-        split: of `coins`.
+        benchmark: an embedded task, such as `coins`, generates problems from `split`, `count` and `seed`.
+            `dataset` reads all `sources` in order, or, without sources, the data that the protocol names.
+            `lm_eval` takes a task of lm-eval that generates text: its prompts, stops, filters and metrics.
+        split: of an embedded task.
         rows: slice of all problems of a `dataset`, such as `[:200]` or `[200:]`.
-        count, seed: of `coins`; of a `dataset`, the number of problems: the first ones of these rows, or a
-            random selection if `seed` is given.
+        count, seed: of an embedded task; of a `dataset`, the number of problems: the first ones of these
+            rows, or a random selection if `seed` is given.
         path: local copy of the protocol's data, read instead of the Hub: a file, or a folder.
         sources: data sets of `dataset`.
         task: name of a task of `lm_eval`, such as `gsm8k_cot_zeroshot`.
@@ -44,7 +46,7 @@ class ProblemsConfig(Config):
         protocol: how problems are asked and responses are scored; of `lm_eval`, whether in a chat.
     """
 
-    benchmark: Literal["coins", "dataset", "lm_eval"]
+    benchmark: Literal[Embedded, "dataset", "lm_eval"]
     split: Literal["train", "distillation", "validation", "test"] = "train"
     count: PositiveInt | None = None
     seed: NonNegativeInt | None = None
@@ -77,9 +79,10 @@ class ProblemsConfig(Config):
     @field_validator("protocol")
     @classmethod
     def _scorers_of_benchmark(cls, protocol: ProtocolConfig, info: ValidationInfo) -> ProtocolConfig:
-        if info.data.get("benchmark") == "coins" and "scorers" not in protocol.model_fields_set:
-            return protocol.model_copy(update={"scorers": ("coins",)})
-        if info.data.get("benchmark") == LM_EVAL:
+        task = info.data.get("benchmark")
+        if task in EMBEDDED and "scorers" not in protocol.model_fields_set:
+            return protocol.model_copy(update={"scorers": (task,)})
+        if task == LM_EVAL:
             scorer = ":".join(filter(None, [LM_EVAL, info.data.get("task"), info.data.get("metric")]))
             # Values that change nothing are accepted, since a dump of these settings has all of them.
             accepted = (ProtocolConfig(), ProtocolConfig(scorers=(scorer,)))
@@ -98,14 +101,14 @@ class ProblemsConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "ProblemsConfig":
         check = {
-            "coins": self._misfit_of_coins,
+            **dict.fromkeys(EMBEDDED, self._misfit_of_generated),
             "dataset": self._misfit_of_data,
             LM_EVAL: self._misfit_of_task,
         }
         problem = self._misfit_of_others() or check[self.benchmark]()
         if problem is not None:
             raise ValueError(f"benchmark={self.benchmark!r} {problem}")
-        if self.benchmark == "coins" and self.seed is None:
+        if self.benchmark in EMBEDDED and self.seed is None:
             self.__dict__["seed"] = 0  # during construction, before the object is frozen
         return self
 
@@ -139,7 +142,7 @@ class ProblemsConfig(Config):
             return "needs sources (a list of data sets, each with its path), or a protocol with data"
         return None
 
-    def _misfit_of_coins(self) -> str | None:
+    def _misfit_of_generated(self) -> str | None:
         if self.sources or self.count is None:
             return (
                 f"with count={self.count}, {len(self.sources)} sources: it is generated, so give count and "
@@ -147,8 +150,8 @@ class ProblemsConfig(Config):
             )
         if self.path is not None or self.rows is not None:
             return f"with path={self.path!r}, rows={self.rows!r}: it is generated; drop them"
-        if self.count > COINS_LIMIT:
-            return f"with count={self.count}: at most {COINS_LIMIT}; lower count"
+        if self.count > GENERATED_LIMIT:
+            return f"with count={self.count}: at most {GENERATED_LIMIT}; lower count"
         protocol = self.protocol
         columns = protocol.prompt != "{prompt}" or protocol.extra or ColumnText(protocol.prefill).columns
         if columns or protocol.data:

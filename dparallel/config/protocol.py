@@ -57,7 +57,7 @@ class ProtocolConfig(Config):
         stops: the response is cut before the first occurrence of any of these texts, and decoding ends there
             (not with `stop_at_eos: false`).
         scorers: names from `dparallel.problems.scoring.SCORERS`; the first metric of the first scorer is the
-            accuracy. The default for coins problems is `coins`.
+            accuracy. The default for an embedded task is its own scorer.
         extra: columns passed to the scorers only, such as unit tests; of any JSON type.
         data: the published data set on the Hub, in one or more parts; read where `ProblemsConfig` names no
             sources of its own.

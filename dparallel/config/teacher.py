@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from dparallel.config.base import HOW, Config
 from dparallel.config.experiment import Seed
 from dparallel.config.paths import LocalPath
-from dparallel.config.problems import COINS_LIMIT
+from dparallel.config.problems import GENERATED_LIMIT, Embedded
 
 
 class TeacherConfig(Config):
@@ -15,6 +15,7 @@ class TeacherConfig(Config):
 
     Args:
         out: folder of the model.
+        task: the embedded task whose worked solutions are the training data.
         objective: `diffusion`, or `autoregressive` for next-token prediction.
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: shape of the model.
         max_position_embeddings: longest sequence in tokens.
@@ -28,7 +29,8 @@ class TeacherConfig(Config):
     """
 
     out: Annotated[LocalPath, HOW]
-    # Omitted from dumps at its default, so that folders of existing teachers keep their recorded settings.
+    # Omitted from dumps at their defaults, so that folders of existing teachers keep their recorded settings.
+    task: Embedded = Field("coins", exclude_if=lambda task: task == "coins")
     objective: Literal["diffusion", "autoregressive"] = Field(
         "diffusion", exclude_if=lambda objective: objective == "diffusion"
     )
@@ -41,7 +43,7 @@ class TeacherConfig(Config):
     batch_size: PositiveInt = 64
     block_length: PositiveInt | None = None
     seed: Seed = 0
-    check_problems: PositiveInt = Field(default=200, le=COINS_LIMIT)
+    check_problems: PositiveInt = Field(default=200, le=GENERATED_LIMIT)
     min_accuracy: float = Field(0.97, ge=0, le=1)
 
     @model_validator(mode="before")

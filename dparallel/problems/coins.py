@@ -4,31 +4,30 @@
     response  first Tom has 7 coins then Tom buys 2 making 9 then 8 once he gives 1 ... answer #### 9
 
 Sentences come in 3 styles x 2 directions x 3 connectors. The words of a sentence must belong to one style.
-Any two of the three styles share a word at some position, so that predicting positions independently, each
-with its most likely word, yields sentences of no style. The frequencies of phrasings depend on the name and
-the item, so a model can predict them from the prompt.
+The frequencies of phrasings depend on the name and the item.
 """
 
-import hashlib
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from dparallel.config.base import UserError
+from dparallel.problems.embedded import (
+    CONNECTORS,
+    DIGITS,
+    END,
+    FILLER,
+    NAMES,
+    EmbeddedTask,
+    Phrasings,
+    draw_connector,
+    draw_style,
+    first_mistake,
+)
 
-NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Lea", "Ben", "Ida")
 ITEMS = ("coins", "pens", "cups", "hats", "nuts", "keys")
 GAINS = ("buys", "finds", "wins")
 LOSSES = ("loses", "sells", "drops")
-CONNECTORS = ("then", "next", "later")
-DIGITS = tuple(str(digit) for digit in range(10))
-FILLER = "."
-PAD, MASK, EOS, UNKNOWN = "<pad>", "<mask>", "<eos>", "<unk>"
 WORDS = (
-    PAD,
-    MASK,
-    EOS,
-    UNKNOWN,
     *DIGITS,
     *NAMES,
     *ITEMS,
@@ -44,31 +43,14 @@ WORDS = (
     "when",
     "first",
     "has",
-    "answer",
-    "####",
+    *END,
     "?",
     FILLER,
 )
 
 MAX_OPERATIONS = 4
-RESPONSE_LENGTH = 36
-# Any two of the three styles together outweigh the third at one position, so the most likely words (0.76,
-# 0.70 and 0.54) belong to different styles; committing them one by one avoids the contradiction.
-STYLE_ODDS = (0.46, 0.30, 0.24)
-STYLE_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
 DIRECTION_ODDS = (0.85, 0.15)
-CONNECTOR_ODDS = (0.88, 0.07, 0.05)
 INTRO_ODDS = (0.85, 0.15)
-SPLITS = {  # `train` is for the teacher, `distillation` for students
-    "test": range(0, 10),
-    "validation": range(10, 20),
-    "distillation": range(20, 40),
-    "train": range(40, 100),
-}
-
-
-class NoCoinsProblem(UserError):
-    """The text is not a problem of this task."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +85,6 @@ class CoinsProblem:
         return str(self.totals[-1])
 
 
-def split_of(problem: CoinsProblem) -> str:
-    """The split of a problem, a function of its text; splits are therefore disjoint."""
-    bucket = int.from_bytes(hashlib.blake2b(problem.prompt.encode(), digest_size=8).digest()) % 100
-    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
-
-
 def draw_problem(rng: random.Random) -> CoinsProblem:
     """Draw a problem of any split."""
     totals = [rng.randrange(10)]
@@ -122,34 +98,12 @@ def draw_problem(rng: random.Random) -> CoinsProblem:
     return CoinsProblem(rng.choice(NAMES), rng.choice(ITEMS), totals[0], tuple(operations))
 
 
-def problems(split: str, seed: int) -> Iterator[CoinsProblem]:
-    """An endless sequence of distinct problems of a split, determined by `seed`."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    rng = random.Random(f"{split}/{seed}")
-    seen = set()
-    while True:
-        problem = draw_problem(rng)
-        if problem not in seen and split_of(problem) == split:
-            seen.add(problem)
-            yield problem
-
-
-def parse_prompt(prompt: str) -> CoinsProblem:
-    """Parse a prompt; raises NoCoinsProblem if it is not a problem of this task."""
-    words = prompt.split()
-    try:
-        name, start, item, *rest, end = words
-        rest = [word for word in rest if word != FILLER]
-        operations = tuple(zip(rest[::2], map(int, rest[1::2]), strict=True))
-        problem = CoinsProblem(name, item, int(start), operations)
-    except ValueError as error:
-        raise NoCoinsProblem(
-            f"{prompt!r} is not a coins problem such as 'Tom 7 coins buys 2 ... ?'"
-        ) from error
-    if problem.prompt != " ".join(words) or end != "?":
-        raise NoCoinsProblem(f"{prompt!r} is not a coins problem; it would read {problem.prompt!r}")
-    return problem
+def read(words: list[str]) -> CoinsProblem:
+    """The problem of a prompt's words; raises a ValueError if they state none."""
+    name, start, item, *rest, _ = words
+    rest = [word for word in rest if word != FILLER]
+    operations = tuple(zip(rest[::2], map(int, rest[1::2]), strict=True))
+    return CoinsProblem(name, item, int(start), operations)
 
 
 def intros(problem: CoinsProblem) -> list[list[str]]:
@@ -172,51 +126,43 @@ def sentence(problem: CoinsProblem, step: int, style: int, direction: int, conne
 
 def draw_solution(problem: CoinsProblem, rng: random.Random) -> str:
     """Draw a worked solution with the phrasing frequencies of the name and the item."""
-    style_order = STYLE_ORDERS[NAMES.index(problem.name) % len(STYLE_ORDERS)]
     item = ITEMS.index(problem.item)
-    likely_connector = item // 2
     words = list(rng.choices(intros(problem), _ordered(INTRO_ODDS, item % 2))[0])
     for step in range(len(problem.operations)):
-        style = style_order[rng.choices(range(3), STYLE_ODDS)[0]]
+        style = draw_style(rng, problem.name)
         direction = rng.choices(range(2), _ordered(DIRECTION_ODDS, item % 2))[0]
-        offset = rng.choices(range(3), CONNECTOR_ODDS)[0]
-        words += sentence(problem, step, style, direction, CONNECTORS[(likely_connector + offset) % 3])
-    return " ".join([*words, "answer", "####", problem.answer])
+        words += sentence(problem, step, style, direction, draw_connector(rng, item // 2))
+    return " ".join([*words, *END, problem.answer])
 
 
 def _ordered(odds: tuple[float, float], swap: int) -> tuple[float, float]:
     return (odds[1], odds[0]) if swap else odds
 
 
-def solution_is_valid(problem: CoinsProblem, response: str) -> bool:
-    """Whether the whole worked solution is valid: each sentence in one style, all numbers correct."""
-    return mistake(problem, response) is None
-
-
 def mistake(problem: CoinsProblem, response: str) -> str | None:
     """The first part of a worked solution that breaks a rule, and what it may be; None if all is valid."""
-    words = response.split()
-    if words[:5] not in intros(problem):
-        return _instead("the introduction", words[:5], intros(problem))
-    words = words[5:]
-    for step in range(len(problem.operations)):
-        connector = words[0] if words and words[0] in CONNECTORS else CONNECTORS[0]
-        direction = int(words[1:2] != [] and words[1].isdigit())
-        phrasings = [sentence(problem, step, style, direction, connector) for style in range(3)]
-        if words[:6] not in phrasings:
-            return _instead(f"sentence {step + 1}", words[:6], phrasings)
-        words = words[6:]
-    end = ["answer", "####", problem.answer]
-    return None if words == end else _instead("the end", words[:6], [end])
+    steps = range(len(problem.operations))
+    sentences = [(f"sentence {step + 1}", partial(_phrasings, problem, step)) for step in steps]
+    return first_mistake(
+        response, [("the introduction", lambda _: intros(problem)), *sentences], problem.answer
+    )
 
 
-def _instead(part: str, words: list[str], valid: list[list[str]]) -> str:
-    *others, last = [repr(" ".join(phrasing)) for phrasing in valid]
-    wanted = f"{', '.join(others)} or {last}" if others else last
-    return f"{part} is {' '.join(words)!r}, not {wanted}"
+def _phrasings(problem: CoinsProblem, step: int, words: list[str]) -> Phrasings:
+    """A sentence in every style, with the connector and the direction of `words`."""
+    connector = words[0] if words and words[0] in CONNECTORS else CONNECTORS[0]
+    direction = int(words[1:2] != [] and words[1].isdigit())
+    return [sentence(problem, step, style, direction, connector) for style in range(3)]
 
 
-def answer_is_right(problem: CoinsProblem, response: str) -> bool:
-    """Whether the word after the first `####` is the correct final total."""
-    words = response.split()
-    return "####" in words and words[words.index("####") + 1 :][:1] == [problem.answer]
+TASK = EmbeddedTask(
+    "coins",
+    words=WORDS,
+    example="Tom 7 coins buys 2",
+    response_length=36,
+    block_length=12,
+    draw_problem=draw_problem,
+    read=read,
+    draw_solution=draw_solution,
+    mistake=mistake,
+)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 
-from dparallel.config.problems import LM_EVAL, ColumnText, ProblemsConfig
+from dparallel.config.problems import EMBEDDED, LM_EVAL, ColumnText, ProblemsConfig
 from dparallel.config.protocol import ProtocolConfig
-from dparallel.problems import coins
+from dparallel.problems.embedded import embedded_task
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError, dataset_problems
 from dparallel.problems.splits import hub_revision
@@ -79,8 +79,8 @@ def _content(problem: Problem, extra: bool) -> dict:
 
 def data_of(config: ProblemsConfig) -> list[str]:
     """Where problems come from: files, folders, or data sets on the Hub with their commit; with splits."""
-    if config.benchmark == "coins":
-        return [f"generated: coins, split {config.split}, seed {config.seed}"]
+    if config.benchmark in EMBEDDED:
+        return [f"generated: {config.benchmark}, split {config.split}, seed {config.seed}"]
     if config.benchmark == LM_EVAL:
         local = [f"{file} {split}" for split, file in config.data_files.items()]
         return local or [f"the data set of lm-eval's task {config.task}"]
@@ -97,17 +97,19 @@ def check_unchanged(folder: Path, done: Manifest, digest_now: str) -> None:
         )
 
 
-def coins_problems(config: ProblemsConfig) -> list[Problem]:
-    """The first `config.count` problems of a split of the coins task."""
+def generated_problems(config: ProblemsConfig) -> list[Problem]:
+    """The first `config.count` problems of a split of an embedded task."""
+    task = embedded_task(config.benchmark)
+    drawn = islice(task.problems(config.split, config.seed or 0), config.count)
     return [
         Problem(
-            problem_id=f"coins-{config.split}-{config.seed}-{index:05d}",
-            source=f"coins/{config.split}",
+            problem_id=f"{task.name}-{config.split}-{config.seed}-{index:05d}",
+            source=f"{task.name}/{config.split}",
             prompt=problem.prompt,
             prefill=ColumnText(config.protocol.prefill).fill({}),
-            reference=coins.draw_solution(problem, random.Random(problem.prompt)),
+            reference=task.draw_solution(problem, random.Random(problem.prompt)),
         )
-        for index, problem in enumerate(islice(coins.problems(config.split, config.seed or 0), config.count))
+        for index, problem in enumerate(drawn)
     ]
 
 
@@ -118,4 +120,8 @@ def lm_eval_problems(config: ProblemsConfig) -> list[Problem]:
     return task_problems(config)
 
 
-LOADERS = {"coins": coins_problems, "dataset": dataset_problems, LM_EVAL: lm_eval_problems}
+LOADERS = {
+    **dict.fromkeys(EMBEDDED, generated_problems),
+    "dataset": dataset_problems,
+    LM_EVAL: lm_eval_problems,
+}

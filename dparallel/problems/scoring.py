@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 from dparallel.config.base import nearest
-from dparallel.config.problems import LM_EVAL, ProtocolConfig
-from dparallel.problems import answers, code_tests, coins, gsm8k, mathematics
+from dparallel.config.problems import EMBEDDED, LM_EVAL, ProtocolConfig
+from dparallel.problems import answers, code_tests, gsm8k, mathematics
+from dparallel.problems.embedded import EmbeddedTask, ForeignPrompt, answer_is_right, embedded_task
 from dparallel.problems.pool import MachineBusy
 from dparallel.problems.sandbox.jobs import Job
 from dparallel.problems.sandbox.run import run_tests
@@ -84,18 +85,17 @@ def _no_number(problem: Problem) -> str | None:
     return f"compares numbers, but the reference ends in {answer[-40:]!r}: end it in one, as '#### 18'"
 
 
-def _judge_coins(problem: Problem, response: str) -> Verdict:
-    stated, response = coins.parse_prompt(problem.prompt), problem.prefill + response
-    mistake = coins.mistake(stated, response)
-    right = coins.answer_is_right(stated, response)
-    return Verdict({"solution": mistake is None, "answer": right}, mistake)
+def _judge_solution(task: EmbeddedTask[Any], problem: Problem, response: str) -> Verdict:
+    stated, response = task.parse_prompt(problem.prompt), problem.prefill + response
+    mistake = task.mistake(stated, response)
+    return Verdict({"solution": mistake is None, "answer": answer_is_right(stated, response)}, mistake)
 
 
-def _no_coins(problem: Problem) -> str | None:
+def _foreign(task: EmbeddedTask[Any], problem: Problem) -> str | None:
     try:
-        coins.parse_prompt(problem.prompt)
-    except coins.NoCoinsProblem as error:
-        return f"judges coins problems alone: {error}"
+        task.parse_prompt(problem.prompt)
+    except ForeignPrompt as error:
+        return f"judges {task.name} problems alone: {error}"
     return None
 
 
@@ -137,8 +137,23 @@ def _compared(
     return Scorer(name, version, (name,), partial(_against_reference, name, right), misfit, **more)
 
 
-def _judge_each_coins(problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-    return [_judge_coins(*pair) for pair in zip(problems, responses, strict=True)]
+def _judge_solutions(
+    task: EmbeddedTask[Any], problems: Sequence[Problem], responses: Sequence[str]
+) -> list[Verdict]:
+    return [_judge_solution(task, *pair) for pair in zip(problems, responses, strict=True)]
+
+
+def _embedded(task: EmbeddedTask[Any]) -> Scorer:
+    """The scorer of an embedded task: the whole worked solution, and its answer alone."""
+    return Scorer(
+        task.name,
+        1,
+        ("solution", "answer"),
+        partial(_judge_solutions, task),
+        misfit=partial(_foreign, task),
+        needs_reference=False,
+        in_process=True,
+    )
 
 
 def _run_tests(
@@ -198,14 +213,6 @@ SCORERS = {
         ),
         _tested("humaneval", code_tests.humaneval_job, code_tests.humaneval_misfit),
         _tested("mbpp", code_tests.mbpp_job, code_tests.mbpp_misfit),
-        Scorer(
-            "coins",
-            1,
-            ("solution", "answer"),
-            _judge_each_coins,
-            misfit=_no_coins,
-            needs_reference=False,
-            in_process=True,
-        ),
+        *map(_embedded, map(embedded_task, EMBEDDED)),
     )
 }

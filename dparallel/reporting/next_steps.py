@@ -9,7 +9,7 @@ from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.files import load_config
 from dparallel.config.paths import shipped_configs
-from dparallel.config.problems import LM_EVAL, ProtocolConfig, SourceConfig
+from dparallel.config.problems import EMBEDDED, LM_EVAL, ProtocolConfig, SourceConfig
 from dparallel.evaluation.cases import STUDENT
 from dparallel.reporting.read import Benchmark
 
@@ -65,8 +65,8 @@ def _problems(benchmark: Benchmark) -> list[str] | None:
     """
     recorded, how = benchmark.manifest.config["test"], benchmark.manifest.how.get("test", {})
     test = joined(recorded, how)
-    if test["benchmark"] == "coins":
-        return ["--protocol", "coins"]
+    if test["benchmark"] in EMBEDDED:
+        return ["--protocol", test["benchmark"]]
     changes = {}
     if test["benchmark"] == LM_EVAL:
         name = f"{LM_EVAL}:{test['task']}"

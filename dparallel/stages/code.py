@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dparallel.config.base import Config, ConfigError
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import EMBEDDED, ProblemsConfig
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ CODE_TESTS = (
 SCORERS: dict[str, tuple[str, ...]] = {
     "exact": ("problems/answers.py",),
     "flexible_extract": ("problems/answers.py",),
-    "coins": ("problems/coins.py",),
+    **{task: ("problems/embedded.py", f"problems/{task}.py") for task in EMBEDDED},
     "strict_match": ("problems/answers.py", "problems/gsm8k.py"),
     "strict_match_cot": ("problems/answers.py", "problems/gsm8k.py"),
     "boxed": ("problems/answers.py", "problems/gsm8k.py", "problems/latex.py"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.backbone import DiffusionConfig
-from dparallel.problems import coins
+from dparallel.problems.embedded import embedded_task
 
 
 class View(NamedTuple):
@@ -99,13 +99,13 @@ def causal_view(
 
 def one_token_per_step(config: TeacherConfig) -> DecodingConfig:
     """Decoding of a diffusion teacher: one token per forward pass."""
-    length = coins.RESPONSE_LENGTH
+    length = embedded_task(config.task).response_length
     return DecodingConfig(gen_length=length, block_length=config.block_length, rule="steps", steps=length)
 
 
 def token_by_token(config: TeacherConfig) -> DecodingConfig:
     """Decoding of an autoregressive model."""
-    return DecodingConfig(gen_length=coins.RESPONSE_LENGTH, mode="autoregressive")
+    return DecodingConfig(gen_length=embedded_task(config.task).response_length, mode="autoregressive")
 
 
 OBJECTIVES = {

@@ -1,4 +1,4 @@
-"""Train a tiny model from scratch on worked solutions of the coins task.
+"""Train a tiny model from scratch on worked solutions of an embedded task.
 
 The model is the teacher or its autoregressive counterpart of the same shape, which differ in the objective
 only.
@@ -7,19 +7,20 @@ only.
 import logging
 import math
 import random
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.teacher import TeacherConfig
-from dparallel.decoding.generate import generate
+from dparallel.decoding.generate import check_prompts, generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import save_model
 from dparallel.models.threads import fitting_threads
-from dparallel.problems import coins
+from dparallel.problems.embedded import EOS, EmbeddedTask, embedded_task, split_of
 from dparallel.problems.prompts import finish
 from dparallel.stages import lease, metrics_log
 from dparallel.stages.files import naming_the_file, replacing
@@ -35,18 +36,18 @@ log = logging.getLogger(__name__)
 LOG_EVERY, CHECKPOINT_EVERY = 50, 500
 
 
-def batch(rows: int, step: int, seed: int) -> tuple[Tensor, int]:
-    """Newly drawn solutions, input_ids (B, P + G), and the prompt length P, given by `seed` and `step`."""
+def batch(task: EmbeddedTask[Any], rows: int, step: int, seed: int) -> tuple[Tensor, int]:
+    """Newly drawn solutions: input_ids (B, P + G), and the prompt length P, given by `seed` and `step`."""
     rng = random.Random(f"solutions/{seed}/{step}")
-    token_id = {word: index for index, word in enumerate(coins.WORDS)}
+    token_id = {word: index for index, word in enumerate(task.vocabulary)}
     input_ids: list[list[int]] = []
     while len(input_ids) < rows:
-        problem = coins.draw_problem(rng)
-        if coins.split_of(problem) != "train":
+        problem = task.draw_problem(rng)
+        if split_of(problem) != "train":
             continue
         prompt = problem.prompt.split()
-        response = coins.draw_solution(problem, rng).split()
-        response += [coins.EOS] * (coins.RESPONSE_LENGTH - len(response))
+        response = task.draw_solution(problem, rng).split()
+        response += [EOS] * (task.response_length - len(response))
         input_ids.append([token_id[word] for word in prompt + response])
     return torch.tensor(input_ids), len(prompt)
 
@@ -81,6 +82,7 @@ def run_stage(
 
     Raises:
         LeaseHeldError: another run works in this folder.
+        UserError: the model's shape does not fit the task's prompts and responses; raised before training.
         RuntimeError: the loss is not finite, or the accuracy of the trained model is below `min_accuracy`.
     """
     stage = Stage("teacher", config, inputs, out_dir, origin)
@@ -91,7 +93,8 @@ def run_stage(
 
 
 def _train(config: TeacherConfig, stage: Stage) -> Manifest:
-    tokenizer = build_tokenizer()
+    task = embedded_task(config.task)
+    tokenizer = build_tokenizer(config.task)
     torch.manual_seed(config.seed)
     model = DiffusionTransformer(
         DiffusionConfig(
@@ -108,9 +111,15 @@ def _train(config: TeacherConfig, stage: Stage) -> Manifest:
             attention_pattern=OBJECTIVES[config.objective].attention_pattern,
         )
     )
+    decoding = OBJECTIVES[config.objective].decoding(config)
+    problems = list(islice(task.problems("validation", config.seed), config.check_problems))
+    prompts = tokenizer([problem.prompt for problem in problems]).input_ids
+    check_prompts(model, prompts, decoding)  # before hours of training
     with fitting_threads(model, config.batch_size):
         train(model, config, stage.folder)
-        accuracy = whole_solution_accuracy(model.eval(), tokenizer, config)
+        generations = generate(model.eval(), prompts, decoding)
+    responses = [finish(each.tokens, tokenizer, (tokenizer.eos_token_id,)) for each in generations]
+    accuracy = sum(map(task.solution_is_valid, problems, responses)) / len(problems)
     if accuracy < config.min_accuracy:
         raise RuntimeError(
             f"the teacher solves {accuracy:.1%} of {config.check_problems} validation problems, less than "
@@ -134,10 +143,11 @@ def train(model: DiffusionTransformer, config: TeacherConfig, folder: Path) -> N
     ]
     first = _resume(folder / "checkpoint.pt", model, [*optimizer, *schedule])
     metrics_log.cut_back(folder / METRICS, first)
+    task = embedded_task(config.task)
     progress, losses = Progress(log, config.train_steps, first), []
     model.train()
     for step in range(first, config.train_steps):
-        loss = training_loss(model, *batch(config.batch_size, step, config.seed), config, step)
+        loss = training_loss(model, *batch(task, config.batch_size, step, config.seed), config, step)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise RuntimeError(f"the loss is {losses[-1]} at train step {step + 1}; lower the learning rates")
@@ -166,21 +176,6 @@ def training_loss(
     view = OBJECTIVES[config.objective].view(input_ids, prompt_length, config, model.config, generator)
     logits = model(view.canvas, logits_at=view.read, levels=view.levels)
     return F.cross_entropy(logits, input_ids[view.read])
-
-
-def whole_solution_accuracy(
-    model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase, config: TeacherConfig
-) -> float:
-    """Share of validation problems with a fully valid solution, decoded at one token per step."""
-    draw = coins.problems("validation", config.seed)
-    problems = [next(draw) for _ in range(config.check_problems)]
-    decoding = OBJECTIVES[config.objective].decoding(config)
-    prompts = tokenizer([problem.prompt for problem in problems]).input_ids
-    responses = [
-        finish(generation.tokens, tokenizer, (tokenizer.eos_token_id,))
-        for generation in generate(model, prompts, decoding)
-    ]
-    return sum(map(coins.solution_is_valid, problems, responses)) / len(problems)
 
 
 def _checkpoint(path: Path, step: int, model: DiffusionTransformer, others: list) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from dparallel.config.base import Config
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig, TrajectoriesConfig
 from dparallel.config.files import split_override
-from dparallel.config.problems import ProblemsConfig
+from dparallel.config.problems import EMBEDDED, ProblemsConfig
 from dparallel.stages.experiment import StagePlan
 from dparallel.stages.origin import Origin
 
@@ -148,8 +148,8 @@ def _texts(found: Mapping[str, Any]) -> dict[str, str]:
 
 def dataset_name(problems: ProblemsConfig) -> str:
     """Name of a set of problems, such as `coins-test` or `openai/gsm8k`."""
-    if problems.benchmark == "coins":
-        return f"coins-{problems.split}"
+    if problems.benchmark in EMBEDDED:
+        return f"{problems.benchmark}-{problems.split}"
     if problems.task is not None:
         return problems.task
     paths = dict.fromkeys(source.path for source in problems.sources or problems.protocol.data)

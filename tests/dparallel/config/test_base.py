@@ -20,6 +20,7 @@ from dparallel.config.experiment import (
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig, ProtocolConfig, SourceConfig
 from dparallel.config.teacher import TeacherConfig
+from tests.conftest import TEACHERS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 OPTIMIZER = {"learning_rate": 1e-3}
@@ -201,7 +202,7 @@ def test_what_is_dumped_is_loaded_and_every_leaf_can_be_overridden(config, suffi
 
 def test_every_experiment_survives_its_dump(tmp_path) -> None:
     for file in sorted(CONFIGS.glob("*.yaml")):
-        kind = TeacherConfig if file.stem in ("tiny_teacher", "tiny_autoregressive") else DistillConfig
+        kind = TeacherConfig if file in TEACHERS else DistillConfig
         config = load_config(kind, file, ["runs=runs"] if kind is DistillConfig else None)
         (tmp_path / "a.json").write_text(config.model_dump_json(), encoding="utf-8")
         assert load_config(kind, tmp_path / "a.json") == config

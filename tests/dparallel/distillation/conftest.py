@@ -21,7 +21,7 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.__main__ import main
 from dparallel.distillation.trainer import Trainer, run_stage
-from dparallel.problems import coins
+from dparallel.problems.embedded import EOS, embedded_task
 from dparallel.stages.experiment import StagePlan, StudentConfig
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -33,10 +33,11 @@ DECODING = DecodingConfig(gen_length=36, block_length=12, rule="steps", steps=36
 
 def trajectory_rows(count: int) -> list[dict]:
     """Valid solutions in an arbitrary order; every second prompt is shorter, every fifth row incorrect."""
+    task = embedded_task("coins")
     rng, tokenizer, rows = random.Random(0), build_tokenizer(), []
-    for index, problem in zip(range(count), coins.problems("train", seed=0), strict=False):
-        words = coins.draw_solution(problem, rng).split()
-        response = [*words, *[coins.EOS] * (36 - len(words))]
+    for index, problem in zip(range(count), task.problems("train", seed=0), strict=False):
+        words = task.draw_solution(problem, rng).split()
+        response = [*words, *[EOS] * (36 - len(words))]
         prompt = problem.prompt.split()[index % 2 :]
         blocks = [rng.sample(range(start, start + 12), 12) for start in (0, 12, 24)]
         rows.append(

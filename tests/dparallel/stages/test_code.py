@@ -157,7 +157,9 @@ def test_the_scorers_that_a_protocol_names_count_and_no_others() -> None:
 
     assert digest(["exact"]) == digest(["flexible_extract"])  # one module
     assert digest(["coins"]) != digest(["exact"]) != digest(["coins", "exact"])
-    assert digest(["coins"]) == code_digest([*MODULES["trajectories"], "problems/coins.py"])
+    assert digest(["coins"]) == code_digest(
+        [*MODULES["trajectories"], "problems/embedded.py", "problems/coins.py"]
+    )
     assert digest(["of_another_package"]) == code_digest(MODULES["trajectories"])
 
 

@@ -15,6 +15,7 @@ from dparallel.stages.experiment import Experiment
 from dparallel.stages.manifest import Stage, read_manifest
 from dparallel.stages.origin import CodeChangedError, Origin
 from dparallel.stages.snapshot import Snapshot, code_of, take_snapshot
+from tests.conftest import TEACHERS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -64,11 +65,7 @@ def test_the_kept_file_starts_the_same_run_again(config: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    [
-        path.name
-        for path in sorted(CONFIGS.glob("*.yaml"))
-        if path.name not in ("tiny_teacher.yaml", "tiny_autoregressive.yaml")
-    ],
+    [path.name for path in sorted(CONFIGS.glob("*.yaml")) if path not in TEACHERS],
 )
 def test_every_experiment_survives_as_a_snapshot(name: str) -> None:
     snapshot = take_snapshot(name)

@@ -9,13 +9,15 @@ from dparallel.config.teacher import TeacherConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model
-from dparallel.problems import coins
+from dparallel.problems.embedded import EOS as END
+from dparallel.problems.embedded import embedded_task
 from dparallel.tiny import pretraining
 from dparallel.tiny.objectives import causal_view
 from tests.conftest import random_model
 from tests.dparallel.tiny.llama import as_llama
 
 EOS = 2
+COINS = embedded_task("coins")
 SETTINGS = TeacherConfig(out="unused", objective="autoregressive", train_steps=1)
 SHAPES = [{}, {"num_key_value_heads": 2, "rope_theta": 500_000.0, "rms_norm_eps": 0.1}]
 
@@ -50,7 +52,7 @@ def test_logits_are_those_of_a_llama(shape):
 
 def test_the_training_loss_is_that_of_a_llama():
     model = random_model(predicts_next=True, attention_pattern="causal")
-    ids, prompt_length = pretraining.batch(8, step=0, seed=0)
+    ids, prompt_length = pretraining.batch(COINS, 8, step=0, seed=0)
     labels = ids.clone()
     labels[:, :prompt_length] = -100
     for row in labels:
@@ -96,7 +98,7 @@ def test_training_learns_and_saves_a_model_that_predicts_the_next_token(tmp_path
     assert manifest.config["objective"] == "autoregressive"
     model = load_model(tmp_path)
     assert model.config.predicts_next
-    ids, prompt_length = pretraining.batch(64, step=0, seed=1)  # another seed's: not trained on
+    ids, prompt_length = pretraining.batch(COINS, 64, step=0, seed=1)  # another seed's: not trained on
     untrained = DiffusionTransformer(model.config)
     with torch.inference_mode():
         losses = [
@@ -124,10 +126,10 @@ def test_a_finished_teacher_keeps_the_settings_its_folder_states():
 
 
 def test_a_trained_solution_ends_with_one_end_of_text():
-    ids, prompt_length = pretraining.batch(16, step=0, seed=0)
+    ids, prompt_length = pretraining.batch(COINS, 16, step=0, seed=0)
     view = causal_view(ids, prompt_length, SETTINGS, DiffusionConfig(eos_token_id=EOS), torch.Generator())
     for row, read in zip(ids, view.read, strict=True):
-        words = [coins.WORDS[token] for token in row[read].tolist()]
-        assert words[-1] == coins.EOS
-        assert words.count(coins.EOS) == 1
+        words = [COINS.vocabulary[token] for token in row[read].tolist()]
+        assert words[-1] == END
+        assert words.count(END) == 1
         assert words[-3] == "####"

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from dparallel.config.base import UserError
+from dparallel.config.problems import EMBEDDED
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import load_model, load_tokenizer
-from dparallel.problems import coins
+from dparallel.problems.embedded import EOS, embedded_task, split_of
 from dparallel.stages import metrics_log
 from dparallel.tiny import pretraining
 from dparallel.tiny.objectives import noise
@@ -45,15 +47,17 @@ def test_schedule_warms_up_stays_and_falls_to_zero():
     assert factors[999] == pytest.approx(1 / 600)
 
 
-def test_batches_are_fixed_by_seed_and_step_and_come_from_the_training_split():
-    ids, prompt_length = pretraining.batch(8, step=3, seed=1)
-    assert torch.equal(ids, pretraining.batch(8, step=3, seed=1)[0])
-    assert not torch.equal(ids, pretraining.batch(8, step=4, seed=1)[0])
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_batches_are_fixed_by_seed_and_step_and_come_from_the_training_split(name):
+    task = embedded_task(name)
+    ids, prompt_length = pretraining.batch(task, 8, step=3, seed=1)
+    assert torch.equal(ids, pretraining.batch(task, 8, step=3, seed=1)[0])
+    assert not torch.equal(ids, pretraining.batch(task, 8, step=4, seed=1)[0])
     for row in ids.tolist():
-        words = [coins.WORDS[token] for token in row]
-        problem = coins.parse_prompt(" ".join(words[:prompt_length]))
-        assert coins.split_of(problem) == "train"
-        assert coins.solution_is_valid(problem, " ".join(words[prompt_length:]).replace(f" {coins.EOS}", ""))
+        words = [task.vocabulary[token] for token in row]
+        problem = task.parse_prompt(" ".join(words[:prompt_length]))
+        assert split_of(problem) == "train"
+        assert task.solution_is_valid(problem, " ".join(words[prompt_length:]).replace(f" {EOS}", ""))
 
 
 def test_training_learns_and_saves_a_loadable_teacher(tmp_path):
@@ -62,7 +66,7 @@ def test_training_learns_and_saves_a_loadable_teacher(tmp_path):
     losses = [record["loss"] for record in metrics_log.read(tmp_path / "metrics.jsonl")]
     assert losses[-1] < losses[0] - 0.3
     assert load_model(tmp_path).config.hidden_size == 32
-    assert load_tokenizer(tmp_path).eos_token == coins.EOS
+    assert load_tokenizer(tmp_path).eos_token == EOS
     assert pretraining.run_stage(config, {}, tmp_path) == manifest  # nothing is done twice
 
 
@@ -73,10 +77,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
     pretraining.run_stage(config, {}, tmp_path / "whole")
     batch = pretraining.batch
 
-    def stopping(rows, step, seed):
+    def stopping(task, rows, step, seed):
         if step == 7:
             raise KeyboardInterrupt
-        return batch(rows, step, seed)
+        return batch(task, rows, step, seed)
 
     monkeypatch.setattr(pretraining, "batch", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -104,3 +108,24 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(RuntimeError, match="the loss is nan at train step 1"):
         pretraining.train(model, TeacherConfig(**SMALL, train_steps=5), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "ledger"}, "prompt 0 has 21 tokens; with gen_length=60 this model"),  # the default of 64
+        ({"block_length": 7}, "gen_length=36 is not divisible by block_length=7"),
+    ],
+)
+def test_a_shape_that_does_not_fit_the_task_is_refused_before_training(tmp_path, settings, message):
+    config = TeacherConfig(**SMALL, train_steps=10**9, **settings)
+    with pytest.raises(UserError, match=message):
+        pretraining.run_stage(config, {}, tmp_path)
+
+
+def test_a_ledger_teacher_has_the_words_of_its_task(tmp_path):
+    config = TeacherConfig(**SMALL, train_steps=2, task="ledger", max_position_embeddings=96, block_length=30)
+    manifest = pretraining.run_stage(config, {}, tmp_path)
+    assert manifest.config["task"] == "ledger"
+    assert load_model(tmp_path).config.vocab_size == len(embedded_task("ledger").vocabulary)
+    assert load_tokenizer(tmp_path)("Ann 9 a triples").input_ids == [15, 13, 22, 33]
