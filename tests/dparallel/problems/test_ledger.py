@@ -13,8 +13,9 @@ from dparallel.problems.ledger import TASK, Form, LedgerError, LedgerProblem, le
 CHAIN = ("triples", "adds", "flips", "flips", "drops", "triples", "adds")
 PROBLEM = LedgerProblem(Form(), ("Ann",), (9,), tuple((0, verb) for verb in CHAIN))
 SOLUTION = (
-    "a then Ann trebles reaching 7 b then Ann adds making 8 c next he mirrors making 1 d later Ann "
-    "flips making 8 e then Ann loses reaching 7 f then he trebles making 1 g then Ann gains reaching 2 answer #### 2"
+    "a then Ann trebles reaching 7 b then Ann adds making 8 c next he mirrors making 1 "
+    "d later Ann flips making 8 e then Ann loses reaching 7 f then he trebles making 1 "
+    "g then Ann gains reaching 2 answer #### 2"
 )
 TWO = LedgerProblem(
     Form(1, 4, 2, 5), ("Tom", "Eva"), (3, 4), ((0, "pays"), (1, "triples"), (1, "pays"), (0, "flips"))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dparallel.config.problems import ProblemsConfig, ProtocolConfig
+from dparallel.config.problems import EMBEDDED, ProblemsConfig, ProtocolConfig
 from dparallel.problems.answers import exact, flexible_extract, plain_number
+from dparallel.problems.embedded import embedded_task
 from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
 from dparallel.problems.scorer import Verdict
@@ -145,13 +146,14 @@ def test_all_scorers_of_a_protocol_judge_each_response_and_the_first_metric_is_t
 
 
 def test_every_scorer_gives_its_metrics_and_no_two_of_a_benchmark_share_one() -> None:
-    problem = Problem("1", "s", COINS, reference="9")
     for name, scorer in SCORERS.items():
         assert scorer.name == name
+        prompt = next(embedded_task(name).problems("test", 0)).prompt if name in EMBEDDED else COINS
+        problem = Problem("1", "s", prompt, reference="9")
         if scorer.in_process:
             judged = scorer.score([problem] * 2, ["", "9"])
             assert [tuple(verdict.metrics) for verdict in judged] == [scorer.metrics] * 2
-    others = [name for name in SCORERS if name != "mbpp"]
+    others = [name for name in SCORERS if name not in ("mbpp", *EMBEDDED[1:])]
     assert len(scorers_of(protocol(*others))) == len(others)
     with pytest.raises(ProblemsError, match="more than one of them gives 'pass_at_1'"):
         scorers_of(protocol("humaneval", "mbpp"))
