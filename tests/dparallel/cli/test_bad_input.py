@@ -143,7 +143,7 @@ MISTAKES: dict[str, tuple[Any, list[str], str]] = {
     "no room": (evaluation, ["protocol.system=" + "long " * 4000], "shorten the prompt or "),
     "stop of an experiment": (experiment, [f"{TEST}protocol.stops=['']"], "stops holds an empty text"),
     "stop": (evaluation, ["protocol.stops=['']"], "stops holds an empty text"),
-    "benchmark": (experiment, [f"{TEST}benchmark=gsm8k"], "known: coins, dataset, lm_eval"),
+    "benchmark": (experiment, [f"{TEST}benchmark=gsm8k"], "known: coins, ledger, dataset, lm_eval"),
 }
 TASKS: dict[str, tuple[Any, list[str], str]] = {
     "task": (
