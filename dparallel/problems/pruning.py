@@ -5,6 +5,8 @@ import builtins
 import symtable
 from collections.abc import Collection, Iterator, Sequence
 
+from dparallel.problems.effects import Effects, ends_or_asks, modules_used, root
+
 # Code that looks names up by their text may need any of them.
 _DYNAMIC = frozenset({"eval", "exec", "globals", "locals", "vars", "__import__"})
 # Calls of the others, such as `print(table)`, do not change what they are given.
@@ -20,6 +22,7 @@ def defined(statements: Sequence[ast.stmt]) -> set[str]:
 def pruned(statements: Sequence[ast.stmt], roots: Collection[str]) -> list[ast.stmt]:
     """The statements that `roots` need, in order: imports, helpers, classes, constants, and their changes.
 
+    In doubt a statement changes the variables that it mentions, and is kept if one of them is needed.
     Examples, tests, input, output and the main block are left out: they could fail, or wait for input,
     although the program is right. `from __future__` imports come first.
     """
@@ -27,6 +30,9 @@ def pruned(statements: Sequence[ast.stmt], roots: Collection[str]) -> list[ast.s
     changes = _changes(statements, variables)
     bound = [_bound(statement) | _changed(statement, variables, changes, roots) for statement in statements]
     used = [_used(statement) for statement in statements]
+    effects = Effects(statements, used, bound, roots)
+    touched = [effects.of(*pair) for pair in zip(statements, used, strict=True)]
+    used = [names | modules_used(statement) for statement, names in zip(statements, used, strict=True)]
     needed, kept = set(roots), set[int]()
     while True:
         everything = any(used[at] & _DYNAMIC for at in kept)
@@ -35,7 +41,12 @@ def pruned(statements: Sequence[ast.stmt], roots: Collection[str]) -> list[ast.s
             for at, statement in enumerate(statements)
             if at not in kept
             and not _is_main_block(statement)
-            and (bound[at] & needed or _is_always_needed(statement) or (everything and bound[at]))
+            and not _is_end(statement)
+            and (
+                (bound[at] | touched[at]) & needed
+                or _is_always_needed(statement)
+                or (everything and bound[at])
+            )
         }
         if not added:
             chosen = [statements[at] for at in sorted(kept)]
@@ -56,10 +67,15 @@ def _bound(statement: ast.stmt) -> set[str]:
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
                 names.add(name)
             case ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(ctx=ast.Store() | ast.Del()):
-                names |= _root(node)
+                names |= root(node)
             case ast.Expr(value=ast.Call(func=ast.Attribute() as method)):
-                names |= _root(method)
-            case ast.ExceptHandler(name=str(name)):
+                names |= root(method)
+            case (
+                ast.ExceptHandler(name=str(name))
+                | ast.MatchAs(name=str(name))
+                | ast.MatchStar(name=str(name))
+                | ast.MatchMapping(rest=str(name))
+            ):
                 names.add(name)
     return names
 
@@ -100,12 +116,12 @@ def _changed(
                     names |= changes.get(function.id, set())
                 if isinstance(function, ast.Name) and function.id in _CHANGE_NOTHING:
                     continue
-                names |= {root for value in given for root in _root(value)} & set(variables) - set(roots)
+                names |= {name for value in given for name in root(value)} & set(variables) - set(roots)
             case ast.FunctionDef(decorator_list=found) | ast.ClassDef(decorator_list=found):
                 for decorator in found:
                     function = decorator.func if isinstance(decorator, ast.Call) else decorator
                     if isinstance(function, ast.Attribute):
-                        names |= _root(function) & {*variables, *changes}
+                        names |= root(function) & {*variables, *changes}
                     elif isinstance(function, ast.Name):
                         names |= changes.get(function.id, set())
     return names - {statement.name} if isinstance(statement, ast.FunctionDef | ast.ClassDef) else names
@@ -117,13 +133,6 @@ def _in_this_scope(node: ast.AST) -> Iterator[ast.AST]:
     if not isinstance(node, _OWN_SCOPE):
         for child in ast.iter_child_nodes(node):
             yield from _in_this_scope(child)
-
-
-def _root(node: ast.AST) -> set[str]:
-    """The variable behind attributes and subscripts; none for those of other expressions."""
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return {node.id} if isinstance(node, ast.Name) else set()
 
 
 def _used(statement: ast.stmt) -> set[str]:
@@ -147,14 +156,23 @@ def _is_main_block(statement: ast.stmt) -> bool:
     )
 
 
+def _is_end(statement: ast.stmt) -> bool:
+    """`sys.exit()` and others."""
+    match statement:
+        case ast.Expr(value=ast.Call(func=function)):
+            return ends_or_asks(function)
+    return isinstance(statement, ast.Raise)
+
+
 def _is_future(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
 def _is_always_needed(statement: ast.stmt) -> bool:
-    """Imports of all names, and `sys.setrecursionlimit`, on which no name depends."""
+    """Imports of all names, and limits of `sys`, on which no name depends."""
     if isinstance(statement, ast.ImportFrom):
         return _is_future(statement) or statement.names[0].name == "*"
     return isinstance(statement, ast.Expr) and any(
-        isinstance(node, ast.Attribute) and node.attr == "setrecursionlimit" for node in ast.walk(statement)
+        isinstance(node, ast.Attribute) and node.attr in ("setrecursionlimit", "set_int_max_str_digits")
+        for node in ast.walk(statement)
     )

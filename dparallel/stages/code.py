@@ -47,6 +47,7 @@ CODE_TESTS = (
     "problems/code_tests.py",
     "problems/programs.py",
     "problems/pruning.py",
+    "problems/effects.py",
     "problems/sandbox/*.py",
     "problems/sandbox/inside/*.py",
 )

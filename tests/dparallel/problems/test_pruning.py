@@ -42,6 +42,7 @@ def kept(source: str, *roots: str) -> str:
             "import sys\nsys.setrecursionlimit(10 ** 6)\ndef f(n): return n",
             "n = int(input())",
         ),
+        ("import sys\nsys.set_int_max_str_digits(0)\ndef f(n): return str(n)", "n = 1"),
         ("from math import *\ndef f(x): return sqrt(x)", "from math import pi"),
         ("class Tree: pass\ndef f(t: Tree): return [g for g in t]", "g = 1"),
         ("x = 1\nclass f:\n    y = x\n    def g(self, z): return [z for z in self.y]", "y = z = self = 2"),
@@ -80,6 +81,128 @@ def test_what_a_name_needs_is_kept_and_nothing_else(needed: str, left_out: str) 
     plain = ast.unparse(ast.parse(needed))
     assert kept(f"{needed}\n{left_out}", "f") == plain
     assert kept(f"{left_out}\n{needed}", "f") == plain
+
+
+MEMO = "memo = {}"
+FILLED = "def f(n): return memo[n]"
+COUNT = "count = 0"
+COUNTED = "def f(): return count"
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "after"),
+    [
+        ("memo = []", "[memo.append(i) for i in range(5)]", FILLED),
+        ("memo = []", "list(map(memo.append, range(5)))", FILLED),
+        ("memo = []", "list(map(lambda i: memo.append(i), range(5)))", FILLED),
+        ("memo = []", "_ = [memo.extend([i]) for i in range(5)]", FILLED),
+        ("memo = [3, 1]", "memo.sort()", FILLED),
+        ("memo = [3, 1]", "memo += [2]", FILLED),
+        ("memo = [3, 1]", "del memo[0]", FILLED),
+        ("memo = [3, 1]", "last = memo.pop()", FILLED),
+        ("memo = [3, 1]", "print(memo.pop())", FILLED),
+        ("memo = [3, 1]", "if len(memo) > 1:\n    memo.pop()", FILLED),
+        ("memo = [3, 1]", "while memo.pop() > 1:\n    pass", FILLED),
+        (MEMO, "_ = memo.setdefault('a', 1)", FILLED),
+        (MEMO, "first = memo.setdefault(0, f(0))", FILLED),
+        (MEMO, "memo[0] = 1", FILLED),
+        (MEMO, "memo |= {0: 1}", FILLED),
+        (MEMO, "for memo[0] in range(3):\n    pass", FILLED),
+        (MEMO, "with open('/dev/null') as file:\n    memo.update({0: 1})", FILLED),
+        (MEMO, "try:\n    _ = memo.setdefault(0, 1)\nexcept KeyError:\n    pass", FILLED),
+        (
+            "from collections import deque\nmemo = {}",
+            "deque(memo.setdefault(i, i) for i in range(3))",
+            FILLED,
+        ),
+        ("memo = {}\nother = memo", "_ = other.setdefault(0, 1)", FILLED),
+        ("memo = {0: []}\nother = memo[0]", "other.append(1)", FILLED),
+        ("memo = [[1], [2]]", "for row in memo:\n    row.append(0)", FILLED),
+        ("memo = [[1], [2]]", "_ = [row.append(0) for row in memo]", FILLED),
+        ("memo = {}\ndef fill():\n    memo[0] = 1", "done = fill()", FILLED),
+        ("memo = {}\ndef fill(n):\n    memo[n] = 1", "_ = [fill(n) for n in range(3)]", FILLED),
+        ("memo = {}\ndef add(n):\n    memo[n] = n\ndef fill():\n    add(1)", "fill()", FILLED),
+        ("memo = {}\ndef change(table):\n    table[0] = 1", "changed = change(memo)", FILLED),
+        (
+            "memo = {}\nclass Adder:\n    def add(self):\n        memo[0] = 1",
+            "adder = Adder()\nadder.add()",
+            FILLED,
+        ),
+        ("memo = {}\nclass Made:\n    def __init__(self):\n        memo[0] = self", "made = Made()", FILLED),
+        (
+            "memo = {}\ndef named(name):\n    def kept(g):\n        memo[name] = g\n        return g\n"
+            "    return kept",
+            "@named(0)\ndef g(): return 1",
+            FILLED,
+        ),
+        ("memo = {}", "class Own:\n    memo[0] = 1", FILLED),
+        (
+            "class Base:\n    known = []\n    def __init_subclass__(cls):\n        cls.known.append(cls)",
+            "class Own(Base): pass",
+            "def f(): return Base.known",
+        ),
+        ("class Base: pass", "class Own(Base): pass", "def f(): return Base.__subclasses__()"),
+        (COUNT, "for n in range(3):\n    count += n", COUNTED),
+        (
+            f"{COUNT}\ndef step():\n    global count\n    count += 1",
+            "for _ in range(3):\n    step()",
+            COUNTED,
+        ),
+        (f"{COUNT}\ndef step():\n    global count\n    count += 1", "last = step()", COUNTED),
+        ("count = None", "match [1, 2]:\n    case [count, *_]:\n        pass", COUNTED),
+        ("import x", "x.y = 1", "def f(): return x.y"),
+        (
+            "from decimal import Decimal, getcontext",
+            "getcontext().prec = 50",
+            "def f(): return Decimal(1) / 3",
+        ),
+        (
+            "import decimal",
+            "decimal.getcontext().prec = 50",
+            "def f():\n    import decimal\n    return decimal",
+        ),
+        ("from random import random, seed", "seed(0)", "def f(): return random()"),
+        ("import random", "_ = random.seed(0)", "def f(): return random.random()"),
+    ],
+)
+def test_what_may_change_a_needed_name_is_kept(before: str, statement: str, after: str) -> None:
+    shown = kept(f"{before}\n{statement}\n{after}", "f")
+    assert ast.unparse(ast.parse(statement)) in shown
+    assert kept(f"{before}\n{statement}\ndef f(): return 1", "f") == "def f():\n    return 1"
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        "print(f(3))",
+        "result = f(2)",
+        "assert f(2) == memo[2]",
+        "print(memo)",
+        "print(len(memo), memo.get(3))",
+        "result = f(memo)",
+        "for n in memo:\n    print(f(n))",
+        "for n, m in memo.items():\n    assert f(n) == m",
+        "result = helper(2)",
+        "n = int(input())\nprint(helper(n))",
+        "n = int(input())\nfound = change(memo, n)",
+        "import sys\nfor line in sys.stdin:\n    found = memo[line]",
+        "import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()",
+        "def main():\n    n = int(input())\n    memo.pop(n)\n    print(helper(n))\nresult = main()",
+        "def test():\n    assert f(1) == 2\n    assert store(1) == 2\ntest()",
+        "import unittest\nclass Test(unittest.TestCase):\n"
+        "    def test(self): self.assertEqual(f(1), memo)\nunittest.main()",
+        "if __name__ == '__main__':\n    memo.clear()",
+        "import sys\nsys.exit(f(1))",
+        "node = Node(1)\nprint(f(node))",
+    ],
+)
+def test_examples_are_left_out_also_where_they_mention_what_is_needed(example: str) -> None:
+    program = (
+        "memo = {1: 1}\nclass Node:\n    def __init__(self, n): self.n = n\ndef helper(n): return memo[n]\n"
+        "def store(n): memo[n] = n\ndef change(table, n): table[n] = n\n"
+        "def f(n): return (helper(n), store(n), change(memo, n), Node(n))"
+    )
+    assert kept(f"{program}\n{example}", "f") == ast.unparse(ast.parse(program))
 
 
 @pytest.mark.parametrize("test", ["__name__ == '__main__'", "'__main__' == __name__"])
