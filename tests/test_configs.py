@@ -1,12 +1,14 @@
 """Every file in configs/ loads, and starts with a header that says how to run it."""
 
 import re
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dparallel.completion import complete
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig, DistillConfig
 from dparallel.config.files import load_config
@@ -14,10 +16,13 @@ from dparallel.config.problems import ProtocolConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.distillation.data import step_shape
+from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.problems.embedded import embedded_task
 from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
 from dparallel.problems.scoring import scorers_of
 from dparallel.stages.manifest import verify
+from dparallel.tiny.objectives import OBJECTIVES
 from tests.conftest import TEACHERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -57,6 +62,17 @@ def test_an_embedded_teacher_was_made_by_its_config(folder):
     manifest = verify(folder, "teacher")
     assert manifest.config == configs[folder.name].what()
     assert sum(record.bytes for record in manifest.files.values()) < 6_000_000
+
+
+@pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.stem)
+def test_an_embedded_teacher_solves_problems_of_its_task(path):
+    teacher = load_config(TeacherConfig, path)
+    model, tokenizer = load_model(teacher.out), load_tokenizer(teacher.out)
+    drawn = islice(embedded_task(teacher.task).problems("test", 0), 2)
+    for problem in drawn:
+        decoding = OBJECTIVES[teacher.objective].decoding(teacher)
+        (completion,) = complete(model, tokenizer, [problem.prompt], decoding)
+        assert embedded_task(teacher.task).mistake(problem, completion.text) is None
 
 
 def test_zero_settings_are_json():
