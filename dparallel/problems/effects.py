@@ -6,7 +6,7 @@ prints, asserts or reads input changes only that of which it calls a method.
 """
 
 import ast
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 # Methods of these types change nothing; `get` and others belong to dictionaries and lists.
 _READING = {name for kind in (str, bytes, int, float, tuple, frozenset) for name in dir(kind)}
@@ -79,7 +79,7 @@ class Effects:
     def _is_example(self, leaf: ast.AST, mentioned: Collection[str]) -> bool:
         return isinstance(leaf, ast.Assert) or not (self._roots | _SHOWS).isdisjoint(mentioned)
 
-    def _changes(self, callables: dict[str, tuple[ast.stmt, set[str]]]) -> dict[str, set[str]]:
+    def _changes(self, callables: Mapping[str, tuple[ast.stmt, set[str]]]) -> dict[str, set[str]]:
         """By function or class, what its code changes, and what is changed by those that it calls.
 
         Calls within examples and tests do not count.
