@@ -63,7 +63,7 @@ class Interruption:
         """End the program after the run was interrupted."""
         assert self.number is not None
         self._tell()
-        last = threading.Timer(LAST_SECONDS, os._exit, [128 + self.number])
+        last = threading.Timer(LAST_SECONDS, _end, [self.number])
         last.daemon = True
         last.start()
         sys.exit(128 + self.number)
@@ -78,7 +78,7 @@ class Interruption:
     def _skip_finalization(self) -> None:
         """Spare an interrupted run the seconds that the interpreter needs to free its objects."""
         if self.number is not None and not self._over:
-            os._exit(128 + self.number)
+            _end(self.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raise once in the main thread; Prefect raises its own exception for SIGTERM, then calls this."""
@@ -106,7 +106,7 @@ class Interruption:
                 break
         if not self._over:
             self._tell()
-            os._exit(128 + (self.number or signal.SIGINT))
+            _end(self.number or signal.SIGINT)
 
     def _tell(self) -> None:
         """Show the line that says how to go on, once."""
@@ -114,6 +114,16 @@ class Interruption:
         stage = self._stage()
         where = f" in {stage}" if stage else ""
         said(f"interrupted{where}: what is done is kept. To go on, give the same command: {same_command()}")
+
+
+def _end(number: int) -> NoReturn:
+    """End the process at once, without the temporary files that its other threads are writing."""
+    from dparallel.stages.files import (
+        remove_all_partials,
+    )  # a run has imported it; before one it takes a second
+
+    remove_all_partials()
+    os._exit(128 + number)
 
 
 def same_command() -> str:

@@ -63,7 +63,7 @@ def _folder() -> Path:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
         raise ProblemsError(
-            "benchmark='lm_eval' needs lm-eval, which is not installed: pip install 'dparallel[lm_eval]'"
+            "benchmark='lm_eval' needs lm-eval, which is not installed: pip install 'dparallel[lm-eval]'"
         )
     return Path(spec.origin).parent / "tasks"
 
@@ -110,7 +110,7 @@ def lm_eval_module(name: str) -> Any:
         reason = " ".join(str(error).split())  # names what is missing
         raise ProblemsError(
             f"lm-eval cannot be imported ({reason}): install all that it needs: "
-            "pip install 'dparallel[lm_eval]'"
+            "pip install 'dparallel[lm-eval]'"
         ) from error
 
 

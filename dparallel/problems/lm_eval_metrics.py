@@ -171,7 +171,7 @@ def _version() -> str:
         return version("lm_eval")
     except PackageNotFoundError as error:  # a copy of its folder
         raise ProblemsError(
-            "lm-eval's version is unknown, since pip did not install it: pip install 'dparallel[lm_eval]'"
+            "lm-eval's version is unknown, since pip did not install it: pip install 'dparallel[lm-eval]'"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Tasks of lm-eval (lm-evaluation-harness): its prompts, stop texts, filters and metrics, our decoding.
 
-lm-eval is optional: `pip install 'dparallel[lm_eval]'`. Tested with 0.4.13.
+lm-eval is optional: `pip install 'dparallel[lm-eval]'`. Tested with 0.4.13.
 """
 
 from collections.abc import Iterator

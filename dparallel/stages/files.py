@@ -35,6 +35,7 @@ PARTIAL = ".partial"  # how the names of temporary files end
 CLAIMED = ".claim"
 SAVING = ".saving-"  # how those of temporary folders of models that are being saved begin
 LONGEST_CHAIN = 40  # symbolic links followed, as in Linux
+_partials = set[Path]()  # temporary files of this process
 
 
 class FileError(UserError, OSError):
@@ -120,7 +121,7 @@ def replacing(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
             else:
                 _link_unless_there(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        remove_partial(partial)
 
 
 def create(path: Path, data: bytes) -> bool:
@@ -144,7 +145,7 @@ def create(path: Path, data: bytes) -> bool:
             raise
         return _create_in_place(path, data)
     finally:
-        whole.unlink(missing_ok=True)
+        remove_partial(whole)
     return True
 
 
@@ -162,11 +163,25 @@ def new_partial(target: Path) -> tuple[BinaryIO, Path]:
     while True:
         # A file system takes names of 255 bytes, and a character may be four of them.
         partial = target.with_name(f".{target.name[:40]}.{uuid4().hex}{PARTIAL}")
+        _partials.add(partial)
         file = partial.open("xb")
         if _lock(file) and partial.exists():
             return file, partial
         file.close()  # a process that sweeps the folder was faster
-        partial.unlink(missing_ok=True)
+        remove_partial(partial)
+
+
+def remove_partial(partial: Path) -> None:
+    """Remove a temporary file that this process made."""
+    partial.unlink(missing_ok=True)
+    _partials.discard(partial)
+
+
+def remove_all_partials() -> None:
+    """Remove the temporary files of this process, which is about to end without leaving its blocks."""
+    for partial in list(_partials):
+        with contextlib.suppress(OSError):
+            remove_partial(partial)
 
 
 @contextlib.contextmanager
@@ -191,7 +206,8 @@ def making(path: Path) -> Iterator[bool]:
                     break
             file.close()  # the process that had the claim has removed it meanwhile
         stack.enter_context(file)
-        stack.callback(claim.unlink, missing_ok=True)
+        _partials.add(claim)
+        stack.callback(remove_partial, claim)
         yield True
 
 

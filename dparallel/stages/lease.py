@@ -20,7 +20,7 @@ from uuid import uuid4
 import psutil
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from dparallel.stages.files import create, is_there, new_partial, sweep
+from dparallel.stages.files import create, is_there, new_partial, remove_partial, sweep
 from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Watch:
             with file:
                 return (os.fstat(file.fileno()).st_mtime_ns - found[1]) / 1e9 > self.stale_after
         finally:
-            probe.unlink(missing_ok=True)
+            remove_partial(probe)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ def test_two_at_once(before: Callable[[str], Place], shown: Callable[[Row], None
         assert first.leaves_no_process()
         assert second.leaves_no_process()
     assert sorted("already done" in text for text in said) == [False, True], "\n".join(said)
-    # Of two trainings that start, one may be done before the other one's processes have started.
-    assert sum(map(waits, said)) == 1 or stage == "training", "\n".join(said)
+    # A stage of seconds may be done before the other run, whose processes are still starting, asks for it.
+    assert sum(map(waits, said)) == 1 or stage in ("training", "merging"), "\n".join(said)
     place.is_undisturbed()
     client = MlflowClient(tracking_uri=place.store)
     experiment = client.get_experiment_by_name("small")

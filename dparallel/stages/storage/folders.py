@@ -17,7 +17,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dparallel.config.base import explain
-from dparallel.stages.files import is_there, new_partial, write_atomically
+from dparallel.stages.files import is_there, new_partial, remove_partial, write_atomically
 from dparallel.stages.manifest import (
     CLAIM,
     MANIFEST,
@@ -304,7 +304,7 @@ class Storage:
                     )
                 os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            remove_partial(partial)
         return True
 
     def _check_room(self, folder: Path, needed: int) -> None:

@@ -190,7 +190,7 @@ def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.Monkey
         "importlib.util.find_spec", lambda name, *more: None if name == "lm_eval" else found(name, *more)
     )
     with pytest.raises(
-        ProblemsError, match=r"task='a_task': .* needs lm-eval.*pip install 'dparallel\[lm_eval\]'"
+        ProblemsError, match=r"task='a_task': .* needs lm-eval.*pip install 'dparallel\[lm-eval\]'"
     ):
         load_problems(config("a_task"))
 
@@ -221,7 +221,7 @@ def made_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def test_a_package_that_lm_eval_lacks_is_named_with_the_remedy(made_lm_eval: Path, module: str) -> None:
     missing = "lxml_that_is_missing" if module == "tasks" else "lm_eval."
     with pytest.raises(
-        ProblemsError, match=rf"lm-eval cannot be imported .*{missing}.*pip install 'dparallel\[lm_eval\]'$"
+        ProblemsError, match=rf"lm-eval cannot be imported .*{missing}.*pip install 'dparallel\[lm-eval\]'$"
     ):
         lm_eval_module(module)
 

@@ -258,3 +258,35 @@ def test_a_writer_that_is_killed_loses_its_lock(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 1
     sweep(tmp_path)
     assert names(tmp_path) == []
+
+
+HARD_END = """
+import os, sys, threading
+from pathlib import Path
+from dparallel.stages.files import making, remove_all_partials, replacing
+folder, inside = Path(sys.argv[1]), threading.Barrier(3)
+def make():
+    with making(folder / "part-00001.parquet"):
+        inside.wait()
+        threading.Event().wait()
+def write():
+    with replacing(folder / "whole") as file:
+        file.write(b"half")
+        inside.wait()
+        threading.Event().wait()
+for work in (make, write):
+    threading.Thread(target=work, daemon=True).start()
+inside.wait()
+print(*sorted(path.suffix for path in folder.iterdir()))
+remove_all_partials()
+os._exit(3)
+"""
+
+
+def test_a_process_that_ends_at_once_removes_what_its_threads_are_writing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HARD_END, str(tmp_path)]
+    ended = subprocess.run(
+        command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parents[3], check=False
+    )
+    assert (ended.returncode, ended.stdout.split()) == (3, [".partial", ".partial"]), ended.stderr
+    assert names(tmp_path) == []
