@@ -36,7 +36,11 @@ DECODING = {  # settings of decoding, and what they do
     "gen_length": "response length in tokens",
     "block_length": "tokens per block",
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
-    **{name: _meanings(takers) for name, takers in parameters_by_name().items()},
+    **{
+        name: _meanings(takers)
+        for name, takers in parameters_by_name().items()
+        if name in DecodingConfig.model_fields
+    },
     "mode": "when a block becomes active",
     "block_add_threshold": "share of a block from which the next is active, in multi_block and pipelined",
     "decoded_token_threshold": "share of a block from which the next commits a token, in pipelined",

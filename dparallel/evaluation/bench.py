@@ -23,7 +23,7 @@ from dparallel.problems.registry import check_disjoint, load_problems, problems_
 from dparallel.problems.scorer import Scorer
 from dparallel.problems.scoring import check_scorable, scorer_named, scorers_of
 from dparallel.problems.sources import Problem
-from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest, scorer_modules
+from dparallel.stages.code import DECODING, PROMPTS, STOPS, code_digest, rule_digest, scorer_modules
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import StageError, digest, fingerprint
 
@@ -292,9 +292,11 @@ class Bench:
         decoding: DecodingConfig,
         code: Sequence[str],
     ) -> str:
-        ending: dict[str, Any] = {}
+        ending: dict[str, Any] = {}  # empty for most, so that their keys stay what they were
         if decoding.stop_at_eos and self.stops(split):  # otherwise stop texts do not affect decoding
             ending, code = {"stops": self.stops(split)}, (*code, *STOPS)
+        if (own := rule_digest(decoding.rule)) is not None:
+            ending["rule"] = own
         made_from = {
             "model": fingerprint(self.inputs[model]),
             "prompts": prompts,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dparallel.config.base import UserError
 from dparallel.problems.pool import nothing
 from dparallel.problems.sources import Problem
+from dparallel.stages.code import source_digest
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,10 @@ class Scorer:
         return {metric: False if kind in ("flag", "share") else None for metric, kind in kinds.items()}
 
     def identity(self) -> list[Any]:
-        """What determines verdicts besides problems, responses and code, as JSON values."""
+        """What determines verdicts besides problems, responses and the package's code, as JSON values."""
         limit = None if self.in_process else self.seconds
-        return [self.name, self.version, limit, self.environment()]
+        own = [digest for digest in [source_digest(self.score)] if digest is not None]
+        return [self.name, self.version, limit, self.environment(), *own]
 
     def checked(self, verdicts: Any, count: int) -> list[Verdict]:
         """What `score` gave for `count` responses.

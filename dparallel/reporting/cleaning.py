@@ -220,7 +220,8 @@ def _around(experiment: PastExperiment, gone: set[Path], checkpoints: bool) -> l
     for report in sorted(folder.glob(f"report-*/{REPORT}")):
         if {folder / name for name in _stages_of(report.parent)} & gone:
             found.append(Removal("report", [report.parent], folder, "it reports on what is removed"))
-    plans = [plan for path in gone if (plan := path.with_name(f"{path.name}.plan.json")).is_file()]
+    removed = (path for path in gone if path.parent == folder)
+    plans = [plan for path in removed if (plan := path.with_name(f"{path.name}.plan.json")).is_file()]
     if plans:
         found.append(Removal("rest", sorted(plans), folder, "they belong to what is removed"))
     for stage in stages:

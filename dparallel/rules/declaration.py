@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class RuleError(ValueError):
+    """A rule cannot be declared like this; the message names it and the remedy."""
+
+
 class Prediction(NamedTuple):
     """Predictions of a forward pass for the positions read."""
 

@@ -10,10 +10,11 @@ Legend: B rows, n positions read, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING
 
-from dparallel.rules.declaration import Choice, Context, Parameter, Prediction, Rule
+from dparallel.rules.declaration import Choice, Context, Parameter, Prediction, Rule, RuleError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +34,24 @@ def rule(
     """
 
     def declare(choose: Callable[..., Choice]) -> Callable[..., Choice]:
+        _check(choose, parameters)
         RULES[choose.__name__] = Rule(choose, published, parameters, whole_response, needs_previous)
         return choose
 
     return declare
+
+
+def _check(choose: Callable[..., Choice], parameters: Mapping[str, Parameter]) -> None:
+    """Check a declaration; a script may declare its own rule again, as interactive sessions do."""
+    name, file = choose.__name__, choose.__code__.co_filename
+    if name in RULES and (__file__ in (file, RULES[name].choose.__code__.co_filename)):
+        raise RuleError(f"rule {name!r} exists: choose another name for the function in {file}")
+    taken = {key for key, of in signature(choose).parameters.items() if of.kind is of.KEYWORD_ONLY}
+    if taken != set(parameters):
+        raise RuleError(
+            f"rule {name!r} declares {', '.join(sorted(parameters)) or 'no parameters'}, and its function "
+            f"takes {', '.join(sorted(taken)) or 'none'} as keywords: make them the same"
+        )
 
 
 @rule(published="LLaDA", steps=STEPS)

@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
             for text in unknown:
                 if text.startswith("-"):
                     self._refuse_option(text.partition("=")[0])
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)} (quote a text with spaces; a pattern such as "
+                "runs/* must match one name)"
+            )
         return options, unknown
 
     def _mistyped(self, given: Sequence[str]) -> Iterator[str]:

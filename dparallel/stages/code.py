@@ -7,13 +7,16 @@ without invalidating existing results.
 import ast
 import contextlib
 import hashlib
-from collections.abc import Iterable
-from functools import cache
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from dparallel.config.base import Config, ConfigError
 from dparallel.config.problems import EMBEDDED, ProblemsConfig
+from dparallel.rules.rules import RULES
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -100,7 +103,50 @@ def stage_digest(stage: str, config: Config) -> str | None:
         return None
     protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]
     scorers = {name for protocol in protocols for name in protocol.scorers}
-    return code_digest({*modules, *(module for name in scorers for module in scorer_modules(name))})
+    package = code_digest({*modules, *(module for name in scorers for module in scorer_modules(name))})
+    own = sorted(filter(None, map(rule_digest, set(_rules(config.model_dump(mode="json"))))))
+    return "c" + hashlib.sha256(repr((package, own)).encode()).hexdigest()[:11] if own else package
+
+
+def rule_digest(name: str) -> str | None:
+    """Digest of a commit rule that a script registered; None for those of the package."""
+    return source_digest(RULES[name].choose)
+
+
+def source_digest(function: Callable[..., Any]) -> str | None:
+    """Digest of the file that defines a function, or of its bytecode where there is no file.
+
+    None for functions of this package, whose modules are listed in `MODULES` and `SCORERS`.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    if not isinstance(code, CodeType):  # written in another language
+        return hashlib.sha256(repr(type(function)).encode()).hexdigest()
+    file = Path(code.co_filename)
+    if file.is_relative_to(PACKAGE):
+        return None
+    try:
+        return _own_digest(file)
+    except (OSError, SyntaxError, ValueError):
+        return hashlib.sha256(repr(_bytecode(code)).encode()).hexdigest()
+
+
+def _bytecode(code: CodeType) -> Any:
+    constants = [_bytecode(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return code.co_code, code.co_names, constants
+
+
+def _rules(settings: Any) -> Iterator[str]:
+    """The commit rules in a configuration."""
+    if isinstance(settings, dict):
+        if isinstance(rule := settings.get("rule"), str) and rule in RULES:
+            yield rule
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for part in settings:
+            yield from _rules(part)
 
 
 def scorer_modules(name: str) -> tuple[str, ...]:

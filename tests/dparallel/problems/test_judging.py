@@ -19,9 +19,10 @@ import pytest
 
 import dparallel
 from dparallel.config.base import UserError
-from dparallel.config.problems import ProtocolConfig
+from dparallel.config.problems import EMBEDDED, ProblemsConfig, ProtocolConfig
 from dparallel.problems import pool
 from dparallel.problems.judging import judged, score
+from dparallel.problems.registry import load_problems
 from dparallel.problems.scorer import Scorer, Verdict
 from dparallel.problems.scoring import SCORERS, check_scorable
 from dparallel.problems.sources import Problem
@@ -192,7 +193,7 @@ def test_a_registered_scorer_judges_in_worker_processes() -> None:
     """The default, since nothing is known about it."""
     assert not Scorer("mine", 1, ("right",), hostile.each).in_process
     here = {name for name, scorer in SCORERS.items() if scorer.in_process}
-    assert here == {"exact", "flexible_extract", "strict_match", "strict_match_cot", "boxed", "coins"}
+    assert here == {"exact", "flexible_extract", "strict_match", "strict_match_cot", "boxed", *EMBEDDED}
 
 
 @pytest.mark.parametrize("length", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -200,7 +201,8 @@ def test_a_registered_scorer_judges_in_worker_processes() -> None:
 def test_scorers_in_this_process_take_linear_time(name: str, length: int) -> None:
     endings = ("", "x", "}" * length)
     scorer = SCORERS[name]
-    problem = Problem("p", "s", "Tom 7 coins buys 2 loses 1 finds 1 . . ?", reference="#### 18")
+    config = ProblemsConfig(benchmark=name if name in EMBEDDED else "coins", count=1)
+    problem = replace(load_problems(config)[0], reference="#### 18")
     for piece in PIECES:
         for before in ("", {"boxed": "\\boxed{", "strict_match_cot": "The answer is "}.get(name, "#### ")):
             text = before + piece * (length // len(piece))

@@ -117,6 +117,16 @@ def test_reports_plans_and_records_go_with_their_stages(tmp_path: Path) -> None:
     assert left == {"report-2", "notes.txt", "tracking"}, "a record that MLflow lacks stays"
 
 
+def test_plans_are_listed_with_their_own_experiment(tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "sums", 1, 0)
+    run_of(tmp_path / "tests", 2, 0)
+    (tmp_path / "sums" / f"{whole[1].name}.plan.json").touch()
+    given_up = dict.fromkeys(whole, "it is given up")
+    found, _ = removals(tmp_path, past_experiments(tmp_path), given_up)
+    beside = [removal.folder for removal in found if removal.why == "they belong to what is removed"]
+    assert beside == [tmp_path / "sums"]
+
+
 def test_what_killed_runs_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
     stage = run_of(tmp_path / "sums", 1, 0)[2]
     (stage / ".saving-abc").mkdir()

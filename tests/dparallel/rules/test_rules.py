@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel.decoding.predictions import choose, commit, predict
-from dparallel.rules.declaration import Context, Prediction
-from dparallel.rules.rules import RULES
+from dparallel.rules.declaration import Context, Parameter, Prediction, RuleError
+from dparallel.rules.rules import RULES, rule
 
 
 def certain_as(values):
@@ -267,9 +267,30 @@ def test_every_row_commits_alone_at_least_one_and_no_fewer_where_the_threshold_i
 
 
 def test_every_rule_says_what_it_commits_and_what_its_parameters_are():
-    for name, rule in RULES.items():
-        assert rule.choose.__doc__, name
-        assert rule.choose.__kwdefaults__ is None
-        keywords = inspect.getfullargspec(rule.choose).kwonlyargs
-        assert keywords == list(rule.parameters), name
-        assert all(parameter.meaning for parameter in rule.parameters.values())
+    for name, declared in RULES.items():
+        assert declared.choose.__doc__, name
+        assert declared.choose.__kwdefaults__ is None
+        keywords = inspect.getfullargspec(declared.choose).kwonlyargs
+        assert keywords == list(declared.parameters), name
+        assert all(parameter.meaning for parameter in declared.parameters.values())
+
+
+def test_declarations_that_cannot_be() -> None:
+    known = Parameter(meaning="anything")
+    with pytest.raises(
+        RuleError, match="rule 'entropy' exists: choose another name for the function in .*test_"
+    ):
+
+        @rule(threshold=known)
+        def entropy(prediction, masked, context, *, threshold): ...
+
+    for declared, takes in (
+        ({"thresold": known}, "declares thresold, and .* takes threshold"),
+        ({}, "no param"),
+    ):
+        with pytest.raises(RuleError, match=f"rule 'misspelt' .*{takes}.* make them the same"):
+
+            @rule(**declared)
+            def misspelt(prediction, masked, context, *, threshold): ...
+
+    assert "misspelt" not in RULES

@@ -15,7 +15,11 @@ from dparallel.stages.arguments import Parser
             "argument --format: unknown value 'jsn'; did you mean 'json'? known: json, html; see",
         ),
         (["eval", "--quux"], "unknown option --quux; see"),
-        (["eval", "--model", "m", "more"], "unrecognized arguments: more; see"),
+        (
+            ["eval", "--model", "m", "more"],
+            "unrecognized arguments: more (quote a text with spaces; a pattern such as runs/* must match one "
+            "name); see",
+        ),
         (["eval", "--batch-size", "x"], "argument --batch-size: invalid int value: 'x'; see"),
     ],
 )

@@ -1,18 +1,21 @@
 """A code digest changes with statements, and only for modules that determine a result."""
 
 import ast
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import DistillConfig, MergingConfig, TrajectoriesConfig
 from dparallel.config.files import load_config
-from dparallel.config.problems import LM_EVAL
+from dparallel.config.problems import LM_EVAL, ProblemsConfig
 from dparallel.problems import scoring
+from dparallel.rules.rules import RULES
 from dparallel.stages import code
-from dparallel.stages.code import MODULES, PACKAGE, code_digest, stage_digest, statements_digest
+from dparallel.stages.code import MODULES, PACKAGE, code_digest, rule_digest, stage_digest, statements_digest
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -167,3 +170,37 @@ def test_the_modules_of_every_scorer_are_known() -> None:
     assert set(code.SCORERS) == {*scoring.SCORERS, LM_EVAL}
     for modules in code.SCORERS.values():
         code_digest(modules)
+
+
+SCRIPT = """
+from dparallel.rules.declaration import Choice, Parameter
+from dparallel.rules.rules import rule
+
+@rule(threshold=Parameter(meaning="anything"))
+def of_a_script(prediction, masked, context, *, threshold):
+    "Commits {what}."
+    return Choice(prediction.probability, {what})
+"""
+
+
+def test_a_rule_of_a_script_counts_with_its_file(tmp_path: Path) -> None:
+    def stage(rule: str) -> str | None:
+        decoding = DecodingConfig(rule=rule, threshold=0.5)
+        return stage_digest(
+            "trajectories",
+            TrajectoriesConfig(problems=ProblemsConfig(benchmark="coins", count=2), decoding=decoding),
+        )
+
+    before, digests = stage("entropy"), list[str | None]()
+    try:
+        for number, what in enumerate(("masked", "masked & False")):
+            script = tmp_path / f"script_{number}.py"
+            script.write_text(SCRIPT.format(what=what), encoding="utf-8")
+            runpy.run_path(str(script))
+            digests += [rule_digest("of_a_script"), stage("of_a_script")]
+        assert len({before, *digests}) == 5
+        assert (rule_digest("entropy"), stage("entropy")) == (None, before)
+        exec(compile(SCRIPT.format(what="~masked"), "<stdin>", "exec"), {})  # as in an interactive session
+        assert rule_digest("of_a_script") not in {None, *digests}
+    finally:
+        del RULES["of_a_script"]
