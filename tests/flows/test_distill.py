@@ -61,6 +61,7 @@ def live_models() -> set[int]:
     return {id(model) for model in models if model.device.type != "meta"}
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_and_again(
     config_file: Path, local_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
