@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.experiment import DistillConfig
-from dparallel.decoding.generate import LengthError, check_prompts
+from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
@@ -198,8 +198,6 @@ def _check_measuring(
     for name, decoding in decodings.items():
         try:
             check_prompts(teacher, [], decoding)
-        except LengthError:  # which length fits, the prompts below say
-            continue
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from error
     longest = max(decodings.values(), key=lambda decoding: decoding.gen_length)

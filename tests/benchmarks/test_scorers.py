@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import scorers
 from benchmarks.scorers import BENCHMARKS, CHECKS, Check, main
+from dparallel.config.problems import EMBEDDED
 from dparallel.problems.scoring import SCORERS
 from tests.dparallel.problems.rows import rows
 from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_all_scorers_of_the_benchmarks_are_checked() -> None:
-    assert {check.scorer for check in CHECKS} == SCORERS.keys() - {"exact", "coins"}
+    assert {check.scorer for check in CHECKS} == SCORERS.keys() - {"exact", *EMBEDDED}
     for check in CHECKS:
         assert check.scorer in BENCHMARKS[check.benchmark].protocol.scorers
 

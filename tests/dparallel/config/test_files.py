@@ -101,7 +101,10 @@ def test_every_setting_that_is_a_path_is_known_as_one():
         (["batch_size=0"], r"batch_size: .*greater than 0, got 0"),
         (["decoding.gen_length=37"], r"gen_length=37 is not divisible by block_length=12.*nearest .* 36"),
         (["decoding.rule=fastest"], r"decoding\.rule: unknown rule='fastest'; .*known rules: steps, confid"),
-        (["problems.benchmark=gsm9k"], r"problems\.benchmark: unknown value 'gsm9k'; known: coins, dat"),
+        (
+            ["problems.benchmark=gsm9k"],
+            r"problems\.benchmark: unknown value 'gsm9k'; known: coins, ledger, dat",
+        ),
         (["problems="], r"problems: .*got None"),
         (["batch_size"], r"override 'batch_size' is not of the form"),
         (["decoding.steps.more=1"], r"lies below a plain value"),
