@@ -155,7 +155,7 @@ TASKS: dict[str, tuple[Any, list[str], str]] = {
     "column of a task": (task, ["lm_eval:minerva_math500"], "has question, answer"),
     "no room in a task": (task, ["protocol.system=" + "long " * 4000], "shorten the prompt or "),
     "stop of a task": (task, ["protocol.stops=['']"], "stops"),
-    "code": (task, ["lm_eval:humaneval"], "runs generated code without a sandbox: take our protocol of"),
+    "code": (task, ["lm_eval:humaneval"], "runs generated code without a sandbox: take our"),
 }
 
 
