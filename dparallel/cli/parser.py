@@ -32,15 +32,14 @@ def _meanings(takers: Mapping[str, Parameter]) -> str:
     return "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in rules.items())
 
 
+TAKERS = {
+    name: takers for name, takers in parameters_by_name().items() if name in DecodingConfig.model_fields
+}
 DECODING = {  # settings of decoding, and what they do
     "gen_length": "response length in tokens",
     "block_length": "tokens per block",
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
-    **{
-        name: _meanings(takers)
-        for name, takers in parameters_by_name().items()
-        if name in DecodingConfig.model_fields
-    },
+    **{name: _meanings(takers) for name, takers in TAKERS.items()},
     "mode": "when a block becomes active",
     "block_add_threshold": "share of a block from which the next is active, in multi_block and pipelined",
     "decoded_token_threshold": "share of a block from which the next commits a token, in pipelined",

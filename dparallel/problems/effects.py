@@ -80,7 +80,7 @@ class Effects:
         return isinstance(leaf, ast.Assert) or not (self._roots | _SHOWS).isdisjoint(mentioned)
 
     def _changes(self, callables: Mapping[str, tuple[ast.stmt, set[str]]]) -> dict[str, set[str]]:
-        """By function or class, what its code changes, and what is changed by those that it calls.
+        """By function or class, what its code and the functions that it calls change.
 
         Calls within examples and tests do not count.
         """
@@ -277,7 +277,7 @@ def _stored(made: ast.AST) -> set[str]:
 
 
 def _changed_by_method(node: ast.AST) -> set[str]:
-    """Variables of which a method is called or passed, other than those that only read."""
+    """Variables of which a method is called or passed, unless the method only reads."""
     return {
         name
         for inner in ast.walk(node)

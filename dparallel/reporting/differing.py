@@ -82,7 +82,7 @@ def _merged(what: Json, how: Json) -> Json:
 
 
 def _differences(key: str, values: Sequence[Any]) -> list[tuple[str, Sequence[Any]]]:
-    """Settings with the values of all runs, of those that differ."""
+    """The settings that differ, with the values of all runs."""
     if all(value == values[0] for value in values):
         return []
     if not all(isinstance(value, dict) for value in values):

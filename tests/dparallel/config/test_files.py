@@ -359,7 +359,7 @@ def test_a_null_character_is_refused_by_constructors():
     ],
 )
 def test_a_config_of_a_similar_name_is_named(given: str, meant: str, tmp_path: Path) -> None:
-    """Those beside it, and those that come with the package."""
+    """Near names are looked for beside it and in the package."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sums.yaml").touch()
     with pytest.raises(ConfigError, match=rf"{given}: no such config file .*; did you mean '{meant}'\?$"):
