@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -49,6 +50,15 @@ def main() -> int:
         return 2
     except ServiceError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}: check its permissions and its disk; "
+            "what this command had started is stopped again",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; what this command had started is stopped again", file=sys.stderr)

@@ -39,7 +39,13 @@ def check(urls: Mapping[str, str], root: Path) -> None:
                 asyncpg.PostgresError,
                 asyncpg.InterfaceError,
             ) as error:
-                where = plain.rpartition("@")[2] or plain  # without the password
+                if isinstance(error, ValueError | asyncpg.InterfaceError):  # its text may hold the password
+                    raise SettingsError(
+                        f"{setting}: is no address of a database: give the port as a number, and write "
+                        "special characters of user and password as %2F for /, %40 for @, %23 for #, "
+                        f"%3F for ?; change it in {FILE}"
+                    ) from None
+                where = plain.rpartition("@")[2].partition("?")[0] or "the database"  # without the password
                 why = str(error) or type(error).__name__
                 raise SettingsError(
                     f"{setting}: {where} cannot be opened ({why}); start PostgreSQL, create the database, or "

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-SAME_SECONDS = 2.0  # creation times move by less when the clock is set
 POLL_SECONDS = 0.2
 
 
@@ -29,26 +28,33 @@ class Record:
 
     name: str
     pid: int
-    created: float  # seconds since 1970; tells the process from a later one with the same number
+    identity: int  # tells the process from a later one with the same number; the clock does not matter
+    created: float  # seconds since 1970
     signature: str  # digest of the command and its settings
+
+    def __post_init__(self) -> None:
+        kinds = {"name": str, "pid": int, "identity": int, "created": int | float, "signature": str}
+        if not all(isinstance(getattr(self, name), kind) for name, kind in kinds.items()) or self.pid < 1:
+            raise ValueError("this is no record of a process")
 
     @property
     def process(self) -> psutil.Process | None:
         """The process, while it lives."""
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < SAME_SECONDS:
+            if hash(process) == self.identity:
                 return None if process.status() == psutil.STATUS_ZOMBIE else process
         return None
 
     def members(self) -> list[psutil.Process]:
         """The living processes of the session, also if its leader was killed, and their children."""
-        leader = self.process
-        found = {} if leader is None else {leader.pid: leader}
+        with contextlib.suppress(psutil.Error):
+            if hash(psutil.Process(self.pid)) != self.identity:
+                return []  # the system gives no number to a new process while a session has it
+        found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                # The system gives no number to a new process while a session has it.
-                if os.getsid(process.pid) == self.pid and process.create_time() > self.created - SAME_SECONDS:
+                if os.getsid(process.pid) == self.pid:
                     found[process.pid] = process
         for process in list(found.values()):
             with contextlib.suppress(psutil.Error):
@@ -69,7 +75,7 @@ class Processes:
         """Records by name, also of processes that have ended; damaged files are ignored."""
         found = {}
         for path in sorted(self.pids.glob("*.json")):
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, OSError):
                 record = Record(**json.loads(path.read_text(encoding="utf-8")))
                 found[record.name] = record
         return found
@@ -93,12 +99,18 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        try:
+            begun = psutil.Process(process.pid)
+            record = Record(name, process.pid, hash(begun), begun.create_time(), signature)
+            path = self.pids / f"{name}.json"
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
+            os.replace(partial, path)
+        except BaseException:  # such as a full disk: nobody could stop it later
+            process.kill()
+            process.wait()
+            raise
         process.returncode = 0  # no warning that it outlives this object: it is to outlive this program
-        record = Record(name, process.pid, psutil.Process(process.pid).create_time(), signature)
-        path = self.pids / f"{name}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
-        os.replace(partial, path)
         return record
 
     def forget(self, name: str) -> None:

@@ -1,4 +1,7 @@
-"""Work pools, deployments and automations of a Prefect server: `python -m deploy.local.register`."""
+"""Work pools, deployments and automations of a Prefect server: `python -m deploy.local.register`.
+
+DPARALLEL_CPU_RUNS is how many runs the workers of the cpu pool take at a time, together (default 2).
+"""
 
 import hashlib
 import json
@@ -24,7 +27,7 @@ def register(
     root: Path,
     data: Path,
     say: Callable[[str], None],
-    cpu_slots: int | None = None,
+    cpu_slots: int,
     notify: str = "",
 ) -> None:
     """Give the server what it lacks; what is there is left as it is, but deployments of changed flows.
@@ -41,8 +44,7 @@ def register(
         if pool not in known:
             server.create_pool(pool, DEPLOY / "pools" / "process.json")
             say(f"work pool {pool}: created")
-    if cpu_slots:
-        server.limit_queue("cpu", EXPERIMENTS, max(cpu_slots - 1, 1))
+    server.limit_queue("cpu", EXPERIMENTS, max(cpu_slots - 1, 1))
     _deploy(server, variables, root, data, say)
     automations = server.create_missing_automations((DEPLOY / "automations").glob("*.yaml"), notify)
     say(f"automations: {', '.join(automations)}")
@@ -89,4 +91,5 @@ if __name__ == "__main__":
     data = root / os.environ.get("DPARALLEL_DATA", ".dparallel")
     notify = os.environ.get("DPARALLEL_NOTIFY_URL", "")
     variables = {"PREFECT_API_URL": url}
-    register(api.Server(url.removesuffix("/api")), variables, root, data, print, notify=notify)
+    slots = int(os.environ.get("DPARALLEL_CPU_RUNS") or 2)
+    register(api.Server(url.removesuffix("/api")), variables, root, data, print, slots, notify)

@@ -57,7 +57,7 @@ def services(settings: Settings, others: Mapping[str, str], root: Path) -> list[
 
 
 def data_folder(settings: Settings, root: Path) -> Path:
-    return (root / settings.data.expanduser()).resolve()
+    return (root / os.path.expanduser(settings.data)).resolve()
 
 
 def clients(settings: Settings, root: Path) -> dict[str, str]:

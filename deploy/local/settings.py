@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import shutil
 import socket
 import subprocess
@@ -191,7 +192,7 @@ def check_machine(settings: Settings, others: Mapping[str, str], root: Path) -> 
                 f"{name}: no store is known for {protocol}://; valid: a folder, {kinds}; change it in {FILE}"
             )
     for name, place in folders:
-        if place and "://" not in place and not (root / Path(place).expanduser()).is_dir():
+        if place and "://" not in place and not os.path.isdir(root / os.path.expanduser(place)):
             raise SettingsError(f"{name}: {place} is no folder; create it, or change it in {FILE}")
     if "://" in (runs := others.get("DPARALLEL_RUNS", "")):
         raise SettingsError(
@@ -270,8 +271,14 @@ def make_file(root: Path) -> bool:
     path = root / FILE
     missing = not path.exists()
     if missing:
-        shutil.copyfile(TEMPLATE, path)
-    with contextlib.suppress(PermissionError):  # the file of another user
+        try:
+            shutil.copyfile(TEMPLATE, path)
+        except OSError as error:
+            raise SettingsError(
+                f"{path} cannot be created ({error.strerror}): make the folder writable, free some of "
+                "its disk, or remove a link of this name that leads nowhere"
+            ) from None
+    with contextlib.suppress(OSError):  # the file of another user, or a file system that cannot be written
         if path.is_file() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
     return missing

@@ -28,7 +28,7 @@ def as_stop(argument: str) -> str:
 
 def as_path(argument: str) -> Path:
     """A path; expands `~`, since shells expand it only at the start of a word, not in `--out=~/file`."""
-    return Path(argument).expanduser()
+    return Path(os.path.expanduser(argument))
 
 
 def as_runs(argument: str) -> Path:

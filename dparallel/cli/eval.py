@@ -170,7 +170,7 @@ def protocol_file(given: str) -> Path:
     Raises:
         ConfigError: there is no such protocol; names those that exist.
     """
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return path
     folders = [Path("configs", "protocols"), shipped_configs() / "protocols"]

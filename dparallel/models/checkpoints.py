@@ -119,7 +119,7 @@ def read_config(path: str | Path) -> DiffusionConfig:
         CheckpointError: as `load_model`.
     """
     folder = checkpoint_folder(path, with_weights=False)
-    if Path(path).expanduser().is_dir() or weights.are_here(folder):
+    if os.path.isdir(os.path.expanduser(path)) or weights.are_here(folder):
         return _inspect(folder)[0]
     return read_config_file(folder)[1]
 
@@ -152,7 +152,7 @@ def save_model(
     if format not in WRITABLE:
         raise UserError(f"format={format!r} cannot be written; formats that can: {', '.join(WRITABLE)}")
     source = _published_source(model) if format == "original" else None
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     with naming_the_file(folder):
         return _save(model, folder, source, tokenizer)
 

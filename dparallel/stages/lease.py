@@ -29,7 +29,6 @@ LEASE = "lease.json"
 IN_USE = "is in use by"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 120.0  # seconds without renewal; network file systems may show times up to a minute late
-SAME_START = 1.0  # seconds; tolerance when comparing start times of a process
 SAID_EVERY = 60.0  # seconds between two messages while waiting
 
 
@@ -46,7 +45,7 @@ class Holder(BaseModel):
     pid: NonNegativeInt = 0
     host: str = "an unknown machine"
     machine: str = ""
-    process_started: float = 0.0
+    identity: int = 0  # of the process; differs from that of a later one with the same number
     since: str = "an unknown time"
 
     def __str__(self) -> str:
@@ -177,7 +176,7 @@ def this_process() -> Holder:
         pid=os.getpid(),
         host=socket.gethostname(),
         machine=this_machine(),
-        process_started=psutil.Process().create_time(),
+        identity=hash(psutil.Process()),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -186,8 +185,8 @@ def is_running(holder: Holder) -> bool:
     """Whether a holder on this machine still runs; its process id may have been reused since."""
     try:
         process = psutil.Process(holder.pid)
-        same = abs(process.create_time() - holder.process_started) < SAME_START
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        # Of number and start since the boot: `create_time` moves when the clock is set.
+        return hash(process) == holder.identity and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -81,8 +81,8 @@ class Record(BaseModel):
         files, metrics: further files (paths) and metrics.
         promotion: of a run that ends with the measurements of an experiment: what decides on aliases.
         promoted: whether that was decided.
-        host, process: the process that does the work. If it is gone while the run is RUNNING, the run was
-            killed.
+        host, process, identity: the process that does the work; its identity tells it from a later process
+            with the same number. If it is gone while the run is RUNNING, the run was killed.
         tracking_uri: the store that the run is meant for.
         uploaded: the store to which the complete run was uploaded.
         run_id: id of the run in that store, by which `dparallel compare` finds `folder` or `files`.
@@ -110,6 +110,7 @@ class Record(BaseModel):
     promoted: bool = False
     host: str = ""
     process: int = 0
+    identity: int = 0
     started: int
     ended: int | None = None
     status: Status = "RUNNING"

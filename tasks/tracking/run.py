@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from dparallel.stages import metrics_log
@@ -163,6 +164,7 @@ def track(
         folder=None if folder is None else str(Path(folder).resolve()),
         host=socket.gethostname(),
         process=os.getpid(),
+        identity=hash(psutil.Process()),
         started=now(),
         tracking_uri=without_password(tracking_uri(parent)),
         **described,

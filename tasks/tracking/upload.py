@@ -151,7 +151,6 @@ def _live_process(record: Record, other_hosts: bool) -> str | None:
     if record.host != socket.gethostname():
         return None if other_hosts else f"on host {record.host}; --all closes it all the same"
     with contextlib.suppress(psutil.NoSuchProcess):
-        # If the process started after the run, the process id was reused.
-        if psutil.Process(record.process).create_time() * 1000 <= record.started:
+        if hash(psutil.Process(record.process)) == record.identity:  # otherwise its number was used again
             return f"process {record.process}"
     return None

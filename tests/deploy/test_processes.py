@@ -69,11 +69,10 @@ def test_children_of_a_killed_process_are_found_and_ended(processes: Processes) 
 
 def test_a_process_with_the_number_of_an_earlier_one_is_left_alone(processes: Processes) -> None:
     record = started(processes, service())
-    earlier = replace(record, created=record.created - 3600)
-    assert earlier.process is None
-    later = replace(record, created=record.created + 3600)
-    assert later.members() == []
-    stop([later], seconds=0)
+    another = replace(record, identity=record.identity + 1)
+    assert another.process is None
+    assert another.members() == []
+    stop([another], seconds=0)
     assert record.process is not None
 
 
@@ -136,9 +135,40 @@ def test_servers_of_the_shell_do_not_mislead(monkeypatch: pytest.MonkeyPatch) ->
     assert not {"PREFECT_API_URL", "MLFLOW_TRACKING_URI"} & set(with_programs({}))
 
 
+NO_RECORDS = {
+    kind: json.dumps({"name": "a", "pid": pid, "identity": 1, "created": 1.0, "signature": ""})
+    for kind, pid in (("text", "x"), ("negative", -1))
+}
+
+
 def test_damaged_records_are_ignored(processes: Processes) -> None:
     processes.pids.mkdir(parents=True)
-    for name, text in {"empty": "", "list": "[]", "other": json.dumps({"pid": 1})}.items():
+    (processes.pids / "folder.json").mkdir()
+    for name, text in {"empty": "", "list": "[]", "other": json.dumps({"pid": 1}), **NO_RECORDS}.items():
         (processes.pids / f"{name}.json").write_text(text, encoding="utf-8")
     with contextlib.suppress(KeyError):
         assert processes.records() == {}
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="where /proc/stat has the time of the boot")
+def test_a_clock_that_is_set_hides_no_process(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = started(processes, service())
+    boot = psutil._pslinux.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot - 3600)
+    assert record.process is not None
+    assert record.members() != []
+
+
+def test_a_process_that_cannot_be_recorded_is_ended(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    pid_file = tmp_path / "pid"
+    command = ["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"]
+    monkeypatch.setattr("deploy.local.processes.os.replace", full)
+    before = {process.pid for process in psutil.Process().children()}
+    with pytest.raises(OSError, match="No space"):
+        processes.start("cpu-1", command, dict(os.environ), tmp_path, "")
+    assert {process.pid for process in psutil.Process().children()} <= before

@@ -96,7 +96,11 @@ def test_bad_values_end_the_command_with_2_before_anything_is_made(tmp_path: Pat
             r"NAME: 127\.0\.0\.1:1/mlflow cannot be opened \(.*Connect call failed",
         ),
         ("postgresql+asyncpg://ann:secret@127.0.0.1:1/p", r"NAME: 127\.0\.0\.1:1/p cannot be opened"),
-        ("postgresql://ann:secret@127.0.0.1:port/mlflow", "NAME: .*port/mlflow cannot be opened"),
+        ("postgresql://ann:secret@127.0.0.1:port/mlflow", "NAME: is no address .* give the port as a number"),
+        ("postgresql://ann:secret/1@127.0.0.1:1/mlflow", "NAME: is no address .* %2F for /"),
+        ("postgresql://ann:secret?1@127.0.0.1:1/mlflow", "NAME: "),
+        ("postgresql://ann:secret#1@127.0.0.1:1/mlflow", "NAME: is no address .* %23 for #"),
+        ("postgresql://127.0.0.1:1/mlflow?user=ann&password=secret", "NAME: .*cannot be opened"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path, url: str, message: str) -> None:

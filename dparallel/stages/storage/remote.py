@@ -236,13 +236,19 @@ class Remote:
         except UserError:
             raise
         except Exception as error:
-            if not (isinstance(error, OSError) or _is_of_library(error)):
+            endpoint = (
+                "endpoint" in str(error).lower()
+            )  # botocore's errors of a malformed one are ValueErrors
+            known = isinstance(error, OSError) or isinstance(error, ValueError) and endpoint
+            if not (known or _is_of_library(error)):
                 raise
             remedy = CREDENTIALS.get(self.protocol, "check the folder, its permissions and its disk")
             if isinstance(error, FileNotFoundError) and self.protocol in EXTRAS:
                 remedy = "create the bucket, or name another store"
             elif type(error).__name__ in UNREACHABLE:
                 remedy = "check the network and the endpoint (AWS_ENDPOINT_URL, FSSPEC_* variables)"
+            elif endpoint:
+                remedy = "write the endpoint as http://HOST:PORT (AWS_ENDPOINT_URL, FSSPEC_* variables)"
             raise StorageError(
                 f"{self.url_of(name) if name else self.url} {failed} ({_first_line(error)}): {remedy}"
             ) from error

@@ -96,9 +96,9 @@ def test_a_stopped_process_keeps_its_lease(folder: Path, holding: int) -> None:
 
 
 def test_another_process_of_the_same_number_is_not_the_holder(folder: Path) -> None:
-    write(folder, process_started=psutil.Process().create_time() - 100)
+    write(folder, identity=hash(psutil.Process()) + 1)
     with held(folder):
-        assert lease_of(folder).process_started == psutil.Process().create_time()
+        assert lease_of(folder).identity == hash(psutil.Process())
 
 
 def test_a_live_run_on_another_machine_is_left_alone_whatever_its_clock(folder: Path) -> None:
@@ -215,9 +215,7 @@ def test_stopped_processes_leave_no_lease_and_running_ones_keep_theirs(tmp_path:
     with held(tmp_path):
         lease.remove_left(tmp_path)
         assert (tmp_path / LEASE).is_file()
-        gone = Holder.model_validate_json((tmp_path / LEASE).read_bytes()).model_copy(
-            update={"process_started": 1.0}
-        )
+        gone = Holder.model_validate_json((tmp_path / LEASE).read_bytes()).model_copy(update={"identity": 1})
     lease.remove_left(tmp_path)
     (tmp_path / LEASE).write_text(gone.model_dump_json(), encoding="utf-8")
     lease.remove_left(tmp_path)
@@ -234,3 +232,14 @@ def test_who_takes_the_lease_sweeps_and_nobody_else(tmp_path: Path) -> None:
         with pytest.raises(LeaseHeldError), held(tmp_path):
             pass
         assert saving.exists()
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="where /proc/stat has the time of the boot")
+def test_a_clock_that_is_set_takes_no_lease_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = psutil.Process().create_time()
+    with held(folder):
+        boot = psutil._pslinux.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot - 3600)
+        assert psutil.Process().create_time() == pytest.approx(before - 3600, abs=2)
+        with pytest.raises(LeaseHeldError):
+            held(folder, **QUICK).__enter__()

@@ -118,7 +118,7 @@ def test_a_process_that_took_over_the_number_of_a_killed_one_is_not_it(
     store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = away(tmp_path / "coins", monkeypatch)
-    change(path, status="RUNNING", started=1_000_000)  # this process began later than 1970
+    change(path, status="RUNNING", identity=1)
     assert upload(tmp_path) == []
     assert [each.info.status for each in runs_of(store, "coins")] == ["KILLED"]
 

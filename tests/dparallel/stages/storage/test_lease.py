@@ -77,7 +77,7 @@ def test_the_second_one_waits_and_says_for_whom(remote: Remote) -> None:
 
 
 def test_a_holder_that_ended_on_this_machine_is_taken_over_at_once(remote: Remote) -> None:
-    gone = locally.this_process().model_copy(update={"process_started": 1.0})
+    gone = locally.this_process().model_copy(update={"identity": 1})
     put(remote, 3, Lease(holder=gone))
     began = time.monotonic()
     with held(remote, STAGE, silent) as check:

@@ -54,6 +54,17 @@ def test_an_unknown_kind() -> None:
         Remote("ftp://host/a")
 
 
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host:port")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with pytest.raises(
+        StorageError, match="s3://bucket/a cannot be .*: write the endpoint as http://HOST:PORT"
+    ):
+        Remote("s3://bucket/a").check()
+
+
 class Refused(OSError):
     """As a server says that it is busy."""
 
