@@ -236,10 +236,8 @@ class Remote:
         except UserError:
             raise
         except Exception as error:
-            endpoint = (
-                "endpoint" in str(error).lower()
-            )  # botocore's errors of a malformed one are ValueErrors
-            known = isinstance(error, OSError) or isinstance(error, ValueError) and endpoint
+            endpoint = "endpoint" in str(error).lower()  # of a malformed one, often a ValueError
+            known = isinstance(error, OSError) or (endpoint and isinstance(error, ValueError))
             if not (known or _is_of_library(error)):
                 raise
             remedy = CREDENTIALS.get(self.protocol, "check the folder, its permissions and its disk")
