@@ -6,6 +6,7 @@ where Prefect's server is; MLflow's, which MLflow would not find there, is read 
 """
 
 import os
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,11 @@ def servers() -> dict[str, str]:
     path = Path(os.environ.get("PREFECT_PROFILES_PATH", SERVERS))
     if not path.is_file():
         return {}
-    found: dict[str, str] = tomllib.loads(path.read_text(encoding="utf-8")).get("environment", {})
+    try:
+        found: dict[str, str] = tomllib.loads(path.read_text(encoding="utf-8")).get("environment", {})
+    except ValueError as error:
+        remedy = "run `make up` again, or remove the file to go on without its servers"
+        sys.exit(f"error: {path} is damaged ({error}): {remedy}")
     return found
 
 

@@ -11,7 +11,9 @@ from dparallel.config.base import UserError
 from dparallel.stages.arguments import Parser
 from dparallel.stages.streams import set_encodings
 from tasks.tracking import links
-from tasks.tracking.records import anywhere, tracking_uri
+from tasks.tracking.records import anywhere, tracking_uri, without_password
+
+STORES = ("sqlite://", "postgresql", "mysql", "mssql", "http://", "https://", "file://")
 
 
 def main() -> None:
@@ -51,6 +53,9 @@ def _upload(arguments: Namespace) -> None:
 def _ui(arguments: Namespace) -> None:
     """Become MLflow's server, unless the store has one."""
     uri = anywhere(arguments.store) if arguments.store else tracking_uri()
+    if "://" in uri and not uri.startswith(STORES):
+        kinds = ", ".join(f"{kind}…" for kind in STORES)
+        raise UserError(f"{without_password(uri)}: no store of MLflow; valid: a folder, {kinds}")
     if uri.startswith("http"):
         print(f"these runs have a server: {links.runs_page(links.server_of(uri))}")
         return

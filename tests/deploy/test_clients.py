@@ -38,6 +38,14 @@ def test_local_runs_are_told_where_mlflow_is(tmp_path: Path, monkeypatch: pytest
     assert servers() == {}
 
 
+def test_a_damaged_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(tmp_path / "servers.toml"))
+    for content in (b'[environment]\nDPARALLEL_MLFLOW_UI = "http', b"\xff"):
+        (tmp_path / "servers.toml").write_bytes(content)
+        with pytest.raises(SystemExit, match="^error: .*servers.toml is damaged .*: run `make up` again"):
+            servers()
+
+
 def test_servers_for_all_addresses_are_reached_by_loopback() -> None:
     assert Settings(host="0.0.0.0").prefect_url == "http://127.0.0.1:4200"
     assert Settings(host="localhost").mlflow_url == "http://localhost:5000"

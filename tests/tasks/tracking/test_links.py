@@ -70,6 +70,9 @@ def test_a_mistake_of_the_ui_is_one_line(free_port: int) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: port {free_port} cannot be used")
     assert refused.stderr.count("\n") == 1
+    unknown = ui("--store", "foo://ann:secret@host")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: foo://ann@host: no store of MLflow; valid: a folder, sqlite://…")
     served = ui("--store", "http://127.0.0.1:1")
     assert served.returncode == 0
     assert "http://127.0.0.1:1/#/experiments?workflowType=machine_learning" in served.stdout
