@@ -21,15 +21,8 @@ def all_is_in_mlflow(made: Case) -> set[str]:
     return set(statuses)
 
 
-# The run does not know how a server was ended, nor the server during which stage.
-FAULTS = [
-    *((stage, signal.SIGTERM) for stage in STAGES),
-    ("training", signal.SIGKILL),
-    ("training", signal.SIGINT),
-]
-
-
-@pytest.mark.parametrize(("stage", "number"), FAULTS, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("stage", STAGES)
 def test_both_servers_are_ended_and_come_back(
     case: Callable[[str], Case], shown: Callable[[Row], None], stage: str, number: signal.Signals
 ) -> None:

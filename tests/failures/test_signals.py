@@ -42,7 +42,7 @@ def test_the_flow_is_ended(
     shown(Row(f"{SIGNALS[number]} of the run", stage, outcome, LOST[stage]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_training_process_is_ended(
     before: Callable[[str], Place], shown: Callable[[Row], None], number: signal.Signals
 ) -> None:
