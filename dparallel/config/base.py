@@ -4,7 +4,7 @@ import difflib
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,9 @@ class ConfigError(UserError):
     """An invalid configuration; the message names the key, the reason and a valid value."""
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
 class How:
     """Marks settings that affect speed, placement or batching, but not the result."""
 
@@ -50,19 +53,22 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     place = [str(part) for part in mistake["loc"] if part not in FORMS]
     message = plain_message(mistake)
     if mistake["type"] == "unknown_key":
-        known = mistake["ctx"]["known"]
-        return "; ".join(
-            f"{called('.'.join([*place, str(key)]))}: unknown key; "
-            f"{nearest(str(key), known, mistake['ctx']['inner'])}"
-            f"known: {', '.join(known)}"
+        known, inner = mistake["ctx"]["known"], mistake["ctx"]["inner"]
+        unknown = [
+            f"{called('.'.join([*place, str(key)]))}: unknown key; {nearest(str(key), known, inner)}"
             for key in mistake["ctx"]["unknown"]
-        )
+        ]
+        return " ".join(unknown) + f"known: {', '.join(known)}"
     if mistake["type"] == "value_error":  # raised by our validators, whose messages name the values
         return f"{called('.'.join(place))}: {message}" if place else message
     if mistake["type"] == "missing":
         return f"{called('.'.join(place))}: required key is missing"
     if mistake["type"] == "tuple_type":  # also raised for an override of one index of a list that is not set
         message = "Input should be a whole list"
+    if mistake["type"] == "too_short":
+        message = f"number of entries must be at least {mistake['ctx']['min_length']}"
+    if mistake["type"] == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME_PATTERN:
+        message = "must consist of letters, digits, _, - and ., and begin with a letter or a digit"
     key = called(".".join(place)) if place else "(top level)"
     given = textwrap.shorten(repr(mistake["input"]), 80)
     if mistake["type"] == "literal_error" and (known := re.findall("'([^']*)'", mistake["ctx"]["expected"])):
@@ -96,6 +102,14 @@ def form(value: Any) -> str:
     if isinstance(value, Mapping | BaseModel):
         return SECTION
     return LIST if isinstance(value, list | tuple) else VALUE
+
+
+def kind_of(settings: Mapping[str, Any]) -> str:
+    """The `file_kind` whose settings have all these keys, if there is one; otherwise ""."""
+    kinds = [
+        kind for kind in Config.__subclasses__() if kind.file_kind and set(settings) <= set(kind.model_fields)
+    ]
+    return kinds[0].file_kind if len(kinds) == 1 else ""
 
 
 def plain_message(mistake: Any) -> str:
@@ -167,6 +181,9 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    # Of settings that fill files: what such a file describes, and how it is given; for messages.
+    file_kind: ClassVar[str] = ""
 
     def __init__(self, /, **settings: Any) -> None:
         try:

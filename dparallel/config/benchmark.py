@@ -1,17 +1,17 @@
 """Settings of a benchmark: what is measured, with which decodings, and how thresholds are chosen."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, model_validator
 
-from dparallel.config.base import HOW, LIST, SECTION, Config, ConfigError, form, nearest
+from dparallel.config.base import HOW, LIST, NAME_PATTERN, SECTION, Config, ConfigError, form, nearest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.paths import PathOrHubId
 from dparallel.config.problems import ProblemsConfig
 
 # Used in folder names, metric names and names of registered models, which have at most 255 characters.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 
 
 Split = Literal["validation", "test"]
@@ -99,6 +99,8 @@ class BenchmarkConfig(Config):
             test problems only from its operating point to a threshold that keeps the accuracy.
         batch_size: responses decoded together.
     """
+
+    file_kind: ClassVar[str] = "a benchmark: give it as `benchmarks: {NAME: FILE}` of an experiment"
 
     test: ProblemsConfig
     validation: ProblemsConfig | None = None

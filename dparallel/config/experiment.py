@@ -4,7 +4,7 @@ Unknown keys, wrong types and invalid combinations raise a `ConfigError` before 
 the key, the value and what would be valid.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -232,6 +232,11 @@ class DistillConfig(Config):
         launch: distribution over processes and machines.
         promotion: when a student becomes the champion in MLflow's registry.
     """
+
+    file_kind: ClassVar[str] = (
+        "an experiment: give it to `python -m flows.distill --config`, "
+        "`dparallel plan` or `prefect deployment run`"
+    )
 
     name: Name
     teacher: PathOrHubId

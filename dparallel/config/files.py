@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dparallel.config.base import Config, ConfigError, explain, nearest
+from dparallel.config.base import Config, ConfigError, explain, kind_of, nearest
 from dparallel.config.paths import PATHS, Written, find_config, shipped_configs, shipped_files, written
 from dparallel.config.roots import check_path
 
@@ -75,6 +75,10 @@ def make_config(
     try:
         return model.model_validate(settings)
     except ValidationError as error:
+        if settings.keys() - model.model_fields.keys() and (kind := kind_of(settings)):
+            what, _, use = kind.partition(": ")
+            wanted = model.file_kind.partition(":")[0]
+            raise ConfigError(f"{named}: is the file of {what}, not of {wanted}: {use}") from error
         raise ConfigError(f"{named}: {explain(error)}") from error
 
 

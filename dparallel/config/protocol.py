@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -66,6 +66,10 @@ class ProtocolConfig(Config):
         licence: licence and source of the data.
         decoding: how the published numbers were decoded; a default, not part of what is asked.
     """
+
+    file_kind: ClassVar[str] = (
+        "a protocol: give it to `dparallel eval --protocol`, or as `test: {protocol: FILE, …}` of a benchmark"
+    )
 
     version: PositiveInt = 1
     prompt: str = "{prompt}"

@@ -1,6 +1,6 @@
 """Settings of a distillation recipe: masking, views, attention pattern, loss terms and schedules."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Discriminator,
@@ -101,6 +101,8 @@ class RecipeConfig(Config):
         eos_region_ratio: relative frequency of sampling a block that contains only padding after the first
             end-of-sequence token; with `region: response`, the frequency of keeping it.
     """
+
+    file_kind: ClassVar[str] = "a recipe: give it as `students: {NAME: FILE}` of an experiment"
 
     region: Literal["block", "response"] = "block"
     block_length: BlockLength | None = None

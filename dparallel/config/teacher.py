@@ -1,6 +1,6 @@
 """Settings of the embedded teacher."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -27,6 +27,8 @@ class TeacherConfig(Config):
         check_problems: number of problems solved in the final check.
         min_accuracy: accuracy below which the stage fails.
     """
+
+    file_kind: ClassVar[str] = "a tiny teacher: give it to `python -m flows.teacher --config`"
 
     out: Annotated[LocalPath, HOW]
     # Omitted from dumps at their defaults, so that folders of existing teachers keep their recorded settings.

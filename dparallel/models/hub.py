@@ -110,9 +110,10 @@ def checkpoint_folder(path: str | Path, with_weights: bool = True) -> Path:
 def _similar(path: Path) -> str:
     """A "did you mean" hint with a folder beside `path`, as the end of a message."""
     known: dict[str, str] = {}
-    for parent, shown in ((shipped(path).parent, "teachers/{}"), (path.parent, f"{path.parent}/{{}}")):
+    teachers = shipped("teachers/any").parent
+    for parent, shown in ((teachers, "teachers/{}"), (path.parent, f"{path.parent}/{{}}")):
         with contextlib.suppress(OSError):
-            if parent == path.parent or str(path).startswith("teachers/"):
+            if parent == path.parent or len(path.parts) == 1 or str(path).startswith("teachers/"):
                 known |= {each.name: shown.format(each.name) for each in os.scandir(parent) if each.is_dir()}
     hint = nearest(path.name, known).strip()
     return f"; {hint}" if hint else ""
