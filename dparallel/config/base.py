@@ -58,7 +58,7 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
             f"{called('.'.join([*place, str(key)]))}: unknown key; {nearest(str(key), known, inner)}"
             for key in mistake["ctx"]["unknown"]
         ]
-        return " ".join(unknown) + f"known: {', '.join(known)}"
+        return " ".join([*map(str.strip, unknown), f"known: {', '.join(known)}"])
     if mistake["type"] == "value_error":  # raised by our validators, whose messages name the values
         return f"{called('.'.join(place))}: {message}" if place else message
     if mistake["type"] == "missing":

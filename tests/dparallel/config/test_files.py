@@ -256,12 +256,12 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
             {**BENCHMARK, "baselines": {"llama": {**RIVAL, "decoding": {"temperature": 1}}}},
             r"baselines\.llama\.decoding\.temperature=1\.0 without baselines\.llama\.decoding\.seed",
         ),
-        (DistillConfig, {"name": "a/b"}, "should match pattern"),
-        (DistillConfig, {"name": ".."}, "should match pattern"),
+        (DistillConfig, {"name": "a/b"}, "must consist of letters"),
+        (DistillConfig, {"name": ".."}, "must consist of letters"),
         (
             DistillConfig,
             {"students": {"a b": {"masking": "trajectory", "region": "response"}}},
-            "match pattern",
+            "must consist of letters",
         ),
         (
             Sweep,
@@ -274,7 +274,7 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
             "threshold=0.5 has no effect",
         ),
         (Sweep, {"decoding": {}, "thresholds": [float("inf")]}, "finite number"),
-        (LoraSettings, {"targets": []}, "at least 1 item"),
+        (LoraSettings, {"targets": []}, "number of entries must be at least 1"),
         (OptimizerConfig, {"learning_rate": 1e-3, "betas": [2, 3]}, "less than 1"),
         (
             TrajectoriesConfig,
