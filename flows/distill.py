@@ -72,10 +72,11 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
             return stage in on_pools
 
         students, benchmarks = experiment.config.students, experiment.config.benchmarks
+        recipes = experiment.config.recipes
         if not sent("trajectories"):
             record_trajectories(experiment.trajectories(), tracked.as_parent)
-        if not sent("training", "student", students):
-            for student in students:
+        if not sent("training", "student", recipes):
+            for student in recipes:
                 train_student(experiment.training(student), launch, tracked.as_parent)
         if not sent("merging", "student", students):
             for student in students:
@@ -88,9 +89,9 @@ def run(experiment: Experiment, on_pools: tuple[StageName, ...] = (), **paramete
 
 def finish(experiment: Experiment, run: Run) -> str:
     """Write the report of the finished stages, and return it as text."""
-    students = experiment.config.students
     stages = [experiment.trajectories()]
-    stages += [plan(student) for plan in (experiment.training, experiment.merging) for student in students]
+    stages += [experiment.training(student) for student in experiment.config.recipes]
+    stages += [experiment.merging(student) for student in experiment.config.students]
     measured = [experiment.benchmark(name) for name in experiment.config.benchmarks]
     return report(experiment.folder, measured, stages, run, experiment.config.promotion)
 

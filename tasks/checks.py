@@ -105,8 +105,8 @@ def _check_gpus(settings: DistillConfig, lengths: PromptLengths, here: Collectio
     memory = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus))
     if {"trajectories", "benchmark"} & set(here):
         check_decoding(decoding_memory(settings, lengths), memory)
-    if "training" in here and progress(settings, len(lengths.trajectories)).trained < len(settings.students):
-        views = max(recipe.views for recipe in settings.students.values())
+    if "training" in here and progress(settings, len(lengths.trajectories)).trained < len(settings.recipes):
+        views = max(recipe.views for recipe in settings.recipes.values())
         launch = fit_to_gpus(settings.launch, settings.training, views, gpus)
         launched = settings.model_copy(update={"launch": launch})
         shape = training_shape(launched, max(lengths.trajectories), on_gpu=True)
@@ -149,7 +149,8 @@ def ready_students(
         The experiment and the names of the students.
     """
     experiment = checked_experiment(config, overrides, [stage], here)
-    students = chosen("student", experiment.config.students, student)
+    settings = experiment.config
+    students = chosen("student", settings.recipes if stage == "training" else settings.students, student)
     check_ready(stage, experiment, students)
     return experiment, students
 
@@ -160,9 +161,10 @@ def check_ready(stage: str, experiment: Experiment, students: list[str]) -> None
     Raises:
         StageError: names the command that runs the first unfinished stage.
     """
-    earlier: list[tuple[str, str | None]] = [("trajectories", None)]
+    trained = [student for student in students if student in experiment.config.recipes]
+    earlier: list[tuple[str, str | None]] = [("trajectories", None)] if trained else []
     if stage in ("merging", "benchmark"):
-        earlier += [("training", student) for student in students]
+        earlier += [("training", student) for student in trained]
     if stage == "benchmark":
         earlier += [("merging", student) for student in students]
     plans = {"training": experiment.training, "merging": experiment.merging}

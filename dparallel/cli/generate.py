@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -117,12 +118,12 @@ def _identity(
     prompts: list[list[int]],
 ) -> dict[str, Any]:
     """Everything that determines the results; an interrupted run is continued only if it is equal."""
-    folder = checkpoint_folder(options.model)
-    files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
-    status = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    parts = [_files_digest(checkpoint_folder(options.model), "config.json")]
+    if options.adapter is not None:
+        parts.append(_files_digest(checkpoint_folder(options.adapter), "adapter_config.json"))
     return {
         "dparallel": version("dparallel"),
-        "model": digest([str(folder.resolve()), status]),
+        "model": parts[0] if len(parts) == 1 else digest(parts),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
@@ -130,3 +131,12 @@ def _identity(
         "stop": options.stop,
         **decoding.model_dump(mode="json"),
     }
+
+
+def _files_digest(folder: Path, config: str) -> str:
+    """Digest of a folder's path and of the sizes and times of its weights and of its config file."""
+    files = [*folder.glob("*.safetensors"), *folder.glob(config)]
+    status = {
+        file.relative_to(folder).as_posix(): (file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    }
+    return digest([str(folder.resolve()), status])

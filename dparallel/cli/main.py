@@ -1,4 +1,4 @@
-"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval`, `compare`, `runs` and `clean`.
+"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval`, `compare`, `merge` and others.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -94,6 +94,10 @@ def _command(options: argparse.Namespace) -> Callable[[], None]:
             from dparallel.cli.compare import print_comparison
 
             return partial(print_comparison, options.given, options.runs, options.out)
+        case "merge":
+            from dparallel.cli.merge import merge
+
+            return partial(merge, options)
         case "runs":
             from dparallel.cli.runs import print_runs
 

@@ -28,8 +28,8 @@ def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
 
 
 def open_model(options: argparse.Namespace) -> DiffusionTransformer:
-    """Load the model of `--model` with `--device` and `--dtype`."""
-    return load_model(options.model, options.device, options.dtype)
+    """Load the model of `--model` with `--adapter`, `--device` and `--dtype`."""
+    return load_model(options.model, options.device, options.dtype, options.adapter)
 
 
 def answer(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from dparallel.cli.argument_types import as_path, as_positive, as_runs, as_stop, as_text
+from dparallel.cli.model_parser import add_merge
 from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_runs(commands)
     _add_clean(commands)
+    add_merge(commands)
     return parser
 
 
@@ -345,6 +347,9 @@ def _add_decoding_command(
     )
     first = command.add_argument_group("what is decoded")
     _add_model(first)
+    first.add_argument(
+        "--adapter", metavar="ADAPTER", type=as_text, help="LoRA adapter that is merged into the model"
+    )
     hardware = _add_decoding(command)
     hardware.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     hardware.add_argument(

@@ -94,7 +94,8 @@ def _files(given: str, kind: str) -> str:
     return f"; {near}known: {', '.join(known)}"
 
 
-VALUE, LIST, SECTION = FORMS = ("<value>", "<list>", "<section>")  # omitted from the location of a mistake
+# Forms of a setting, which are omitted from the location of a mistake.
+VALUE, LIST, SECTION, RECIPE, ADAPTER = FORMS = ("<value>", "<list>", "<section>", "<recipe>", "<adapter>")
 
 
 def form(value: Any) -> str:

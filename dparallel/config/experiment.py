@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dparallel.config.adapter import AdapterConfig, Student
 from dparallel.config.base import HOW, Config, ConfigError
 from dparallel.config.benchmark import (
     Baseline,
@@ -23,6 +24,7 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 
 __all__ = [
+    "AdapterConfig",
     "Baseline",
     "BenchmarkConfig",
     "ConfigError",
@@ -154,11 +156,15 @@ class MergingConfig(Config):
             model's publisher), or `auto` (that of the teacher's checkpoint).
         check_prompts: number of prompts compared.
         tolerance: largest accepted difference of logits.
+        attention: attention pattern that the merged model states, of an adapter that was trained elsewhere;
+            that of the student, so leave it out.
     """
 
     format: Literal["auto", "native", "original"] = "auto"
     check_prompts: PositiveInt = 8
     tolerance: PositiveFloat = 1e-4
+    # Omitted from dumps at its default, so that the folders of trained students keep their keys.
+    attention: Literal["full", "block_causal"] | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class LaunchConfig(Config):
@@ -216,7 +222,7 @@ MEASUREMENTS = "measurements"  # folder in `runs` for the samples and verdicts o
 
 
 class DistillConfig(Config):
-    """An experiment: a teacher, one student per recipe, and the benchmarks that compare them.
+    """An experiment: a teacher, students, and the benchmarks that compare them.
 
     Args:
         name: name of the experiment in folders and in MLflow.
@@ -227,7 +233,8 @@ class DistillConfig(Config):
         code: code digests by stage. A stage listed here keeps the result that code with this digest made
             (see its `manifest.json`): you vouch that later code changes do not affect it.
         trajectories, training, merging: settings of these stages.
-        students: recipes by student name.
+        students: by name, the recipes of students that are trained here, and `{adapter: PATH}` for those
+            that are trained already.
         benchmarks: benchmarks by name; each is a stage of its own.
         launch: distribution over processes and machines.
         promotion: when a student becomes the champion in MLflow's registry.
@@ -245,11 +252,21 @@ class DistillConfig(Config):
     code: dict[Literal["trajectories", "training", "merging"], CodeDigest] = {}
     trajectories: TrajectoriesConfig
     training: TrainingConfig
-    students: dict[Name, RecipeConfig] = Field(min_length=1)
+    students: dict[Name, Student] = Field(min_length=1)
     merging: MergingConfig = MergingConfig()
     benchmarks: dict[Name, BenchmarkConfig] = Field(min_length=1)
     launch: LaunchConfig = LaunchConfig()
     promotion: PromotionConfig = PromotionConfig()
+
+    @property
+    def recipes(self) -> dict[str, RecipeConfig]:
+        """Recipes of the students that are trained here, by student name."""
+        return {name: made for name, made in self.students.items() if isinstance(made, RecipeConfig)}
+
+    @property
+    def adapters(self) -> dict[str, AdapterConfig]:
+        """The students that are trained already, by student name."""
+        return {name: made for name, made in self.students.items() if isinstance(made, AdapterConfig)}
 
     def baseline_models(self) -> list[str]:
         """The models of all baselines, once each."""
@@ -258,6 +275,16 @@ class DistillConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
+        if not self.recipes:
+            raise ValueError(
+                f"students: {', '.join(self.students)}: all are adapters, so nothing is trained; add a "
+                "student with a recipe, or measure them with `dparallel merge` and `dparallel eval`"
+            )
+        if self.merging.attention is not None:
+            raise ValueError(
+                f"merging.attention={self.merging.attention!r}: a student states its own attention, as "
+                "students.NAME.attention; drop it"
+            )
         if self.name.casefold() == MEASUREMENTS:
             raise ValueError(
                 f"name={self.name!r}: {self.runs}/{MEASUREMENTS} holds all experiments' samples; choose "

@@ -20,7 +20,7 @@ from dparallel.config.roots import check_path
 
 NAMED = ("students", "benchmarks", "sweeps", "fixed", "baselines", "columns")  # sections whose keys are names
 
-INPUTS = ("path", "chat_template", "model", "teacher")  # settings that are the path of an input
+INPUTS = ("path", "chat_template", "model", "adapter", "teacher")  # settings that are the path of an input
 CONFIG_FILES = (".yaml", ".yml", ".json")
 NAME_IN_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^.=]*)([.=]|\Z)')  # and what ends it
 

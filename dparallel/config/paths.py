@@ -18,6 +18,7 @@ PATHS = (
     "data_files",
     "chat_template",
     "model",
+    "adapter",
     "teacher",
     "runs",
     "store",

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.decoding.memory import free_bytes
-from dparallel.models.backbone import DiffusionTransformer, rotary_tables
+from dparallel.models.adapters import load_adapter
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer, rotary_tables
 from dparallel.models.checkpoints import (
     choose_format,
     load_model,
@@ -25,7 +27,7 @@ from dparallel.models.checkpoints import (
     save_model,
 )
 from dparallel.models.loader import releasing_memory
-from dparallel.models.lora import detach, fold, load_adapter, merged_weight
+from dparallel.models.lora import detach, fold, merged_weight
 from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
 from dparallel.stages import lease
@@ -49,10 +51,11 @@ def run_stage(
 ) -> Manifest:
     """Merge the adapter of `inputs["training"]` into `inputs["teacher"]`, verify the result, and save it.
 
-    The check compares logits on partly masked canvases of `config.check_prompts` trajectories of
-    `inputs["trajectories"]`. The manifest contains two largest differences from base + adapter in float32:
-    `max_logit_difference` of the merged model in float32, and `max_logit_difference_saved` of the saved
-    model, whose weights are rounded to the teacher's dtypes.
+    A student that was trained elsewhere has its adapter in `inputs["adapter"]` instead. The check compares
+    logits on partly masked canvases of `config.check_prompts` trajectories of `inputs["trajectories"]`, or of
+    random tokens for an adapter from elsewhere. The manifest contains two largest differences from base +
+    adapter in float32: `max_logit_difference` of the merged model in float32, and
+    `max_logit_difference_saved` of the saved model, whose weights are rounded to the teacher's dtypes.
 
     Args:
         origin: the run that the stage belongs to.
@@ -75,24 +78,74 @@ def run_stage(
 
 
 def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manifest:
-    # 1. Check that the inputs belong together
+    adapter, attention, canvases = _adapter_of(config, inputs)
+    merged = merge_adapter(inputs["teacher"], adapter, stage.folder, config, attention, canvases)
+    return stage.finish(
+        files=merged.files,
+        counts={"check_prompts": len(canvases)},
+        metrics={
+            "max_logit_difference": merged.difference,
+            "max_logit_difference_saved": merged.saved_difference,
+        },
+        details={"dtype": merged.dtype, "format": merged.format},
+    )
+
+
+def _adapter_of(config: MergingConfig, inputs: dict[str, str]) -> tuple[Path, str | None, list[Tensor]]:
+    """Folder of the student's adapter, its attention pattern, and canvases for the check."""
+    model = read_config(inputs["teacher"])
+    if "training" not in inputs:
+        return Path(inputs["adapter"]), config.attention, random_canvases(model, config.check_prompts)
     training = verify(inputs["training"], "training")
     if training.inputs["teacher"] != fingerprint(inputs["teacher"]):
         raise StageError(
             f"the adapter in {inputs['training']} was trained on another teacher than {inputs['teacher']}: "
             "merge it into the one it was trained on"
         )
-    format = choose_format(config.format, inputs["teacher"])
-    base = load_model(inputs["teacher"], roomy_device(inputs["teacher"]))
-    student = load_adapter(base, Path(inputs["training"]) / "adapter").eval()
+    rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
+    canvases = check_canvases(rows, model.mask_token_id)
+    return Path(inputs["training"]) / "adapter", training.config["recipe"]["attention"], canvases
+
+
+class Merged(NamedTuple):
+    """A saved model: its files, and its largest differences from base + adapter, before and after saving."""
+
+    files: list[str]
+    difference: float
+    saved_difference: float
+    dtype: str
+    format: str
+
+
+def merge_adapter(
+    teacher: str | Path,
+    adapter: str | Path,
+    folder: Path,
+    config: MergingConfig,
+    attention: str | None,
+    canvases: Sequence[Tensor],
+) -> Merged:
+    """Merge an adapter into its base model, verify the result, and save it.
+
+    Args:
+        teacher: the base model.
+        adapter: as in `load_adapter`.
+        attention: attention pattern that the adapter was trained with; None for that of the base model.
+        canvases: partly masked canvases (1, L), on which logits are compared.
+
+    Raises:
+        AdapterError, CheckpointError, MergeError: as `run_stage`.
+    """
+    # 1. Load base and adapter
+    format = choose_format(config.format, teacher)
+    base = load_model(teacher, roomy_device(teacher))
+    student = load_adapter(base, adapter).eval()
 
     # 2. Merge in float32, and compare with the logits of base + adapter
-    rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
     mask_token_id = base.config.mask_token_id
-    canvases = check_canvases(rows, mask_token_id)
     expected = masked_logits(student, canvases, mask_token_id)
     merged, adapters = detach(student)
-    merged.config.attention_pattern = training.config["recipe"]["attention"]
+    merged.config.attention_pattern = attention or merged.config.attention_pattern
     actual = masked_logits(merged, canvases, mask_token_id, adapters)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN
@@ -106,25 +159,20 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
     fold(adapters)
     device, dtype_name = merged.device, str(merged.dtype).removeprefix("torch.")
     rounds = any(torch.finfo(weight.dtype).bits < 32 for weight in merged.parameters())
-    tokenizer = load_tokenizer(inputs["teacher"])
-    with naming_the_file(stage.folder):
-        files = save_model(merged, stage.folder, tokenizer=tokenizer, format=format)
+    tokenizer = load_tokenizer(teacher)
+    with naming_the_file(folder):
+        files = save_model(merged, folder, tokenizer=tokenizer, format=format)
     del base, student, merged, adapters  # keep only one model in memory
-    saved = load_model(stage.folder, device)
+    saved = load_model(folder, device)
     saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))
     limit = math.inf if rounds else config.tolerance
     if not saved_difference <= limit:
         raise MergeError(
-            f"the model saved in {stage.folder} ({dtype_name}) differs from base + adapter by "
+            f"the model saved in {folder} ({dtype_name}) differs from base + adapter by "
             f"{saved_difference:.3g}, more than tolerance={config.tolerance}"
         )
     log.info("saved in %s, they differ from base + adapter by at most %.2g", dtype_name, saved_difference)
-    return stage.finish(
-        files=files,
-        counts={"check_prompts": len(canvases)},
-        metrics={"max_logit_difference": difference, "max_logit_difference_saved": saved_difference},
-        details={"dtype": dtype_name, "format": format},
-    )
+    return Merged(files, difference, saved_difference, dtype_name, format)
 
 
 def roomy_device(path: str | Path) -> torch.device:
@@ -154,6 +202,17 @@ def check_canvases(rows: Sequence[dict], mask_token_id: int) -> list[Tensor]:
     return canvases
 
 
+def random_canvases(model: DiffusionConfig, count: int) -> list[Tensor]:
+    """Canvases as of `check_canvases`, of tokens drawn at random: where no trajectories are at hand."""
+    rng = np.random.default_rng(0)
+    length = min(48, model.max_position_embeddings)
+    tokens = np.delete(np.arange(model.vocab_size), model.mask_token_id)
+    drawn = rng.choice(tokens, (count, length))
+    prompt = length // 3
+    rows = [{"prompt_ids": row[:prompt], "response_ids": row[prompt:]} for row in drawn]
+    return check_canvases(rows, model.mask_token_id)
+
+
 @torch.no_grad()
 def masked_logits(
     model: nn.Module,
@@ -173,8 +232,7 @@ def masked_logits(
     config, device = whole.config, whole.device
     ids = [canvas.to(device) for canvas in canvases]
     positions = [torch.arange(canvas.shape[1], device=device) for canvas in ids]
-    head_size = config.hidden_size // config.num_attention_heads
-    rotary = [rotary_tables(position, head_size, config.rope_theta) for position in positions]
+    rotary = [rotary_tables(position, config.head_size, config.rope_theta) for position in positions]
 
     part = widened(whole.embedding, adapters)
     hidden = [part(canvas) for canvas in ids]  # (1, L, D) each

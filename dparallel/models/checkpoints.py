@@ -75,6 +75,7 @@ def load_model(
     path: str | Path,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    adapter: str | Path | None = None,
 ) -> DiffusionTransformer:
     """Load a masked diffusion model for inference, without running code of the checkpoint.
 
@@ -86,8 +87,11 @@ def load_model(
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
         dtype: such as "bfloat16" or torch.bfloat16. None and "auto" keep the dtypes of the checkpoint, in
             which norms may have a different dtype than matrices.
+        adapter: a LoRA adapter that is merged into the model: a folder or a Hub id in PEFT's layout, with our
+            module names or those of the model's publisher.
 
     Raises:
+        AdapterError: the adapter does not exist, is damaged, or was trained on another architecture.
         CheckpointError: the checkpoint does not exist, has another architecture, files that are missing,
             unreadable or damaged, or tensors that are missing, unexpected or of the wrong shape. Raised
             before any tensor is read.
@@ -107,6 +111,10 @@ def load_model(
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
     model.config.name_or_path = str(folder.resolve())  # save_model finds the remaining files there
+    if adapter is not None:
+        from dparallel.models import adapters  # here, since PEFT takes seconds to import
+
+        model = adapters.merge(adapters.load_adapter(model, adapter))
     return model.eval()
 
 
@@ -248,7 +256,7 @@ def _inspect(folder: Path) -> tuple[DiffusionConfig, dict[str, Stored]]:
                 f"{tensor.file}: tensor {tensor.name} is stored as {tensor.dtype}; only {', '.join(DTYPES)} "
                 "are supported: use the checkpoint that is not quantized"
             )
-    stored = {known.tensor_name(tensor.name): tensor for tensor in held}
+    stored = {known.names.native(tensor.name): tensor for tensor in held}
     _check_tensors(folder, empty_model(config), stored)
     return config, stored
 
@@ -351,7 +359,7 @@ def _write_original(model: DiffusionTransformer, source: Path, folder: Path) -> 
         tensors["lm_head.weight"] = tensors["embedding.weight"].clone()
     before = weights.locate(source)
     names = [tensor.name for tensor in before if not is_computed(tensor.name)]
-    weights.write_like(source, {name: tensors[known.tensor_name(name)] for name in names}, folder)
+    weights.write_like(source, {name: tensors[known.names.native(name)] for name in names}, folder)
 
     shutil.copyfile(source / "config.json", folder / "config.json")
     if config.attention_pattern != model.config.attention_pattern:

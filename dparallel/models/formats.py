@@ -4,13 +4,14 @@ All peculiarities of model families are handled here; the rest of the project us
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dparallel.config.base import UserError, plain_message
+from dparallel.models import names
 from dparallel.models.backbone import DiffusionConfig
+from dparallel.models.names import Names
 
 
 class CheckpointError(UserError):
@@ -169,58 +170,26 @@ class DreamFields(Fields):
         return DiffusionConfig(**self._shared(), qkv_bias=True, family="dream", predicts_next=True)
 
 
-_LLADA_TOP = {"wte": "embedding", "ln_f": "norm", "ff_out": "lm_head"}
-_LLADA_LAYER = {
-    "attn_norm": "attention_norm",
-    "q_proj": "attention.q_proj",
-    "k_proj": "attention.k_proj",
-    "v_proj": "attention.v_proj",
-    "attn_out": "attention.o_proj",
-    "ff_norm": "feed_forward_norm",
-    "ff_proj": "feed_forward.gate_proj",
-    "up_proj": "feed_forward.up_proj",
-    "ff_out": "feed_forward.down_proj",
-}
-
-
-def _llada_tensor(name: str) -> str:
-    """`model.transformer.blocks.0.attn_out.weight` -> `layers.0.attention.o_proj.weight`."""
-    parts = name.removeprefix("model.transformer.").split(".")
-    if parts[0] == "blocks" and len(parts) == 4:
-        return ".".join(["layers", parts[1], _LLADA_LAYER.get(parts[2], parts[2]), parts[3]])
-    return ".".join([_LLADA_TOP.get(parts[0], parts[0]), *parts[1:]])
-
-
-_DREAM_TOP = {"embed_tokens": "embedding"}
-_DREAM_LAYER = {
-    "input_layernorm": "attention_norm",
-    "self_attn": "attention",
-    "post_attention_layernorm": "feed_forward_norm",
-    "mlp": "feed_forward",
-}
-
-
-def _dream_tensor(name: str) -> str:
-    """`model.layers.0.mlp.up_proj.weight` -> `layers.0.feed_forward.up_proj.weight`."""
-    parts = name.removeprefix("model.").split(".")
-    if parts[0] == "layers" and len(parts) > 3:
-        return ".".join(["layers", parts[1], _DREAM_LAYER.get(parts[2], parts[2]), *parts[3:]])
-    return ".".join([_DREAM_TOP.get(parts[0], parts[0]), *parts[1:]])
-
-
 class Format(NamedTuple):
     """A checkpoint format: config fields and tensor names."""
 
     fields: type[Fields]
-    tensor_name: Callable[[str], str]  # name in the file -> native name
+    names: Names
+    family: str | None = None  # of its models, as `DiffusionConfig.family`; None for any
 
 
 NATIVE = "dparallel"
 FORMATS = {
-    NATIVE: Format(NativeFields, lambda name: name),
-    "llada": Format(LladaFields, _llada_tensor),
-    "Dream": Format(DreamFields, _dream_tensor),
+    NATIVE: Format(NativeFields, names.NATIVE),
+    "llada": Format(LladaFields, names.LLADA, "llada"),
+    "Dream": Format(DreamFields, names.LLAMA, "dream"),
 }
+
+
+def publishers(family: str) -> dict[str, Format]:
+    """The formats of a family's published models, by `model_type`; all formats for a family without one."""
+    own = {name: known for name, known in FORMATS.items() if known.family == family}
+    return own or {name: known for name, known in FORMATS.items() if known.family is not None}
 
 
 def read_fields(raw: dict[str, Any], file: object) -> tuple[Format, DiffusionConfig]:

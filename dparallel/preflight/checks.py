@@ -15,6 +15,7 @@ from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
 from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
+from dparallel.models.adapters import check_adapter
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
 from dparallel.models.hub import checkpoint_folder
@@ -53,6 +54,8 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     _check_whole(settings, stages)
     teacher = empty_model(read_config(settings.teacher))
     _check_teacher(settings, teacher)
+    for trained in settings.adapters.values():
+        check_adapter(teacher.config, trained.adapter)
     if not {"trajectories", "benchmark"} & set(stages):
         return PromptLengths()
     recorded = load_problems(settings.trajectories.problems)
@@ -103,18 +106,19 @@ def _check_launch(settings: DistillConfig) -> None:
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"launch.launcher={launcher} is not installed (no module {module})")
     check_hosts(settings.launch)
-    for recipe in settings.students.values():
+    for recipe in settings.recipes.values():
         step_shape(settings.training, recipe.views, world_size(settings.launch))
 
 
 def _check_recipes(settings: DistillConfig) -> None:
     gen_length = settings.trajectories.decoding.gen_length
-    for name, recipe in settings.students.items():
+    for name, recipe in settings.recipes.items():
         if misfit := recipe.misfit(gen_length):
             raise ConfigError(
                 f"students.{name}.{misfit} does not divide "
                 f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
             )
+    for name, student in settings.students.items():
         for place, benchmark in settings.benchmarks.items():
             measured = {
                 f"sweeps.{sweep}": benchmark.sweeps[sweep].decoding for sweep in benchmark.sweeps_of(name)
@@ -122,9 +126,9 @@ def _check_recipes(settings: DistillConfig) -> None:
             measured |= {f"fixed.{fixed}": decoding for fixed, decoding in benchmark.fixed_of(name).items()}
             for decoded, decoding in measured.items():
                 mode = decoding.mode
-                if (mode == "pipelined") != (recipe.attention == "block_causal"):
+                if (mode == "pipelined") != (student.attention == "block_causal"):
                     raise ConfigError(
-                        f"students.{name}.attention={recipe.attention} with "
+                        f"students.{name}.attention={student.attention} with "
                         f"benchmarks.{place}.{decoded}.decoding.mode={mode}: a block_causal student is "
                         f"decoded with mode: pipelined, and no other is; give {name} its own sweeps in "
                         f"benchmarks.{place}.student_sweeps"

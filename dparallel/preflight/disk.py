@@ -26,7 +26,7 @@ def disk_bytes(config: DistillConfig, sizes: Sizes, rows: int, done: Progress) -
     While a checkpoint is written, the previous ones still exist. MLflow stores copies of adapters and merged
     models if its store is on the same disk.
     """
-    to_train, to_merge = len(config.students) - done.trained, len(config.students) - done.merged
+    to_train, to_merge = len(config.recipes) - done.trained, len(config.students) - done.merged
     checkpoints = sizes.checkpoint * (KEPT_CHECKPOINTS * to_train + (to_train > 0))
     needed = {
         "trajectories": (rows - done.rows) * sizes.trajectory,

@@ -94,7 +94,7 @@ def students_memory(
         training: training settings, those of `config` or a variant of them.
     """
     needs = []
-    for recipe in config.students.values():
+    for recipe in config.recipes.values():
         samples = step_shape(training, recipe.views, shape.processes).micro_samples
         region = recipe.region_length(config.trajectories.decoding.gen_length)
         soft = recipe.targets == "teacher"

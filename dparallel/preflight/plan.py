@@ -75,7 +75,7 @@ def make_plan(config: DistillConfig, lengths: PromptLengths, on_gpu: bool) -> Pl
     model = empty_model(read_config(config.teacher))
     shape = training_shape(config, max(lengths.trajectories), on_gpu)
     done = progress(config, len(lengths.trajectories))
-    trained = done.trained == len(config.students)
+    trained = done.trained == len(config.recipes)
     return Plan(
         config=config,
         parameters=weight_count(model),
@@ -94,8 +94,8 @@ def _partly(config: DistillConfig, rows: int, done: Progress) -> dict[str, str]:
     notes = {}
     if 0 < done.rows < rows:
         notes["trajectories"] = f"{done.rows:,} of {rows:,} are recorded"
-    if 0 < done.trained < len(config.students):
-        notes["training"] = f"{done.trained} of {len(config.students)} students are trained"
+    if 0 < done.trained < len(config.recipes):
+        notes["training"] = f"{done.trained} of {len(config.recipes)} students are trained"
     return notes
 
 

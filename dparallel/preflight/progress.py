@@ -45,23 +45,28 @@ def progress(config: DistillConfig, rows: int) -> Progress:
         StageError: a finished stage was damaged.
     """
     experiment = Experiment(config, partial(checkpoint_folder, with_weights=False))
+    adapters = sum(_is_merged(experiment, student) for student in config.adapters)
     if not any(experiment.folder.glob("trajectories-*")):
-        return Progress()
+        return Progress(merged=adapters)
     recorded = Path(experiment.trajectories().out_dir)
     if not is_there(recorded / MANIFEST):
         shards = len(list(recorded.glob("part-*.parquet")))
-        return Progress(rows=min(rows, shards * config.trajectories.shard_size))
-    trained, merged, checkpoints = set(), 0, 0
-    for student in config.students:
+        return Progress(rows=min(rows, shards * config.trajectories.shard_size), merged=adapters)
+    trained, merged, checkpoints = set(), adapters, 0
+    for student in config.recipes:
         training = Path(experiment.training(student).out_dir)
         if is_there(training / MANIFEST):
             trained.add(student)
-            merged += is_there(Path(experiment.merging(student).out_dir) / MANIFEST)
+            merged += _is_merged(experiment, student)
         else:
             files = (training / CHECKPOINTS).rglob("*")
             checkpoints += sum(file.stat().st_size for file in files if file.is_file())
     measured = _measured(experiment) if merged == len(config.students) else frozenset()
     return Progress(rows, frozenset(trained), merged, checkpoints, measured)
+
+
+def _is_merged(experiment: Experiment, student: str) -> bool:
+    return is_there(Path(experiment.merging(student).out_dir) / MANIFEST)
 
 
 def _measured(experiment: Experiment) -> frozenset[str]:

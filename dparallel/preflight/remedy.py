@@ -32,7 +32,7 @@ def check_training(
 def _remedy(config: DistillConfig, shape: TrainingShape, gpu_bytes: int) -> str:
     """The first fitting change of settings, as text."""
     model = empty_model(read_config(config.teacher))
-    fewest_views = max(recipe.views for recipe in config.students.values())
+    fewest_views = max(recipe.views for recipe in config.recipes.values())
     for changes in ways_to_save_memory(config.training, fewest_views, shape.processes, model):
         memory = students_memory(model, config, config.training.model_copy(update=changes), shape)
         if memory.peak + RESERVED <= gpu_bytes:

@@ -56,7 +56,7 @@ def forwards_by_stage(
 
 def _trained(config: DistillConfig, trajectories: int, length: int, done: Progress) -> Forwards:
     training, rows = config.training, 0
-    for student, recipe in config.students.items():
+    for student, recipe in config.recipes.items():
         if student in done.students:
             continue
         samples = training.views_per_step // recipe.views

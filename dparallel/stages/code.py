@@ -28,6 +28,7 @@ MODEL = (
     "models/config_file.py",
     "models/end_tokens.py",
     "models/formats.py",
+    "models/names.py",
     "models/weights.py",
 )
 DECODING = (
@@ -87,7 +88,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/state.py",
         "distillation/trainer.py",
     ),
-    "merging": (*MODEL, "distillation/merging.py", "models/lora.py"),
+    "merging": (*MODEL, "distillation/merging.py", "models/adapters.py", "models/lora.py"),
     "benchmark": (*DECODING, *PROMPTS, "evaluation/*.py"),
 }
 

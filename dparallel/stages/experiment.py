@@ -126,19 +126,24 @@ class Experiment:
         return self._plan("trajectories", self.config.trajectories, {"teacher": self._teacher})
 
     def training(self, student: str) -> StagePlan:
-        """Plan of a student's training; StageError if an input is not finished."""
+        """Plan of the training of one of `config.recipes`; StageError if an input is not finished."""
         config = StudentConfig(training=self.config.training, recipe=self._recipe(student))
         inputs = {"teacher": self._teacher, "trajectories": self.trajectories().out_dir}
         return self._plan("training", config, inputs, student)
 
     def merging(self, student: str) -> StagePlan:
         """Plan of a student's merging; StageError if an input is not finished."""
-        inputs = {
-            "teacher": self._teacher,
-            "trajectories": self.trajectories().out_dir,
-            "training": self.training(student).out_dir,
-        }
-        return self._plan("merging", self.config.merging, inputs, student)
+        config = self.config.merging
+        if (trained := self.config.adapters.get(student)) is not None:
+            config = config.model_copy(update={"attention": trained.attention})
+            inputs = {"teacher": self._teacher, "adapter": str(self._folder_of(trained.adapter))}
+        else:
+            inputs = {
+                "teacher": self._teacher,
+                "trajectories": self.trajectories().out_dir,
+                "training": self.training(student).out_dir,
+            }
+        return self._plan("merging", config, inputs, student)
 
     def benchmark(self, name: str) -> StagePlan:
         """Plan of a benchmark; StageError if an input is not finished."""
@@ -190,12 +195,13 @@ class Experiment:
         return str(self._folder_of(self.config.teacher))
 
     def _recipe(self, student: str) -> RecipeConfig:
-        if student not in self.config.students:
-            known = list(self.config.students)
+        recipes = self.config.recipes
+        if student not in recipes:
+            known = list(recipes)
             raise ConfigError(
                 f"unknown student {student!r}; {nearest(student, known)}this config trains {', '.join(known)}"
             )
-        return self.config.students[student]
+        return recipes[student]
 
     def _plan(
         self,

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 INPUTS, LISTING = ".inputs", "listing.json"  # experiments cannot have this name
 MODEL_FILES = (*WEIGHTS, "*.py", "LICENSE*", "NOTICE*")
-MODELS = ("teacher", "model")  # settings that are models
+MODELS = ("teacher", "model", "adapter")  # settings that are models or adapters
 
 
 class Listing(BaseModel):

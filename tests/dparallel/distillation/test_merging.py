@@ -21,10 +21,11 @@ from dparallel.distillation.merging import (
     max_difference,
     run_stage,
 )
+from dparallel.models.adapters import load_adapter
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
 from dparallel.models.formats import CheckpointError
-from dparallel.models.lora import AdapterError, load_adapter, merge
+from dparallel.models.lora import AdapterError, merge
 from dparallel.stages import lease
 from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.lease import LeaseHeldError
@@ -336,3 +337,14 @@ def test_an_adapter_on_a_narrow_model_keeps_its_own_precision(inputs: dict[str, 
     scaling = student.get_submodule(f"base_model.model.{name}").scaling["default"]
     expected = (before + scaling * (b @ a)).bfloat16()
     assert torch.equal(merge(student).get_submodule(name).weight, expected)
+
+
+def test_an_adapter_from_elsewhere_is_merged_as_a_trained_one(inputs: dict[str, str], tmp_path: Path) -> None:
+    adapter = Path(inputs["training"]) / "adapter"
+    given = {"teacher": inputs["teacher"], "adapter": str(adapter)}
+    manifest = run_stage(MergingConfig(attention="block_causal"), given, tmp_path / "given")
+    assert 0 < manifest.metrics["max_logit_difference"] < 1e-4
+    assert load_model(tmp_path / "given").config.attention_pattern == "block_causal"
+    run_stage(MergingConfig(), inputs, tmp_path / "trained")
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("given", "trained")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

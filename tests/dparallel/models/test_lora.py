@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dparallel.config.experiment import LoraSettings
+from dparallel.models.adapters import load_adapter
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.lora import AdapterError, attach, load_adapter, merge
+from dparallel.models.lora import AdapterError, attach, merge
 from tests.conftest import random_model
 from tests.dparallel.models.published import edit_json
 

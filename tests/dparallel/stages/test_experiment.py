@@ -179,3 +179,43 @@ def test_a_plan_crosses_processes_as_json(config):
 def test_settings_are_checked_together(config):
     with pytest.raises(ConfigError, match=r"students\.consistency\.mask_ratio"):
         load_config(DistillConfig, CONFIGS / "tiny.yaml", ["students.consistency.mask_ratio=2"])
+
+
+def test_a_student_that_is_trained_already_is_only_merged(config, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(f"adapter: {adapter}\nattention: block_causal\n", encoding="utf-8")
+    overrides = [f"teacher={config.teacher}", f"runs={tmp_path}", f"students.d2f={tmp_path / 'own.yaml'}"]
+    config = load_config(DistillConfig, CONFIGS / "tiny.yaml", overrides)
+    assert set(config.adapters) == {"d2f"}
+    assert {*config.recipes, "d2f"} == set(config.students)
+    experiment = Experiment(config)
+    plan = experiment.merging("d2f")  # needs no other stage
+    assert plan.inputs == {"teacher": config.teacher, "adapter": str(adapter)}
+    assert plan.settings().attention == "block_causal"
+    assert "attention" not in config.merging.what()  # which keeps the keys of trained students
+    with pytest.raises(ConfigError, match="unknown student 'd2f'.*this config trains"):
+        experiment.training("d2f")
+    (adapter / "adapter_config.json").write_text('{"r": 1}', encoding="utf-8")
+    assert Experiment(config).merging("d2f").out_dir != plan.out_dir
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("students={d2f: {adapter: ./a}}", "students: d2f: all are adapters, so nothing is trained"),
+        (
+            "students.d2f={adapter: ./a, masking: random}",
+            r"students\.d2f\.masking: unknown key; .*known: adapter",
+        ),
+        (
+            "students.d2f={adapter: ./a, attention: causal}",
+            r"students\.d2f\.attention: unknown value 'causal'",
+        ),
+        ("merging.attention=full", r"merging\.attention='full': a student states its own attention"),
+    ],
+)
+def test_adapters_that_cannot_be_students_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(DistillConfig, CONFIGS / "tiny.yaml", [override])
