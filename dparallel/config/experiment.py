@@ -19,6 +19,7 @@ from dparallel.config.benchmark import (
     refuse_unrepeatable,
 )
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.imported import ImportedConfig
 from dparallel.config.paths import LocalPath, PathOrHubId, RunsFolder, StoreUrl
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
@@ -43,7 +44,8 @@ class TrajectoriesConfig(Config):
 
     Args:
         problems: the problems the teacher responds to.
-        decoding: how the teacher decodes.
+        decoding: how the teacher decodes; of imported responses, `gen_length` is their length.
+        imported: read published responses in place of recording, see `ImportedConfig`.
         shard_size: responses per file.
         batch_size: responses decoded together.
     """
@@ -52,10 +54,22 @@ class TrajectoriesConfig(Config):
     decoding: DecodingConfig
     shard_size: Annotated[PositiveInt, HOW] = 500
     batch_size: Annotated[PositiveInt, HOW] = 64
+    # Omitted from dumps at its default, so that recordings keep their keys.
+    imported: ImportedConfig | None = Field(None, exclude_if=lambda imported: imported is None)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the steps are known at which tokens were committed."""
+        return self.imported is None or self.imported.has_steps
 
     @model_validator(mode="after")
-    def _repeatable(self) -> "TrajectoriesConfig":
+    def _consistent(self) -> "TrajectoriesConfig":
         refuse_unrepeatable({"decoding": self.decoding})
+        if self.imported is not None and self.problems.benchmark != "dataset":
+            raise ValueError(
+                f"imported with problems.benchmark={self.problems.benchmark!r}: published responses are "
+                "columns of a data set; give benchmark: dataset with its sources"
+            )
         return self
 
 

@@ -124,6 +124,11 @@ class RecipeConfig(Config):
         return 2 if self.complement else 1
 
     @property
+    def needs_steps(self) -> bool:
+        """Whether it needs the steps at which the teacher committed its tokens."""
+        return self.masking == "trajectory"
+
+    @property
     def fixed_block_length(self) -> int | None:
         """The block length as a number; raises if it changes during training (resolve it with `at` first)."""
         if isinstance(self.block_length, Growth):

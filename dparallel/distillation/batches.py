@@ -32,7 +32,7 @@ def step_batches(
         make_views(
             recipe,
             samples.responses[sample],
-            samples.commit_step[sample],
+            None if samples.commit_step is None else samples.commit_step[sample],
             model.end_token_ids,
             row_generator(seed, train_step, row),
         )

@@ -26,7 +26,7 @@ class Samples:
 
     prompts: Sequence[np.ndarray]
     responses: np.ndarray  # int32 (samples, G)
-    commit_step: np.ndarray  # int16 (samples, G)
+    commit_step: np.ndarray | None  # int16 (samples, G); None if unknown
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -82,7 +82,7 @@ def load_samples(
     samples = Samples(
         prompts=_lists(kept["prompt_ids"]),
         responses=np.stack(_lists(kept["response_ids"])),
-        commit_step=np.stack(_lists(kept["commit_step"])),
+        commit_step=None if kept["commit_step"].null_count else np.stack(_lists(kept["commit_step"])),
     )
     return samples, counts
 
@@ -100,6 +100,11 @@ def check_teacher(trajectories: str | Path, teacher: str | Path) -> None:
 def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig) -> None:
     """Raise a ConfigError if recipe, trajectories and model do not fit together."""
     gen_length = samples.gen_length
+    if recipe.needs_steps and samples.commit_step is None:
+        raise ConfigError(
+            f"recipe.masking={recipe.masking} needs the steps at which the teacher committed its tokens, and "
+            "the trajectories are finished responses without steps: use masking: random, or record them"
+        )
     if misfit := recipe.misfit(gen_length):
         raise ConfigError(
             f"recipe.{misfit} does not divide the trajectories' response length {gen_length}: "

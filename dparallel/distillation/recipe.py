@@ -85,7 +85,7 @@ class Masks(NamedTuple):
 def make_views(
     recipe: RecipeConfig,
     response_ids: np.ndarray,
-    commit_step: np.ndarray,
+    commit_step: np.ndarray | None,
     end_token_ids: Sequence[int],
     rng: np.random.Generator,
 ) -> list[View]:
@@ -94,7 +94,7 @@ def make_views(
     Args:
         recipe: resolved with `at`, or without schedules.
         response_ids: (G,) the teacher's tokens.
-        commit_step: (G,) the steps at which they were committed.
+        commit_step: (G,) the steps at which they were committed; None if the recipe does not need them.
     """
     masks = choose_masks(recipe, response_ids, commit_step, end_token_ids, rng)
     return views(masks, recipe, len(response_ids))
@@ -103,7 +103,7 @@ def make_views(
 def choose_masks(
     recipe: RecipeConfig,
     response_ids: np.ndarray,
-    commit_step: np.ndarray,
+    commit_step: np.ndarray | None,
     end_token_ids: Sequence[int],
     rng: np.random.Generator,
 ) -> Masks:
@@ -119,9 +119,13 @@ def choose_masks(
 
     # 2. Masked positions: from the teacher's trajectory, or at random with a ratio
     ratio: np.ndarray | None = None
+    if recipe.masking == "trajectory" and commit_step is None:
+        raise ValueError("masking='trajectory' without commit_step: the trajectories have no steps")
     if bounds is None:
+        assert commit_step is not None
         masked = mask_by_trajectory(commit_step[region], rng)
     elif recipe.masking == "trajectory":
+        assert commit_step is not None
         masked = mask_from_point(commit_step[region], draw_ratio(*bounds, rng))
     else:
         if recipe.masking == "monotone":

@@ -113,6 +113,12 @@ def _check_launch(settings: DistillConfig) -> None:
 def _check_recipes(settings: DistillConfig) -> None:
     gen_length = settings.trajectories.decoding.gen_length
     for name, recipe in settings.recipes.items():
+        if recipe.needs_steps and not settings.trajectories.has_steps:
+            raise ConfigError(
+                f"students.{name}.masking={recipe.masking} needs the steps at which the teacher committed "
+                "its tokens, and trajectories.imported.response gives finished responses without steps: use "
+                "masking: random, import whole trajectories (imported.trajectory), or record them"
+            )
         if misfit := recipe.misfit(gen_length):
             raise ConfigError(
                 f"students.{name}.{misfit} does not divide "
@@ -161,7 +167,8 @@ def _check_references(settings: DistillConfig, recorded: Sequence[Problem]) -> N
     """Check that some training problem can be scored if training needs it."""
     scorer = scorers_of(protocol_of(settings.trajectories.problems))[0]
     without = scorer.needs_reference and all(problem.reference is None for problem in recorded)
-    if settings.training.only_correct and without:
+    stated = settings.trajectories.imported is not None and settings.trajectories.imported.correct is not None
+    if settings.training.only_correct and without and not stated:
         raise ProblemsError(
             f"trajectories.problems: none of the {len(recorded)} problems has a reference, so no trajectory "
             "can be known to be correct, and training.only_correct=true would leave none to train on: name "

@@ -39,7 +39,7 @@ def forwards_by_stage(
         done: what is there already.
         most: whether thresholds commit one token in a forward pass, or else a whole block.
     """
-    left = lengths.trajectories[done.rows :]
+    left = lengths.trajectories[done.rows :] if config.trajectories.imported is None else []
     return {
         "trajectories": _decoded(left, config.trajectories.decoding, most),
         "training": _trained(config, len(lengths.trajectories), trained_length, done),

@@ -110,7 +110,7 @@ def selected(problems: Sequence[Item], config: ProblemsConfig, label: str) -> li
         start, stop = (_place(bound, len(problems)) for bound in config.rows.strip("[]").split(":"))
         problems = problems[start:stop]
         label = f"{label} {config.rows}"
-    return [problems[place] for place in _chosen(label, config.count, config.seed, len(problems))]
+    return [problems[place] for place in chosen_rows(label, config.count, config.seed, len(problems))]
 
 
 def _place(bound: str, rows: int) -> int | None:
@@ -176,7 +176,7 @@ def _rows(source: SourceConfig, wanted: list[str], required: list[str]) -> list[
     try:
         parts = open_source(source)
         lengths = [len(rows) for _, rows in parts]
-        chosen = _chosen(source.label, source.count, source.seed, sum(lengths))
+        chosen = chosen_rows(source.label, source.count, source.seed, sum(lengths))
         found: list[tuple[int, Record]] = []
         for (table, numbers), portion in zip(parts, portions(chosen, lengths), strict=True):
             if not portion:
@@ -222,7 +222,8 @@ def _cell(where: str, record: Record, column: str, index: int | None) -> Any:
     return value[index]
 
 
-def _chosen(label: str, count: int | None, seed: int | None, rows: int) -> Sequence[int]:
+def chosen_rows(label: str, count: int | None, seed: int | None, rows: int) -> Sequence[int]:
+    """Numbers of the chosen ones of `rows` rows: all, the first `count`, or a random selection, ascending."""
     if not rows:
         raise ProblemsError(f"{label} holds 0 problems: give another split, slice or file")
     if count is not None and count > rows:

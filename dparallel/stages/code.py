@@ -91,6 +91,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "merging": (*MODEL, "distillation/merging.py", "models/adapters.py", "models/lora.py"),
     "benchmark": (*DECODING, *PROMPTS, "evaluation/*.py"),
 }
+IMPORTING = ("problems/columns.py", "trajectories/importing.py")  # of trajectories that are not recorded
 
 
 def stage_digest(stage: str, config: Config) -> str | None:
@@ -102,6 +103,8 @@ def stage_digest(stage: str, config: Config) -> str | None:
     modules = MODULES.get(stage)
     if modules is None:
         return None
+    if getattr(config, "imported", None) is not None:
+        modules = (*modules, *IMPORTING)
     protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]
     scorers = {name for protocol in protocols for name in protocol.scorers}
     package = code_digest({*modules, *(module for name in scorers for module in scorer_modules(name))})

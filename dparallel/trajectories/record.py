@@ -1,4 +1,4 @@
-"""The trajectories stage: decode all problems with the teacher and store every response.
+"""The trajectories stage: decode all problems with the teacher, or import responses, and store them.
 
 A response that another folder of the experiment holds is not decoded again: a mended scorer or a corrected
 reference only judges it anew.
@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.config.imported import ImportedConfig
 from dparallel.decoding.canvas import Generation, tokens_per_forward
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.loader import releasing_memory
 from dparallel.models.threads import fitting_threads
+from dparallel.problems.columns import Columns
 from dparallel.problems.prompts import encode_problems, render_all, tokenizer_fingerprint
 from dparallel.problems.registry import check_unchanged, load_problems, problems_digest, protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
@@ -32,6 +34,7 @@ from dparallel.stages.manifest import Manifest, Stage, StageError, digest
 from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
 from dparallel.stages.sharing import have_made, in_turn
+from dparallel.trajectories.importing import columns_of, imported_rows
 from dparallel.trajectories.rows import generations_of, identity, rows
 from dparallel.trajectories.schema import ShardMetadata
 from dparallel.trajectories.store import (
@@ -101,10 +104,13 @@ def _record(
     shards = _cut(config, problems, stage.folder)
     metadata = _metadata(config, inputs, stage)
     missing = _missing(shards, metadata)
-    missing = take_over(missing, config, inputs, metadata)
+    if config.imported is None:
+        missing = take_over(missing, config, inputs, metadata)
     log.info("recording %d of %d shards (%d problems)", len(missing), len(shards), len(problems))
     began = time.perf_counter()
-    if delegate is None:
+    if config.imported is not None:
+        _import(missing, config, config.imported, inputs, metadata)
+    elif delegate is None:
         _decode(missing, config, inputs, metadata)
     else:
         _have_decoded(missing, delegate, stage.folder)
@@ -150,19 +156,26 @@ def record_shards(
             f"of shard_size={config.shard_size}, from 0 to {len(shards) - 1}"
         )
     metadata = _metadata(config, inputs, stage)
-    _decode(_missing([shards[index] for index in indices], metadata), config, inputs, metadata)
+    missing = _missing([shards[index] for index in indices], metadata)
+    if config.imported is None:
+        _decode(missing, config, inputs, metadata)
+    else:
+        _import(missing, config, config.imported, inputs, metadata)
 
 
 def summarize(table: pa.Table) -> tuple[dict[str, int], dict[str, float]]:
-    """Counts of rows by correctness; accuracy over rows with known correctness, mean NFE, and TPF."""
+    """Counts of rows by correctness; accuracy over rows with known correctness, mean NFE, and TPF.
+
+    Imported responses of unknown steps have no NFE and TPF.
+    """
     correct = pc.sum(table["correct"]).as_py() or 0
     unknown = table["correct"].null_count
     known = len(table) - unknown
     counts = {"rows": len(table), "correct": correct, "incorrect": known - correct, "unknown": unknown}
-    metrics = {
-        "nfe": pc.mean(table["nfe"]).as_py(),
-        "tpf": tokens_per_forward(table["num_tokens"].to_pylist(), table["nfe"].to_pylist()),
-    }
+    metrics: dict[str, float] = {}
+    if not table["nfe"].null_count:
+        metrics["nfe"] = pc.mean(table["nfe"]).as_py()
+        metrics["tpf"] = tokens_per_forward(table["num_tokens"].to_pylist(), table["nfe"].to_pylist())
     if known:
         metrics["accuracy"] = correct / known
     return counts, metrics
@@ -241,6 +254,30 @@ def _read_checked(shard: Shard, metadata: ShardMetadata) -> pa.Table:
     if table.select(list(identity(shard.problems[0]))).to_pylist() != asked:
         raise StageError(f"{shard.path} holds other problems than this run asks for; delete it and rerun")
     return table
+
+
+def _import(
+    shards: Sequence[Shard],
+    config: TrajectoriesConfig,
+    imported: ImportedConfig,
+    inputs: dict[str, str],
+    metadata: ShardMetadata,
+) -> None:
+    """Write the shards that are still missing from published responses; no model is loaded."""
+    if not shards:
+        return
+    model, tokenizer = read_config(inputs["teacher"]), load_tokenizer(inputs["teacher"])
+    if model.eos_token_id is None:
+        raise StageError(
+            f"{inputs['teacher']} has no eos_token_id, with which responses are filled: state it"
+        )
+    columns = Columns(config.problems, columns_of(imported))
+    for shard in shards:
+        start = shard.index * config.shard_size
+        places = range(start, start + len(shard.problems))
+        found = imported_rows(config, imported, shard.problems, places, columns, tokenizer, model)
+        write_shard(shard.path, found if imported.correct else _with_truth(config, found), metadata)
+        log.info("%s: %d published responses", shard.path.name, len(found))
 
 
 def _have_decoded(missing: list[Shard], delegate: Delegate, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The Parquet schema of a trajectory shard: one row per decoded prompt.
 
 `response_ids`, `commit_step` and `confidence` have one entry per response position (G); the input of forward
-pass s was `where(commit_step < s, response_ids, mask)`.
+pass s was `where(commit_step < s, response_ids, mask)`. Of imported responses `confidence` is null, and of
+those without steps `commit_step` and `nfe` too.
 """
 
 import json
