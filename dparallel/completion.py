@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import DecodingError
-from dparallel.decoding.generate import DEFAULT_DECODING, generate
+from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import PLAIN_TEXT, Messages, encode_chat, finish, render_all
 from dparallel.problems.sources import Problem
@@ -39,7 +39,7 @@ def complete(
     model: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Messages],
-    decoding: DecodingConfig = DEFAULT_DECODING,
+    decoding: DecodingConfig | None = None,
     batch_size: int | None = None,
     stops: Sequence[str] = (),
 ) -> list[Completion]:
@@ -49,7 +49,7 @@ def complete(
         prompts: texts, or conversations as lists of {"role": ..., "content": ...}. A text is encoded as it
             is, a conversation with the tokenizer's chat template. A beginning-of-sequence token is added
             once, if the tokenizer uses one.
-        decoding: how to decode; by default `DecodingConfig()`.
+        decoding: how to decode; by default as the checkpoint says, see `generate`.
         batch_size: prompts decoded together, see `generate`.
         stops: texts that end a response; they are not part of its text.
 

@@ -8,11 +8,13 @@ from dparallel.evaluation.cases import STUDENT
 from dparallel.evaluation.sharing import Delegate
 from dparallel.evaluation.stage import run_stage
 from dparallel.evaluation.store import Store
+from dparallel.reporting.defaults import write_choices
 from dparallel.reporting.headline import headline
 from dparallel.reporting.next_steps import next_steps
 from dparallel.reporting.read import Benchmark, read_benchmark
 from dparallel.reporting.report import report_folder, write_report
 from dparallel.stages.experiment import StagePlan
+from dparallel.stages.generation_file import GENERATION
 from dparallel.stages.manifest import read_manifest
 from dparallel.stages.metrics_log import METRICS
 from dparallel.stages.storage import exchange
@@ -45,12 +47,25 @@ def run_benchmark(
         if delegate is not None:
             delegate = exchange.bringing(delegate, storage)
     store = Store(plan.measurements, storage)
-    return run_tracked(
+    folder = run_tracked(
         plan,
         parent,
         lambda run: run_stage(plan.settings(), plan.inputs, plan.out_dir, store, delegate, origin_of(plan)),
         promotion=promotion,
     )
+    set_defaults(plan)
+    return folder
+
+
+def set_defaults(plan: StagePlan) -> None:
+    """Make what a finished benchmark chose the decode defaults of the students, here and in the store."""
+    if not plan.sets_defaults:
+        return
+    name = plan.benchmark or "benchmark"
+    changed = write_choices(read_benchmark(name, plan.out_dir, plan.measurements, models=plan.inputs))
+    if (storage := storage_of(plan)) is not None:
+        for folder in filter(storage.holds, changed):
+            storage.push_files(Path(folder), [GENERATION], {})
 
 
 @resumable_task("make-units")
@@ -80,6 +95,8 @@ def report(
     trained = [plan for plan in others if plan.stage == "training"]
     if (storage := storage_of(plans[0])) is not None:
         _pull(storage, [*plans, *trained])
+        for plan in plans:
+            set_defaults(plan)
     stages = [(plan.benchmark or "benchmark", Path(plan.out_dir)) for plan in plans]
     models = {name: path for plan in plans for name, path in plan.inputs.items()}
     folder = report_folder(home, stages)

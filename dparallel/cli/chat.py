@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
-from dparallel.cli.model import answer, open_model, open_tokenizer, text_of
-from dparallel.cli.parser import decoding_of
+from dparallel.cli.model import answer, open_decoding, open_model, open_tokenizer, text_of
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import DecodingError, check_prompts
@@ -21,7 +20,7 @@ class ChatError(UserError):
 
 def chat(options: argparse.Namespace) -> None:
     """Run a conversation on stdin and stdout; see `converse`."""
-    decoding = decoding_of(options)
+    decoding = open_decoding(options)
     tokenizer = open_tokenizer(options)
     check_can_chat(tokenizer)
     model = open_model(options)

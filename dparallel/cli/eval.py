@@ -17,7 +17,7 @@ import torch
 
 from dparallel.cli import display
 from dparallel.cli.eval_report import Json, report
-from dparallel.cli.parser import decoding_of
+from dparallel.cli.model import Decoding, decoding_of
 from dparallel.config.base import ConfigError, UserError, nearest
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig
@@ -67,12 +67,14 @@ class Asked:
         file: the protocol's file, if it has one.
         limit: number of problems asked for; None for all.
         changes: further settings of the problems, as given.
+        found: the decoding, and where its settings come from.
     """
 
     name: str
     file: Path | None
     limit: int | None
     changes: Sequence[str]
+    found: Decoding
     bench: Bench
     case: Case
 
@@ -138,11 +140,13 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
                 f"--limit {options.limit} with {key}={getattr(problems, key)} in --set: give one of them"
             )
     with _named(name):
-        decoding = decoding_of(options, problems.protocol.decoding)
+        published = problems.protocol.decoding
+        found = decoding_of(options, folder, {} if published is None else published.stated())
+        decoding = found.decoding
         _check_repeatable(decoding)
         config = BenchmarkConfig(test=problems, reference=decoding, batch_size=options.batch_size)
     bench = Bench(config, {MODEL: str(folder)}, options.runs / MEASUREMENTS)
-    return Asked(name, file, options.limit, options.set, bench, Case(MODEL, name, decoding))
+    return Asked(name, file, options.limit, options.set, found, bench, Case(MODEL, name, decoding))
 
 
 def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:
@@ -224,6 +228,8 @@ def _measure(asked: Asked) -> Row:
     missing = sum(unit.slice[1] - unit.slice[0] for unit in bench.missing([case], "test"))
     here = f"; {total - missing} are in {bench.store.folder}" if missing < total else ""
     _say(f"{asked.name}: {missing} of {total} responses to decode{here}")
+    if asked.found.note is not None:
+        _say(f"{asked.name}: {asked.found.note}")
     if note := bench.copies("test", case.decoding):
         _say(f"{asked.name}: {note}")
 
@@ -283,10 +289,11 @@ def _result(asked: Asked, model: str, row: Row) -> Json:
         },
         **measured.model_dump(mode="json", include=set(REPORTED)),
         "decoding": used,
+        "of_checkpoint": dict(asked.found.of_checkpoint),
         "overridden": {
             name: {"protocol" if name in stated else "default": published[name], "used": used[name]}
             for name in used
-            if used[name] != published[name]
+            if used[name] != published[name] and name not in asked.found.of_checkpoint
         },
         "files": {
             "samples": str(store.samples_folder(row.keys.samples)),

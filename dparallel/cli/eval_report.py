@@ -82,6 +82,7 @@ def _details(row: Json) -> str:
         for name, value in row["decoding"].items()
         if name in overridden or _is_told(name, value)
     ]
+    listed = ", ".join(f"{name} {value}" for name, value in row["of_checkpoint"].items())
     source = "" if row["protocol_file"] is None else f" ({row['protocol_file']})"
     limit = "" if row["limit"] is None else f"; limit {row['limit']}"
     problems = f"{row['samples'] // row['repeats']} problems"
@@ -96,6 +97,7 @@ def _details(row: Json) -> str:
             f"  data       {'; '.join(row['data'])}; {problems}{limit}",
             *changes,
             f"  decoding   {', '.join(settings)}",
+            *([f"  of these   {listed} are the checkpoint's decode defaults"] if listed else []),
             f"  device     {row['hardware']}; batch size {', '.join(map(str, row['batch_sizes']))}",
             f"  measured   {_measured(row)}",
             f"  samples    {row['files']['samples']}",

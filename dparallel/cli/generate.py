@@ -9,9 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
-from dparallel.cli.model import answer, open_model, open_tokenizer, text_of, timed_generate
+from dparallel.cli.model import answer, open_decoding, open_model, open_tokenizer, text_of, timed_generate
 from dparallel.cli.outputs import check_different, check_writable
-from dparallel.cli.parser import decoding_of
 from dparallel.cli.prompts import Request, Result, encode, read_requests
 from dparallel.cli.results import Results, check_unused, collect
 from dparallel.cli.trace.page import trace_page
@@ -33,7 +32,7 @@ def generate(options: argparse.Namespace) -> None:
         UserError: an option, a prompt or the model cannot be used, or a file cannot be written.
     """
     # 1. Check everything, first what does not need the weights.
-    decoding = decoding_of(options)
+    decoding = open_decoding(options)
     if options.prompts is not None:
         requests = read_requests(options.prompts, options.prompt_field)
     elif options.out is not None:

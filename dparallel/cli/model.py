@@ -3,22 +3,57 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
+from dparallel.cli.parser import flag_of, given_decoding
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import DecodingError, generate
 from dparallel.decoding.stops import Stop
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.models.defaults import read_defaults
+from dparallel.models.hub import checkpoint_folder
 from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import finish
 from dparallel.problems.stops import stop_at
+
+
+class Decoding(NamedTuple):
+    """A decoding, its settings that are the checkpoint's decode defaults, and words that say so."""
+
+    decoding: DecodingConfig
+    of_checkpoint: Mapping[str, Any]
+    note: str | None
+
+
+def decoding_of(options: argparse.Namespace, folder: Path, *config: Mapping[str, Any]) -> Decoding:
+    """How to decode: by the flags, then the settings of a config, then the checkpoint's decode defaults.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        UserError: names the flag or file, its value and the valid values.
+    """
+    defaults = read_defaults(folder)
+    decoding, kept = defaults.resolve(given_decoding(options), *config, called=flag_of)
+    return Decoding(decoding, kept, f"decoding with {defaults.sentence(kept)}" if kept else None)
+
+
+def open_decoding(options: argparse.Namespace) -> DecodingConfig:
+    """How to decode with `--model`; says on stderr which settings are the checkpoint's."""
+    found = decoding_of(options, checkpoint_folder(options.model, with_weights=False))
+    if found.note is not None:
+        print(f"D{found.note.removeprefix('d')}", file=sys.stderr)
+    return found.decoding
 
 
 def open_tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:

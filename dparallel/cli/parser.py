@@ -7,11 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from dparallel.cli.argument_types import as_path, as_positive, as_runs, as_stop, as_text
 from dparallel.cli.model_parser import add_merge
-from dparallel.config.base import ConfigError, explain
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
@@ -78,35 +75,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def decoding_of(options: argparse.Namespace, published: DecodingConfig | None = None) -> DecodingConfig:
-    """The decoding settings given as flags, with defaults for the others.
-
-    Args:
-        published: the decoding that the flags change; by default `DecodingConfig()`. Its settings of another
-            rule, mode or cache than the given ones do not count.
+def given_decoding(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of decoding that are given as flags.
 
     Raises:
-        ConfigError: names the flag, its value and the valid values.
+        ConfigError: a value is no YAML.
     """
-    given = {
-        name: parse_yaml(value, f"{_flag(name)} {value}") if isinstance(value, str) else value
+    return {
+        name: parse_yaml(value, f"{flag_of(name)} {value}") if isinstance(value, str) else value
         for name, value in vars(options).items()
         if name in DecodingConfig.model_fields
     }
-    kept = {} if published is None else published.settings_beside(given)
-    try:
-        return DecodingConfig.model_validate({**kept, **given})
-    except ValidationError as error:
-        raise ConfigError(explain(error, _flag)) from error
 
 
 def in_flags(message: str) -> str:
     """A message with the settings of decoding called as their flags are, such as `--gen-length=25`."""
     names = "|".join(name for name in DECODING if "_" in name)
-    return re.sub(rf"\b({names})\b", lambda found: _flag(found[1]), message)
+    return re.sub(rf"\b({names})\b", lambda found: flag_of(found[1]), message)
 
 
-def _flag(field: str) -> str:
+def flag_of(field: str) -> str:
+    """The flag of a setting of decoding, such as `--gen-length`."""
     return f"--{field.replace('_', '-')}"
 
 
@@ -399,7 +388,7 @@ def _add_setting(group: Any, field: str, text: str, defaults: bool) -> None:
     known = "" if info.default is None or not defaults else f" (default: {info.default})"
     common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field, "help": text + known}
     if info.annotation is bool:
-        group.add_argument(_flag(field), action=argparse.BooleanOptionalAction, **common)
+        group.add_argument(flag_of(field), action=argparse.BooleanOptionalAction, **common)
         return
     words = [word for word in get_args(info.annotation) if isinstance(word, str)]
-    group.add_argument(_flag(field), metavar="|".join(words) or "VALUE", **common)
+    group.add_argument(flag_of(field), metavar="|".join(words) or "VALUE", **common)

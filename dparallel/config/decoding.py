@@ -5,7 +5,7 @@ Settings, defaults and error messages are derived from these declarations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, create_model, field_validator, model_validator
 
@@ -138,28 +138,27 @@ class DecodingConfig(_Rules):
         """Whether every position attends to its own and earlier blocks only."""
         return self.mode in ("pipelined", "autoregressive")
 
-    def settings_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of this decoding that `changes` leave as they are.
-
-        Settings that belong to a rule, mode or cache that `changes` replace are left out, and so are settings
-        that follow from others.
-        """
-        mode, rule = MODES[self.mode], RULES[self.rule]
-        next_mode = MODES.get(changes.get("mode", self.mode), mode)
-        next_rule = RULES.get(changes.get("rule", self.rule), rule)
-        out = {
-            *changes,
-            *self._fixed(),
-            *next_mode.fixed,
-            *(["block_length"] if next_rule.whole_response else []),
+    def stated(self) -> dict[str, Any]:
+        """The settings that were given, as JSON values, without those that follow from others."""
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name in self.model_fields_set and value is not None
         }
-        if next_rule is not rule or "rule" in next_mode.fixed:
-            out |= {*rule.parameters}
-        if changes.get("mode", self.mode) != self.mode:
-            out |= {*mode.defaults, *mode.cached, "cache"}
-        if changes.get("cache", self.cache) != self.cache:
-            out |= {*mode.cached}
-        return {name: value for name, value in self.model_dump().items() if name not in out}
+
+    def portable(self) -> dict[str, Any]:
+        """The settings that describe this decoding on any machine and for any draw, as JSON values.
+
+        Left out are the seed, compilation, and settings that follow from others.
+        """
+        out = {"seed", "compile", *self._fixed()}
+        if self.temperature == 0:
+            out.add("temperature")
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if value is not None and name not in out
+        }
 
     @model_validator(mode="after")
     def _complete_and_consistent(self) -> "DecodingConfig":
@@ -280,3 +279,47 @@ class DecodingConfig(_Rules):
 def _any_of(names: Iterable[str]) -> str:
     *first, last = map(repr, names)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def beside(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of decoding in `settings` that `changes`, which count first, leave as they are.
+
+    Settings that belong to a rule, mode or cache that `changes` replace are left out, and so are settings
+    that follow from others. What belongs to a replaced rule or mode that this version does not know is
+    unknown as well, and is left out.
+    """
+    fields = DecodingConfig.model_fields
+    named = {name: settings.get(name) or fields[name].default for name in ("rule", "mode", "cache")}
+    replaced = {name for name in named if changes.get(name, named[name]) != named[name]}
+    mode, rule = _entry(MODES, named["mode"]), _entry(RULES, named["rule"])
+    next_mode = _entry(MODES, changes.get("mode")) or mode
+    next_rule = _entry(RULES, changes.get("rule")) or rule
+    out = set(changes)
+    for chosen in filter(None, (mode, next_mode)):
+        out |= {*chosen.fixed}
+    if any(chosen.whole_response for chosen in (rule, next_rule) if chosen is not None):
+        out.add("block_length")
+    if "rule" in replaced or (next_mode is not None and "rule" in next_mode.fixed):
+        out |= {*(parameters_by_name() if rule is None else rule.parameters)}
+    if "mode" in replaced and mode is not None:
+        out |= {*mode.defaults, *mode.cached, "cache"}
+    if "cache" in replaced and mode is not None:
+        out |= {*mode.cached}
+    if ("rule" in replaced and rule is None) or ("mode" in replaced and mode is None):
+        out |= settings.keys() - fields.keys()
+    return {name: value for name, value in settings.items() if name not in out}
+
+
+def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of several layers, of which earlier ones count first; see `beside`."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        settings = {**beside(layer, settings), **settings}
+    return settings
+
+
+Entry = TypeVar("Entry")
+
+
+def _entry(table: Mapping[str, Entry], name: Any) -> Entry | None:
+    return table.get(name) if isinstance(name, str) else None

@@ -249,7 +249,8 @@ class DistillConfig(Config):
         trajectories, training, merging: settings of these stages.
         students: by name, the recipes of students that are trained here, and `{adapter: PATH}` for those
             that are trained already.
-        benchmarks: benchmarks by name; each is a stage of its own.
+        benchmarks: benchmarks by name; each is a stage of its own. What the first one with validation
+            problems chooses becomes the decode defaults of the students' checkpoints.
         launch: distribution over processes and machines.
         promotion: when a student becomes the champion in MLflow's registry.
     """
@@ -286,6 +287,15 @@ class DistillConfig(Config):
         """The models of all baselines, once each."""
         benchmarks = self.benchmarks.values()
         return list(dict.fromkeys(rival.model for bench in benchmarks for rival in bench.baselines.values()))
+
+    @property
+    def setting_defaults(self) -> str:
+        """The benchmark whose choices become the students' decode defaults.
+
+        It is the first one that chooses, on validation problems; the first of all if none does.
+        """
+        choosing = (name for name, benchmark in self.benchmarks.items() if benchmark.validation is not None)
+        return next(choosing, next(iter(self.benchmarks)))
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":

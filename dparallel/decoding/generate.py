@@ -18,9 +18,9 @@ from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop, StopWatch
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.defaults import decoding_of_model
 
 DEFAULT_BATCH_SIZE = 32
-DEFAULT_DECODING = DecodingConfig()
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,7 @@ class LengthError(DecodingError):
 def generate(
     model: DiffusionTransformer,
     prompts: Prompts,
-    decoding: DecodingConfig = DEFAULT_DECODING,
+    decoding: DecodingConfig | None = None,
     batch_size: int | None = None,
     observe: Callable[[list[Step]], None] | None = None,
     finished: Callable[[int, Generation], None] | None = None,
@@ -54,7 +54,8 @@ def generate(
         model: from `load_model`.
         prompts: token ids without padding: a sequence of lists, tensors or arrays (L,) of any lengths, or an
             integer tensor or array (B, L).
-        decoding: how to decode; by default `DecodingConfig()`.
+        decoding: how to decode; by default as the checkpoint says (`model.defaults.decoding()`), or else
+            `DecodingConfig()`.
         batch_size: rows decoded together (default 32); reduced with a warning if memory is short.
         observe: called after each forward pass with what it did to each of its rows.
         finished: called with the index of a prompt and its response when it is finished, longest prompts
@@ -71,6 +72,8 @@ def generate(
             or end-of-sequence token or does not suit the decoding mode.
         MemoryError: a single row does not fit into memory.
     """
+    if decoding is None:
+        decoding = decoding_of_model(model)
     if not isinstance(decoding, DecodingConfig):
         raise DecodingError(
             f"decoding={decoding!r}: give a DecodingConfig, such as DecodingConfig(rule='entropy')"

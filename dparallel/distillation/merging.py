@@ -26,6 +26,7 @@ from dparallel.models.checkpoints import (
     read_config,
     save_model,
 )
+from dparallel.models.defaults import write_defaults
 from dparallel.models.loader import releasing_memory
 from dparallel.models.lora import detach, fold, merged_weight
 from dparallel.models.placement import empty_model
@@ -146,6 +147,7 @@ def merge_adapter(
     expected = masked_logits(student, canvases, mask_token_id)
     merged, adapters = detach(student)
     merged.config.attention_pattern = attention or merged.config.attention_pattern
+    merged.defaults = None  # those of the teacher do not suit the student
     actual = masked_logits(merged, canvases, mask_token_id, adapters)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN
@@ -162,6 +164,7 @@ def merge_adapter(
     tokenizer = load_tokenizer(teacher)
     with naming_the_file(folder):
         files = save_model(merged, folder, tokenizer=tokenizer, format=format)
+        write_defaults(folder, None)  # the layout in which the student's own ones will be added
     del base, student, merged, adapters  # keep only one model in memory
     saved = load_model(folder, device)
     saved_difference = max_difference(expected, masked_logits(saved, canvases, mask_token_id))

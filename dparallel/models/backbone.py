@@ -247,6 +247,7 @@ class DiffusionTransformer(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Layer"]
     _tied_weights_keys = {"lm_head.weight": "embedding.weight"}
+    defaults: Any = None  # decode defaults of the checkpoint, as `load_model` reads them
 
     def __init__(self, config: DiffusionConfig):
         super().__init__(config)

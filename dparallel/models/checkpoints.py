@@ -22,6 +22,7 @@ from dparallel.config.base import UserError
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.config_file import PATTERN, read_config_file
+from dparallel.models.defaults import Defaults, read_defaults, write_defaults
 from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, is_computed
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model, find_device, find_dtype, name_accelerator
@@ -80,7 +81,8 @@ def load_model(
     """Load a masked diffusion model for inference, without running code of the checkpoint.
 
     Tensors are moved to the device one at a time. On a CPU, tensors that keep their dtype remain in the
-    (privately mapped) files, so that no second copy is made.
+    (privately mapped) files, so that no second copy is made. `defaults` of the model are the decode defaults
+    of the checkpoint: `model.defaults.decoding(threshold=0.3)` is a `DecodingConfig` with another threshold.
 
     Args:
         path: a folder, or a Hugging Face Hub id (`owner/name`, `owner/name@revision`).
@@ -100,6 +102,7 @@ def load_model(
     device, dtype = find_device(device), find_dtype(dtype)
     folder = checkpoint_folder(path)
     config, stored = _inspect(folder)
+    defaults = read_defaults(folder)
     if dtype is None:
         _check_one_dtype(stored)
     if config.tie_word_embeddings:
@@ -111,10 +114,12 @@ def load_model(
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
     model.config.name_or_path = str(folder.resolve())  # save_model finds the remaining files there
+    model.defaults = defaults
     if adapter is not None:
         from dparallel.models import adapters  # here, since PEFT takes seconds to import
 
         model = adapters.merge(adapters.load_adapter(model, adapter))
+        model.defaults = Defaults()  # those of the base model do not suit it
     return model.eval()
 
 
@@ -139,7 +144,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "native",
 ) -> list[str]:
-    """Save `model` in a format that `load_model` and the model's ecosystem load.
+    """Save `model`, with its decode defaults, in a format that `load_model` and the model's ecosystem load.
 
     Args:
         path: folder, created if needed.
@@ -178,6 +183,9 @@ def _save(
             _write_native(model, tokenizer, partial)
         else:
             _write_original(model, source, Path(partial))
+        defaults = model.defaults or Defaults()
+        if read_defaults(Path(partial)).settings != defaults.settings:
+            write_defaults(Path(partial), defaults.settings, defaults.chosen)
         files = [file for file in Path(partial).rglob("*") if file.is_file()]
         give_usual_modes(files)
         names = sorted(file.relative_to(partial).as_posix() for file in files)

@@ -72,6 +72,7 @@ class StagePlan(BaseModel):
         measurements: folder of the samples and verdicts that all experiments of a runs folder share.
         store: URL of the store through which machines exchange results; None if there is none.
         runs: folder of runs of this machine, which the store mirrors.
+        sets_defaults: whether what a benchmark chooses becomes the students' decode defaults.
         origin: the run that the stage belongs to.
     """
 
@@ -86,6 +87,7 @@ class StagePlan(BaseModel):
     measurements: str = MEASUREMENTS
     store: str | None = None
     runs: str = RUNS
+    sets_defaults: bool = False
     origin: Origin = Origin()
 
     def settings(self) -> Any:
@@ -159,7 +161,8 @@ class Experiment:
             for rival, baseline in settings.baselines.items()
         }
         inputs = {"teacher": self._teacher, **students, **others}
-        return self._plan("benchmark", settings, inputs, benchmark=name)
+        plan = self._plan("benchmark", settings, inputs, benchmark=name)
+        return plan.model_copy(update={"sets_defaults": name == self.config.setting_defaults})
 
     def benchmark_folders(self) -> list[str]:
         """Folders of all benchmarks; StageError if an input is not finished."""

@@ -23,6 +23,7 @@ from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
 from dparallel.stages import digests
 from dparallel.stages.files import PARTIAL, is_there, write_atomically
+from dparallel.stages.generation_file import EMPTY, GENERATION, without_defaults
 from dparallel.stages.origin import Origin, versions
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,30 @@ def _file_digest(path: Path, size: int, changed: int) -> str:
         raise StageError(_unreadable(path, error)) from error
 
 
+def model_digest(file: Path) -> str | None:
+    """SHA-256 of a file of a model without decode defaults; None if it holds nothing else."""
+    if file.name != GENERATION:
+        return file_digest(file)
+    content = file.read_bytes()
+    model = without_defaults(content)
+    return None if content != model == EMPTY else hashlib.sha256(model).hexdigest()
+
+
+def matches(path: Path, record: FileRecord, hashed: bool = True, name: str | None = None) -> bool:
+    """Whether a file has the recorded content; decode defaults in it do not count.
+
+    Args:
+        hashed: False compares sizes only.
+        name: of the file, if it is in a temporary one.
+    """
+    if path.stat().st_size == record.bytes and (not hashed or file_digest(path) == record.sha256):
+        return True
+    if (name or path.name) != GENERATION:
+        return False
+    model = without_defaults(path.read_bytes())
+    return len(model) == record.bytes and hashlib.sha256(model).hexdigest() == record.sha256
+
+
 def fingerprint(path: str | Path, hashed: bool = True) -> str:
     """Fingerprint of a stage's folder (by its manifest, verified) or of a model folder (by its files).
 
@@ -137,7 +162,8 @@ def fingerprint(path: str | Path, hashed: bool = True) -> str:
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
     if not files:
         raise StageError(f"{folder} holds neither a {MANIFEST} nor a model (*.safetensors, config.json)")
-    return digest({file.relative_to(folder).as_posix(): file_digest(file) for file in files})
+    digests = {file.relative_to(folder).as_posix(): model_digest(file) for file in files}
+    return digest({name: found for name, found in digests.items() if found is not None})
 
 
 def read_manifest(folder: str | Path, stage: str | None = None) -> Manifest:
@@ -177,7 +203,7 @@ def verify(folder: str | Path, stage: str | None = None, hashed: bool = True) ->
                 f"{path} is missing though {MANIFEST} lists it: delete {Path(folder) / MANIFEST} and rerun; "
                 "what is whole is kept"
             )
-        if path.stat().st_size != record.bytes or (hashed and file_digest(path) != record.sha256):
+        if not matches(path, record, hashed):
             raise StageError(
                 f"{path} does not match {MANIFEST} (damaged or edited): delete it and "
                 f"{Path(folder) / MANIFEST} and rerun; what is whole is kept"

@@ -18,12 +18,14 @@ from pydantic import ValidationError
 
 from dparallel.config.base import explain
 from dparallel.stages.files import is_there, new_partial, remove_partial, write_atomically
+from dparallel.stages.generation_file import GENERATION
 from dparallel.stages.manifest import (
     CLAIM,
     MANIFEST,
     FileRecord,
     Manifest,
     file_digest,
+    matches,
     read_manifest,
 )
 from dparallel.stages.metrics_log import METRICS
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 TOGETHER = 8  # files transferred at the same time
 CHECKPOINTS, DESCRIPTION = "checkpoints", "checkpoint.json"  # of a training; the description is written last
-BESIDE = (CLAIM, METRICS)  # files of a stage that its manifest does not list
+# Files of a stage that its manifest does not list, or whose decode defaults it does not record.
+BESIDE = (CLAIM, METRICS, GENERATION)
 SHARD = "part-*.parquet"
 FIXED = (CLAIM, SHARD)  # files of an unfinished stage that never change
 
@@ -115,7 +118,7 @@ class Storage:
             self._manifests.pop(f"{name}/{MANIFEST}", None)
         present = self.remote.sizes(name)
         beside = [file for file in BESIDE if is_there(folder / file)]
-        self.push_files(folder, [*manifest.files, *beside], present)
+        self.push_files(folder, dict.fromkeys([*manifest.files, *beside]), present)
         data = (folder / MANIFEST).read_bytes()
         if not self.remote.create(f"{name}/{MANIFEST}", data):
             there = self._read_manifest(f"{name}/{MANIFEST}")
@@ -224,9 +227,7 @@ class Storage:
         missing = {
             file: record
             for file, record in records.items()
-            if not is_there(folder / file)
-            or (folder / file).stat().st_size != record.bytes
-            or file_digest(folder / file) != record.sha256
+            if not is_there(folder / file) or not matches(folder / file, record)
         }
         if not missing:
             return
@@ -295,9 +296,7 @@ class Storage:
             with file:
                 if not self.remote.download(name, partial):
                     return False
-                if record is not None and (
-                    partial.stat().st_size != record.bytes or file_digest(partial) != record.sha256
-                ):
+                if record is not None and not matches(partial, record, name=path.name):
                     raise StorageError(
                         f"{self.remote.url_of(name)} does not match its manifest (damaged or edited): delete "
                         "it and its manifest.json there, and run its stage again where the folder is whole"

@@ -16,7 +16,7 @@ import pytest
 
 from dparallel.cli.main import main
 from dparallel.completion import complete
-from dparallel.config.decoding import DecodingConfig
+from dparallel.config.decoding import DecodingConfig, beside
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.files import load_config
 from dparallel.config.protocol import ProtocolConfig
@@ -275,16 +275,20 @@ def test_flags_change_the_protocols_decoding() -> None:
     published = DecodingConfig(
         gen_length=64, block_length=32, rule="stability", threshold=0.9, cache="prefix"
     )
-    kept = published.settings_beside({"rule": "entropy"})
+    kept = beside(published.model_dump(), {"rule": "entropy"})
     assert (kept["gen_length"], kept["cache"]) == (64, "prefix")
     assert not {"rule", "threshold", "stability_threshold", "steps"} & {k for k, v in kept.items() if v}
     assert DecodingConfig(**kept, rule="entropy") == DecodingConfig(
         gen_length=64, block_length=32, rule="entropy", cache="prefix"
     )
     whole = DecodingConfig(gen_length=64, rule="dream_entropy", steps=64)
-    assert DecodingConfig(**whole.settings_beside({"gen_length": 128}), gen_length=128).block_length == 128
+    assert (
+        DecodingConfig(**beside(whole.model_dump(), {"gen_length": 128}), gen_length=128).block_length == 128
+    )
     blocks = DecodingConfig(mode="multi_block", cache="prefix", refresh_every=4)
     assert DecodingConfig(
-        **blocks.settings_beside({"mode": "pipelined"}), mode="pipelined"
+        **beside(blocks.model_dump(), {"mode": "pipelined"}), mode="pipelined"
     ) == DecodingConfig(mode="pipelined")
-    assert DecodingConfig(**blocks.settings_beside({"cache": "none"}), cache="none").refresh_every is None
+    assert (
+        DecodingConfig(**beside(blocks.model_dump(), {"cache": "none"}), cache="none").refresh_every is None
+    )

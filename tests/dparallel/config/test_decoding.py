@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import dparallel.config.decoding
 from dparallel.config.base import ConfigError
-from dparallel.config.decoding import DecodingConfig
+from dparallel.config.decoding import DecodingConfig, beside
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.modes import MODES
 from dparallel.rules.declaration import Parameter
@@ -289,8 +289,8 @@ def test_a_rule_of_a_script_has_parameters_of_known_names(calm):
 
 def test_the_threshold_of_a_rule_is_not_kept_for_another():
     confident = DecodingConfig(rule="confidence", threshold=0.9)
-    assert "threshold" not in confident.settings_beside({"rule": "margin"})
-    assert confident.settings_beside({"rule": "confidence"})["threshold"] == 0.9
+    assert "threshold" not in beside(confident.model_dump(), {"rule": "margin"})
+    assert beside(confident.model_dump(), {"rule": "confidence"})["threshold"] == 0.9
 
 
 def test_tables_name_settings_and_their_defaults_are_valid():

@@ -24,10 +24,12 @@ from dparallel.distillation.merging import (
 from dparallel.models.adapters import load_adapter
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, save_model
+from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError, merge
 from dparallel.stages import lease
 from dparallel.stages.experiment import StudentConfig
+from dparallel.stages.generation_file import EMPTY, GENERATION, with_defaults
 from dparallel.stages.lease import LeaseHeldError
 from dparallel.stages.manifest import Stage, StageError, file_digest, verify
 from dparallel.trajectories import store
@@ -161,6 +163,8 @@ def test_a_published_teacher_gives_a_student_in_its_publishers_format(
     family: str, inputs: dict[str, str], tmp_path: Path
 ) -> None:
     teacher, out = publish(tmp_path / "teacher", family), tmp_path / "out"
+    theirs = (teacher / GENERATION).read_bytes() if (teacher / GENERATION).exists() else EMPTY
+    write_defaults(teacher, {"threshold": 0.3})
     training = write_training(tmp_path / "training", teacher, load_model(teacher, "cpu", torch.float32))
     own = {**inputs, "teacher": str(teacher), "training": str(training)}
     manifest = run_stage(MergingConfig(), own, out)
@@ -171,6 +175,7 @@ def test_a_published_teacher_gives_a_student_in_its_publishers_format(
         json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (teacher, out)
     )
     assert after == {**before, "attention_pattern": "full"}
+    assert (out / GENERATION).read_bytes() == with_defaults(theirs, None), "not the teacher's decode defaults"
     changed = set()
     for shard in teacher.glob("*.safetensors"):
         before, after = load_file(shard), load_file(out / shard.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dparallel.cli.main import main
-from dparallel.cli.parser import build_parser, decoding_of
+from dparallel.cli.parser import build_parser, given_decoding
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.files import load_config
@@ -63,7 +63,7 @@ def test_the_commands_work_as_they_are_printed(
 )
 def test_the_flags_give_the_same_decoding(decoding: DecodingConfig) -> None:
     options = build_parser().parse_args(["generate", "--model", "m", "--prompt", "p", *_flags(decoding)])
-    assert decoding_of(options) == decoding
+    assert DecodingConfig(**given_decoding(options)) == decoding
 
 
 def test_a_benchmark_without_models_has_no_next_steps(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_each_stage_waits_for_the_ones_before_it(config):
         finish(experiment.merging(student))
     plan = experiment.benchmark("coins")
     assert set(plan.inputs) == {"teacher", *(f"student/{name}" for name in config.students)}
+    assert plan.sets_defaults
+
+
+def test_the_first_benchmark_that_chooses_sets_decode_defaults(config):
+    coins = config.benchmarks["coins"]
+    published = coins.model_copy(update={"validation": None})
+    several = {"first": published, "second": coins, "third": coins}
+    assert config.model_copy(update={"benchmarks": several}).setting_defaults == "second"
+    nothing = {"first": published, "second": published}
+    assert config.model_copy(update={"benchmarks": nothing}).setting_defaults == "first"
 
 
 def test_a_folder_follows_its_settings_and_inputs_only(config):

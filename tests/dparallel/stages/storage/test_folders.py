@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dparallel.stages.files import write_atomically
+from dparallel.stages.generation_file import EMPTY, GENERATION, with_defaults
 from dparallel.stages.manifest import CLAIM, MANIFEST, FileRecord, digest, file_digest, verify
 from dparallel.stages.metrics_log import METRICS
 from dparallel.stages.storage.folders import Storage
@@ -181,6 +182,23 @@ def test_a_file_that_was_damaged_here_is_pulled_again(new_storage: NewStorage) -
     (at(here) / "adapter/model.safetensors").unlink()
     here.pull(at(here))
     verify(at(here))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_decode_defaults_of_a_merged_model_travel_and_are_kept(listed: bool, new_storage: NewStorage) -> None:
+    """They are chosen after the stage was finished and pushed, and its manifest stays as it was."""
+    here, there = new_storage("here"), new_storage("there")
+    plain = with_defaults(b'{"eos_token_id": 2}', None) if listed else EMPTY
+    made = finish(at(here), {**FILES, **({GENERATION: plain} if listed else {})})
+    here.push(at(here))
+    chosen = with_defaults(plain, {"decoding": {"threshold": 0.3}})
+    write_atomically(at(here) / GENERATION, chosen)
+    assert here.pull(at(here)) == made
+    assert (at(here) / GENERATION).read_bytes() == chosen
+    here.push_files(at(here), [GENERATION], {})
+    assert there.pull(at(there)) == made
+    assert (at(there) / GENERATION).read_bytes() == chosen
+    verify(at(there))
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_pulled(
