@@ -11,13 +11,14 @@ from pydantic import BaseModel
 
 from dparallel.config.base import ConfigError, UserError, nearest
 from dparallel.config.experiment import DistillConfig
-from dparallel.config.files import load_config, parse_yaml, read_settings
+from dparallel.config.files import load_config, make_config, parse_yaml, read_settings
 from dparallel.config.partial import overrides_of, partial_of
 from dparallel.config.roots import check_inside_roots
 from dparallel.config.teacher import TeacherConfig
 from dparallel.models.checkpoints import read_config
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model
+from dparallel.preflight.baselines import baseline_decodings
 from dparallel.preflight.checks import STAGES, check_experiment, check_folder
 from dparallel.preflight.disk import free_disk
 from dparallel.preflight.memory import check_decoding, decoding_memory, students_memory, training_shape
@@ -27,7 +28,7 @@ from dparallel.preflight.prompts import PromptLengths
 from dparallel.preflight.remedy import check_training
 from dparallel.stages.experiment import Experiment
 from dparallel.stages.manifest import StageError, fingerprint
-from dparallel.stages.snapshot import take_snapshot
+from dparallel.stages.snapshot import snapshot_of, take_snapshot
 from dparallel.stages.storage.inputs import localized
 from tasks.launch import fit_to_gpus
 
@@ -76,6 +77,10 @@ def checked_experiment(
     snapshot = take_snapshot(config, overrides)
     check_inside_roots(snapshot.experiment().model_dump(mode="json"))
     settings = localized(snapshot.experiment())
+    if missing := baseline_decodings(settings):
+        complete = make_config(DistillConfig, snapshot.settings, snapshot.config, missing)
+        snapshot = snapshot_of(complete, snapshot.config, snapshot.overrides)
+        settings = localized(snapshot.experiment())
     gpus = torch.cuda.device_count()
     length_matters = gpus > 0 and "training" in here
     lengths = check_experiment(settings, {*stages, "trajectories"} if length_matters else stages)

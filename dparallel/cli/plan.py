@@ -9,6 +9,7 @@ from tabulate import tabulate
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
+from dparallel.preflight.baselines import baseline_decodings
 from dparallel.preflight.checks import check_experiment
 from dparallel.preflight.disk import free_disk
 from dparallel.preflight.memory import RESERVED
@@ -38,6 +39,8 @@ def print_plan(
     """
     gpu_bytes = _gpu_bytes(gpu_memory)
     settings = localized(load_config(DistillConfig, config, overrides))
+    if missing := baseline_decodings(settings):
+        settings = localized(load_config(DistillConfig, config, [*overrides, *missing]))
     plan = make_plan(settings, check_experiment(settings), on_gpu=gpu_bytes is not None)
     disk = free_disk(plan.config.runs)
     rate: Rate | None = None

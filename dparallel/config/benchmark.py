@@ -68,11 +68,11 @@ class Baseline(Config):
 
     Args:
         model: checkpoint folder or Hugging Face Hub id.
-        decoding: how it is decoded.
+        decoding: how it is decoded; by default as its checkpoint says (its decode defaults).
     """
 
     model: Annotated[PathOrHubId, HOW]  # its fingerprint is an input
-    decoding: DecodingConfig
+    decoding: DecodingConfig | None = None
 
 
 class BenchmarkConfig(Config):
@@ -152,7 +152,11 @@ class BenchmarkConfig(Config):
         decodings = {"reference": self.reference}
         decodings |= {f"fixed.{name}": decoding for name, decoding in self.fixed.items()}
         decodings |= {f"sweeps.{name}.decoding": sweep.decoding for name, sweep in self.sweeps.items()}
-        decodings |= {f"baselines.{name}.decoding": rival.decoding for name, rival in self.baselines.items()}
+        decodings |= {
+            f"baselines.{name}.decoding": rival.decoding
+            for name, rival in self.baselines.items()
+            if rival.decoding is not None
+        }
         refuse_unrepeatable(decodings)
         return self
 
@@ -177,6 +181,19 @@ class BenchmarkConfig(Config):
         """The fixed decodings measured with a student, by name."""
         known = {self.reference_name: self.reference, **self.fixed}
         return {name: known[name] for name in self.student_fixed.get(student, ())}
+
+    @property
+    def baseline_decodings(self) -> dict[str, DecodingConfig]:
+        """How the baselines are decoded, by name.
+
+        Raises:
+            ConfigError: one is not stated, and was not completed by the decode defaults of its checkpoint.
+        """
+        stated = {name: rival.decoding for name, rival in self.baselines.items()}
+        found = {name: decoding for name, decoding in stated.items() if decoding is not None}
+        if missing := stated.keys() - found.keys():
+            raise ConfigError(f"baselines.{min(missing)}.decoding: required key is missing")
+        return found
 
     def splits(self) -> dict[Split, ProblemsConfig]:
         """The sets of problems by name."""

@@ -50,7 +50,8 @@ def cases(config: BenchmarkConfig, models: Collection[str]) -> Cases:
     for student in students:
         named = config.fixed_of(student.removeprefix(STUDENT))
         fixed += [Case(student, name, decoding) for name, decoding in named.items()]
-    fixed += [Case(BASELINE + name, "baseline", rival.decoding) for name, rival in config.baselines.items()]
+    baselines = config.baseline_decodings
+    fixed += [Case(BASELINE + name, "baseline", decoding) for name, decoding in baselines.items()]
     sweeps = {TEACHER: config.teacher_sweeps}
     sweeps |= {student: config.sweeps_of(student.removeprefix(STUDENT)) for student in students}
     swept = [

@@ -221,8 +221,9 @@ def _check_measuring(
 
 def _check_baselines(benchmark: BenchmarkConfig, problems: Mapping[Split, Sequence[Problem]]) -> None:
     """Check that the baselines can decode all measured problems."""
-    for baseline in benchmark.baselines.values():
-        model, tokenizer = empty_model(read_config(baseline.model)), load_tokenizer(baseline.model)
+    for name, decoding in benchmark.baseline_decodings.items():
+        path = benchmark.baselines[name].model
+        model, tokenizer = empty_model(read_config(path)), load_tokenizer(path)
         for split, of_split in problems.items():
             protocol = protocol_of(benchmark.splits()[split])
-            encode_problems(of_split, protocol, tokenizer, model, baseline.decoding)
+            encode_problems(of_split, protocol, tokenizer, model, decoding)

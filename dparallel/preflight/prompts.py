@@ -44,7 +44,7 @@ def decodings(
     for name, by_split in lengths.benchmarks.items():
         benchmark = config.benchmarks[name]
         measured = measured_decodings(benchmark, name).values()
-        baselines = [baseline.decoding for baseline in benchmark.baselines.values()]
+        baselines = benchmark.baseline_decodings.values()
         for prompts in by_split.values():
             for decoding in (*measured, *baselines):
                 yield prompts, decoding

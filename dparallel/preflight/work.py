@@ -76,7 +76,7 @@ def _measured(
     teacher's sweeps are decoded there at all thresholds, if none of them keeps the accuracy.
     """
     fixed = [benchmark.reference, *benchmark.fixed.values()]
-    fixed += [baseline.decoding for baseline in benchmark.baselines.values()]
+    fixed += benchmark.baseline_decodings.values()
     students = list(students)
     fixed += [decoding for student in students for decoding in benchmark.fixed_of(student).values()]
     protocols = {split: protocol_of(problems) for split, problems in benchmark.splits().items()}

@@ -12,9 +12,11 @@ import torch
 
 from dparallel.cli.main import main
 from dparallel.config.base import ConfigError
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import DistillConfig
 from dparallel.config.files import load_config
 from dparallel.models.checkpoints import save_model
+from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import CheckpointError
 from dparallel.preflight.checks import check_experiment
 from dparallel.preflight.memory import RESERVED
@@ -240,6 +242,28 @@ def test_a_baseline_on_the_hub_is_found_beforehand_and_by_its_folder(
         finish(experiment.training(student))
         finish(experiment.merging(student))
     assert experiment.benchmark("coins").inputs["baseline/rival"] == str(folder)
+
+
+def test_a_baseline_is_decoded_as_its_checkpoint_says_unless_the_config_does(tmp_path: Path) -> None:
+    rival = shutil.copytree(CONFIGS.parent / "teachers" / "tiny", tmp_path / "rival")
+    for name in ("manifest.json", "stage.json"):
+        (rival / name).unlink()
+    settings = [f"runs={tmp_path}", f"benchmarks.coins.baselines.rival.model={rival}"]
+    with pytest.raises(
+        ConfigError, match=r"coins\.baselines\.rival\.decoding: required, since .*/rival states"
+    ):
+        checked_experiment(str(CONFIGS / "tiny.yaml"), settings, stages=[])
+    decoding = DecodingConfig(gen_length=36, block_length=12, rule="confidence", threshold=0.6)
+    write_defaults(rival, decoding.portable())
+    experiment = checked_experiment(str(CONFIGS / "tiny.yaml"), settings, stages=[])
+    assert experiment.config.benchmarks["coins"].baseline_decodings == {"rival": decoding}
+    handed_on = checked_experiment(experiment.as_parameter(), stages=[])
+    write_defaults(rival, None)
+    assert handed_on.config.benchmarks["coins"].baseline_decodings == {"rival": decoding}
+    assert handed_on.snapshot.overrides == tuple(settings), "as the user gave them"
+    stated = [*settings, "benchmarks.coins.baselines.rival.decoding={gen_length: 36, block_length: 6}"]
+    found = checked_experiment(str(CONFIGS / "tiny.yaml"), stated, stages=[])
+    assert found.config.benchmarks["coins"].baseline_decodings["rival"].block_length == 6
 
 
 def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
