@@ -314,7 +314,7 @@ def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of several layers, of which earlier ones count first; see `beside`."""
     settings: dict[str, Any] = {}
     for layer in layers:
-        settings = {**beside(layer, settings), **settings}
+        settings = {**beside(layer, settings), **settings} if settings else dict(layer)
     return settings
 
 
