@@ -70,7 +70,7 @@ class Defaults:
 
         Raises:
             ConfigError: what is stated is invalid, or does not go with the defaults that remain beside it.
-            CheckpointError: the defaults that remain are invalid by themselves.
+            CheckpointError: the defaults are invalid by themselves.
         """
         given = combined(*stated)
         settings = combined(given, self.settings)
@@ -101,9 +101,11 @@ class Defaults:
         return f", chosen on {split} problems of {benchmark}" if split else f", as in benchmark {benchmark}"
 
     def _check(self, kept: Mapping[str, Any]) -> None:
-        """Raise a CheckpointError if the defaults are invalid without anything beside them."""
+        """Raise a CheckpointError if the defaults are invalid by themselves, and what makes them so is kept."""
+        if any(name in self.settings and name not in kept for name in ("rule", "mode")):
+            return
         try:
-            DecodingConfig.model_validate(kept)
+            DecodingConfig.model_validate(self.settings)
         except ValidationError as error:
             raise CheckpointError(
                 f"{self.file} has decode defaults that this version of dparallel cannot use "

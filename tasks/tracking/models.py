@@ -11,10 +11,13 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.models.defaults import write_defaults
 from dparallel.stages.files import is_there
+from dparallel.stages.generation_file import GENERATION
 from dparallel.stages.manifest import MANIFEST, Manifest, read_manifest
 from tasks.tracking.records import Record
 
@@ -63,9 +66,25 @@ def log_model(
     return model
 
 
-def set_decoding(client: MlflowClient, model_id: str, decoding: DecodingConfig) -> None:
-    """Make a decoding the default of a logged model: the one with which it was measured."""
+def set_decoding(
+    client: MlflowClient, model_id: str, decoding: DecodingConfig, chosen: Mapping[str, Any]
+) -> None:
+    """Make a decoding the default of a logged model: the one with which it was measured.
+
+    It is the one of MLflow's own loader, and among the model's files the decode defaults of the checkpoint.
+
+    Args:
+        chosen: where it was chosen, for the decode defaults.
+    """
     with tempfile.TemporaryDirectory() as scratch:
+        if any(file.path == GENERATION for file in client.list_logged_model_artifacts(model_id)):
+            download_artifacts(
+                artifact_uri=f"models:/{model_id}/{GENERATION}",
+                dst_path=scratch,
+                tracking_uri=client.tracking_uri,
+            )
+        write_defaults(Path(scratch), decoding.portable(), chosen)
+        client.log_model_artifact(model_id, str(Path(scratch) / GENERATION))
         file = Path(scratch) / DECODING
         settings = decoding.model_dump(mode="json", exclude_none=True)
         file.write_text(json.dumps(settings, indent=1), encoding="utf-8")

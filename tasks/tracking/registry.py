@@ -146,7 +146,8 @@ def _note(client: MlflowClient, run_id: str, version: ModelVersion, found: Seque
     )
     client.update_model_version(version.name, version.version, about)
     model_id = version.tags[MODEL]
-    set_decoding(client, model_id, DecodingConfig(**found[0].decoding))
+    chosen = {"benchmark": found[0].benchmark, "split": "validation"}
+    set_decoding(client, model_id, DecodingConfig(**found[0].decoding), chosen)
     at = now()
     metrics = [Metric(key, value, at, 0, model_id=model_id, run_id=run_id) for key, value in numbers.items()]
     client.log_batch(run_id, metrics=metrics)

@@ -112,7 +112,10 @@ def test_a_rule_that_this_version_does_not_know_counts_only_where_it_is_used() -
         ({"rule": "steps", "steps": 24}, "rule='steps' with mode='multi_block'"),
         ({"threshold": 1.7}, "threshold=1.7 for rule='confidence'"),
         ({"refresh_every": 4}, "refresh_every=4 has no effect"),
-        ({"rule": "dream_entropy", "steps": 24, "block_length": 8}, "block_length=8 with rule='dream_entropy'"),
+        (
+            {"rule": "dream_entropy", "steps": 24, "block_length": 8},
+            "block_length=8 with rule='dream_entropy'",
+        ),
     ],
 )
 def test_what_does_not_go_with_the_defaults_names_them(given: dict[str, Any], message: str) -> None:

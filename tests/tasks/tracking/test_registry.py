@@ -276,6 +276,8 @@ def test_mlflow_loads_a_registered_model(
     version = store.get_model_version_by_alias("sums", CHAMPION)
     folder = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "downloaded")))
     assert dparallel.load_model(folder).config == dparallel.load_model(merged).config
+    decoding = dparallel.DecodingConfig(gen_length=12, block_length=6, threshold=0.5)
+    assert dparallel.load_model(folder).defaults.decoding() == decoding
     assert not list(folder.rglob("*.pkl"))
     assert model.metadata.signature is not None
     assert model.input_example is not None
