@@ -101,7 +101,7 @@ class Defaults:
         return f", chosen on {split} problems of {benchmark}" if split else f", as in benchmark {benchmark}"
 
     def _check(self, kept: Mapping[str, Any]) -> None:
-        """Raise a CheckpointError if the defaults are invalid by themselves, and what makes them so is kept."""
+        """Raise a CheckpointError if the defaults are invalid by themselves, and nothing given mends them."""
         if any(name in self.settings and name not in kept for name in ("rule", "mode")):
             return
         try:
