@@ -126,7 +126,10 @@ def model_digest(file: Path) -> str | None:
     """SHA-256 of a file of a model without decode defaults; None if it holds nothing else."""
     if file.name != GENERATION:
         return file_digest(file)
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StageError(_unreadable(file, error)) from error
     model = without_defaults(content)
     return None if content != model == EMPTY else hashlib.sha256(model).hexdigest()
 
