@@ -58,6 +58,7 @@ def test_options_that_do_not_go_with_them_are_named(model: Path, capsys) -> None
     line = refused(command, capsys)
     assert f"{model / GENERATION} has decode defaults that this version of dparallel cannot use" in line
     assert main([*command, "--rule", "entropy"]) == 0
+    capsys.readouterr()
     (model / GENERATION).write_text('{"dparallel": 1}', encoding="utf-8")
     assert 'has dparallel=1, expected an object: correct the key "dparallel"' in refused(command, capsys)
 
