@@ -36,7 +36,7 @@ FLOORS: list[set[str]] = [  # of the rooms in dparallel/, the lowest first
     {"trajectories"},
     {"distillation"},
     {"evaluation", "tiny"},
-    {"reporting"},
+    {"reporting", "serving"},
     {"preflight"},
     {"cli"},
     {"dparallel"},  # the files at the root: the public API

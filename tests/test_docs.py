@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "benchmarks", "extending")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "benchmarks", "serving", "extending")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("FILE", "CONFIG", "ID")  # placeholders for the reader's own values

@@ -46,3 +46,10 @@ def as_positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
     return int(text)
+
+
+def as_port(text: str) -> int:
+    """A port, 0 to 65535."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a port, 1 to 65535, or 0 for a free one")
+    return int(text)

@@ -1,4 +1,4 @@
-"""The command line: `dparallel init`, `generate`, `chat`, `plan`, `eval`, `compare`, `merge` and others.
+"""The command line: `dparallel init`, `generate`, `chat`, `serve`, `plan`, `eval`, `merge` and others.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -22,7 +22,7 @@ from dparallel.stages import starting
 from dparallel.stages.permissions import not_permitted
 from dparallel.stages.streams import set_encodings
 
-DECODING_COMMANDS = ("generate", "chat", "eval")  # their settings of decoding are flags
+DECODING_COMMANDS = ("generate", "chat", "serve", "eval")  # their settings of decoding are flags
 THREADS = "dparallel.models.threads"  # the module whose messages say how many threads are used, and why
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -82,6 +82,10 @@ def _command(options: argparse.Namespace) -> Callable[[], None]:
             from dparallel.cli.chat import chat
 
             return partial(chat, options)
+        case "serve":
+            from dparallel.cli.serve import serve
+
+            return partial(serve, options)
         case "plan":
             from dparallel.cli.plan import print_plan
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from dparallel.cli.argument_types import as_path, as_positive, as_runs, as_stop, as_text
+from dparallel.cli.argument_types import as_path, as_port, as_positive, as_runs, as_stop, as_text
 from dparallel.cli.model_parser import add_merge
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "chat", "hold a conversation; /reset clears it, /exit ends"
     )
     _add_texts(command.add_argument_group("texts"))
+    _add_serve(commands)
     _add_plan(commands)
     _add_eval(commands)
     _add_compare(commands)
@@ -134,6 +135,55 @@ def _add_generate(commands: Any) -> None:
     _add_texts(texts)
     hardware.add_argument(
         "--batch-size", metavar="N", type=as_positive, help="prompts decoded together (default: 32)"
+    )
+
+
+def _add_serve(commands: Any) -> None:
+    command, first, hardware = _add_decoding_command(
+        commands, "serve", "answer OpenAI's requests over HTTP", several=True
+    )
+    first.add_argument(
+        "--served-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        type=as_text,
+        help="name of the model in requests (default: that of its folder); once for each --model",
+    )
+    first.add_argument(
+        "--chat-template", metavar="FILE", type=as_path, help="Jinja template (default: the tokenizer's)"
+    )
+    network = command.add_argument_group("network")
+    network.add_argument(
+        "--host", metavar="HOST", default="127.0.0.1", type=as_text, help="address (default: %(default)s)"
+    )
+    network.add_argument(
+        "--port", metavar="PORT", default=8000, type=as_port, help="0 takes a free one (default: %(default)s)"
+    )
+    network.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=as_path,
+        help="file with the key that requests must give (default: the variable DPARALLEL_API_KEY, or none)",
+    )
+    limits = command.add_argument_group("limits", "Requests beyond them are refused.")
+    limits.add_argument(
+        "--queue", metavar="N", type=as_positive, help="responses that may wait (default: 256)"
+    )
+    limits.add_argument(
+        "--timeout", metavar="SECONDS", type=as_positive, help="of a request with its response (default: 600)"
+    )
+    limits.add_argument(
+        "--context",
+        metavar="N",
+        type=as_positive,
+        help="tokens of prompt and response (default: the model's)",
+    )
+    limits.add_argument(
+        "--body-bytes", metavar="N", type=as_positive, help="size of a request (default: 1048576)"
+    )
+    hardware.add_argument(
+        "--batch-size", metavar="N", type=as_positive, help="responses decoded together (default: 32)"
     )
 
 
@@ -317,12 +367,13 @@ def _add_folder_of_runs(command: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding_command(
-    commands: Any, name: str, summary: str, required: str = ""
+    commands: Any, name: str, summary: str, required: str = "", several: bool = False
 ) -> tuple[argparse.ArgumentParser, Any, Any]:
     """Add a command that decodes, with the options common to such commands.
 
     Args:
         required: what must be given beside the model, for the line of usage.
+        several: whether --model may be given several times.
 
     Returns:
         The command, its first group of options, and that of the hardware.
@@ -335,7 +386,7 @@ def _add_decoding_command(
         allow_abbrev=False,
     )
     first = command.add_argument_group("what is decoded")
-    _add_model(first)
+    _add_model(first, several)
     first.add_argument(
         "--adapter", metavar="ADAPTER", type=as_text, help="LoRA adapter that is merged into the model"
     )
@@ -347,9 +398,14 @@ def _add_decoding_command(
     return command, first, hardware
 
 
-def _add_model(group: Any) -> None:
+def _add_model(group: Any, several: bool = False) -> None:
     group.add_argument(
-        "--model", metavar="MODEL", required=True, help="checkpoint folder, or Hugging Face Hub id"
+        "--model",
+        metavar="MODEL",
+        required=True,
+        action="append" if several else "store",
+        help="checkpoint folder, or Hugging Face Hub id"
+        + ("; may be given several times" if several else ""),
     )
 
 

@@ -167,8 +167,9 @@ def _strict(schema: Any) -> Any:
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict) or schema.get("function") in STRICT.values():
         return schema
-    if schema.get("type") in STRICT:
-        return {"type": "function-before", "function": STRICT[schema["type"]], "schema": schema}
+    kind = schema.get("type")
+    if isinstance(kind, str) and kind in STRICT:  # else these are fields, of which one is called `type`
+        return {"type": "function-before", "function": STRICT[kind], "schema": schema}
     return {key: part if key in ("metadata", "default") else _strict(part) for key, part in schema.items()}
 
 

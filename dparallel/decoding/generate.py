@@ -91,7 +91,7 @@ def generate(
     if fitting < wanted:
         log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
 
-    seeds = [_row_seed(decoding.seed, prompt) for prompt in ordered]
+    seeds = [row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
     ends = model.config.end_token_ids
     stops = StopWatch(canvas, stop, ends) if stop is not None and decoding.stop_at_eos else None
@@ -223,7 +223,7 @@ def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> 
     return text, {"gen_length": largest}
 
 
-def _row_seed(seed: int | None, prompt: Sequence[int]) -> int:
+def row_seed(seed: int | None, prompt: Sequence[int]) -> int:
     """A seed for the row, independent of its place in a batch."""
     if seed is None:
         return int(torch.randint(2**62, ()))

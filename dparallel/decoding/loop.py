@@ -34,48 +34,108 @@ def decode(
     the next one takes its slot. With a cache, a forward pass contains either rows that recompute the whole
     canvas or rows that recompute some blocks; the former wait until they are a quarter of the batch.
     """
-    rows, device = len(prompt_lengths), canvas.tokens.device
-    prompts = np.asarray(prompt_lengths)
+    rows = len(prompt_lengths)
     batch_size = min(batch_size, rows)
     if decoding.compile:
         batch_size = 1 << (batch_size.bit_length() - 1)  # a power of two, like the sizes of its groups
     slot_count = batch_size + (decoding.compile and batch_size > 1)
     workspace = Workspace.allocate(model, decoding, slot_count, canvas.tokens.shape[1])
-    step = compiled_denoise(device) if decoding.compile else denoise
-    start = first_status(decoding)
-    spare = np.array([[rows], [batch_size]])  # a spare row and slot that fill up a fixed shape
-
-    active = np.arange(batch_size)
-    slots = np.arange(batch_size)
-    status = np.tile(start, (batch_size, 1))
+    batch = Batch(model, canvas, workspace, decoding, batch_size, spare=(rows, batch_size))
+    batch.join(np.arange(batch_size), np.arange(batch_size), prompt_lengths[:batch_size])
     queued = batch_size
-    while len(active):
-        # 1. One forward pass of rows that can be computed together.
-        chosen = next_group(status)
-        in_use = prompts[active[chosen]] + (
-            decoding.block_length * Status.of(status[chosen]).opened
+    while len(batch):
+        outcome, advanced = batch.forward()
+        if stops is not None:
+            outcome.status[stops.end(advanced), DONE] = 1
+        if observe is not None:
+            observe(outcome, advanced)
+        batch.read(outcome)  # the only synchronisation
+        slots = batch.leave(batch.done)[: rows - queued]
+        waiting = np.arange(queued, queued + len(slots))
+        batch.join(waiting, slots, prompt_lengths[queued : queued + len(slots)])
+        queued += len(slots)
+
+
+class Batch:
+    """The rows of a canvas that take part in forward passes; rows join and leave between two of them.
+
+    Attributes:
+        rows: (b,) rows of the canvas, in the order of their slots.
+        slots: (b,) their slots in the workspace, ascending.
+        status: (b, 5) the columns of `Status`, as of the rows' last forward pass.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionTransformer,
+        canvas: Canvas,
+        workspace: Workspace,
+        decoding: DecodingConfig,
+        size: int,
+        spare: tuple[int, int] = (0, 0),
+    ):
+        """
+        Args:
+            size: slots of the workspace that rows may take.
+            spare: a row and a slot that fill up the fixed shapes of compiled steps.
+        """
+        self.model, self.canvas, self.workspace, self.decoding = model, canvas, workspace, decoding
+        self.size = size
+        self.rows = self.slots = self.prompts = np.empty(0, dtype=np.int64)
+        self.status = np.empty((0, len(Status._fields)), dtype=np.int64)
+        self._step = compiled_denoise(canvas.tokens.device) if decoding.compile else denoise
+        self._first = np.array(first_status(decoding))
+        self._spare = np.array(spare)[:, None]
+        self._chosen = self.rows  # places of the rows of the last forward pass
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def join(self, rows: np.ndarray, slots: np.ndarray, prompt_lengths: Sequence[int]) -> None:
+        """Add new `rows` of the canvas, at `slots` of the workspace that no other row has."""
+        order = np.argsort(np.append(self.slots, slots), kind="stable")
+        self.rows = np.append(self.rows, rows)[order]
+        self.slots = np.append(self.slots, slots)[order]
+        self.prompts = np.append(self.prompts, np.asarray(prompt_lengths, dtype=np.int64))[order]
+        self.status = np.vstack([self.status, np.tile(self._first, (len(rows), 1))])[order]
+
+    def leave(self, leaving: np.ndarray) -> np.ndarray:
+        """Remove the rows where `leaving` (b,) is True; returns the slots that are now free."""
+        free, stays = self.slots[leaving], ~leaving
+        if len(free):
+            self.rows, self.slots, self.prompts, self.status = (
+                part[stays] for part in (self.rows, self.slots, self.prompts, self.status)
+            )
+        return free
+
+    def forward(self) -> tuple[Outcome, np.ndarray]:
+        """One forward pass of rows that can be computed together.
+
+        Returns:
+            Its result, to be given to `read`, and these rows of the canvas.
+        """
+        decoding, canvas = self.decoding, self.canvas
+        chosen = self._chosen = next_group(self.status)
+        in_use = self.prompts[chosen] + (
+            decoding.block_length * Status.of(self.status[chosen]).opened
             if decoding.looks_back
             else decoding.gen_length
         )
-        shape = shape_of(decoding, status[chosen], in_use, canvas.tokens.shape[1], batch_size)
-        group = np.stack([active[chosen], slots[chosen]])
-        group = np.hstack([group, spare.repeat(shape.rows - len(chosen), axis=1)])
-        outcome = step(model, canvas, workspace, decoding, shape, *_to_device(group, device))
-        if stops is not None:
-            outcome.status[stops.end(active[chosen]), DONE] = 1
-        if observe is not None:
-            observe(outcome, active[chosen])
-        status[chosen] = outcome.status[: len(chosen)].cpu().numpy()  # the only synchronisation
+        shape = shape_of(decoding, self.status[chosen], in_use, canvas.tokens.shape[1], self.size)
+        group = np.stack([self.rows[chosen], self.slots[chosen]])
+        group = np.hstack([group, self._spare.repeat(shape.rows - len(chosen), axis=1)])
+        rows, slots = _to_device(group, canvas.tokens.device)
+        outcome = self._step(self.model, canvas, self.workspace, decoding, shape, rows, slots)
+        return outcome, self.rows[chosen]
 
-        # 2. Waiting rows replace finished ones.
-        free = np.flatnonzero(Status.of(status).done)
-        refilled, closed = np.split(free, [min(len(free), rows - queued)])
-        active[refilled] = np.arange(queued, queued + len(refilled))
-        status[refilled] = start
-        queued += len(refilled)
-        if len(closed):
-            active, slots = np.delete(active, closed), np.delete(slots, closed)
-            status = np.delete(status, closed, axis=0)
+    def read(self, outcome: Outcome) -> None:
+        """Take over the status that the last forward pass returned; waits for the device."""
+        self.status[self._chosen] = outcome.status[: len(self._chosen)].cpu().numpy()
+
+    @property
+    def done(self) -> np.ndarray:
+        """Which rows are finished, (b,) bool."""
+        return Status.of(self.status).done > 0
 
 
 def next_group(status: np.ndarray) -> np.ndarray:

@@ -47,13 +47,14 @@ def encode_chat(
     Raises:
         ChatTemplateError: there is no template, it rejects the conversation, or its output is empty.
     """
-    text = _chat_text(tokenizer, messages, template)
+    text = chat_text(tokenizer, messages, template)
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     warn_of_unknown_words(tokenizer, [text], [ids])
     return ids
 
 
-def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None) -> str:
+    """Text of a conversation, up to the start of the assistant's next turn; raises ChatTemplateError."""
     if template is None:
         check_chat_template(tokenizer)
     try:
@@ -96,7 +97,7 @@ def render_all(
     warn_of_unknown_words(tokenizer, texts, ids)
     if protocol.chat:  # chat templates write BOS themselves
         return ids
-    front = _front(tokenizer, next(filter(str.strip, texts), "a"))
+    front = front_tokens(tokenizer, next(filter(str.strip, texts), "a"))
     return [tokens if tokens[: len(front)] == front else front + tokens for tokens in ids]
 
 
@@ -128,14 +129,14 @@ def _ask(
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": prompt})
     try:
-        text = _chat_text(tokenizer, messages, template) + problem.prefill
+        text = chat_text(tokenizer, messages, template) + problem.prefill
         return begin + text.removeprefix(begin)
     except ChatTemplateError as error:
         named = protocol.chat_template or tokenizer.name_or_path or "the tokenizer"
         raise ChatTemplateError(f"{problem.where}: {error} (template of {named})") from error
 
 
-def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def front_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens that a tokenizer adds before a text, found by an example: `text`."""
     whole = tokenizer.encode(text)
     plain = tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,135 @@
+"""A batch that requests join and leave while it is decoded, as in a server.
+
+`generate` knows all its prompts at the start and gives each a row of its canvas. The canvas of a pool has a
+row per slot, which is written anew for each request, and grows with the number of requests and their lengths.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import STATE, Canvas
+from dparallel.decoding.denoise import Outcome, Workspace
+from dparallel.decoding.loop import Batch
+from dparallel.models.backbone import DiffusionTransformer
+
+LENGTHS = 64  # canvases grow to multiples of this
+
+
+@dataclass(frozen=True)
+class Look:
+    """State of some rows after a forward pass, on the host: b rows, G `gen_length`.
+
+    Attributes:
+        tokens: (b, G) token ids of the response; masked positions hold the mask token.
+        commit_step: (b, G) as in `Generation`; -1 while masked.
+        confidence: (b, G) probability of each token when it was committed.
+        nfe: (b,) forward passes.
+    """
+
+    tokens: np.ndarray
+    commit_step: np.ndarray
+    confidence: np.ndarray
+    nfe: np.ndarray
+
+    @property
+    def committed(self) -> np.ndarray:
+        """Number of tokens before the first masked position, (b,)."""
+        return np.logical_and.accumulate(self.commit_step >= 0, axis=1).sum(1)
+
+
+class Pool:
+    """Rows of one model and decoding. All calls come from one thread, within `torch.inference_mode`.
+
+    The tokens of a row equal those of `generate` with its prompt, decoding and seed alone.
+    """
+
+    def __init__(self, model: DiffusionTransformer, decoding: DecodingConfig):
+        """
+        Args:
+            decoding: of all rows, except its `seed`; not compiled, since compiled steps need fixed sizes.
+        """
+        assert not decoding.compile
+        self.model, self.decoding = model, decoding
+        canvas = Canvas.start([[]], [0], decoding, model.config, model.device)
+        workspace = Workspace.allocate(model, decoding, 1, canvas.tokens.shape[1])
+        self.batch = Batch(model, canvas, workspace, decoding, 1)
+        self._free = [0]
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def join(self, prompt: Sequence[int], seed: int) -> int:
+        """Add a row, which takes part from the next forward pass on; returns its slot.
+
+        Args:
+            prompt: token ids that `check_prompts` accepts.
+            seed: of sampling, from `generate.row_seed`.
+        """
+        batch = self.batch
+        length = len(prompt) + self.decoding.gen_length
+        if not self._free or length > batch.canvas.tokens.shape[1]:
+            self._grow(batch.size if self._free else 2 * batch.size, length)
+        slot = self._free.pop(0)
+        row = Canvas.start([prompt], [seed], self.decoding, self.model.config, self.model.device)
+        row.tokens = _enlarged(row.tokens, (1, batch.canvas.tokens.shape[1]))
+        place = np.array([slot])
+        batch.canvas.scatter(torch.from_numpy(place).to(self.model.device), row)
+        batch.join(place, place, [len(prompt)])
+        return slot
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Remove rows, finished or not; their slots are taken by the next ones."""
+        free = self.batch.leave(np.isin(self.batch.slots, slots))
+        self._free = sorted([*self._free, *free.tolist()])
+
+    def forward(self) -> tuple[Outcome, np.ndarray, np.ndarray]:
+        """One forward pass of rows that can be computed together.
+
+        Returns:
+            Its result, the slots of its rows, and which of these rows are finished.
+        """
+        outcome, slots = self.batch.forward()
+        self.batch.read(outcome)
+        finished = self.batch.slots[self.batch.done]
+        return outcome, slots, np.isin(slots, finished)
+
+    def look(self, slots: np.ndarray) -> Look:
+        """State of the rows at `slots` (b,)."""
+        state = self.batch.canvas.gather(torch.from_numpy(slots).to(self.model.device))
+        offsets = torch.arange(self.decoding.gen_length, device=self.model.device)
+        tokens = state.tokens.gather(1, state.prompt_length[:, None] + offsets)
+        columns = (tokens, state.commit_step, state.confidence, state.nfe)
+        return Look(*(column.cpu().numpy() for column in columns))
+
+    def _grow(self, slots: int, length: int) -> None:
+        """Make room for `slots` rows and canvases of `length` positions; keeps the state of all rows."""
+        batch, canvas, workspace = self.batch, self.batch.canvas, self.batch.workspace
+        length = max(-(-length // LENGTHS) * LENGTHS, canvas.tokens.shape[1])
+        for name in STATE:
+            state = getattr(canvas, name)
+            width = (length,) if name == "tokens" else state.shape[1:]
+            setattr(canvas, name, _enlarged(state, (slots, *width)))
+        if workspace.store is not None:
+            for layers in (workspace.store.keys, workspace.store.values):
+                for layer, kept in enumerate(layers):  # one after another: memory peaks a layer higher
+                    layers[layer] = _enlarged(kept, (slots, length, *kept.shape[2:]))
+        previous = workspace.previous
+        if previous is not None:
+            previous = _enlarged(previous, (slots, *previous.shape[1:]))
+        batch.workspace = Workspace(workspace.store, previous)
+        self._free += range(batch.size, slots)
+        batch.size = slots
+
+
+def _enlarged(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """A copy of `values` at the front of a tensor of zeros of a larger `shape`; itself if it has it."""
+    if tuple(values.shape) == tuple(shape):
+        return values
+    larger = values.new_zeros(tuple(shape))
+    larger[tuple(slice(size) for size in values.shape)] = values
+    return larger
