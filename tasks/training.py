@@ -3,8 +3,8 @@ from pathlib import Path
 
 import torch
 
-from dparallel.config.experiment import LaunchConfig
-from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.config.experiment import LaunchConfig, StudentConfig
+from dparallel.stages.experiment import StagePlan
 from dparallel.stages.files import is_there
 from dparallel.stages.lease import IN_USE, LeaseHeldError, remove_left
 from dparallel.stages.manifest import MANIFEST, Manifest, verify

@@ -23,6 +23,7 @@ from dparallel.config.imported import ImportedConfig
 from dparallel.config.paths import LocalPath, PathOrHubId, RunsFolder, StoreUrl
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
+from dparallel.config.sources import ColumnText
 
 __all__ = [
     "AdapterConfig",
@@ -39,6 +40,30 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range of torch's seeds
 CodeDigest = Annotated[str, Field(pattern=r"^c[0-9a-f]{11}$")]
 
 
+class PrivilegedConfig(Config):
+    """Prompts of the teacher that hold the reference answer (TAD). The student's prompts do not.
+
+    Args:
+        prompt: the question that the teacher is asked in place of the problem's. `{prompt}` stands for the
+            problem's question, `{reference}` for its reference answer.
+        decode: whether the teacher decodes its trajectories with these prompts. Otherwise they are only
+            recorded, for recipes with `teacher_prompt: privileged`.
+    """
+
+    prompt: str = "Reference answer: {reference}\n\n{prompt}"
+    decode: bool = True
+
+    @model_validator(mode="after")
+    def _names_the_reference(self) -> "PrivilegedConfig":
+        columns = set(ColumnText(self.prompt).columns)
+        if "reference" not in columns or not columns <= {"prompt", "reference"}:
+            raise ValueError(
+                f"prompt={self.prompt!r}: give a text with {{reference}}, and with {{prompt}} where the "
+                "problem's question is to stand"
+            )
+        return self
+
+
 class TrajectoriesConfig(Config):
     """Record teacher trajectories. All responses are kept, correct or not.
 
@@ -46,6 +71,7 @@ class TrajectoriesConfig(Config):
         problems: the problems the teacher responds to.
         decoding: how the teacher decodes; of imported responses, `gen_length` is their length.
         imported: read published responses in place of recording, see `ImportedConfig`.
+        privileged: also record a prompt with the reference answer for the teacher, see `PrivilegedConfig`.
         shard_size: responses per file.
         batch_size: responses decoded together.
     """
@@ -54,8 +80,9 @@ class TrajectoriesConfig(Config):
     decoding: DecodingConfig
     shard_size: Annotated[PositiveInt, HOW] = 500
     batch_size: Annotated[PositiveInt, HOW] = 64
-    # Omitted from dumps at its default, so that recordings keep their keys.
+    # Omitted from dumps at their defaults, so that recordings keep their keys.
     imported: ImportedConfig | None = Field(None, exclude_if=lambda imported: imported is None)
+    privileged: PrivilegedConfig | None = Field(None, exclude_if=lambda privileged: privileged is None)
 
     @property
     def has_steps(self) -> bool:
@@ -65,6 +92,11 @@ class TrajectoriesConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "TrajectoriesConfig":
         refuse_unrepeatable({"decoding": self.decoding})
+        if self.imported is not None and self.privileged is not None:
+            raise ValueError(
+                "imported with privileged: published responses come without prompts of the teacher; drop one of "
+                "them"
+            )
         if self.imported is not None and self.problems.benchmark != "dataset":
             raise ValueError(
                 f"imported with problems.benchmark={self.problems.benchmark!r}: published responses are "
@@ -160,6 +192,18 @@ class TrainingConfig(Config):
                 f"train_steps={self.train_steps}, epochs={self.epochs}: give exactly one of them"
             )
         return self
+
+
+class StudentConfig(Config):
+    """Settings of a training stage."""
+
+    training: TrainingConfig
+    recipe: RecipeConfig
+
+    @property
+    def only_correct(self) -> bool:
+        """Whether trajectories that are not known to be correct are left out."""
+        return self.training.only_correct if self.recipe.only_correct is None else self.recipe.only_correct
 
 
 class MergingConfig(Config):

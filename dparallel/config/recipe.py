@@ -13,8 +13,8 @@ from pydantic import (
 )
 
 from dparallel.config.base import LIST, SECTION, VALUE, Config, form
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
+from dparallel.config.recipe_misfits import misfits
+from dparallel.config.recipe_parts import Group, NearFar, Ratio, Rollouts
 
 
 class Ramp(Config):
@@ -81,7 +81,8 @@ class RecipeConfig(Config):
         masking: `random` masks each position with probability p. `trajectory` masks the tokens that the
             teacher had not yet committed at some point of its trajectory. `monotone` (D2F) masks the
             positions of block k with probability p_k, p_1 <= p_2 <= ...: p_1 is drawn from
-            mask_ratio=[low, high], each following one adds U(0, 1) (high - p_1) / (blocks - 1).
+            mask_ratio=[low, high], each following one adds U(0, 1) (high - p_1) / (blocks - 1). `group`
+            (MultiTF): see `group`.
         mask_ratio: p, default 0.5. [low, high] draws p for each sample; `{start: ..., end: ...}` in place of
             a number changes it during training. With `trajectory`, the point is where a fraction 1 - p of
             the region is committed; the default draws it uniformly.
@@ -98,6 +99,16 @@ class RecipeConfig(Config):
             a view whose argmax is the teacher's token.
         certainty_temperature: T, temperature of the entropy term.
         certainty_on_complement: whether the entropy term applies to the complement view.
+        near_far: targets by the step at which the teacher committed a token, see `NearFar`; with
+            `masking: trajectory`.
+        group: a group of noisy blocks after clean ones, see `Group`; with `masking: group`.
+        own_tokens: share of the views whose masked positions are filled with the student's own predictions
+            (OPUT), which takes another forward pass. The loss is then over all tokens of the region, masked,
+            filled and given ones. None: nothing is filled, and given tokens have no loss.
+        rollouts: train on responses of the student in place of the recorded ones, see `Rollouts`.
+        teacher_prompt: prompt of the teacher where its distribution is a target: the student's (`ordinary`),
+            or one with the reference answer (`privileged`), which `trajectories.privileged` records.
+        only_correct: overrides `training.only_correct` for this recipe.
         eos_region_ratio: relative frequency of sampling a block that contains only padding after the first
             end-of-sequence token; with `region: response`, the frequency of keeping it.
     """
@@ -106,7 +117,7 @@ class RecipeConfig(Config):
 
     region: Literal["block", "response"] = "block"
     block_length: BlockLength | None = None
-    masking: Literal["random", "trajectory", "monotone"]
+    masking: Literal["random", "trajectory", "monotone", "group"]
     mask_ratio: MaskRatio | None = None
     complement: bool = False
     attention: Literal["full", "block_causal"] = "full"
@@ -117,6 +128,15 @@ class RecipeConfig(Config):
     certainty_temperature: PositiveFloat = 0.5
     certainty_on_complement: bool = True
     eos_region_ratio: Ratio = 0.1
+    # Omitted from dumps at their defaults, so that recipes without them keep their keys.
+    near_far: NearFar | None = Field(None, exclude_if=lambda near_far: near_far is None)
+    group: Group | None = Field(None, exclude_if=lambda group: group is None)
+    own_tokens: Ratio | None = Field(None, exclude_if=lambda own_tokens: own_tokens is None)
+    rollouts: Rollouts | None = Field(None, exclude_if=lambda rollouts: rollouts is None)
+    teacher_prompt: Literal["ordinary", "privileged"] = Field(
+        "ordinary", exclude_if=lambda teacher_prompt: teacher_prompt == "ordinary"
+    )
+    only_correct: bool | None = Field(None, exclude_if=lambda only_correct: only_correct is None)
 
     @property
     def views(self) -> int:
@@ -126,7 +146,12 @@ class RecipeConfig(Config):
     @property
     def needs_steps(self) -> bool:
         """Whether it needs the steps at which the teacher committed its tokens."""
-        return self.masking == "trajectory"
+        return self.masking == "trajectory" and self.rollouts is None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher's distribution is a target, so that training runs the teacher."""
+        return self.targets == "teacher" or self.near_far is not None
 
     @property
     def fixed_block_length(self) -> int | None:
@@ -141,7 +166,8 @@ class RecipeConfig(Config):
         """The largest number of response positions a sample reads at any point of the training."""
         if self.region == "response" or self.block_length is None:
             return gen_length
-        return self.block_length.end if isinstance(self.block_length, Growth) else self.block_length
+        block_length = self.block_length.end if isinstance(self.block_length, Growth) else self.block_length
+        return min(block_length * (self.group.blocks if self.group else 1), gen_length)
 
     def misfit(self, gen_length: int) -> str | None:
         """The block length that does not divide `gen_length`, as `block_length=5`; None if all do."""
@@ -178,6 +204,10 @@ class RecipeConfig(Config):
         both = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
         return _number(both[0], progress), _number(both[1], progress)
 
+    def plain(self, name: str) -> Any:
+        """A setting as written in a config file."""
+        return _plain(getattr(self, name))
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
@@ -189,21 +219,8 @@ class RecipeConfig(Config):
     def _consistent(self) -> "RecipeConfig":
         self._check_blocks()
         self._check_ratio()
-        if self.weighting == "inverse_ratio" and self.masking == "trajectory":
-            raise ValueError(
-                "weighting='inverse_ratio' with masking='trajectory': the teacher's order is not drawn "
-                "with a probability; use weighting='view_mean', or masking='random' or 'monotone'"
-            )
-        if not self.certainty_on_complement and not self.complement:
-            raise ValueError(
-                "certainty_on_complement=false with complement=false: there is no complement view; drop "
-                "certainty_on_complement or set complement: true"
-            )
-        if not self.cross_entropy_weight and not self.certainty_weight:
-            raise ValueError(
-                f"cross_entropy_weight={self.cross_entropy_weight:g}, certainty_weight="
-                f"{self.certainty_weight:g}: nothing is left of the loss; give one of them a weight above 0"
-            )
+        if (problem := next(misfits(self), None)) is not None:
+            raise ValueError(problem)
         return self
 
     def _check_blocks(self) -> None:

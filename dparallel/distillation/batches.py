@@ -40,6 +40,7 @@ def step_batches(
     ]
     scale = shape.accumulation * processes / normaliser(recipe, views)
     block_length = recipe.fixed_block_length if recipe.attention == "block_causal" else None
+    later = recipe.near_far is not None and recipe.near_far.far_canvas == "later"
     micro, share = shape.micro_samples, shape.micro_samples * shape.accumulation
     own = range(rank * share, (rank + 1) * share)
     by_length = sorted(own, key=lambda row: len(samples.prompts[drawn[row]]))  # minimizes padding
@@ -53,4 +54,8 @@ def step_batches(
             model.mask_token_id,
             scale,
             block_length,
+            None
+            if samples.teacher_prompts is None
+            else [samples.teacher_prompts[sample] for sample in chosen],
+            later,
         )

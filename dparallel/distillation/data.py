@@ -16,6 +16,7 @@ from dparallel.config.recipe import RecipeConfig
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.stages.manifest import StageError, fingerprint, read_manifest
 from dparallel.trajectories import store
+from dparallel.trajectories.schema import TEACHER_PROMPT
 
 ORDER, ROW, DROPOUT = range(3)  # families of random streams
 
@@ -27,6 +28,7 @@ class Samples:
     prompts: Sequence[np.ndarray]
     responses: np.ndarray  # int32 (samples, G)
     commit_step: np.ndarray | None  # int16 (samples, G); None if unknown
+    teacher_prompts: Sequence[np.ndarray] | None = None  # where the teacher's prompts are not the student's
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -45,21 +47,28 @@ class StepShape(NamedTuple):
 
 
 def load_samples(
-    folder: str | Path, only_correct: bool, max_length: int | None
+    folder: str | Path, only_correct: bool, max_length: int | None, privileged: bool = False
 ) -> tuple[Samples, dict[str, int]]:
     """Load the trajectories to train on.
 
     Args:
         only_correct: skip responses that are not known to be correct.
         max_length: skip trajectories with more prompt + response tokens.
+        privileged: whether the teacher's prompts have the reference answer.
 
     Returns:
         The samples, and counts: `rows_read` = `left_out_incorrect` + `left_out_too_long` + `rows_used`.
 
     Raises:
-        ConfigError: no trajectory remains, or the responses differ in length.
+        ConfigError: no trajectory remains, the responses differ in length, or there are no privileged
+            prompts.
     """
     table = store.load(folder)
+    if privileged and TEACHER_PROMPT not in table.column_names:
+        raise ConfigError(
+            f"recipe.teacher_prompt=privileged, and {folder} has no privileged prompts: record with "
+            "trajectories.privileged, such as {decode: false}, or drop teacher_prompt"
+        )
     counts = {"rows_read": table.num_rows}
     if only_correct:  # unknown correctness (null) counts as not correct
         table = table.filter(pc.fill_null(table["correct"], False))
@@ -83,6 +92,7 @@ def load_samples(
         prompts=_lists(kept["prompt_ids"]),
         responses=np.stack(_lists(kept["response_ids"])),
         commit_step=None if kept["commit_step"].null_count else np.stack(_lists(kept["commit_step"])),
+        teacher_prompts=_lists(kept[TEACHER_PROMPT]) if privileged else None,
     )
     return samples, counts
 
@@ -110,6 +120,9 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
             f"recipe.{misfit} does not divide the trajectories' response length {gen_length}: "
             f"choose a divisor of {gen_length}"
         )
+    if recipe.rollouts and (misfit := recipe.rollouts.misfit(gen_length)):
+        raise ConfigError(f"recipe.{misfit}")
+    _check_steps(samples, recipe)
     for name in ("mask_token_id", "eos_token_id"):
         token = getattr(model, name)
         if token is None or not 0 <= token < model.vocab_size:
@@ -117,7 +130,8 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
                 f"the teacher's {name} is {token}, outside its vocabulary (0 to {model.vocab_size - 1}): "
                 "correct its config.json"
             )
-    tokens = np.concatenate([*samples.prompts, samples.responses.ravel()])
+    prompts = [*samples.prompts, *(samples.teacher_prompts or ())]
+    tokens = np.concatenate([*prompts, samples.responses.ravel()])
     if tokens.min() < 0 or tokens.max() >= model.vocab_size:
         raise ConfigError(
             f"the trajectories hold token ids {tokens.min()} to {tokens.max()}, the teacher knows 0 to "
@@ -128,11 +142,23 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
             f"the trajectories hold mask_token_id={model.mask_token_id} in a response: "
             "a decoding that never finished; record them again"
         )
-    longest = max(map(len, samples.prompts)) + gen_length
+    longest = max(map(len, prompts)) + gen_length
     if longest > model.max_position_embeddings:
         raise ConfigError(
             f"the longest prompt + response has {longest} tokens, the teacher's max_position_embeddings "
             f"is {model.max_position_embeddings}: set training.max_length to leave longer ones out"
+        )
+
+
+def _check_steps(samples: Samples, recipe: RecipeConfig) -> None:
+    """Raise a ConfigError if the recipe needs steps that the trajectories do not have."""
+    if not recipe.needs_steps or samples.commit_step is None:
+        return
+    most = int(np.ptp(samples.commit_step, axis=1).max()) + 1  # forward passes that committed tokens
+    if recipe.near_far is not None and recipe.near_far.delta >= most:
+        raise ConfigError(
+            f"recipe.near_far.delta={recipe.near_far.delta} leaves no token far: the trajectories have "
+            f"at most {most} forward passes; choose a smaller delta, or record fewer tokens per forward pass"
         )
 
 

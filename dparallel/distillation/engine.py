@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,17 @@ def gradient_norm(engine: DeepSpeedEngine) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan
 
 
-def save_checkpoint(engine: DeepSpeedEngine, folder: Path, train_step: int, process: Process) -> None:
+def save_checkpoint(
+    engine: DeepSpeedEngine,
+    folder: Path,
+    train_step: int,
+    process: Process,
+    save_more: Callable[[Path], None] | None = None,
+) -> None:
     """Save a checkpoint of adapter and optimizer; when it is complete, the oldest one is removed.
+
+    Args:
+        save_more: writes further files into the checkpoint's folder, in the first process.
 
     Raises:
         FileError: the disk is full; existing checkpoints remain intact.
@@ -171,7 +181,9 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, train_step: int, proc
         with naming_the_file(folder / resuming.step_tag(train_step)):
             file = resuming.begin(folder)
             save_file(gathered, file)
-            give_usual_modes([file])
+            if save_more is not None:
+                save_more(file.parent)
+            give_usual_modes(list(file.parent.iterdir()))
     except FileError:
         resuming.remove_unfinished(folder)
         raise

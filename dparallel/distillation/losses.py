@@ -43,6 +43,19 @@ def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return _in_chunks(values, logits, teacher_logits)
 
 
+def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) from `logits` (N, V) of both; returns float32 (N,), in nats.
+
+    The gradient is that of `soft_cross_entropy`, and the value is 0 where the distributions are equal.
+    """
+
+    def values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        probability = F.softmax(teacher_logits.float(), dim=-1)
+        return F.kl_div(F.log_softmax(logits.float(), dim=-1), probability, reduction="none").sum(dim=-1)
+
+    return _in_chunks(values, logits, teacher_logits)
+
+
 def certainty(
     logits: Tensor,
     targets: Tensor,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import TrainingConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.models.placement import name_accelerator
 
 KEPT_CHECKPOINTS = 2
@@ -253,6 +254,16 @@ def check_quantization(training: TrainingConfig) -> None:
         raise ConfigError(
             f"training.quantization={training.quantization} with ZeRO stage 3: it cannot partition 4-bit "
             "weights; use stage 2 (4-bit weights are small), or stage 3 without quantization"
+        )
+
+
+def check_rollouts(recipe: RecipeConfig, training: TrainingConfig) -> None:
+    """Raise a ConfigError if a student cannot decode during such a training."""
+    if recipe.rollouts is not None and zero_stage(training.deepspeed) == 3:
+        raise ConfigError(
+            "rollouts with ZeRO stage 3: its processes must run the same forward passes, and responses take "
+            "different numbers of them; use stage 2 (with quantization: nf4 if memory is short), or drop "
+            "rollouts"
         )
 
 

@@ -3,7 +3,7 @@
 The file holds each trained weight in float32 and its two moments of AdamW, undivided. It depends neither on
 the number of processes nor on DeepSpeed's ZeRO stage and offloading, which divide these tensors in memory.
 The only other state is the number of train steps done: samples, random numbers and learning rate of a train
-step are functions of it.
+step are functions of it. With `rollouts`, the responses that the student decoded are a file beside it.
 """
 
 from collections.abc import Iterator

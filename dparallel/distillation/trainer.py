@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 
 from dparallel.config.base import UserError
-from dparallel.config.experiment import TrainingConfig
+from dparallel.config.experiment import StudentConfig, TrainingConfig
 from dparallel.distillation import engine as ds
 from dparallel.distillation import resuming
 from dparallel.distillation.batches import step_batches
@@ -33,12 +33,12 @@ from dparallel.distillation.data import (
 )
 from dparallel.distillation.losses import entropy
 from dparallel.distillation.quantization import quantize
-from dparallel.distillation.recipe import loss, teacher_logits
-from dparallel.distillation.settings import check_builds, check_quantization, zero_stage
+from dparallel.distillation.recipe import Loss, base_logits, loss, teacher_logits, with_own_tokens
+from dparallel.distillation.rollouts import OwnResponses
+from dparallel.distillation.settings import check_builds, check_quantization, check_rollouts, zero_stage
 from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
 from dparallel.stages import lease, metrics_log
-from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, Manifest, Stage, read_manifest
 from dparallel.stages.metrics_log import METRICS
@@ -80,7 +80,11 @@ def run_stage(
 
     # 1. Check everything before computing anything, and the trajectories before claiming a folder
     check_quantization(training)
-    samples, counts = load_samples(inputs["trajectories"], training.only_correct, training.max_length)
+    check_rollouts(recipe, training)
+    privileged = recipe.teacher_prompt == "privileged"
+    samples, counts = load_samples(
+        inputs["trajectories"], config.only_correct, training.max_length, privileged
+    )
     check_teacher(inputs["trajectories"], inputs["teacher"])
     if process.first or is_there(folder / MANIFEST):
         stage = Stage("training", config, inputs, folder, origin)
@@ -117,8 +121,15 @@ def run_stage(
         state_file = folder / CHECKPOINTS / found.state_file if found else None
         engine = ds.start_engine(student, training.optimizer, train_steps, settings, done, state_file)
 
+        own = None
+        if recipe.rollouts is not None:
+            student.get_base_model().config.attention_pattern = recipe.attention  # of what is decoded
+            own = OwnResponses(recipe.rollouts, samples, training.seed, process)
+            if found:
+                own.load(folder / CHECKPOINTS / found.tag)
+
         # 4. Train and save the adapter
-        trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, still_held)
+        trainer = Trainer(config, samples, shape, engine, process, folder, train_steps, still_held, own)
         trainer.train(done)
         files = ds.save_adapter(engine, folder / "adapter", process)
         if process.first:
@@ -161,6 +172,7 @@ class Trainer:
     folder: Path
     train_steps: int
     still_held: Callable[[], None] | None = None  # raises StageError if the folder's lease was lost
+    own: OwnResponses | None = None  # in recipes with `rollouts`
 
     def train(self, done: int) -> None:
         """Run the train steps after step `done`."""
@@ -196,7 +208,10 @@ class Trainer:
             if train_step % training.checkpoint_every == 0 or train_step == self.train_steps:
                 if self.still_held is not None:
                     self.still_held()
-                ds.save_checkpoint(self.engine, self.folder / CHECKPOINTS, train_step, self.process)
+                save_more = None if self.own is None else self.own.save
+                ds.save_checkpoint(
+                    self.engine, self.folder / CHECKPOINTS, train_step, self.process, save_more
+                )
 
     def step(self, train_step: int, with_entropies: bool) -> dict[str, float]:
         """Run one optimizer step; returns its metrics, averaged over all processes."""
@@ -206,31 +221,38 @@ class Trainer:
         recipe = self.config.recipe.at(progress, self.samples.gen_length)
         torch.manual_seed(dropout_seed(seed, train_step, rank))
         learning_rate, device = self.engine.get_lr()[0], self.engine.device
+        student = self.engine.module
+        samples = self.samples if self.own is None else self.own.at(train_step, student)
 
         # 2. Forward and backward passes of this process; the last engine.step updates the weights
-        losses = torch.zeros(3, dtype=torch.float64, device=device)
+        losses = torch.zeros(len(Loss._fields), dtype=torch.float64, device=device)
         entropies = torch.zeros(3, dtype=torch.float64, device=device)  # student, teacher, positions
         tokens = 0
         for batch in step_batches(
-            self.samples, recipe, self.shape, model, seed, train_step, rank, self.process.count
+            samples, recipe, self.shape, model, seed, train_step, rank, self.process.count
         ):
             tokens += batch.tokens
             batch = batch.to(device)
-            teacher = teacher_logits(self.engine.module, batch) if recipe.targets == "teacher" else None
+            if recipe.own_tokens is not None:
+                divided = self.engine.zero_optimization_partition_weights()
+                batch = with_own_tokens(student, batch, model.mask_token_id, divided)
+            teacher = teacher_logits(student, batch) if recipe.asks_teacher else None
             logits = self.engine(**batch.student_inputs)
             terms = loss(logits, batch, recipe, teacher)
             self.engine.backward(terms.loss)
             losses += torch.stack([term.detach() for term in terms]) / self.shape.accumulation
             if with_entropies:
-                if teacher is None:
-                    teacher = teacher_logits(self.engine.module, batch)
+                if teacher is None or batch.asked is not None:  # it did not read the student's canvases
+                    teacher = base_logits(student, batch.full_inputs)
                 entropies += entropy_sums(logits.detach(), teacher)
             self.engine.step()
 
         # 3. Sums over all processes, and means
         losses /= self.process.count
         reduced = ds.all_reduce(torch.cat([losses, entropies, losses.new_tensor([tokens])])).tolist()
-        total, cross_entropy, certainty, student_entropy, teacher_entropy, positions, tokens = reduced
+        total, cross_entropy, certainty, divergence, student_entropy, teacher_entropy, positions, tokens = (
+            reduced
+        )
         norm = ds.gradient_norm(self.engine)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
@@ -238,6 +260,8 @@ class Trainer:
                 f"Lower training.optimizer.learning_rate ({learning_rate:.3g} here) and start anew"
             )
         metrics = {"loss": total, "cross_entropy": cross_entropy, "certainty": certainty}
+        if recipe.near_far is not None:
+            metrics["divergence"] = divergence
         if with_entropies:
             metrics["teacher_entropy"] = teacher_entropy / max(positions, 1)
             metrics["student_entropy"] = student_entropy / max(positions, 1)

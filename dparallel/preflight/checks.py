@@ -14,7 +14,12 @@ from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
-from dparallel.distillation.settings import check_builds, check_deepspeed, check_quantization
+from dparallel.distillation.settings import (
+    check_builds,
+    check_deepspeed,
+    check_quantization,
+    check_rollouts,
+)
 from dparallel.models.adapters import check_adapter
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
@@ -28,6 +33,7 @@ from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, verify
+from dparallel.trajectories.privileged import with_reference
 
 STAGES = ("trajectories", "training", "merging", "benchmark")
 
@@ -106,7 +112,11 @@ def _check_launch(settings: DistillConfig) -> None:
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"launch.launcher={launcher} is not installed (no module {module})")
     check_hosts(settings.launch)
-    for recipe in settings.recipes.values():
+    for name, recipe in settings.recipes.items():
+        try:
+            check_rollouts(recipe, settings.training)
+        except ConfigError as error:
+            raise ConfigError(f"students.{name}.{error}") from error
         step_shape(settings.training, recipe.views, world_size(settings.launch))
 
 
@@ -123,6 +133,19 @@ def _check_recipes(settings: DistillConfig) -> None:
             raise ConfigError(
                 f"students.{name}.{misfit} does not divide "
                 f"trajectories.decoding.gen_length={gen_length}: choose a divisor of {gen_length}"
+            )
+        if recipe.rollouts and (misfit := recipe.rollouts.misfit(gen_length)):
+            raise ConfigError(f"students.{name}.{misfit}")
+        if recipe.teacher_prompt == "privileged" and settings.trajectories.privileged is None:
+            raise ConfigError(
+                f"students.{name}.teacher_prompt=privileged without trajectories.privileged: set it, for "
+                "example to {decode: false}, so that prompts with the reference answers are recorded"
+            )
+        steps = None if settings.trajectories.imported else settings.trajectories.decoding.steps
+        if recipe.near_far and recipe.needs_steps and steps is not None and recipe.near_far.delta >= steps:
+            raise ConfigError(
+                f"students.{name}.near_far.delta={recipe.near_far.delta} with "
+                f"trajectories.decoding.steps={steps}: no token is far; choose a smaller delta, or more steps"
             )
     for name, student in settings.students.items():
         for place, benchmark in settings.benchmarks.items():
@@ -168,12 +191,17 @@ def _check_references(settings: DistillConfig, recorded: Sequence[Problem]) -> N
     scorer = scorers_of(protocol_of(settings.trajectories.problems))[0]
     without = scorer.needs_reference and all(problem.reference is None for problem in recorded)
     stated = settings.trajectories.imported is not None and settings.trajectories.imported.correct is not None
-    if settings.training.only_correct and without and not stated:
-        raise ProblemsError(
-            f"trajectories.problems: none of the {len(recorded)} problems has a reference, so no trajectory "
-            "can be known to be correct, and training.only_correct=true would leave none to train on: name "
-            "the column of the references, or set training.only_correct=false"
-        )
+    if not without or stated:
+        return
+    for name, recipe in settings.recipes.items():
+        own = recipe.only_correct is not None
+        if recipe.only_correct if own else settings.training.only_correct:
+            setting = f"students.{name}.only_correct" if own else "training.only_correct"
+            raise ProblemsError(
+                f"trajectories.problems: none of the {len(recorded)} problems has a reference, so no "
+                f"trajectory can be known to be correct, and {setting}=true would leave none to train on: "
+                f"name the column of the references, or set {setting}=false"
+            )
 
 
 def _check_recording(
@@ -187,6 +215,9 @@ def _check_recording(
     prompts = encode_problems(
         problems, protocol_of(recording.problems), tokenizer, teacher, recording.decoding
     )
+    if recording.privileged is not None:
+        asked = with_reference(problems, recording.privileged)
+        encode_problems(asked, protocol_of(recording.problems), tokenizer, teacher, recording.decoding)
     lengths = [len(prompt) for prompt in prompts]
     shortest = min(lengths) + recording.decoding.gen_length
     if max_length is not None and max_length < shortest:

@@ -97,7 +97,7 @@ def students_memory(
     for recipe in config.recipes.values():
         samples = step_shape(training, recipe.views, shape.processes).micro_samples
         region = recipe.region_length(config.trajectories.decoding.gen_length)
-        soft = recipe.targets == "teacher"
+        soft = recipe.asks_teacher
         shapes = Pass(
             samples * recipe.views, shape.length, samples * region, soft
         )  # the views divide the region

@@ -42,7 +42,7 @@ def forwards_by_stage(
     left = lengths.trajectories[done.rows :] if config.trajectories.imported is None else []
     return {
         "trajectories": _decoded(left, config.trajectories.decoding, most),
-        "training": _trained(config, len(lengths.trajectories), trained_length, done),
+        "training": _trained(config, len(lengths.trajectories), trained_length, done, most),
         **{
             f"benchmark {name}": _total(
                 []
@@ -54,7 +54,7 @@ def forwards_by_stage(
     }
 
 
-def _trained(config: DistillConfig, trajectories: int, length: int, done: Progress) -> Forwards:
+def _trained(config: DistillConfig, trajectories: int, length: int, done: Progress, most: bool) -> Forwards:
     training, rows = config.training, 0
     for student, recipe in config.recipes.items():
         if student in done.students:
@@ -62,8 +62,13 @@ def _trained(config: DistillConfig, trajectories: int, length: int, done: Progre
         samples = training.views_per_step // recipe.views
         steps = training.train_steps or math.ceil((training.epochs or 0) * trajectories / samples)
         # The backward pass multiplies with each frozen matrix once, like a forward pass.
-        passes = (3 if training.gradient_checkpointing else 2) + (recipe.targets == "teacher")
-        rows += steps * training.views_per_step * passes
+        passes = (
+            (3 if training.gradient_checkpointing else 2) + recipe.asks_teacher + (recipe.own_tokens or 0)
+        )
+        rows += math.ceil(steps * training.views_per_step * passes)
+        if (own := recipe.rollouts) is not None:
+            prompts = math.ceil(steps / own.every) * min(own.prompts, trajectories)
+            rows += _decoded([length - own.decoding.gen_length] * prompts, own.decoding, most).rows
     return Forwards(rows, rows * length)
 
 

@@ -15,6 +15,7 @@ from types import CodeType
 from typing import Any
 
 from dparallel.config.base import Config, ConfigError
+from dparallel.config.experiment import StudentConfig, TrajectoriesConfig
 from dparallel.config.problems import EMBEDDED, ProblemsConfig
 from dparallel.rules.rules import RULES
 
@@ -77,6 +78,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         *MODEL,
         "models/lora.py",
         "config/recipe.py",
+        "config/recipe_parts.py",
         "distillation/losses.py",
         "distillation/corruption.py",
         "distillation/recipe.py",
@@ -85,6 +87,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/engine.py",
         "distillation/optimizer.py",
         "distillation/quantization.py",
+        "distillation/rollouts.py",
         "distillation/state.py",
         "distillation/trainer.py",
     ),
@@ -105,6 +108,10 @@ def stage_digest(stage: str, config: Config) -> str | None:
         return None
     if getattr(config, "imported", None) is not None:
         modules = (*modules, *IMPORTING)
+    if isinstance(config, StudentConfig) and config.recipe.rollouts is not None:
+        modules = (*modules, *DECODING)
+    if isinstance(config, TrajectoriesConfig) and config.privileged is not None:
+        modules = (*modules, "trajectories/privileged.py")
     protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]
     scorers = {name for protocol in protocols for name in protocol.scorers}
     package = code_digest({*modules, *(module for name in scorers for module in scorer_modules(name))})

@@ -20,7 +20,7 @@ from dparallel.config.experiment import (
     BenchmarkConfig,
     DistillConfig,
     MergingConfig,
-    TrainingConfig,
+    StudentConfig,
     TrajectoriesConfig,
 )
 from dparallel.config.recipe import RecipeConfig
@@ -41,13 +41,6 @@ from dparallel.stages.storage.folders import open_storage
 from dparallel.stages.storage.inputs import published
 
 log = logging.getLogger(__name__)
-
-
-class StudentConfig(Config):
-    """Settings of a training stage."""
-
-    training: TrainingConfig
-    recipe: RecipeConfig
 
 
 SETTINGS: dict[str, type[Config]] = {
@@ -219,7 +212,8 @@ class Experiment:
         except StageError as error:
             raise StageError(f"stage {stage!r} cannot start: {error}") from error
         vouched = {str(name): digest for name, digest in self.config.code.items()}.get(stage)
-        started_with = self.snapshot.code[stage if benchmark is None else f"{stage}-{benchmark}"]
+        digests = self.snapshot.code
+        started_with = digests.get(f"{stage}-{student or benchmark}") or digests[stage]
         code = vouched or started_with
         label = "-".join(filter(None, (stage, student or benchmark)))
         folder = self.folder / f"{label}-{stage_key(config, made_from, code)}"

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 
-from dparallel.config.base import ConfigError, explain
-from dparallel.config.experiment import RUNS, DistillConfig
+from dparallel.config.base import Config, ConfigError, explain
+from dparallel.config.experiment import RUNS, DistillConfig, StudentConfig
 from dparallel.config.files import load_config, make_config
 from dparallel.config.paths import is_url
 from dparallel.stages.code import stage_digest
@@ -32,7 +32,8 @@ class Snapshot(BaseModel):
         config: the config file that the user named.
         overrides: the overrides that the user gave.
         settings: all settings, with included files and overrides.
-        code: digests of the code by stage; of benchmarks by `benchmark-<name>`.
+        code: digests of the code by stage; of benchmarks by `benchmark-<name>`, and of students that decode
+            during their training by `training-<name>`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,10 +116,15 @@ def snapshot_of(config: DistillConfig, file: str, overrides: Sequence[str] | Non
 
 
 def code_of(config: DistillConfig) -> dict[str, str]:
-    """Digests of the running code by stage; of benchmarks by `benchmark-<name>`."""
-    settings = {
+    """Digests of the running code, as in `Snapshot.code`."""
+    decoding = {name: recipe for name, recipe in config.recipes.items() if recipe.rollouts is not None}
+    settings: dict[str, Config] = {
         "trajectories": config.trajectories,
         "training": config.training,
+        **{
+            f"training-{name}": StudentConfig(training=config.training, recipe=recipe)
+            for name, recipe in decoding.items()
+        },
         "merging": config.merging,
         **{f"benchmark-{name}": benchmark for name, benchmark in config.benchmarks.items()},
     }

@@ -35,8 +35,9 @@ from dparallel.stages.origin import Origin
 from dparallel.stages.progress import Progress
 from dparallel.stages.sharing import have_made, in_turn
 from dparallel.trajectories.importing import columns_of, imported_rows
+from dparallel.trajectories.privileged import with_reference
 from dparallel.trajectories.rows import generations_of, identity, rows
-from dparallel.trajectories.schema import ShardMetadata
+from dparallel.trajectories.schema import TEACHER_PROMPT, ShardMetadata
 from dparallel.trajectories.store import (
     read_shard,
     same_recordings,
@@ -57,6 +58,41 @@ class Shard:
     index: int
     path: Path
     problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of the prompts of a shard.
+
+    Attributes:
+        students: the problems' own prompts, which the student learns to respond to.
+        privileged: those with the reference answers; None if they are not recorded.
+        decoded: whether the teacher responds to the privileged prompts.
+    """
+
+    students: list[list[int]]
+    privileged: list[list[int]] | None
+    decoded: bool
+
+    @property
+    def asked(self) -> list[list[int]]:
+        """The prompts that the teacher responds to."""
+        return self.privileged if self.decoded and self.privileged is not None else self.students
+
+    @property
+    def asked_column(self) -> str:
+        return TEACHER_PROMPT if self.decoded else "prompt_ids"
+
+
+def _prompts(
+    config: TrajectoriesConfig,
+    problems: Sequence[Problem],
+    encode: Callable[[Sequence[Problem]], list[list[int]]],
+) -> Prompts:
+    if config.privileged is None:
+        return Prompts(encode(problems), None, False)
+    privileged = encode(with_reference(problems, config.privileged))
+    return Prompts(encode(problems), privileged, config.privileged.decode)
 
 
 def run_stage(
@@ -200,14 +236,23 @@ def take_over(
         return []
     tokenizer = load_tokenizer(inputs["teacher"])
     end_token_ids = read_config(inputs["teacher"]).end_token_ids
+    protocol = protocol_of(config.problems)
     left = []
     for shard in missing:
-        prompts: list[list[int]] | None = None
+        prompts: Prompts | None = None
         for file, table in same_recordings(shard.path, metadata):
-            prompts = prompts or render_all(shard.problems, protocol_of(config.problems), tokenizer)
-            if table["prompt_ids"].to_pylist() == prompts:
+            prompts = prompts or _prompts(
+                config, shard.problems, lambda problems: render_all(problems, protocol, tokenizer)
+            )
+            if table[prompts.asked_column].to_pylist() == prompts.asked:
                 judged = rows(
-                    config, shard.problems, prompts, generations_of(table), tokenizer, end_token_ids
+                    config,
+                    shard.problems,
+                    prompts.students,
+                    generations_of(table),
+                    tokenizer,
+                    end_token_ids,
+                    prompts.privileged,
                 )
                 write_shard(shard.path, _with_truth(config, judged), metadata)
                 log.info("%s: decoded before, in %s; judged anew", shard.path.name, file.parent.name)
@@ -234,6 +279,8 @@ def _metadata(config: TrajectoriesConfig, inputs: dict[str, str], stage: Stage) 
         "stops": stops if decoding.stop_at_eos else (),  # otherwise they do not affect decoding
         "code": code_digest((*DECODING, *STOPS)),
     }
+    if config.privileged is not None and config.privileged.decode:
+        made_from["asked"] = TEACHER_PROMPT
     return ShardMetadata(teacher=teacher, tokenizer=tokenizer, decoding=decoding, recording=digest(made_from))
 
 
@@ -300,12 +347,13 @@ def _decode(
         return
     model, tokenizer = load_model(inputs["teacher"]), load_tokenizer(inputs["teacher"])
     protocol = protocol_of(config.problems)
-    prompts = {
-        shard.index: encode_problems(shard.problems, protocol, tokenizer, model, config.decoding)
-        for shard in shards
-    }
+
+    def encode(problems: Sequence[Problem]) -> list[list[int]]:
+        return encode_problems(problems, protocol, tokenizer, model, config.decoding)
+
+    prompts = {shard.index: _prompts(config, shard.problems, encode) for shard in shards}
     stop = stop_at(tokenizer, protocol.stops)
-    recorded, total = 0, sum(map(len, prompts.values()))
+    recorded, total = 0, sum(len(of_shard.asked) for of_shard in prompts.values())
     progress = Progress(log, total)
 
     def finished(place: int, generation: Generation) -> None:
@@ -319,13 +367,21 @@ def _decode(
             here = prompts[shard.index]
             if not mine:
                 log.info("%s: recorded by another process meanwhile", shard.path.name)
-                total -= len(here)
+                total -= len(here.asked)
                 progress.total = total
                 continue
             with fitting_threads(model, config.batch_size):
                 generations = generate(
-                    model, here, config.decoding, config.batch_size, finished=finished, stop=stop
+                    model, here.asked, config.decoding, config.batch_size, finished=finished, stop=stop
                 )
-            judged = rows(config, shard.problems, here, generations, tokenizer, model.config.end_token_ids)
+            judged = rows(
+                config,
+                shard.problems,
+                here.students,
+                generations,
+                tokenizer,
+                model.config.end_token_ids,
+                here.privileged,
+            )
             write_shard(shard.path, _with_truth(config, judged), metadata)
             progress.tell(recorded, f"{recorded:,} of {total:,} responses")

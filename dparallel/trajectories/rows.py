@@ -13,6 +13,7 @@ from dparallel.problems.prompts import finish
 from dparallel.problems.registry import protocol_of
 from dparallel.problems.scoring import accuracy_metric, scorers_of
 from dparallel.problems.sources import Problem
+from dparallel.trajectories.schema import TEACHER_PROMPT
 
 FROM_ROW = ("commit_step", "confidence", "nfe", "num_tokens")  # of a Generation, named as the columns
 
@@ -34,8 +35,13 @@ def rows(
     generations: Sequence[Generation],
     tokenizer: PreTrainedTokenizerBase,
     end_token_ids: Collection[int],
+    teacher_prompts: Sequence[list[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of a shard, in the columns of `schema.SCHEMA`; the responses are ended and judged here."""
+    """The rows of a shard, in the columns of `schema.SCHEMA`; the responses are ended and judged here.
+
+    Args:
+        teacher_prompts: the prompts with the reference answers, if they are recorded.
+    """
     protocol = protocol_of(config.problems)
     responses = [
         finish(generation.tokens, tokenizer, end_token_ids, protocol.stops) for generation in generations
@@ -54,6 +60,7 @@ def rows(
             "nfe": generation.nfe,
             "num_tokens": generation.num_tokens,
             "seed": config.decoding.seed,
+            **({} if teacher_prompts is None else {TEACHER_PROMPT: teacher_prompts[place]}),
         }
         for place, (problem, prompt, generation, response) in enumerate(
             zip(problems, prompts, generations, responses, strict=True)

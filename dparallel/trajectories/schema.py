@@ -2,10 +2,12 @@
 
 `response_ids`, `commit_step` and `confidence` have one entry per response position (G); the input of forward
 pass s was `where(commit_step < s, response_ids, mask)`. Of imported responses `confidence` is null, and of
-those without steps `commit_step` and `nfe` too.
+those without steps `commit_step` and `nfe` too. A recording with `trajectories.privileged` has a further
+column, `teacher_prompt_ids`: the prompt with the reference answer.
 """
 
 import json
+from collections.abc import Collection
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -31,6 +33,8 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),  # null if tokens were not sampled
     ]
 )
+TEACHER_PROMPT = "teacher_prompt_ids"
+OPTIONAL = pa.schema([(TEACHER_PROMPT, pa.list_(pa.int32()))])  # with `trajectories.privileged`
 METADATA_KEY = b"dparallel.trajectories"
 
 
@@ -56,15 +60,19 @@ class ShardMetadata(BaseModel):
     recording: str | None = None
 
 
-def with_metadata(metadata: ShardMetadata) -> pa.Schema:
-    """The schema of a shard with `metadata`."""
-    return SCHEMA.with_metadata({METADATA_KEY: metadata.model_dump_json().encode()})
+def with_metadata(metadata: ShardMetadata, columns: Collection[str] = ()) -> pa.Schema:
+    """The schema of a shard with `metadata`, and with those of the optional columns that `columns` has."""
+    schema = SCHEMA
+    for field in OPTIONAL:
+        schema = schema.append(field) if field.name in columns else schema
+    return schema.with_metadata({METADATA_KEY: metadata.model_dump_json().encode()})
 
 
 def check_schema(found: pa.Schema, where: str) -> ShardMetadata:
     """Metadata of a shard; ForeignShardError names columns or versions that differ from this schema."""
-    expected = {field.name: field.type for field in SCHEMA}
     actual = {field.name: field.type for field in found}
+    expected = {field.name: field.type for field in SCHEMA}
+    expected |= {field.name: field.type for field in OPTIONAL if field.name in actual}
     differences = [
         *(f"no column {name!r}" for name in expected if name not in actual),
         *(f"unknown column {name!r}" for name in actual if name not in expected),

@@ -24,7 +24,8 @@ def write_shard(path: Path, rows: list[dict], metadata: ShardMetadata) -> None:
 
     A shard that another process has written meanwhile is kept, since a manifest may already list its hash.
     """
-    write_table(path, pa.Table.from_pylist(rows, schema=with_metadata(metadata)), replace=False)
+    schema = with_metadata(metadata, rows[0] if rows else ())
+    write_table(path, pa.Table.from_pylist(rows, schema=schema), replace=False)
 
 
 def read_shard(path: Path) -> tuple[pa.Table, ShardMetadata]:

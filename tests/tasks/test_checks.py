@@ -300,6 +300,22 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
             "benchmarks.coins.student_sweeps={d2f: [pipelined]}",
             "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for every",
         ),
+        (
+            "tiny",
+            "students.consistency=../configs/recipes/near_far_privileged.yaml",
+            r"consistency.teacher_prompt=privileged without trajectories.privileged: set it",
+        ),
+        (
+            "tiny",
+            "students.consistency={masking: trajectory, region: response, near_far: {delta: 36}}",
+            r"consistency.near_far.delta=36 with trajectories.decoding.steps=36: no token is far",
+        ),
+        (
+            "tiny",
+            "students.consistency={masking: random, region: response, targets: teacher, rollouts: {every: 1, "
+            "prompts: 1, decoding: {gen_length: 32}}}",
+            r"consistency.rollouts.decoding.gen_length=32 is not .* length 36: set it to 36",
+        ),
     ],
 )
 def test_models_are_decoded_as_they_attend(

@@ -11,6 +11,9 @@ from dparallel.config.recipe import RecipeConfig
 BLOCK = {"masking": "random", "block_length": 8}
 RESPONSE = {"region": "response", "block_length": 8}
 MONOTONE = {**RESPONSE, "masking": "monotone"}
+GROUP = {**BLOCK, "masking": "group", "group": {"blocks": 2}, "attention": "block_causal"}
+SPLIT = {"region": "response", "masking": "trajectory", "near_far": {"delta": 4}}
+ROLLOUTS = {"every": 10, "prompts": 8, "decoding": {"gen_length": 32}}
 CURRICULUM = RecipeConfig(
     masking="trajectory",
     block_length={"start": 6, "end": 12},
@@ -75,6 +78,24 @@ def test_the_longest_region() -> None:
     assert CURRICULUM.region_length(36) == 12
     assert RecipeConfig(**BLOCK).region_length(36) == 8
     assert RecipeConfig(**MONOTONE, mask_ratio=[0.2, 0.7]).region_length(36) == 36
+    assert RecipeConfig(**GROUP).region_length(36) == 16
+    assert RecipeConfig(**{**GROUP, "group": {"blocks": 9}}).region_length(36) == 36
+
+
+def test_recipes_without_the_added_settings_keep_their_keys() -> None:
+    """What is recorded of a recipe is what it was before these settings came."""
+    before = {
+        "region", "block_length", "masking", "mask_ratio", "complement", "attention", "targets", "weighting",
+        "cross_entropy_weight", "certainty_weight", "certainty_temperature", "certainty_on_complement",
+        "eos_region_ratio",
+    }  # fmt: skip
+    assert set(CURRICULUM.what()) == before
+    assert set(RecipeConfig(**SPLIT).what()) == before | {"near_far"}
+    own = RecipeConfig(**BLOCK, own_tokens=0.0, only_correct=False)
+    assert set(own.what()) == before | {"own_tokens", "only_correct"}
+    rollouts = RecipeConfig(**BLOCK, targets="teacher", rollouts=ROLLOUTS)
+    assert rollouts.what()["rollouts"].items() >= {"every": 10, "prompts": 8}.items()
+    assert rollouts.how() == {"rollouts": {"batch_size": 64}}
 
 
 @pytest.mark.parametrize("recipe", [CURRICULUM, RecipeConfig(**MONOTONE, mask_ratio=[0.2, 0.7])])
@@ -126,6 +147,42 @@ def test_a_recipe_survives_json(recipe: RecipeConfig) -> None:
         (
             {**BLOCK, "masking": "trajectory", "weighting": "inverse_ratio"},
             "weighting='inverse_ratio' with masking='trajectory'.* use weighting='view_mean'",
+        ),
+        (
+            {**MONOTONE, "masking": "group", "group": {"blocks": 2}, "attention": "block_causal"},
+            "masking='group' with region='response': .* set region: block",
+        ),
+        ({**BLOCK, "masking": "group"}, r"masking='group' with group=None: give the section group"),
+        (
+            {**BLOCK, "masking": "group", "group": {"blocks": 2}},
+            "masking='group' with attention='full': .*; set attention: block_causal",
+        ),
+        ({**GROUP, "mask_ratio": 0.5}, r"masking='group' with mask_ratio=0\.5: .* drop mask_ratio"),
+        ({**GROUP, "weighting": "inverse_ratio"}, "with masking='group': its positions are not drawn indep"),
+        ({**GROUP, "group": {"blocks": 1}}, r"group\.blocks: Input should be greater than or equal to 2"),
+        (
+            {**GROUP, "group": {"blocks": 2, "high": [0.2, 1.0]}},
+            r"group: low=\[0\.001, 0\.3\], high=\[0\.2, 1\.0\]: the four numbers must ascend",
+        ),
+        ({**BLOCK, "group": {"blocks": 2}}, "group with masking='random': it has no effect; set masking: g"),
+        ({**BLOCK, "near_far": {}}, "near_far with masking='random': .* set masking: trajectory"),
+        ({**SPLIT, "complement": True}, "near_far with complement=true: .* set complement: false"),
+        ({**SPLIT, "targets": "teacher"}, "near_far with targets='teacher': .*; drop targets"),
+        ({**SPLIT, "near_far": {"delta": 0}}, r"near_far\.delta: Input should be greater than 0, got 0"),
+        ({**SPLIT, "own_tokens": 0.5}, r"own_tokens=0\.5 with near_far: .* without near_far"),
+        ({**BLOCK, "own_tokens": 0.5, "complement": True}, r"own_tokens=0\.5 with complement=true: "),
+        (
+            {**BLOCK, "own_tokens": 0.5, "weighting": "inverse_ratio"},
+            r"own_tokens=0\.5 with weighting='inverse_ratio': .* use weighting='view_mean'",
+        ),
+        ({**BLOCK, "teacher_prompt": "privileged"}, "teacher_prompt='privileged' with targets='trajectory'"),
+        (
+            {**SPLIT, "rollouts": ROLLOUTS},
+            "rollouts with targets='trajectory', cross_entropy_weight=1: .* set targets: teacher, or cross_e",
+        ),
+        (
+            {**GROUP, "targets": "teacher", "rollouts": ROLLOUTS},
+            r"rollouts\.decoding\.mode='sequential' with attention='block_causal': .* with mode='pipelined'",
         ),
         ({**BLOCK, "certainty_on_complement": False}, "with complement=false: there is no complement view"),
         ({**BLOCK, "cross_entropy_weight": 0}, "certainty_weight=0: nothing is left of the loss"),

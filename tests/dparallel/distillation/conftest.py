@@ -12,17 +12,25 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingConfig, TrajectoriesConfig
+from dparallel.config.experiment import (
+    LoraSettings,
+    OptimizerConfig,
+    StudentConfig,
+    TrainingConfig,
+    TrajectoriesConfig,
+)
 from dparallel.config.files import load_config
 from dparallel.config.problems import ProblemsConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.__main__ import main
+from dparallel.distillation.data import Samples
 from dparallel.distillation.trainer import Trainer, run_stage
 from dparallel.problems.embedded import EOS, embedded_task
-from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.experiment import StagePlan
 from dparallel.stages.manifest import Manifest, Stage
 from dparallel.tiny.tokenizer import build_tokenizer
 from dparallel.trajectories.schema import ShardMetadata
@@ -74,6 +82,19 @@ def record(folder: Path, teacher: Path, rows: list[dict]) -> Path:
 @pytest.fixture(scope="session")
 def trajectories(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("trajectories"), tiny_checkpoint, trajectory_rows(30))
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    rng = np.random.default_rng(0)
+    responses = rng.integers(3, 50, (24, 12))
+    for response, end in zip(responses, rng.integers(3, 13, 24), strict=True):
+        response[end:] = 2  # end of sequence
+    return Samples(
+        prompts=[rng.integers(3, 50, length) for length in rng.integers(2, 7, 24)],
+        responses=responses,
+        commit_step=np.array([rng.permutation(12) for _ in range(24)]),
+    )
 
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -34,19 +34,6 @@ D3LLM = RecipeConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def samples() -> Samples:
-    rng = np.random.default_rng(0)
-    responses = rng.integers(3, 50, (24, 12))
-    for response, end in zip(responses, rng.integers(3, 13, 24), strict=True):
-        response[end:] = EOS
-    return Samples(
-        prompts=[rng.integers(3, 50, length) for length in rng.integers(2, 7, 24)],
-        responses=responses,
-        commit_step=np.array([rng.permutation(12) for _ in range(24)]),
-    )
-
-
 def run_loss(model: DiffusionTransformer, batch: Batch, recipe: RecipeConfig) -> torch.Tensor:
     """The student's attention uses levels or not; the teacher is the same model without levels."""
     teacher = model(**batch.teacher_inputs).detach() if recipe.targets == "teacher" else None

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import MergingConfig
+from dparallel.config.experiment import MergingConfig, StudentConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.decoding.generate import generate
 from dparallel.distillation import merging
@@ -28,7 +28,6 @@ from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import CheckpointError
 from dparallel.models.lora import AdapterError, merge
 from dparallel.stages import lease
-from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.generation_file import EMPTY, GENERATION, with_defaults
 from dparallel.stages.lease import LeaseHeldError
 from dparallel.stages.manifest import Stage, StageError, file_digest, verify

@@ -16,13 +16,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from dparallel.config.experiment import LoraSettings, OptimizerConfig, TrainingConfig
+from dparallel.config.experiment import LoraSettings, OptimizerConfig, StudentConfig, TrainingConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation import engine, resuming
 from dparallel.distillation.trainer import Trainer
 from dparallel.models.checkpoints import load_model, save_model
 from dparallel.stages import metrics_log, progress
-from dparallel.stages.experiment import StudentConfig
 from dparallel.stages.lease import LEASE
 from dparallel.stages.manifest import MANIFEST, verify
 from dparallel.tiny.tokenizer import build_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dparallel.config.base import ConfigError
-from dparallel.config.experiment import DistillConfig, MergingConfig
+from dparallel.config.experiment import DistillConfig, MergingConfig, StudentConfig
 from dparallel.config.files import load_config
 from dparallel.stages import code, origin
 from dparallel.stages.experiment import Experiment
@@ -98,6 +98,21 @@ def test_further_overrides_change_a_snapshot(config: Path) -> None:
     assert changed.experiment().launch.parts == 4
     assert changed.overrides[:2] == ("launch.parts=3", "launch.parts=4")
     assert changed.code == code_of(changed.experiment()) != sent["code"]
+
+
+def test_the_code_of_a_student_that_decodes_has_that_of_decoding(config: Path) -> None:
+    """And a training without such students keeps its digest when decoding changes."""
+    plain = load_config(DistillConfig, config)
+    assert "training-consistency" not in code_of(plain)
+    recipe = str(CONFIGS / "recipes" / "rollouts.yaml")
+    decoding = load_config(DistillConfig, config, [f"students.consistency={recipe}"])
+    codes = code_of(decoding)
+    assert codes["training"] == code_of(plain)["training"]
+    assert codes["training-consistency"] == code.code_digest((*code.MODULES["training"], *code.DECODING))
+    settings = StudentConfig(training=decoding.training, recipe=decoding.students["consistency"])
+    assert Origin(code=codes["training-consistency"]).accepted_code("training", settings) is not None
+    other = StudentConfig(training=decoding.training, recipe=decoding.students["trajectory_ordered"])
+    assert Origin(code=codes["training"]).accepted_code("training", other) == codes["training"]
 
 
 @pytest.mark.parametrize("wrong", [{}, {"config": "a", "settings": {}, "code": {}, "more": 1}])

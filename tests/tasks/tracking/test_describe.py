@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dparallel.config.experiment import DistillConfig
+from dparallel.config.experiment import DistillConfig, StudentConfig
 from dparallel.config.files import load_config
-from dparallel.stages.experiment import StagePlan, StudentConfig
+from dparallel.stages.experiment import StagePlan
 from dparallel.stages.origin import Origin
 from tasks.tracking import describe
 from tests.flows.conftest import small_settings
