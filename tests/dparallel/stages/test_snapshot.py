@@ -70,13 +70,13 @@ def test_the_kept_file_starts_the_same_run_again(config: Path, tmp_path: Path) -
 def test_every_experiment_survives_as_a_snapshot(name: str) -> None:
     snapshot = take_snapshot(name)
     assert snapshot.experiment() == load_config(DistillConfig, CONFIGS / name)
-    assert (
-        load_config(DistillConfig, snapshot.keep(), ["runs=runs"]).students == snapshot.experiment().students
-    )
+    students = snapshot.experiment().students
+    assert load_config(DistillConfig, snapshot.keep(), ["runs=runs"]).students == students
     assert set(snapshot.code) == {
         "trajectories",
         "training",
         "merging",
+        *(f"training-{student}" for student, recipe in students.items() if recipe.rollouts),
         *(f"benchmark-{benchmark}" for benchmark in snapshot.experiment().benchmarks),
     }
 
