@@ -94,8 +94,8 @@ class TrajectoriesConfig(Config):
         refuse_unrepeatable({"decoding": self.decoding})
         if self.imported is not None and self.privileged is not None:
             raise ValueError(
-                "imported with privileged: published responses come without prompts of the teacher; drop one of "
-                "them"
+                "imported with privileged: published responses come without prompts of the teacher; drop "
+                "one of them"
             )
         if self.imported is not None and self.problems.benchmark != "dataset":
             raise ValueError(

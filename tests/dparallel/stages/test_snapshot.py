@@ -76,7 +76,11 @@ def test_every_experiment_survives_as_a_snapshot(name: str) -> None:
         "trajectories",
         "training",
         "merging",
-        *(f"training-{student}" for student, recipe in students.items() if recipe.rollouts),
+        *(
+            f"training-{student}"
+            for student, recipe in snapshot.experiment().recipes.items()
+            if recipe.rollouts
+        ),
         *(f"benchmark-{benchmark}" for benchmark in snapshot.experiment().benchmarks),
     }
 

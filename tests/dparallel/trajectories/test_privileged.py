@@ -68,6 +68,12 @@ def test_problems_without_reference_are_refused(tiny_checkpoint: Path, tmp_path:
         run_stage(settings, inputs(tiny_checkpoint), tmp_path / "out")
 
 
+def test_imported_responses_have_no_privileged_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Tom 7", "answer": "7"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="imported with privileged: .* drop one of them"):
+        config(problems=dataset(tmp_path / "p.jsonl"), privileged=TOLD, imported={"response": "answer"})
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
