@@ -23,6 +23,7 @@ from dparallel.config.recipe_parts import Rollouts
 from dparallel.decoding.generate import generate
 from dparallel.distillation.data import Samples, sample_order
 from dparallel.distillation.engine import Process
+from dparallel.models.backbone import DiffusionTransformer
 from dparallel.stages.manifest import StageError
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class OwnResponses:
         student.eval()
         own = list(range(self.process.rank, count, self.process.count))
         generations = generate(
-            student.get_base_model(),
+            adapted_model(student),
             [self.recorded.prompts[chosen[row]].tolist() for row in own],
             self.rollouts.decoding,
             self.rollouts.batch_size,
@@ -122,6 +123,13 @@ class OwnResponses:
             np.array([tokens for _, tokens, _, _ in rows], dtype=np.int32),
             np.array([steps for _, _, steps, _ in rows], dtype=np.int16),
         )
+
+
+def adapted_model(student: PeftModel) -> DiffusionTransformer:
+    """The model inside a student, whose adapted matrices are in place."""
+    model = student.get_base_model()
+    assert isinstance(model, DiffusionTransformer)
+    return model
 
 
 def _of_all_processes(rows: Sequence[tuple], process: Process) -> list[tuple]:

@@ -34,7 +34,7 @@ from dparallel.distillation.data import (
 from dparallel.distillation.losses import entropy
 from dparallel.distillation.quantization import quantize
 from dparallel.distillation.recipe import Loss, base_logits, loss, teacher_logits, with_own_tokens
-from dparallel.distillation.rollouts import OwnResponses
+from dparallel.distillation.rollouts import OwnResponses, adapted_model
 from dparallel.distillation.settings import check_builds, check_quantization, check_rollouts, zero_stage
 from dparallel.models.checkpoints import load_model, read_config
 from dparallel.models.lora import attach
@@ -123,7 +123,7 @@ def run_stage(
 
         own = None
         if recipe.rollouts is not None:
-            student.get_base_model().config.attention_pattern = recipe.attention  # of what is decoded
+            adapted_model(student).config.attention_pattern = recipe.attention  # `generate` reads it
             own = OwnResponses(recipe.rollouts, samples, training.seed, process)
             if found:
                 own.load(folder / CHECKPOINTS / found.tag)
