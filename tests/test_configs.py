@@ -17,6 +17,7 @@ from dparallel.config.recipe import RecipeConfig
 from dparallel.config.teacher import TeacherConfig
 from dparallel.distillation.data import step_shape
 from dparallel.models.checkpoints import load_model, load_tokenizer
+from dparallel.preflight.checks import check_experiment
 from dparallel.problems.embedded import embedded_task
 from dparallel.problems.judging import score
 from dparallel.problems.registry import load_problems
@@ -73,6 +74,16 @@ def test_an_embedded_teacher_solves_problems_of_its_task(path):
         decoding = OBJECTIVES[teacher.objective].decoding(teacher)
         (completion,) = complete(model, tokenizer, [problem.prompt], decoding)
         assert embedded_task(teacher.task).mistake(problem, completion.text) is None
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_on_an_embedded_teacher_passes_its_checks(path, tmp_path):
+    if kind(path) is not DistillConfig:
+        pytest.skip("no experiment")
+    config = load_config(DistillConfig, path, [f"runs={tmp_path}"])
+    if "teachers" not in Path(config.teacher).parts:
+        pytest.skip("its teacher does not come with the project")
+    check_experiment(config)
 
 
 def test_zero_settings_are_json():

@@ -1,5 +1,6 @@
 """Check an experiment's settings and inputs before any work starts."""
 
+import copy
 import importlib.util
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -237,9 +238,14 @@ def _check_measuring(
 ) -> dict[Split, list[int]]:
     """Check that models of the teacher's shape can decode all problems with every measured decoding."""
     decodings = measured_decodings(benchmark, setting)
+    student = copy.copy(teacher)  # of any attention pattern: its sweeps are checked with its recipe
+    student.config = copy.copy(teacher.config)
+    student.config.attention_pattern = None
+    of_teacher = {f"{setting}.sweeps.{name}.decoding" for name in benchmark.teacher_sweeps}
     for name, decoding in decodings.items():
+        measured = student if ".sweeps." in name and name not in of_teacher else teacher
         try:
-            check_prompts(teacher, [], decoding)
+            check_prompts(measured, [], decoding)
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from error
     longest = max(decodings.values(), key=lambda decoding: decoding.gen_length)
