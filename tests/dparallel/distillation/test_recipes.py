@@ -6,6 +6,7 @@ import torch
 
 from dparallel.config.files import load_config
 from dparallel.config.recipe import RecipeConfig
+from dparallel.config.recipe_parts import Group, NearFar
 from dparallel.distillation.engine import deepspeed_config
 from tests.dparallel.distillation.conftest import CONFIGS, shipped, training_config
 
@@ -42,6 +43,51 @@ def test_d3llm_grows_and_masks_more(name: str, gen_length: int, grows: list[int]
     # (CE + CE of the complement + 2 entropy) / 4
     assert (recipe.cross_entropy_weight, recipe.certainty_weight) == (1 / 4, 2 / 4)
     assert (recipe.complement, recipe.certainty_on_complement) == (True, False)
+
+
+def test_near_far_is_as_published() -> None:
+    """TAD: the whole response at any step, delta 8, both terms with weight 1, nothing else."""
+    recipe = shipped("near_far")
+    assert recipe.near_far == NearFar(delta=8, far_canvas="same", far_weight=1.0)
+    assert (recipe.region, recipe.mask_ratio, recipe.views, recipe.attention) == ("response", None, 1, "full")
+    assert (recipe.cross_entropy_weight, recipe.certainty_weight) == (1.0, 0.0)
+    later = recipe.near_far.model_copy(update={"far_canvas": "later"})
+    assert shipped("near_far_later") == recipe.model_copy(update={"near_far": later})
+    switches = {"teacher_prompt": "privileged", "only_correct": True}
+    assert shipped("near_far_privileged") == recipe.model_copy(update=switches)
+
+
+def test_own_tokens_are_as_published() -> None:
+    """OPUT: three quarters of the response masked, half of the views filled, the mean over all tokens."""
+    recipe = shipped("own_tokens")
+    assert (recipe.region, recipe.masking, recipe.mask_ratio) == ("response", "random", 0.75)
+    assert (recipe.own_tokens, recipe.views, recipe.certainty_weight) == (0.5, 1, 0.0)
+
+
+@pytest.mark.parametrize(("name", "block_length", "blocks"), [("group", 12, 3), ("group_llada", 32, 4)])
+def test_groups_have_the_published_ratios(name: str, block_length: int, blocks: int) -> None:
+    recipe = shipped(name)
+    assert recipe.group == Group(blocks=blocks, low=(0.001, 0.3), high=(0.5, 1.0))
+    assert (recipe.block_length, recipe.targets, recipe.weighting) == (
+        block_length,
+        "trajectory",
+        "view_mean",
+    )
+
+
+@pytest.mark.parametrize("ending", ["", "_llada"])
+def test_d2f_with_tokens_differs_in_its_targets(ending: str) -> None:
+    recipe = shipped(f"d2f{ending}")
+    assert shipped(f"d2f_tokens{ending}") == recipe.model_copy(update={"targets": "trajectory"})
+
+
+@pytest.mark.parametrize(("name", "gen_length"), [("", 36), ("_ledger", 60), ("_llada", 256)])
+def test_rollouts_differ_in_their_lengths(name: str, gen_length: int) -> None:
+    recipe = shipped(f"rollouts{name}")
+    assert recipe.rollouts.misfit(gen_length) is None
+    assert (recipe.rollouts.every, recipe.rollouts.prompts) == (50, 256)
+    assert (recipe.near_far.far_canvas, recipe.cross_entropy_weight) == ("later", 0.0)
+    assert not recipe.needs_steps  # of the recorded responses
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
