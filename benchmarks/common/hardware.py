@@ -45,9 +45,9 @@ def flops(forward: Forward, config: DiffusionConfig) -> int:
 
     The last layer computes keys and values for all tokens, and the rest only where logits are read.
     """
-    size, kv_size = config.hidden_size, _kv_size(config)
+    size, kv_size = config.hidden_size, config.key_value_size
     key_value = 2 * 2 * size * kv_size
-    rest = 2 * (_layer_weights(config) - 2 * size * kv_size) + 4 * forward.attended * size
+    rest = 2 * (_layer_weights(config) - 2 * size * kv_size) + 4 * forward.attended * config.query_size
     tokens, layers = forward.rows * forward.width, config.num_hidden_layers
     head = 2 * size * config.vocab_size
     return layers * tokens * key_value + ((layers - 1) * tokens + forward.read) * rest + forward.read * head
@@ -56,7 +56,7 @@ def flops(forward: Forward, config: DiffusionConfig) -> int:
 def traffic(forward: Forward, config: DiffusionConfig, itemsize: int) -> int:
     """Bytes that must be transferred: all weights once, keys and values attended to, logits."""
     weights = config.num_hidden_layers * _layer_weights(config) + config.hidden_size * config.vocab_size
-    keys_and_values = config.num_hidden_layers * forward.rows * forward.attended * 2 * _kv_size(config)
+    keys_and_values = config.num_hidden_layers * forward.rows * forward.attended * 2 * config.key_value_size
     return itemsize * (weights + keys_and_values + forward.read * config.vocab_size)
 
 
@@ -65,14 +65,10 @@ def weight_count(config: DiffusionConfig) -> int:
     return config.num_hidden_layers * _layer_weights(config) + 2 * config.hidden_size * config.vocab_size
 
 
-def _kv_size(config: DiffusionConfig) -> int:
-    return config.head_size * config.num_key_value_heads
-
-
 def _layer_weights(config: DiffusionConfig) -> int:
     """Weights of a layer's matrices: queries and output, keys and values, feed-forward."""
     size = config.hidden_size
-    return 2 * size * size + 2 * size * _kv_size(config) + 3 * size * config.intermediate_size
+    return size * (2 * config.query_size + 2 * config.key_value_size + 3 * config.intermediate_size)
 
 
 @contextmanager

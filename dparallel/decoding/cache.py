@@ -15,7 +15,7 @@ from dparallel.models.backbone import DiffusionConfig
 
 def bytes_per_row(config: DiffusionConfig, length: int, dtype: torch.dtype) -> int:
     """Bytes of a row's keys and values."""
-    width = config.num_key_value_heads * config.head_size
+    width = config.key_value_size
     return 2 * config.num_hidden_layers * length * width * dtype.itemsize
 
 

@@ -30,8 +30,9 @@ def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingCo
 
 def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dtype: torch.dtype) -> int:
     """Bytes of a row at the peak of a forward pass: KV cache, widest layer and predictions."""
-    layer = length * (4 * config.hidden_size + 3 * config.intermediate_size) * dtype.itemsize
-    rotated = length * 8 * config.hidden_size * torch.float32.itemsize
+    size = max(config.hidden_size, config.query_size)
+    layer = length * (4 * size + 3 * config.intermediate_size) * dtype.itemsize
+    rotated = length * 8 * size * torch.float32.itemsize
     one_block = decoding.mode in ("sequential", "autoregressive")
     reads = decoding.block_length if one_block else decoding.gen_length
     per_logit = dtype.itemsize + 5 * torch.float32.itemsize

@@ -301,8 +301,9 @@ def _forward(
         attention = layer.attention
         normed = layer.attention_norm(hidden)
         split = (len(recomputed), -1, attention.head_size)
-        query = _rotate(attention.q_proj(normed).view(split), recomputed, theta)  # (n, H, head size)
-        key = _rotate(attention.k_proj(normed).view(split), recomputed, theta)  # (n, E, head size)
+        query = attention.q_norm(attention.q_proj(normed).view(split))  # (n, H, head size)
+        key = attention.k_norm(attention.k_proj(normed).view(split))  # (n, E, head size)
+        query, key = _rotate(query, recomputed, theta), _rotate(key, recomputed, theta)
         value = attention.v_proj(normed).view(split)
         for index, position in enumerate(recomputed):
             stored[position] = key[index], value[index]

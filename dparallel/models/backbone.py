@@ -1,6 +1,7 @@
 """The bidirectional transformer of all masked diffusion language models of this package.
 
-RMSNorm, SwiGLU, rotary embeddings, optional q/k/v bias and grouped key/value heads. This file imports
+RMSNorm, SwiGLU, rotary embeddings, grouped key/value heads, and optionally biases of queries, keys and
+values, norms of queries and keys, and heads of another size than hidden size / heads. This file imports
 nothing from the package, so that a saved checkpoint can include it as its model code and load with plain
 `transformers` (`trust_remote_code=True`).
 
@@ -24,6 +25,8 @@ class DiffusionConfig(PretrainedConfig):
     """Shape and special tokens of a masked diffusion language model.
 
     Attributes:
+        head_dim: size of a head; None for hidden size / heads.
+        qk_norm: whether queries and keys are normalized per head, before they are rotated.
         family: the ecosystem of the weights (`tiny`, `llada`, `dream`); only the checkpoint formats use it.
         predicts_next: whether the weights predict the next position's token at each position. The model
             shifts its logits accordingly, so they are aligned in either case.
@@ -44,10 +47,12 @@ class DiffusionConfig(PretrainedConfig):
         num_hidden_layers: int = 4,
         num_attention_heads: int = 4,
         num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
         max_position_embeddings: int = 128,
         rope_theta: float = 10_000.0,
         rms_norm_eps: float = 1e-5,
         qkv_bias: bool = False,
+        qk_norm: bool = False,
         tie_word_embeddings: bool = False,
         mask_token_id: int = -1,  # must be set: load_model and generate reject -1
         eos_token_id: int | Sequence[int] | None = None,
@@ -66,10 +71,12 @@ class DiffusionConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim
         self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps
         self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
         self.mask_token_id = mask_token_id
         self.family = family
         self.predicts_next = predicts_next
@@ -87,7 +94,17 @@ class DiffusionConfig(PretrainedConfig):
 
     @property
     def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        """Width of the queries of all heads, and of what attention returns."""
+        return self.head_size * self.num_attention_heads
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.head_size * self.num_key_value_heads
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -173,11 +190,14 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_size = config.head_size
-        kv_size = self.kv_heads * self.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        size, kv_size = config.query_size, config.key_value_size
+        self.q_proj = nn.Linear(config.hidden_size, size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(size, config.hidden_size, bias=False)
+        normalized = config.qk_norm
+        self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps) if normalized else nn.Identity()
+        self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps) if normalized else nn.Identity()
 
     def forward(
         self,
@@ -187,13 +207,13 @@ class Attention(nn.Module):
         cache: Cache | None,
         reads: Reads | None,
     ) -> Tensor:
-        key = rotate(self._split(self.k_proj(hidden)), rotary)
+        key = rotate(self.k_norm(self._split(self.k_proj(hidden))), rotary)
         value = self._split(self.v_proj(hidden))
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
         if reads is not None:
             hidden, rotary, visible = pick(hidden, reads.at), reads.rotary, reads.visible
-        query = rotate(self._split(self.q_proj(hidden)), rotary)
+        query = rotate(self.q_norm(self._split(self.q_proj(hidden))), rotary)
         mixed = attend(query, key, value, visible)  # (B, H, L or n, head_size)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 

@@ -12,6 +12,7 @@ from dparallel.config.base import UserError, plain_message
 from dparallel.models import names
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.models.names import Names
+from dparallel.models.unsupported import unsupported
 
 
 class CheckpointError(UserError):
@@ -36,6 +37,7 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(strict=True)
     names: ClassVar[dict[str, str]] = {}  # field name -> name in the file, where they differ
+    own_head_size: ClassVar[bool] = False  # whether head_dim may be another number than size / heads
 
     vocab_size: Count
     hidden_size: Count
@@ -75,13 +77,16 @@ class Fields(BaseModel):
         shared = ("hidden_size", "num_attention_heads", "num_key_value_heads")
         of_size, of_heads, of_groups = (self.names.get(name, name) for name in shared)
         size, heads, groups = (getattr(self, name) for name in shared)
-        if size % (2 * heads):
+        stated = self.own_head_size and self.head_dim is not None
+        if not stated and size % (2 * heads):
             raise ValueError(
                 f"{of_size}={size} and {of_heads}={heads}, expected a multiple of twice the heads"
             )
         if groups and heads % groups:
             raise ValueError(f"{of_heads}={heads} and {of_groups}={groups}, expected a divisor of the heads")
-        if self.head_dim not in (None, size // heads):
+        if stated and (self.head_dim or 0) % 2:
+            raise ValueError(f"head_dim={self.head_dim}, expected an even number")
+        if not stated and self.head_dim not in (None, size // heads):
             raise ValueError(
                 f"head_dim={self.head_dim}; only {of_size} / {of_heads} = {size // heads} is known"
             )
@@ -100,7 +105,10 @@ class NativeFields(Fields):
     """The native format; other fields of the file, such as the dtype, are kept."""
 
     model_config = ConfigDict(extra="allow")
+    own_head_size: ClassVar[bool] = True
 
+    head_dim: Count | None = None
+    qk_norm: bool | None = None
     qkv_bias: bool | None = None
     predicts_next: bool | None = None
     # Switches of other architectures, which a file may name only at the value that this model has.
@@ -199,6 +207,8 @@ def read_fields(raw: dict[str, Any], file: object) -> tuple[Format, DiffusionCon
         CheckpointError: unknown format, or unsupported values of fields; the message names `file`.
     """
     known = FORMATS.get(str(raw.get("model_type")))
+    if reason := unsupported(raw):
+        raise CheckpointError(f"{file} {reason}; known: {', '.join(FORMATS)}")
     if known is None:
         raise CheckpointError(f"{file} has model_type={raw.get('model_type')!r}; known: {', '.join(FORMATS)}")
     try:

@@ -177,7 +177,7 @@ def layer_bytes(model: DiffusionTransformer, lora: LoraSettings, tokens: int, qu
     """Bytes stored by a layer, with keys and values for `tokens` and everything else for `queries`."""
     config, adapted = model.config, _adapted(model, lora)
     size, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    kv_size = size // heads * config.num_key_value_heads
+    q_size, kv_size = config.query_size, config.key_value_size
     # Inputs of adapted matrices are stored: (matrices that share an input, rows, width).
     inputs = [
         ({"k_proj", "v_proj"} if queries < tokens else {"q_proj", "k_proj", "v_proj"}, tokens, size),
@@ -187,12 +187,17 @@ def layer_bytes(model: DiffusionTransformer, lora: LoraSettings, tokens: int, qu
     ]
     total = sum(w * rows * width for matrices, rows, width in inputs if matrices & adapted)
     total += (tokens + queries) * _norm_bytes(config)
-    total += w * (2 * tokens * kv_size + 2 * queries * size)  # keys and values; queries and attention output
+    # keys and values; queries and attention output
+    total += w * (2 * tokens * kv_size + 2 * queries * q_size)
+    if config.qk_norm:  # what is normalized, in float32, with a factor per head
+        heads_in = queries * heads + tokens * config.num_key_value_heads
+        total += FLOAT32 * heads_in * (config.head_size + 1)
     total += FLOAT32 * queries * heads  # the softmax's normalisers
     total += w * queries * 3 * wide  # gate, silu(gate), up
     total += sum(w * lora.rank * (tokens if name in ("k_proj", "v_proj") else queries) for name in adapted)
     if lora.dropout:  # per matrix: its input after dropout, and the dropout mask
-        widths = {name: wide if name == "down_proj" else size for name in adapted}
+        special = {"down_proj": wide, "o_proj": q_size}
+        widths = {name: special.get(name, size) for name in adapted}
         total += sum((w + 1) * tokens * width for width in widths.values())
     return total
 

@@ -1,11 +1,22 @@
 """Invalid and unsupported fields of a config.json, and those of the published models."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dparallel import load_model, save_model
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.generate import generate
+from dparallel.decoding.oracle import decode_one
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.formats import CheckpointError, read_fields
+from dparallel.models.names import LLAMA
+from dparallel.models.unsupported import UNSUPPORTED
 from tests.conftest import GOLDEN
 
 LLADA_8B = {  # published fields of GSAI-ML/LLaDA-8B-Instruct, except those for training
@@ -19,6 +30,8 @@ LLADA_8B = {  # published fields of GSAI-ML/LLaDA-8B-Instruct, except those for 
     **{"rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False, "vocab_size": 126464},
     "weight_tying": False,
 }
+# GSAI-ML/LLaDA-1.5: LLaDA-8B's architecture; it sets use_cache and flash_attention, which nothing here reads.
+LLADA_15 = {**LLADA_8B, "flash_attention": True, "use_cache": True, "torch_dtype": "bfloat16"}
 DREAM_7B = {  # Dream-org/Dream-v0-Instruct-7B
     **{"model_type": "Dream", "architectures": ["DreamModel"], "attention_dropout": 0.0},
     **{"bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584},
@@ -28,6 +41,110 @@ DREAM_7B = {  # Dream-org/Dream-v0-Instruct-7B
     **{"sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16"},
     **{"use_mrope": False, "use_sliding_window": False, "vocab_size": 152064},
 }
+# apple/DiffuCoder-7B-Instruct; its tokenizer pads with <|dlm_pad|>, config.json with <|endoftext|>.
+DIFFUCODER = {
+    **{"model_type": "Dream", "architectures": ["DreamModel"], "attention_dropout": 0.0},
+    **{
+        "auto_map": {
+            "AutoConfig": "configuration_dream.DreamConfig",
+            "AutoModel": "modeling_dream.DreamModel",
+        }
+    },
+    **{"bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584},
+    **{"initializer_range": 0.02, "intermediate_size": 18944, "mask_token_id": 151666},
+    **{"max_position_embeddings": 131072, "max_window_layers": 28, "num_attention_heads": 28},
+    **{"num_hidden_layers": 28, "num_key_value_heads": 4, "pad_token_id": 151643, "rms_norm_eps": 1e-06},
+    **{"rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False},
+    **{"torch_dtype": "bfloat16", "transformers_version": "4.51.3", "use_cache": False, "use_mrope": False},
+    **{"use_sliding_window": False, "vocab_size": 152064},
+}
+DREAM_CODER = {  # Dream-org/Dream-Coder-v0-Instruct-7B: a BOS token of its own, no use_mrope
+    **{name: value for name, value in DIFFUCODER.items() if name != "use_mrope"},
+    **{"bos_token_id": 151665, "max_position_embeddings": 32768, "use_cache": True},
+    "transformers_version": "4.46.2",
+}
+FAMILY = {"LLaDA-1.5": LLADA_15, "Dream-Coder": DREAM_CODER, "DiffuCoder": DIFFUCODER}
+TINY = {  # the same config with few, narrow layers: numbers of heads and groups divide as the published ones
+    "llada": {"d_model": 32, "mlp_hidden_size": 48, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4},
+    "Dream": {"hidden_size": 56, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 28},
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_tiny_checkpoint_of_every_published_config_loads_and_decodes(name: str, tmp_path: Path) -> None:
+    raw = {**FAMILY[name], **TINY[FAMILY[name]["model_type"]]}
+    known, config = read_fields(raw, "config.json")
+    torch.manual_seed(0)
+    config.initializer_range = 0.3
+    model = DiffusionTransformer(config)
+    weights = {known.names.published(name): tensor for name, tensor in model.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    loaded = load_model(tmp_path, "cpu")
+    assert loaded.config.predicts_next == (raw["model_type"] == "Dream")
+    assert loaded.config.num_key_value_heads == 4
+    ids = [5, 126336 // 2, 9]
+    decoding = DecodingConfig(gen_length=4, block_length=4, rule="steps", steps=2)
+    [generation] = generate(loaded, [ids], decoding)
+    plain = decode_one(loaded, ids, decoding)
+    assert (generation.tokens, generation.nfe) == (plain.tokens, 2)
+    save_model(loaded, tmp_path / "copy", format="original")
+    assert load_file(tmp_path / "copy" / "model.safetensors").keys() == weights.keys()
+    assert json.loads((tmp_path / "copy" / "config.json").read_text(encoding="utf-8")) == raw
+
+
+def test_heads_of_another_size_and_norms_of_queries_and_keys_are_those_of_qwen3(tmp_path: Path) -> None:
+    """Against transformers' own Qwen3, which attends in both directions under a mask that hides nothing."""
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    reference = Qwen3ForCausalLM(config).eval()
+    for name, weight in reference.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.3)
+    shape = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
+    shape |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "qk_norm": True}
+    shape |= {"mask_token_id": 1, "eos_token_id": 2}
+    ours = DiffusionTransformer(DiffusionConfig(**shape)).eval()
+    ours.load_state_dict({LLAMA.native(name): tensor for name, tensor in reference.state_dict().items()})
+    ids = torch.randint(2, 64, (2, 20))
+    with torch.no_grad():
+        expected = reference(ids, attention_mask=torch.zeros(2, 1, 20, 20)).logits
+        torch.testing.assert_close(ours(ids), expected, atol=2e-5, rtol=1e-5)
+
+    ours.save_pretrained(tmp_path)  # the native format states both
+    loaded = load_model(tmp_path, "cpu")
+    prompts = [[5, 7, 9, 11], [6, 3]]
+    for settings in ({}, {"cache": "prefix"}, {"cache": "dual"}):
+        decoding = DecodingConfig(gen_length=12, block_length=4, rule="confidence", threshold=0.4, **settings)
+        for prompt, generation in zip(prompts, generate(loaded, prompts, decoding), strict=True):
+            plain = decode_one(loaded, prompt, decoding)
+            assert (generation.tokens, generation.nfe) == (plain.tokens, plain.nfe)
+
+
+@pytest.mark.parametrize("kind", [*UNSUPPORTED, "llada21_moe"])
+def test_other_architectures_are_refused_by_name_with_what_they_need(kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config.json is of .* \(model_type='{kind}'\), which needs "):
+        read_fields({"model_type": kind}, "config.json")
+    known = UNSUPPORTED.get(kind, UNSUPPORTED["llada2_moe"])
+    page = (Path(__file__).parents[3] / "docs" / "method.md").read_text(encoding="utf-8")
+    assert f"| {known.models} | `{kind if kind in UNSUPPORTED else 'llada2_moe'}` | {known.needs} |" in page
+
+
+def test_a_mixture_of_experts_under_the_type_of_llada_is_refused_as_what_it_is() -> None:
+    """LLaDA-MoE's config.json says `llada`."""
+    with pytest.raises(CheckpointError, match=r"is of LLaDA-MoE-7B-A1B \(model_type='llada'\), which"):
+        read_fields({"model_type": "llada", "num_experts": 64, "qk_layernorm": True}, "config.json")
 
 
 def test_the_published_models_are_known() -> None:
