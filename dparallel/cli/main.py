@@ -98,6 +98,10 @@ def _command(options: argparse.Namespace) -> Callable[[], None]:
             from dparallel.cli.compare import print_comparison
 
             return partial(print_comparison, options.given, options.runs, options.out)
+        case "export":
+            from dparallel.cli.export import export
+
+            return partial(export, options)
         case "merge":
             from dparallel.cli.merge import merge
 

@@ -1,8 +1,9 @@
 """Arguments of the commands that make a checkpoint of another one: `merge` and `export`."""
 
+from pathlib import Path
 from typing import Any, get_args
 
-from dparallel.cli.argument_types import as_path, as_text
+from dparallel.cli.argument_types import as_path, as_runs, as_text
 from dparallel.config.experiment import AdapterConfig, MergingConfig
 
 
@@ -42,4 +43,50 @@ def add_merge(commands: Any) -> None:
         choices=get_args(AdapterConfig.model_fields["attention"].annotation),
         help="attention pattern that the adapter was trained with, such as block_causal of D2F's "
         "(default: that of the base model)",
+    )
+
+
+FORMATS = ("original", "native", "llama", "adapter")
+
+
+def add_export(commands: Any) -> None:
+    """Add `dparallel export`."""
+    summary = "write a model, or an adapter, as other programs read it, with a model card"
+    command = commands.add_parser(
+        "export",
+        help=summary,
+        description=summary,
+        usage="dparallel export --model MODEL --format FORMAT --out FOLDER [OPTIONS]",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--model", metavar="MODEL", required=True, help="the model: folder, or Hugging Face Hub id"
+    )
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        required=True,
+        help="original: names and config of LLaDA or Dream, with model code that transformers loads; native: "
+        "our format; llama: names and config of Llama or Qwen2, for engines; adapter: only --adapter, with "
+        "the publisher's module names",
+    )
+    command.add_argument("--out", metavar="FOLDER", required=True, type=as_path, help="a new folder")
+    command.add_argument(
+        "--adapter",
+        metavar="ADAPTER",
+        type=as_text,
+        help="LoRA adapter of the model, which is merged first (with --format adapter: written alone)",
+    )
+    command.add_argument(
+        "--run",
+        metavar="RUN",
+        type=as_text,
+        help="experiment or benchmark stage whose table of results is put into the model card",
+    )
+    command.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        type=as_runs,
+        default=Path("runs"),
+        help="folder of experiments, for --run (default: %(default)s)",
     )

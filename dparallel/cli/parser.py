@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dparallel.cli.argument_types import as_path, as_port, as_positive, as_runs, as_stop, as_text
-from dparallel.cli.model_parser import add_merge
+from dparallel.cli.model_parser import add_export, add_merge
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs(commands)
     _add_clean(commands)
     add_merge(commands)
+    add_export(commands)
     return parser
 
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-COMMANDS = ("init", "generate", "chat", "plan", "eval", "compare", "runs", "clean", "merge")
+COMMANDS = ("init", "generate", "chat", "plan", "eval", "compare", "runs", "clean", "merge", "export")
 
 
 def test_help_and_version_import_no_large_library() -> None:

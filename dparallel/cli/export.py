@@ -1,0 +1,40 @@
+"""The command `dparallel export`."""
+
+import argparse
+from pathlib import Path
+
+from dparallel.config.base import ConfigError
+from dparallel.models.adapters import write_adapter
+from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
+from dparallel.models.defaults import decoding_of_model
+from dparallel.models.export import export_model, original_type
+from dparallel.reporting.card import model_card, results_of
+from dparallel.stages.files import write_atomically
+
+CARD = "README.md"
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write `--model` in `--format` to `--out`, with a model card, and print the files.
+
+    Raises:
+        UserError: the model cannot be read, the format does not have it, or the folder is not empty.
+    """
+    folder = Path(options.out)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"--out {folder} is not empty: give a new folder")
+    results = results_of(options.run, options.runs) if options.run is not None else []
+    if options.format == "adapter":
+        if options.adapter is None:
+            raise ConfigError("--format adapter writes an adapter alone: give --adapter")
+        config = read_config(options.model)
+        files = write_adapter(options.adapter, config, original_type(config), folder)
+        decoding = None
+    else:
+        model = load_model(options.model, "cpu", adapter=options.adapter)
+        decoding = decoding_of_model(model)
+        files = export_model(model, load_tokenizer(options.model), folder, options.format, decoding)
+        config = model.config
+    card = model_card(options.model, options.adapter, options.format, config, decoding, results)
+    write_atomically(folder / CARD, card)
+    print(f"{folder}: {', '.join([CARD, *files])}")

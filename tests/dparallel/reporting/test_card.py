@@ -1,0 +1,50 @@
+"""Model cards, as `dparallel export` writes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dparallel import load_model
+from dparallel.cli.main import main
+from dparallel.models.defaults import write_defaults
+from tests.conftest import GOLDEN
+from tests.dparallel.cli.commands import refused
+from tests.dparallel.models.published import publish
+from tests.dparallel.models.test_adapters import adapted
+
+
+def test_a_card_has_the_defaults_and_the_table_of_a_run(
+    tiny_checkpoint: Path, stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, model = tmp_path / "out", publish(tmp_path / "llada", "llada")
+    write_defaults(model, {"gen_length": 64, "rule": "confidence", "threshold": 0.7})
+    given = ["export", "--model", str(model), "--out", str(out)]
+    assert main([*given, "--format", "original", "--run", str(stage), "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: README.md, backbone.py, config.json,")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    table = (stage / "table.md").read_text(encoding="utf-8").strip()
+    for part in (table, '"threshold": 0.7', "# llada\n", "Device: ", "Protocol: ", "mask token 255"):
+        assert part in card
+    assert str(tmp_path) not in card
+    section = json.loads((out / "config.json").read_text(encoding="utf-8"))["dparallel"]
+    assert section["decoding"]["rule"] == "confidence"
+    assert load_model(out, "cpu").defaults.settings["threshold"] == 0.7
+    assert f"--out {out} is not empty" in refused([*given, "--format", "native"], capsys)
+
+
+def test_an_adapter_is_exported_alone_with_the_publishers_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = GOLDEN / "llada_tiny"
+    folder = adapted("llada", tmp_path / "made", target_modules=["q_proj", "attn_out"])
+    given = ["export", "--model", str(base), "--format", "adapter", "--out", str(tmp_path / "out")]
+    assert "--format adapter writes an adapter alone: give --adapter" in refused(given, capsys)
+    assert main([*given, "--adapter", str(folder / "adapter")]) == 0
+    before, after = (
+        load_file(at / "adapter_model.safetensors") for at in (folder / "adapter", tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    load_model(base, "cpu", adapter=tmp_path / "out")
+    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
