@@ -33,6 +33,7 @@ from dparallel.evaluation.selection import Row
 from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from dparallel.models.commit_rule import check_commit_rule, read_commit_rule
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
 from dparallel.problems.embedded import embedded_task
@@ -199,6 +200,7 @@ def check(asked: Asked, model: str) -> None:
     tokenizer, empty = load_tokenizer(model), empty_model(read_config(model))
     with suppress(LengthError):  # which length fits, the prompts say
         check_prompts(empty, [], asked.case.decoding)
+    check_commit_rule(asked.case.decoding, read_commit_rule(checkpoint_folder(model, with_weights=False)))
     encode_problems(problems, asked.bench.protocol("test"), tokenizer, empty, asked.case.decoding)
 
 

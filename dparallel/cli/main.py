@@ -1,4 +1,4 @@
-"""The command line: `dparallel init`, `generate`, `chat`, `serve`, `plan`, `eval`, `merge` and others.
+"""The command line: `dparallel` with its commands, each a module of this package.
 
 Text goes to stdout; statistics, progress and errors go to stderr. Errors that the user can correct are one
 line with exit code 2, raised before decoding starts.
@@ -86,6 +86,10 @@ def _command(options: argparse.Namespace) -> Callable[[], None]:
             from dparallel.cli.serve import serve
 
             return partial(serve, options)
+        case "fit-rule":
+            from dparallel.cli.fit_rule import fit_rule
+
+            return partial(fit_rule, options)
         case "plan":
             from dparallel.cli.plan import print_plan
 

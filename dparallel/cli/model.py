@@ -19,7 +19,7 @@ from dparallel.decoding.generate import DecodingError, generate
 from dparallel.decoding.stops import Stop
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
-from dparallel.models.defaults import read_defaults
+from dparallel.models.defaults import Defaults, read_defaults
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.threads import fitting_threads
 from dparallel.problems.prompts import finish
@@ -34,23 +34,27 @@ class Decoding(NamedTuple):
     note: str | None
 
 
-def decoding_of(options: argparse.Namespace, folder: Path, *config: Mapping[str, Any]) -> Decoding:
+def decoding_of(options: argparse.Namespace, folder: Path | None, *config: Mapping[str, Any]) -> Decoding:
     """How to decode: by the flags, then the settings of a config, then the checkpoint's decode defaults.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint; None if the model's weights are not those of a checkpoint.
 
     Raises:
         UserError: names the flag or file, its value and the valid values.
     """
-    defaults = read_defaults(folder)
+    defaults = Defaults() if folder is None else read_defaults(folder)
     decoding, kept = defaults.resolve(given_decoding(options), *config, called=flag_of)
     return Decoding(decoding, kept, f"decoding with {defaults.sentence(kept)}" if kept else None)
 
 
 def open_decoding(options: argparse.Namespace) -> DecodingConfig:
-    """How to decode with `--model`; says on stderr which settings are the checkpoint's."""
-    found = decoding_of(options, checkpoint_folder(options.model, with_weights=False))
+    """How to decode with `--model`; says on stderr which settings are the checkpoint's.
+
+    With `--adapter` they are none: those of the base model do not suit the merged one.
+    """
+    folder = checkpoint_folder(options.model, with_weights=False)
+    found = decoding_of(options, None if options.adapter is not None else folder)
     if found.note is not None:
         print(f"D{found.note.removeprefix('d')}", file=sys.stderr)
     return found.decoding

@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_plan(commands)
     _add_eval(commands)
+    _add_fit_rule(commands)
     _add_compare(commands)
     _add_runs(commands)
     _add_clean(commands)
@@ -291,6 +292,30 @@ def _add_eval(commands: Any) -> None:
     )
 
 
+def _add_fit_rule(commands: Any) -> None:
+    summary = "fit the commit rule of a model, which --rule learned reads, on recorded trajectories"
+    command = commands.add_parser("fit-rule", help=summary, description=summary, allow_abbrev=False)
+    _add_model(command)
+    command.add_argument(
+        "--trajectories",
+        metavar="FOLDER",
+        required=True,
+        type=as_path,
+        help="folder of a finished trajectories stage, of the model itself or of its teacher",
+    )
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=as_text,
+        help="other settings, such as trajectories=1000, block_length=12, seed=1, or hidden=0 for a logistic "
+        "regression",
+    )
+    _add_device(command)
+
+
 def _add_compare(commands: Any) -> None:
     summary = "compare past runs: one table, paired tests on the same problems, and what differs"
     command = commands.add_parser(
@@ -392,10 +417,7 @@ def _add_decoding_command(
         "--adapter", metavar="ADAPTER", type=as_text, help="LoRA adapter that is merged into the model"
     )
     hardware = _add_decoding(command)
-    hardware.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    hardware.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
-    )
+    _add_device(hardware)
     return command, first, hardware
 
 
@@ -407,6 +429,13 @@ def _add_model(group: Any, several: bool = False) -> None:
         action="append" if several else "store",
         help="checkpoint folder, or Hugging Face Hub id"
         + ("; may be given several times" if several else ""),
+    )
+
+
+def _add_device(group: Any) -> None:
+    group.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
     )
 
 

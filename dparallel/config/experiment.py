@@ -6,7 +6,7 @@ the key, the value and what would be valid.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dparallel.config.adapter import AdapterConfig, Student
 from dparallel.config.base import HOW, Config, ConfigError
@@ -206,6 +206,25 @@ class StudentConfig(Config):
         return self.training.only_correct if self.recipe.only_correct is None else self.recipe.only_correct
 
 
+class CommitRuleConfig(Config):
+    """Fit a commit rule for a model on recorded trajectories: a network that the rule `learned` reads.
+
+    Args:
+        trajectories: number of trajectories, the first ones, or all if there are fewer. One in five is held
+            out, for the numbers of its quality.
+        canvases: canvases drawn from each trajectory, at random steps.
+        block_length: that the model is decoded with; by default that of the trajectories.
+        hidden: units of the network's hidden layer; 0 for a logistic regression.
+        seed: of the canvases and of the network's initial weights.
+    """
+
+    trajectories: int = Field(300, ge=10)
+    canvases: PositiveInt = 12
+    block_length: PositiveInt | None = None
+    hidden: NonNegativeInt = 8
+    seed: Seed = 0
+
+
 class MergingConfig(Config):
     """Merge the adapter into the base model and compare logits with those of base + adapter.
 
@@ -216,13 +235,15 @@ class MergingConfig(Config):
         tolerance: largest accepted difference of logits.
         attention: attention pattern that the merged model states, of an adapter that was trained elsewhere;
             that of the student, so leave it out.
+        commit_rule: fit a commit rule for the merged model, which the rule `learned` reads; by default none.
     """
 
     format: Literal["auto", "native", "original"] = "auto"
     check_prompts: PositiveInt = 8
     tolerance: PositiveFloat = 1e-4
-    # Omitted from dumps at its default, so that the folders of trained students keep their keys.
+    # Omitted from dumps at their defaults, so that the folders of trained students keep their keys.
     attention: Literal["full", "block_causal"] | None = Field(None, exclude_if=lambda value: value is None)
+    commit_rule: CommitRuleConfig | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class LaunchConfig(Config):

@@ -30,7 +30,7 @@ from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.predictions import best, best_of_each, choose, commit, predict
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.rules.declaration import Context, Prediction
+from dparallel.rules.declaration import Context, Prediction, Weights
 from dparallel.rules.rules import RULES
 
 
@@ -89,10 +89,11 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Workspace:
-    """What rows keep between forward passes, by slot; None if not needed."""
+    """What rows keep between forward passes, by slot, and the weights of their rule; None if not needed."""
 
     store: KeyValueStore | None
     previous: Tensor | None  # (slots, G, V) log-probabilities
+    weights: Weights | None = None
 
     @classmethod
     def allocate(
@@ -100,12 +101,14 @@ class Workspace:
     ) -> "Workspace":
         """Memory for `slots` rows of canvases with `length` positions."""
         config, device = model.config, model.device
-        store = previous = None
+        store = previous = weights = None
         if decoding.cache != "none":
             store = KeyValueStore(config, slots, length, device, model.dtype)
         if RULES[decoding.rule].needs_previous:
             previous = torch.zeros(slots, decoding.gen_length, config.vocab_size, device=device)
-        return cls(store, previous)
+        if RULES[decoding.rule].needs_weights:
+            weights = model.commit_rule.on(device)
+        return cls(store, previous, weights)
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,8 @@ def _context(group: Group, offsets: Tensor) -> Context:
         block_forwards=state.block_forwards,
         previous=previous,
         seen=seen,
+        offsets=offsets,
+        weights=group.workspace.weights,
     )
 
 

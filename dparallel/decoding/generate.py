@@ -18,6 +18,7 @@ from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop, StopWatch
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.commit_rule import check_commit_rule
 from dparallel.models.defaults import decoding_of_model
 
 DEFAULT_BATCH_SIZE = 32
@@ -80,6 +81,7 @@ def generate(
         )
     given = token_lists(prompts)
     check_prompts(model, given, decoding)
+    check_commit_rule(decoding, model.commit_rule)
     if batch_size is not None and not _is_count(batch_size):
         raise DecodingError(f"batch_size={batch_size!r}: give a whole number of at least 1")
     if not given:

@@ -7,6 +7,7 @@ computed in float64. An exact cache is not used; its content is recomputed.
 Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H query and E key/value heads.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
@@ -31,6 +32,7 @@ class Reading(NamedTuple):
     runner_up: float  # probability of the second most likely token, excluding the mask token
     entropy: float  # nats, over the full vocabulary
     drift: float  # KL(now || previous reading), nats; infinite at the first reading
+    final: float = torch.nan  # by the model's own commit rule, the probability that the token is final
 
 
 @torch.no_grad()
@@ -92,6 +94,10 @@ def decode_one(
             now = logits[len(prompt) + i].double().softmax(-1)
             reading[i] = _read(now, distribution.get(i), mask)
             distribution[i] = now
+        if RULES[decoding.rule].needs_weights:
+            reading = {
+                i: one._replace(final=_final(model, one, i, masked, length)) for i, one in reading.items()
+            }
 
         # (d) Commit what the rule selects, and the best position except in the pipeline; (e) the first fully
         # active block commits a token, in the pipeline each fully active block.
@@ -237,6 +243,7 @@ DEFINITIONS: dict[str, Definition] = {
             )
         ),
     ),
+    "learned": Definition(lambda one: -one.final, every(lambda one, threshold: one.final >= threshold)),
     "dream_entropy": Definition(entropy, _dream),
     "dream_maskgit_plus": Definition(doubt, _dream),
     "dream_topk_margin": Definition(closeness, _dream),
@@ -259,6 +266,26 @@ def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
         entropy=float(torch.special.entr(rivals).sum() - now[token] * torch.log1p(-rivals.sum())),
         drift=drift,
     )
+
+
+def _final(model: DiffusionTransformer, one: Reading, i: int, masked: list[int], length: int) -> float:
+    """The probability, by the model's own commit rule, that a reading's token is the final one."""
+    block = [j for j in masked if j // length == i // length]
+    values = [
+        math.log(max(one.doubt, 1e-12)),
+        math.log(max(one.entropy, 1e-12)),
+        math.log(max(one.runner_up, 1e-12)),
+        i % length / length,
+        1 - len(block) / length,
+        sum(j < i for j in block) / length,
+    ]
+    for place, (weight, bias) in enumerate(model.commit_rule.weights.layers):
+        values = [math.tanh(value) for value in values] if place else values
+        values = [
+            sum(a * b for a, b in zip(row, values, strict=True)) + add
+            for row, add in zip(weight.tolist(), bias.tolist(), strict=True)
+        ]
+    return 1 / (1 + math.exp(-values[0]))
 
 
 def _recomputed(

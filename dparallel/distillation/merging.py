@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dparallel.config.experiment import MergingConfig
 from dparallel.decoding.memory import free_bytes
+from dparallel.distillation.commit_rule import fit_on
 from dparallel.models.adapters import load_adapter
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer, rotary_tables
 from dparallel.models.checkpoints import (
@@ -26,11 +27,13 @@ from dparallel.models.checkpoints import (
     read_config,
     save_model,
 )
+from dparallel.models.commit_rule import write_commit_rule
 from dparallel.models.defaults import write_defaults
 from dparallel.models.loader import releasing_memory
 from dparallel.models.lora import detach, fold, merged_weight
 from dparallel.models.placement import empty_model
 from dparallel.models.sizes import stored_bytes
+from dparallel.rules.declaration import COMMIT_RULE
 from dparallel.stages import lease
 from dparallel.stages.files import naming_the_file
 from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
@@ -81,6 +84,10 @@ def run_stage(
 def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manifest:
     adapter, attention, canvases = _adapter_of(config, inputs)
     merged = merge_adapter(inputs["teacher"], adapter, stage.folder, config, attention, canvases)
+    if config.commit_rule is not None:
+        model = load_model(stage.folder, roomy_device(stage.folder))
+        write_commit_rule(stage.folder, fit_on(model, inputs["trajectories"], config.commit_rule))
+        merged.files.append(COMMIT_RULE)
     return stage.finish(
         files=merged.files,
         counts={"check_prompts": len(canvases)},
@@ -147,7 +154,7 @@ def merge_adapter(
     expected = masked_logits(student, canvases, mask_token_id)
     merged, adapters = detach(student)
     merged.config.attention_pattern = attention or merged.config.attention_pattern
-    merged.defaults = None  # those of the teacher do not suit the student
+    merged.defaults = merged.commit_rule = None  # those of the teacher do not suit the student
     actual = masked_logits(merged, canvases, mask_token_id, adapters)
     difference = max_difference(expected, actual)
     if not difference <= config.tolerance:  # also catches NaN

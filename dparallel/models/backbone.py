@@ -268,6 +268,9 @@ class DiffusionTransformer(PreTrainedModel):
     _no_split_modules = ["Layer"]
     _tied_weights_keys = {"lm_head.weight": "embedding.weight"}
     defaults: Any = None  # decode defaults of the checkpoint, as `load_model` reads them
+    commit_rule: Any = (
+        None  # the weights of a commit rule fitted for this model, if the checkpoint holds some
+    )
 
     def __init__(self, config: DiffusionConfig):
         super().__init__(config)

@@ -21,12 +21,14 @@ from transformers.utils import logging as transformers_logging
 from dparallel.config.base import UserError
 from dparallel.models import weights
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.commit_rule import read_commit_rule, write_commit_rule
 from dparallel.models.config_file import PATTERN, read_config_file
 from dparallel.models.defaults import Defaults, read_defaults, write_defaults
 from dparallel.models.formats import FORMATS, NATIVE, CheckpointError, is_computed
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model, find_device, find_dtype, name_accelerator
 from dparallel.models.weights import Stored, read_json
+from dparallel.rules.declaration import COMMIT_RULE
 from dparallel.stages.files import give_usual_modes, naming_the_file, write_atomically
 from dparallel.stages.manifest import CLAIM, MANIFEST
 
@@ -63,7 +65,7 @@ COMPANIONS = (
     "NOTICE*",
 )
 # Not copied: files that list the weight files, and files that this project adds to a model.
-NO_COMPANIONS = ("config.json", "*.index.json", CLAIM, MANIFEST)
+NO_COMPANIONS = ("config.json", "*.index.json", COMMIT_RULE, CLAIM, MANIFEST)
 PARTIAL = ".saving-"  # prefix of temporary folders for files that are being saved
 # Tokenizer classes that AutoTokenizer cannot find, or only with a warning about the model type.
 TOKENIZERS: dict[str | None, Any] = {
@@ -102,7 +104,7 @@ def load_model(
     device, dtype = find_device(device), find_dtype(dtype)
     folder = checkpoint_folder(path)
     config, stored = _inspect(folder)
-    defaults = read_defaults(folder)
+    defaults, commit_rule = read_defaults(folder), read_commit_rule(folder)
     if dtype is None:
         _check_one_dtype(stored)
     if config.tie_word_embeddings:
@@ -114,12 +116,12 @@ def load_model(
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
     model.config.name_or_path = str(folder.resolve())  # save_model finds the remaining files there
-    model.defaults = defaults
+    model.defaults, model.commit_rule = defaults, commit_rule
     if adapter is not None:
         from dparallel.models import adapters  # here, since PEFT takes seconds to import
 
         model = adapters.merge(adapters.load_adapter(model, adapter))
-        model.defaults = Defaults()  # those of the base model do not suit it
+        model.defaults, model.commit_rule = Defaults(), None  # those of the base model do not suit it
     return model.eval()
 
 
@@ -144,7 +146,9 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "native",
 ) -> list[str]:
-    """Save `model`, with its decode defaults, in a format that `load_model` and the model's ecosystem load.
+    """Save `model` in a format that `load_model` and the model's ecosystem load.
+
+    Decode defaults and commit rule of the model are saved with it.
 
     Args:
         path: folder, created if needed.
@@ -186,6 +190,8 @@ def _save(
         defaults = model.defaults or Defaults()
         if read_defaults(Path(partial)).settings != defaults.settings:
             write_defaults(Path(partial), defaults.settings, defaults.chosen)
+        if model.commit_rule is not None:
+            write_commit_rule(Path(partial), model.commit_rule)
         files = [file for file in Path(partial).rglob("*") if file.is_file()]
         give_usual_modes(files)
         names = sorted(file.relative_to(partial).as_posix() for file in files)

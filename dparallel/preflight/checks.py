@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.benchmark import BenchmarkConfig, Split
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import DistillConfig
 from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
@@ -24,6 +25,7 @@ from dparallel.distillation.settings import (
 from dparallel.models.adapters import check_adapter
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import choose_format, load_tokenizer, read_config
+from dparallel.models.commit_rule import check_commit_rule, read_commit_rule
 from dparallel.models.hub import checkpoint_folder
 from dparallel.models.lora import check_targets
 from dparallel.models.placement import empty_model
@@ -32,6 +34,7 @@ from dparallel.problems.prompts import encode_problems
 from dparallel.problems.registry import check_disjoint, load_problems, protocol_of
 from dparallel.problems.scoring import check_scorable, scorers_of
 from dparallel.problems.sources import Problem, ProblemsError
+from dparallel.rules.rules import RULES
 from dparallel.stages.files import is_there
 from dparallel.stages.manifest import MANIFEST, verify
 from dparallel.trajectories.privileged import with_reference
@@ -63,6 +66,7 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     _check_teacher(settings, teacher)
     for trained in settings.adapters.values():
         check_adapter(teacher.config, trained.adapter)
+    _check_commit_rules(settings)
     if not {"trajectories", "benchmark"} & set(stages):
         return PromptLengths()
     recorded = load_problems(settings.trajectories.problems)
@@ -163,6 +167,36 @@ def _check_recipes(settings: DistillConfig) -> None:
                         f"decoded with mode: pipelined, and no other is; give {name} its own sweeps in "
                         f"benchmarks.{place}.student_sweeps"
                     )
+
+
+def _check_commit_rules(settings: DistillConfig) -> None:
+    """Every model that is decoded with a fitted commit rule has one, or will have one."""
+    teacher, students = settings.teacher, None  # None: fitted by the students' merging
+    asked: list[tuple[str, DecodingConfig, str | None]] = [
+        ("trajectories.decoding", settings.trajectories.decoding, teacher)
+    ]
+    for place, benchmark in settings.benchmarks.items():
+        sweeps = {name: sweep.decoding for name, sweep in benchmark.sweeps.items()}
+        named = {"reference": benchmark.reference}
+        named |= {f"fixed.{name}": decoding for name, decoding in benchmark.fixed.items()}
+        named |= {f"sweeps.{name}": sweeps[name] for name in benchmark.teacher_sweeps}
+        asked += [(f"benchmarks.{place}.{name}", decoding, teacher) for name, decoding in named.items()]
+        for name in benchmark.all_student_sweeps:
+            asked.append((f"benchmarks.{place}.sweeps.{name}", sweeps[name], students))
+        for name, rival in benchmark.baselines.items():
+            if rival.decoding is not None:
+                asked.append((f"benchmarks.{place}.baselines.{name}", rival.decoding, rival.model))
+    for place, decoding, model in asked:
+        if not RULES[decoding.rule].needs_weights:
+            continue
+        if model is not None:
+            rule = read_commit_rule(checkpoint_folder(model, with_weights=False))
+            check_commit_rule(decoding, rule, f"({model}, in {place}) whose checkpoint")
+        elif settings.merging.commit_rule is None:
+            raise ConfigError(
+                f"{place}.rule={decoding.rule} without merging.commit_rule: give `merging: {{commit_rule: "
+                "{}}` to fit the commit rule of each student"
+            )
 
 
 def _check_whole(settings: DistillConfig, stages: Collection[str]) -> None:

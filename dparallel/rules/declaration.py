@@ -17,6 +17,9 @@ class RuleError(ValueError):
     """A rule cannot be declared like this; the message names it and the remedy."""
 
 
+COMMIT_RULE = "commit_rule.json"  # file of a checkpoint with the weights of its own commit rule
+
+
 class Prediction(NamedTuple):
     """Predictions of a forward pass for the positions read."""
 
@@ -28,6 +31,16 @@ class Prediction(NamedTuple):
     drawn_from: Tensor  # (B, n, V), log_probability after temperature and top_p
 
 
+class Weights(NamedTuple):
+    """A small network, fitted for one model, that says whether a token is the one finally committed.
+
+    Attributes:
+        layers: weight (out, in) and bias (out,) of each layer, float64; tanh between them, one output.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
 class Context(NamedTuple):
     """What a rule may read besides the predictions: the blocks, each row's progress, earlier predictions."""
 
@@ -37,6 +50,8 @@ class Context(NamedTuple):
     block_forwards: Tensor | None = None  # (B,) forward passes since the block was opened
     previous: Tensor | None = None  # (B, n, V) log-probabilities of the previous forward pass
     seen: Tensor | None = None  # (B, n) bool, whether there is a previous prediction
+    offsets: Tensor | None = None  # (B, n) positions in the response, ascending where masked
+    weights: Weights | None = None  # of the model's own commit rule
 
 
 class Choice(NamedTuple):
@@ -78,6 +93,7 @@ class Rule(NamedTuple):
         parameters: by name.
         whole_response: treats the response as one block, and may commit no token in a forward pass.
         needs_previous: compares with the predictions of the previous forward pass.
+        needs_weights: reads weights that are fitted for the model and are part of its checkpoint.
     """
 
     choose: Callable[..., Choice]
@@ -85,6 +101,7 @@ class Rule(NamedTuple):
     parameters: Mapping[str, Parameter]
     whole_response: bool = False
     needs_previous: bool = False
+    needs_weights: bool = False
 
     @property
     def scheduled(self) -> bool:

@@ -15,6 +15,7 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from dparallel.rules.declaration import Choice, Context, Parameter, Prediction, Rule, RuleError
+from dparallel.rules.features import features, network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,11 @@ PROBABILITY = Parameter(meaning="smallest probability of a token", most=1)
 
 
 def rule(
-    published: str = "", whole_response: bool = False, needs_previous: bool = False, **parameters: Parameter
+    published: str = "",
+    whole_response: bool = False,
+    needs_previous: bool = False,
+    needs_weights: bool = False,
+    **parameters: Parameter,
 ) -> Callable[[Callable[..., Choice]], Callable[..., Choice]]:
     """Declare the function below it as the rule of its name; `Rule` explains the arguments.
 
@@ -35,7 +40,8 @@ def rule(
 
     def declare(choose: Callable[..., Choice]) -> Callable[..., Choice]:
         _check(choose, parameters)
-        RULES[choose.__name__] = Rule(choose, published, parameters, whole_response, needs_previous)
+        needs = needs_previous, needs_weights
+        RULES[choose.__name__] = Rule(choose, published, parameters, whole_response, *needs)
         return choose
 
     return declare
@@ -136,7 +142,7 @@ def factor(prediction: Prediction, masked: Tensor, context: Context, *, threshol
 @rule(threshold=Parameter(meaning="smallest lead in probability", most=1))
 def margin(prediction: Prediction, masked: Tensor, context: Context, *, threshold: float) -> Choice:
     """Tokens whose probability exceeds that of the second most likely token by >= `threshold`."""
-    doubt = prediction.doubt + _runner_up(prediction.log_probability, context.mask_token_id)  # 1 - lead
+    doubt = prediction.doubt + runner_up(prediction.log_probability, context.mask_token_id)  # 1 - lead
     return Choice(-doubt, doubt <= _complement(threshold))
 
 
@@ -169,6 +175,25 @@ def stability(
     return Choice(-prediction.doubt, stable & (prediction.doubt <= _complement(threshold)))
 
 
+@rule(
+    published="ours",
+    needs_weights=True,
+    threshold=Parameter(
+        meaning="smallest probability, by the model's own commit rule, of being final", most=1
+    ),
+)
+def learned(prediction: Prediction, masked: Tensor, context: Context, *, threshold: float) -> Choice:
+    """Tokens that a network fitted for the model takes for final with a probability >= `threshold`.
+
+    The network reads how sure the prediction is, where its position is in the block, and how much of the
+    block is committed (`rules.features`). `dparallel fit-rule` fits it on recorded trajectories.
+    """
+    assert context.weights is not None
+    second = runner_up(prediction.log_probability, context.mask_token_id)
+    score = network(context.weights, features(prediction, second, masked, context))
+    return Choice(score, score.sigmoid() >= threshold)
+
+
 @rule(published="Dream", whole_response=True, steps=STEPS)
 def dream_entropy(prediction: Prediction, masked: Tensor, context: Context, *, steps: int) -> Choice:
     """A share of the masks, lowest entropy first, of the distribution after temperature and top_p."""
@@ -188,7 +213,7 @@ def dream_topk_margin(prediction: Prediction, masked: Tensor, context: Context, 
     """A share of the masks, largest lead over the second token first, after temperature and top_p."""
     likeliest = without(prediction.drawn_from, context.mask_token_id).argmax(-1)
     _, doubt = certainty(likeliest, prediction.drawn_from)
-    score = -doubt - _runner_up(prediction.drawn_from, context.mask_token_id)
+    score = -doubt - runner_up(prediction.drawn_from, context.mask_token_id)
     return _dream(score, masked, context, steps)
 
 
@@ -232,7 +257,7 @@ def _complement(threshold: float) -> float:
     return max(1 - threshold, 2.0**-53)
 
 
-def _runner_up(log_probability: Tensor, mask_token_id: int) -> Tensor:
+def runner_up(log_probability: Tensor, mask_token_id: int) -> Tensor:
     """Probability of the second most likely token, excluding the mask token, (B, n)."""
     return without(log_probability, mask_token_id).topk(2).values[..., 1].exp()
 

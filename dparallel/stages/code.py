@@ -45,6 +45,7 @@ DECODING = (
     "decoding/cache.py",
     "decoding/generate.py",
     "decoding/token_lists.py",
+    "models/commit_rule.py",
 )
 STOPS = ("problems/stops.py",)
 PROMPTS = ("problems/prompts.py", *STOPS)  # rendering problems, and where a response ends
@@ -91,7 +92,15 @@ MODULES: dict[str, tuple[str, ...]] = {
         "distillation/state.py",
         "distillation/trainer.py",
     ),
-    "merging": (*MODEL, "distillation/merging.py", "models/adapters.py", "models/lora.py"),
+    "merging": (
+        *MODEL,
+        "distillation/merging.py",
+        "distillation/commit_rule.py",
+        "models/adapters.py",
+        "models/commit_rule.py",
+        "models/lora.py",
+        "rules/features.py",
+    ),
     "benchmark": (*DECODING, *PROMPTS, "evaluation/*.py"),
 }
 IMPORTING = ("problems/columns.py", "trajectories/importing.py")  # of trajectories that are not recorded

@@ -132,6 +132,8 @@ class Experiment:
         if (trained := self.config.adapters.get(student)) is not None:
             config = config.model_copy(update={"attention": trained.attention})
             inputs = {"teacher": self._teacher, "adapter": str(self._folder_of(trained.adapter))}
+            if config.commit_rule is not None:  # which is fitted on them
+                inputs["trajectories"] = self.trajectories().out_dir
         else:
             inputs = {
                 "teacher": self._teacher,

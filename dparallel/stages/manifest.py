@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dparallel.config.base import Config, UserError, explain
 from dparallel.config.problems import ProblemsConfig
+from dparallel.rules.declaration import COMMIT_RULE
 from dparallel.stages import digests
 from dparallel.stages.files import PARTIAL, is_there, write_atomically
 from dparallel.stages.generation_file import EMPTY, GENERATION, without_defaults
@@ -157,7 +158,10 @@ def fingerprint(path: str | Path, hashed: bool = True) -> str:
     """
     folder = Path(path)
     if is_there(folder / MANIFEST):
-        return verify(folder, hashed=hashed).fingerprint
+        made, fitted = verify(folder, hashed=hashed), folder / COMMIT_RULE
+        if COMMIT_RULE in made.files or not is_there(fitted):
+            return made.fingerprint
+        return digest([made.fingerprint, file_digest(fitted)])  # fitted after the stage was finished
     if is_there(folder / CLAIM):
         raise StageError(f"{folder} is unfinished (no {MANIFEST}): run its stage again to complete it")
     if not folder.is_dir():

@@ -266,6 +266,21 @@ def test_a_baseline_is_decoded_as_its_checkpoint_says_unless_the_config_does(tmp
     assert found.config.benchmarks["coins"].baseline_decodings["rival"].block_length == 6
 
 
+def test_a_commit_rule_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    """Before anything starts: the students' is fitted by their merging, and others lie beside the models."""
+    tiny, runs = str(CONFIGS / "tiny.yaml"), f"runs={tmp_path}"
+    learned = "{gen_length: 36, block_length: 12, rule: learned, threshold: 0.9}"
+    sweep = f"benchmarks.coins.sweeps.entropy.decoding={learned}"
+    own = [runs, sweep, "benchmarks.coins.teacher_sweeps=[confidence]"]
+    with pytest.raises(ConfigError, match=r"sweeps\.entropy\.rule=learned without merging\.commit_rule"):
+        checked_experiment(tiny, own, stages=[])
+    checked_experiment(tiny, [*own, "merging.commit_rule={}"], stages=[])
+    with pytest.raises(
+        CheckpointError, match=r"in benchmarks\.coins\.sweeps\.entropy\) whose checkpoint holds no"
+    ):
+        checked_experiment(tiny, [runs, sweep, "merging.commit_rule={}"], stages=[])
+
+
 def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
     settings = [f"runs={tmp_path}", f"teacher={CONFIGS.parent / 'teachers' / 'tiny'}"]
     with pytest.raises(CheckpointError, match="in our own format"):

@@ -4,7 +4,19 @@ import json
 import subprocess
 import sys
 
-COMMANDS = ("init", "generate", "chat", "plan", "eval", "compare", "runs", "clean", "merge", "export")
+COMMANDS = (
+    "init",
+    "generate",
+    "chat",
+    "plan",
+    "eval",
+    "compare",
+    "runs",
+    "clean",
+    "merge",
+    "export",
+    "fit-rule",
+)
 
 
 def test_help_and_version_import_no_large_library() -> None:

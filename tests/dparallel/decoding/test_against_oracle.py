@@ -17,13 +17,15 @@ from dparallel.decoding.oracle import decode_one
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.rules import RULES
 from tests.conftest import random_model
+from tests.dparallel.rules.fitted import random_commit_rule
 
 EOS = 2
 
 
 def model_of(seed: int, **shape) -> DiffusionTransformer:
-    """Random weights and biases."""
+    """Random weights and biases, and a random commit rule."""
     model = random_model(seed, **shape)
+    model.commit_rule = random_commit_rule(seed, hidden=3 * (seed % 2))
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.bias is not None:
             torch.nn.init.normal_(module.bias)
@@ -48,6 +50,7 @@ THRESHOLDS = {  # in the range of these models' predictions, so that some positi
     "factor": st.floats(1, 6),
     "margin": st.floats(0, 0.3),
     "stability": st.floats(0, 0.3),
+    "learned": st.floats(0.05, 0.95),
 }
 
 
@@ -214,7 +217,7 @@ def test_a_row_behind_its_batch_mate_reads_within_the_canvas_in_use():
 @given(
     prompts,
     st.sampled_from(sorted(RULES)).flatmap(decodings),
-    st.sampled_from([random_model(seed, end_token_ids=(7, 31, 12)) for seed in range(3)]),
+    st.sampled_from([model_of(seed, end_token_ids=(7, 31, 12)) for seed in range(3)]),
     batch_sizes,
 )
 def test_rows_that_may_end_by_several_tokens_equal_the_oracle(prompts, decoding, model, batch_size):

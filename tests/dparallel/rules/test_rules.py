@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel.decoding.predictions import choose, commit, predict
-from dparallel.rules.declaration import Context, Parameter, Prediction, RuleError
+from dparallel.rules.declaration import Context, Parameter, Prediction, RuleError, Weights
+from dparallel.rules.features import FEATURES, features
 from dparallel.rules.rules import RULES, rule
+from tests.dparallel.rules.fitted import random_commit_rule
 
 
 def certain_as(values):
@@ -227,8 +229,15 @@ def test_dreams_sampler_takes_its_share_of_the_masks(rule, first, second):
     assert fixed(4, 3, [1, 1, 1]) == [1, 1, 1]
 
 
+FITTED = random_commit_rule().weights
 CUMULATIVE = ("entropy_budget", "entropy_bound", "frechet", "factor")
-CAUTIOUS = ("confidence", "margin", "stability", "frechet")  # a larger threshold commits fewer tokens
+CAUTIOUS = (
+    "confidence",
+    "margin",
+    "stability",
+    "frechet",
+    "learned",
+)  # a larger threshold commits fewer tokens
 distributions = st.lists(st.lists(st.floats(-9, 9), min_size=5, max_size=5), min_size=4, max_size=4)
 
 
@@ -248,7 +257,14 @@ def test_every_row_commits_alone_at_least_one_and_no_fewer_where_the_threshold_i
     def commits(threshold, rows):
         prediction = predict(torch.tensor(logits)[rows], mask_token_id=4)
         seen = torch.ones_like(masked[rows])
-        context = Context(mask_token_id=4, previous=prediction.log_probability, seen=seen)
+        context = Context(
+            block_length=4,
+            mask_token_id=4,
+            previous=prediction.log_probability,
+            seen=seen,
+            offsets=torch.arange(4).expand(len(seen), -1),
+            weights=FITTED,
+        )
         parameters = {**RULES[rule].settings, "threshold": threshold}
         selected = choose(rule, parameters, prediction, masked[rows], context).chosen
         score, fixed = commit(rule, parameters, prediction, masked[rows], context)
@@ -264,6 +280,52 @@ def test_every_row_commits_alone_at_least_one_and_no_fewer_where_the_threshold_i
     for row in range(len(logits)):
         assert torch.equal(commits(strict, slice(row, row + 1))[0], whole[row])
     assert (whole <= commits(lax, slice(None))).all()
+
+
+def logistic(bias: float, **weights: float) -> Weights:
+    """A commit rule without hidden layer that has these weights of features, and 0 for the others."""
+    row = [weights.pop(name, 0.0) for name in FEATURES]
+    assert not weights
+    return Weights(((torch.tensor([row]).double(), torch.tensor([bias]).double()),))
+
+
+def test_learned_reads_certainty_and_place_in_the_block():
+    """Two blocks of 4, with masks at 1 and 3, and at 4, 5 and 7; the last one read is no mask."""
+    prediction = from_probabilities([[0.5, 0.25, 0.125, 0.125]] * 6)
+    masked, offsets = torch.tensor([[True] * 5 + [False]]), torch.tensor([[1, 3, 4, 5, 7, 0]])
+    context = Context(blocks=2, block_length=4, mask_token_id=3, offsets=offsets)
+    found = features(prediction, torch.full((1, 6), 0.25), masked, context)[0, :5]
+    columns = dict(zip(FEATURES, found.T.tolist(), strict=True))
+    entropy = 0.5 * math.log(2) + 0.25 * math.log(4) + 2 * 0.125 * math.log(8)
+    assert columns["log_doubt"] == pytest.approx([math.log(0.5)] * 5)
+    assert columns["log_entropy"] == pytest.approx([math.log(entropy)] * 5)
+    assert columns["log_runner_up"] == pytest.approx([math.log(0.25)] * 5)
+    assert columns["position"] == [0.25, 0.75, 0.0, 0.25, 0.75]
+    assert columns["committed"] == [0.5, 0.5, 0.25, 0.25, 0.25]
+    assert columns["masked_before"] == [0.0, 0.25, 0.0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("weights", "threshold", "expected"),
+    [
+        (
+            logistic(0.0, log_doubt=-1.0),
+            0.75,
+            [0, 0, 1, 0],
+        ),  # 1 / (1 + doubt) of 1/2, 1/4, 1/8: 0.67, 0.8, 0.89
+        (logistic(0.0, log_doubt=-1.0), 0.6, [1, 0, 1, 0]),
+        (logistic(1.0, masked_before=-4.0), 0.5, [1, 0, 1, 0]),  # logits 1, and 0 after one of 4: exactly 1/2
+        (logistic(1.0, masked_before=-4.0), 0.51, [1, 0, 0, 0]),
+        (logistic(-9.0), 0.5, [1, 0, 0, 0]),  # nothing is final: only the best one, here the first
+    ],
+)
+def test_learned_commits_by_its_own_probability(weights, threshold, expected):
+    rows = [[0.5, 0.5, 0, 0], [0.75, 0.25, 0, 0], [0.875, 0.125, 0, 0], [0.25, 0.25, 0.5, 0]]
+    given = {"blocks": 1, "block_length": 4, "mask_token_id": 3, "offsets": torch.arange(4)[None]}
+    fixed = run(
+        "learned", from_probabilities(rows), [1, 0, 1, 0], threshold=threshold, weights=weights, **given
+    )
+    assert fixed == expected
 
 
 def test_every_rule_says_what_it_commits_and_what_its_parameters_are():
