@@ -27,10 +27,12 @@ def test_reading_by_hand():
     """Probabilities 1/2, 1/4, 1/8, 1/8: entropy 7/4 ln 2; KL against the uniform distribution 1/4 ln 2."""
     now, uniform = torch.tensor([0.5, 0.25, 0.125, 0.125]), torch.full((4,), 0.25)
     reading = oracle._read(now, uniform, mask=0)
-    assert reading == pytest.approx((1, 0.25, 0.75, 0.125, 1.75 * math.log(2), 0.25 * math.log(2)))
-    assert oracle._read(now, None, mask=3) == pytest.approx((0, 0.5, 0.5, 0.25, 1.75 * math.log(2), math.inf))
+    assert reading[:6] == pytest.approx((1, 0.25, 0.75, 0.125, 1.75 * math.log(2), 0.25 * math.log(2)))
+    assert oracle._read(now, None, mask=3)[:6] == pytest.approx(
+        (0, 0.5, 0.5, 0.25, 1.75 * math.log(2), math.inf)
+    )
     certain = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert oracle._read(certain, certain, mask=3) == pytest.approx((1, 1, 0, 0, 0, 0))
+    assert oracle._read(certain, certain, mask=3)[:6] == pytest.approx((1, 1, 0, 0, 0, 0))
 
 
 READING = {
