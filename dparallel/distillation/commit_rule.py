@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dparallel.config.base import UserError
+from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import CommitRuleConfig
+from dparallel.config.experiment import CommitRuleConfig, TrajectoriesConfig
 from dparallel.decoding.blocks import attention_levels
 from dparallel.decoding.predictions import predict
 from dparallel.models.backbone import DiffusionTransformer
@@ -52,8 +52,14 @@ def fit_on(model: DiffusionTransformer, trajectories: str | Path, config: Commit
         UserError: as `fit`; or the trajectories are missing, unfinished or damaged.
     """
     rows = store.load(trajectories).slice(0, config.trajectories).to_pylist()
-    recorded = read_manifest(trajectories, "trajectories").config["decoding"]["block_length"]
-    return fit(model, rows, config.block_length or recorded, config)
+    manifest = read_manifest(trajectories, "trajectories")
+    recorded = TrajectoriesConfig.model_validate(joined(manifest.config, manifest.how))
+    if not recorded.has_steps:
+        raise UserError(
+            f"{trajectories} has imported responses without the steps at which tokens were committed: record "
+            "trajectories, or import whole ones"
+        )
+    return fit(model, rows, config.block_length or recorded.decoding.block_length, config)
 
 
 def fit(
