@@ -123,7 +123,7 @@ class Api:
         models = self.engine.models
         if name is None and len(models) == 1:
             return next(iter(models.values()))
-        if name not in models:
+        if name is None or name not in models:
             raise RequestError(
                 404,
                 f"model={name!r} is not served here; known: {', '.join(models)}",

@@ -242,7 +242,7 @@ def test_a_full_queue_says_when_to_come_again(endless: Served, until: Wait) -> N
 def test_a_server_drains_before_it_ends(endless: Served, until: Wait) -> None:
     """Accepted requests are answered, those that wait as well; the address takes no others."""
     answers = []
-    short = {"prompt": [5], "gen_length": 128, "block_length": 128, "steps": 128}
+    short = {"prompt": [5], "gen_length": 48, "block_length": 48, "steps": 48}
     with serving(endless, batch_size=1) as server:
 
         def ask() -> None:

@@ -145,7 +145,7 @@ def test_several_choices_have_seeds_of_their_own(client: httpx.Client, teacher: 
     assert answer["usage"]["nfe"] == sum(one.nfe for one in expected)
 
 
-LONG = {"gen_length": 128, "block_length": 128, "steps": 128}
+LONG = {"gen_length": 64, "block_length": 64, "steps": 64}
 KNOBS: list[dict[str, Any]] = [
     {},
     {"threshold": 0.2, "seed": 1, "temperature": 0.7},
@@ -166,7 +166,7 @@ def test_a_mixed_load_changes_no_token(server: Running, teacher: Served, endless
     """Requests of any length, decoding and seed arrive at any time, others are cancelled beside them."""
     rng = random.Random(0)
     asked = []
-    for _ in range(20):
+    for _ in range(14):
         prompt = [rng.randrange(3, 50) for _ in range(rng.randrange(1, 28))]
         asked.append(({"model": "tiny", "prompt": prompt, **rng.choice(KNOBS)}, rng.random() / 2))
 
