@@ -172,12 +172,12 @@ def row_of(name: str, results: Sequence[Sample | None], seconds: float, rate: fl
 def server(arguments: Sequence[str]) -> Iterator[str]:
     """`dparallel serve` as a process of its own; yields its address."""
     command = [sys.executable, "-m", "dparallel", "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    try:
-        yield _address(process)
-    finally:
-        process.terminate()
-        process.wait(60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        try:
+            yield _address(process)
+        finally:
+            process.terminate()
+            process.communicate()
 
 
 def _address(process: subprocess.Popen[str]) -> str:

@@ -22,9 +22,11 @@ from tests.dparallel.serving.conftest import TEACHER, TEMPLATE, Running, serving
 PUZZLE = "Tom 7 coins buys 2 loses 1 finds 1 . . ?"
 TURNS: Any = [{"role": "user", "content": PUZZLE}]
 HAS_OPENAI = importlib.util.find_spec("openai") is not None
-HAS_LM_EVAL = importlib.util.find_spec("lm_eval") is not None
+HAS_LM_EVAL = all(importlib.util.find_spec(name) for name in ("lm_eval", "tenacity"))
 needs_openai = pytest.mark.skipif(not HAS_OPENAI, reason="the client openai is missing")
-needs_lm_eval = pytest.mark.skipif(not HAS_LM_EVAL, reason="lm-eval is missing")
+needs_lm_eval = pytest.mark.skipif(
+    not HAS_LM_EVAL, reason="lm-eval is missing, or tenacity, of which its clients are made"
+)
 Wait = Callable[[Callable[[], bool]], None]
 
 
@@ -110,7 +112,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["\\n"], max_gen_toks: 24}
+generation_kwargs: {until: ["\\n"], max_gen_toks: 36}
 metric_list: [{metric: exact_match}]
 """
 
