@@ -8,8 +8,11 @@ Arrivals are a Poisson process that waits for no answer. Its rate is a multiple 
 
 A row's tokens/s are the responses' tokens up to their end token over the time from the first arrival to the
 last end. `of generate` compares them with `generate`; where requests come more slowly than it decodes, they
-are bounded by the arrivals. Fairness is Jain's index of the seconds that requests took for each forward pass
-of theirs: 1 if all waited in proportion to their work, 1 / requests if a single one did.
+are bounded by the arrivals. On a machine with other work, compare the tokens for each second of CPU time of
+the server's process or of this one instead: wall time there says how busy the others were.
+
+Fairness is Jain's index of the seconds that requests took for each forward pass of theirs: 1 if all waited in
+proportion to their work, 1 / requests if a single one did.
 """
 
 import argparse
@@ -22,12 +25,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.common.hardware import describe
@@ -64,6 +69,7 @@ class Row:
     name: str
     tokens_per_second: float
     of_generate: float
+    per_cpu_second: float
     first_token: float | None = None
     first_token_95: float | None = None
     latency: float | None = None
@@ -96,19 +102,19 @@ def arrivals(count: int, rate: float | None, seed: int = 0) -> list[float]:
 
 
 async def ask(host: str, port: int, body: dict[str, Any]) -> Sample | None:
-    """One streamed request; None if the queue is full.
+    """One request, streamed or not; None if the queue is full.
 
     A client of few instructions: on a small machine, one for people takes its CPU from the server.
     """
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port)
-    raw = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    raw = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}connection: close\r\ncontent-length: {len(raw)}\r\n\r\n".encode() + raw)
     status = int((await reader.readline()).split()[1])
     first, usage = None, None
     async for line in reader:
-        if not line.startswith(b"data: {"):
+        if not line.startswith((b"data: {", b"{")):
             continue
         chunk = json.loads(line.removeprefix(b"data: "))
         if "error" in chunk:
@@ -149,35 +155,52 @@ async def one_at_a_time(url: str, bodies: Sequence[dict[str, Any]]) -> tuple[lis
     return results, time.perf_counter() - started
 
 
-def row_of(name: str, results: Sequence[Sample | None], seconds: float, rate: float) -> Row:
+@dataclass(frozen=True)
+class Timed:
+    """Results of a load, the wall time until the last one, and the CPU time of the server's process."""
+
+    name: str
+    results: list[Sample | None]
+    seconds: float
+    cpu: float
+
+
+def row_of(timed: Timed, rate: float) -> Row:
     """Statistics of a load; `rate` is that of `generate`, in tokens per second."""
-    done = [sample for sample in results if sample is not None]
-    throughput = sum(sample.tokens for sample in done) / seconds
+    done = [sample for sample in timed.results if sample is not None]
+    tokens = sum(sample.tokens for sample in done)
+    throughput = tokens / timed.seconds
     first, total = [sample.first for sample in done], [sample.total for sample in done]
     return Row(
-        name,
+        timed.name,
         throughput,
         throughput / rate,
+        tokens / timed.cpu,
         statistics.median(first),
         percentile(first, 95),
         statistics.median(total),
         percentile(total, 95),
         percentile(total, 99),
         jain([sample.total / max(1, sample.nfe) for sample in done]),
-        len(results) - len(done),
+        len(timed.results) - len(done),
     )
 
 
 @contextmanager
-def server(arguments: Sequence[str]) -> Iterator[str]:
-    """`dparallel serve` as a process of its own; yields its address."""
+def server(arguments: Sequence[str]) -> Iterator[tuple[str, Callable[[], float]]]:
+    """`dparallel serve` as a process of its own; yields its address, and what reads its CPU time."""
     command = [sys.executable, "-m", "dparallel", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
         try:
-            yield _address(process)
+            yield _address(process), partial(_cpu_seconds, psutil.Process(process.pid))
         finally:
             process.terminate()
             process.communicate()
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _address(process: subprocess.Popen[str]) -> str:
@@ -204,15 +227,16 @@ def in_flags(decoding: DecodingConfig) -> list[str]:
     return flags
 
 
-def timed_rate(
+def rates(
     model: DiffusionTransformer, prompts: Prompts, decoding: DecodingConfig, batch_size: int
-) -> float:
-    """Tokens per second of `generate`."""
+) -> tuple[float, float]:
+    """Tokens of `generate` per second, and per second of CPU time."""
     generate(model, prompts[:batch_size], decoding, batch_size)  # warm-up
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     generations = generate(model, prompts, decoding, batch_size)
-    seconds = time.perf_counter() - started
-    return sum(generation.num_tokens for generation in generations) / seconds
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    tokens = sum(generation.num_tokens for generation in generations)
+    return tokens / seconds, tokens / cpu
 
 
 def measure(
@@ -225,30 +249,35 @@ def measure(
     repeat: int = 1,
 ) -> list[Row]:
     """All rows. `generate` is timed before and after the server, whose rows are compared with the mean."""
-    bodies = [{"prompt": prompt} for prompt in prompts]
+    whole: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    bodies = [{**body, "stream": True, "stream_options": {"include_usage": True}} for body in whole]
     alone = max(4, len(prompts) // 8)
-    before = timed_rate(model, prompts, decoding, batch_size)
-    single = timed_rate(model, prompts[:alone], decoding, 1)
+    before, cpu_before = rates(model, prompts, decoding, batch_size)
+    single, cpu_single = rates(model, prompts[:alone], decoding, 1)
     arguments = ["--model", path, "--batch-size", str(batch_size), "--queue", str(len(prompts))]
-    measured: list[tuple[str, list[Sample | None], float]] = []
-    with server([*arguments, *in_flags(decoding)]) as url:
+    measured = list[Timed]()
+    with server([*arguments, *in_flags(decoding)]) as (url, cpu_seconds):
+
+        def take(name: str, work: Coroutine[Any, Any, tuple[list[Sample | None], float]]) -> None:
+            cpu = cpu_seconds()
+            results, seconds = asyncio.run(work)
+            measured.append(Timed(name, results, seconds, cpu_seconds() - cpu))
+
         asyncio.run(load(url, bodies[:batch_size], [0.0] * len(bodies[:batch_size])))  # warm-up
         for _ in range(repeat):
-            results, seconds = asyncio.run(load(url, bodies, arrivals(len(bodies), None)))
-            measured.append(("server, all at once", results, seconds))
-        mean = sum(sample.tokens for sample in results if sample) / len(results)
+            take("server, all at once", load(url, whole, arrivals(len(bodies), None)))
+            take("server, all at once, streamed", load(url, bodies, arrivals(len(bodies), None)))
+        mean = sum(sample.tokens for sample in measured[0].results if sample) / len(bodies)
         for share in loads:
             times = arrivals(len(bodies), share * before / mean)
-            results, seconds = asyncio.run(load(url, bodies, times))
-            measured.append((f"server, {share:g} of generate", results, seconds))
-        results, seconds = asyncio.run(one_at_a_time(url, bodies[:alone]))
-        measured.append(("server, one at a time", results, seconds))
-    after = timed_rate(model, prompts, decoding, batch_size)
+            take(f"server, {share:g} of generate, streamed", load(url, bodies, times))
+        take("server, one at a time, streamed", one_at_a_time(url, bodies[:alone]))
+    after, cpu_after = rates(model, prompts, decoding, batch_size)
     rate = (before + after) / 2
     return [
-        Row(f"generate, batch of {batch_size}", rate, 1.0),
-        Row("generate, one at a time", single, single / rate),
-        *(row_of(name, results, seconds, rate) for name, results, seconds in measured),
+        Row(f"generate, batch of {batch_size}", rate, 1.0, (cpu_before + cpu_after) / 2),
+        Row("generate, one at a time", single, single / rate, cpu_single),
+        *(row_of(timed, rate) for timed in measured),
     ]
 
 
@@ -264,6 +293,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "requests": lambda row: row.name,
     "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
     "of generate": lambda row: f"{row.of_generate:.2f}",
+    "tokens/CPU s": lambda row: f"{row.per_cpu_second:.0f}",
     "first text, ms": _seconds("first_token"),
     "95 %": _seconds("first_token_95"),
     "latency, ms": _seconds("latency"),

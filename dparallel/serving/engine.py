@@ -247,7 +247,8 @@ class Engine:
             draft = replace(draft, denoise_step=int(look.nfe[row]) - 1)
         length = response_length(tokens, done, served.model.config.end_token_ids, job)
         if length is None:
-            if job.progress:
+            if job.progress and (count > job.told or draft is not None):
+                job.told = count
                 self._tell(job, Progress(tokens, confidence, draft))
             return False
         self._tell(job, Finished(tokens[:length], confidence[:length], int(look.nfe[row]), draft))

@@ -30,7 +30,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Progress:
-    """After a forward pass: all committed tokens before the first masked position, and what it drafted."""
+    """After a forward pass: all committed tokens before the first masked position, and what it drafted.
+
+    Only sent if it has more tokens than the previous one, or a draft.
+    """
 
     tokens: list[int]
     confidence: list[float]
@@ -87,6 +90,7 @@ class Job:
     deadline: float = math.inf
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
+    told: int = 0  # tokens of the latest `Progress`
     cancelled: bool = False
     ended: bool = False  # the last event was sent
 

@@ -3,15 +3,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.serving import Sample, arrivals, in_flags, jain, main, percentile, row_of
+from benchmarks.serving import Sample, Timed, arrivals, in_flags, jain, main, percentile, row_of
 from dparallel.cli.parser import build_parser, given_decoding
 from dparallel.config.decoding import DecodingConfig
 
 
 def test_statistics_of_a_load_by_hand() -> None:
     samples = [Sample(0.1, 1.0, 10, 5), Sample(0.2, 2.0, 20, 10), None]
-    row = row_of("name", samples, 3.0, 20.0)
-    assert (row.tokens_per_second, row.of_generate, row.refused) == (10.0, 0.5, 1)
+    row = row_of(Timed("name", samples, 3.0, 2.0), 20.0)
+    assert (row.tokens_per_second, row.of_generate, row.per_cpu_second, row.refused) == (10.0, 0.5, 15.0, 1)
     assert (row.first_token, row.latency, row.latency_99) == (pytest.approx(0.15), 1.5, 2.0)
     assert row.fairness == pytest.approx(1.0)  # 0.2 s for each forward pass
 
@@ -60,8 +60,9 @@ def test_every_row_is_measured(tmp_path, capsys) -> None:
         "generate, batch of 4",
         "generate, one at a time",
         "server, all at once",
-        "server, 0.5 of generate",
-        "server, one at a time",
+        "server, all at once, streamed",
+        "server, 0.5 of generate, streamed",
+        "server, one at a time, streamed",
     ]
     printed = capsys.readouterr().out
     assert all(row["name"] in printed and row["tokens_per_second"] > 0 for row in rows)

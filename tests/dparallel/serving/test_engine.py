@@ -139,7 +139,7 @@ def test_progress_grows_and_ends_with_the_response(teacher: Served) -> None:
     prompt = teacher.tokenizer.encode("Tom has 3 coins .")
     events, seen = queue.Queue[Event](), list[Event]()
     with running(teacher) as engine:
-        engine.submit([job(teacher, prompt, events.put, progress=True, drafts=True)])
+        engine.submit([job(teacher, prompt, events.put, progress=True, drafts=True)])  # an event a pass
         while not seen or isinstance(seen[-1], Progress):
             seen.append(events.get(timeout=60))
     [alone] = generate(teacher.model, [prompt], teacher.decoding)
