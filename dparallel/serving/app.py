@@ -228,6 +228,7 @@ def build_app(
         engine.start()
         yield
         await asyncio.get_running_loop().run_in_executor(None, engine.close)
+        api.encoder.shutdown()
 
     app = FastAPI(
         title="dparallel", version=version("dparallel"), lifespan=lifespan, docs_url=None, redoc_url=None

@@ -130,7 +130,7 @@ def test_a_listener_that_is_gone_frees_the_row(endless: Served, until: Wait) -> 
         raise RuntimeError("Event loop is closed")
 
     with running(endless) as engine:
-        engine.submit([job(endless, [5], gone, progress=True)])
+        engine.submit([job(endless, [5], gone, progress=True, drafts=True)])
         until(lambda: engine.forwards > 0)
         until(lambda: engine.running == 0)
 
@@ -139,7 +139,7 @@ def test_progress_grows_and_ends_with_the_response(teacher: Served) -> None:
     prompt = teacher.tokenizer.encode("Tom has 3 coins .")
     events, seen = queue.Queue[Event](), list[Event]()
     with running(teacher) as engine:
-        engine.submit([job(teacher, prompt, events.put, progress=True, drafts=True)])  # an event a pass
+        engine.submit([job(teacher, prompt, events.put, progress=True, drafts=True)])
         while not seen or isinstance(seen[-1], Progress):
             seen.append(events.get(timeout=60))
     [alone] = generate(teacher.model, [prompt], teacher.decoding)
