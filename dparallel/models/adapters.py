@@ -113,7 +113,8 @@ def write_adapter(source: str | Path, config: DiffusionConfig, format: str, fold
         }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    published.target_modules = _shortest(published.target_modules, [*map(after.published, modules)])
+    targets = _shortest(published.target_modules, [*map(after.published, modules)])
+    published.target_modules = targets  # type: ignore[assignment]
     published.inference_mode = True
     published.save_pretrained(str(folder))
     return [SETTINGS, WEIGHTS]
@@ -133,6 +134,12 @@ def _inspect(
     for name, shape in held.items():
         _check_tensor(name, names, shape, modules, weights)
     settings = _read_settings(folder)
+    tied = [name for name in held if _renamed(name, names).startswith(f"{PREFIX}lm_head.")]
+    if tied and model.config.tie_word_embeddings:
+        raise AdapterError(
+            f"{weights}: {tied[0]} adapts the head, which this model shares with its embedding: merging "
+            "would change both; merge it with the publisher's code, and load the merged model"
+        )
     _check_complete(held, _expected(model.config, settings, names, folder), weights)
     return held, settings, names
 

@@ -229,7 +229,7 @@ def _write_weights(model: DiffusionTransformer, known: Names, folder: Path) -> N
     if len(shards) == 1:
         save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})

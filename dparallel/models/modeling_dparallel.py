@@ -49,10 +49,12 @@ class DreamConfig(PublishedConfig):
 class PublishedModel(DiffusionTransformer):
     """A model whose weights have the publisher's names."""
 
-    config_class = PublishedConfig
+    config_class = PublishedConfig  # type: ignore[assignment]
 
     @classmethod
-    def from_pretrained(cls, path: Any, *arguments: Any, config: Any = None, **settings: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, path: Any, *arguments: Any, config: Any = None, **settings: Any
+    ) -> Any:
         """As `PreTrainedModel.from_pretrained`."""
         if config is None:
             config = cls.config_class.from_pretrained(path)
@@ -118,13 +120,13 @@ class PublishedModel(DiffusionTransformer):
 class LladaModel(PublishedModel):
     """LLaDA."""
 
-    config_class = LladaConfig
+    config_class = LladaConfig  # type: ignore[assignment]
 
 
 class DreamModel(PublishedModel):
     """Dream."""
 
-    config_class = DreamConfig
+    config_class = DreamConfig  # type: ignore[assignment]
 
 
 def _predict(logits: Tensor, mask: int, rule: str, threshold: float | None) -> tuple[Tensor, Tensor, Tensor]:

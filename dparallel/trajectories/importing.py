@@ -144,7 +144,7 @@ def _trajectory(
         ids = np.array(prompt, dtype=np.int64)
         canvases = np.array(record[name], dtype=np.int64)
     except (TypeError, ValueError, OverflowError):
-        ids = canvases = np.zeros(0)
+        ids = canvases = np.zeros(0, dtype=np.int64)
     if ids.ndim != 1 or canvases.ndim != 2 or not len(canvases):
         raise ProblemsError(
             f"{where}: columns {prompt_name!r} and {name!r} are no list of token ids and no list of canvases "

@@ -15,7 +15,7 @@ from dparallel.config.experiment import LoraSettings
 from dparallel.models.adapters import load_adapter, write_adapter
 from dparallel.models.lora import AdapterError, attach, merge
 from dparallel.models.names import LLADA, LLAMA
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, random_model
 from tests.dparallel.models.published import edit_json
 
 NAMES = {"llada": LLADA, "dream": LLAMA}
@@ -161,3 +161,12 @@ def test_an_adapter_of_another_family_or_without_safetensors_is_refused(tmp_path
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match=r"adapter_model\.bin, which may run code and is not read"):
         load_adapter(load_model(GOLDEN / "llada_tiny", "cpu"), folder)
+
+
+def test_an_adapter_of_a_head_that_is_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = random_model()
+    config = LoraConfig(r=2, target_modules=["lm_head"])
+    get_peft_model(model, config).save_pretrained(str(tmp_path), save_embedding_layers=False)
+    load_adapter(random_model(), tmp_path)
+    with pytest.raises(AdapterError, match="adapts the head, which this model shares with its embedding"):
+        load_adapter(random_model(tie_word_embeddings=True), tmp_path)
