@@ -144,12 +144,12 @@ def choose_masks(
 
     # 1. Region
     region = slice(0, gen_length)
-    drawn = (response_ids, block_length)
-    padding = (end_token_ids, recipe.eos_region_ratio, rng)
+    eos_ratio = recipe.eos_region_ratio
     if recipe.group is not None:
-        region = draw_group(*drawn, recipe.group.blocks, *padding)
+        most = recipe.group.blocks
+        region = draw_group(response_ids, block_length, most, end_token_ids, eos_ratio, rng)
     elif recipe.region == "block":
-        region = draw_block(*drawn, *padding)
+        region = draw_block(response_ids, block_length, end_token_ids, eos_ratio, rng)
     positions = region.stop - region.start
 
     # 2. Masked positions: from the teacher's trajectory, or at random with a ratio
@@ -177,7 +177,7 @@ def choose_masks(
     # 3. Blocks that contain only padding are excluded from the loss most of the time
     unread = None
     if recipe.group is not None or (recipe.region == "response" and recipe.block_length is not None):
-        unread = draw_unread(*drawn, *padding)[region]
+        unread = draw_unread(response_ids, block_length, end_token_ids, eos_ratio, rng)[region]
 
     # 4. Near positions, and whether the student's predictions fill the masks
     near = None

@@ -3,8 +3,8 @@
 The responses are a function of the student's weights, the seed and the train step before which they are
 decoded. A checkpoint between two times holds them, so that a resumed training goes on with the same ones.
 
-Each time costs `prompts` x NFE forward passes without a gradient, beside `every` x `views_per_step` x 3 of the
-training: a forward pass of student and teacher, and a backward pass that costs as much.
+Each time costs `prompts` x NFE forward passes without a gradient, beside `every` x `views_per_step` x 3 of
+the training: a forward pass of student and teacher, and a backward pass that costs as much.
 """
 
 import logging
