@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel.config.base import ConfigError
+from dparallel.config.experiment import StudentConfig
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.data import (
     Samples,
@@ -57,6 +58,18 @@ def test_nothing_left_and_uneven_responses(trajectories: Path, tiny_checkpoint: 
 def model_config(**changes) -> DiffusionConfig:
     shape = {"vocab_size": 50, "mask_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64}
     return DiffusionConfig(**{**shape, **changes})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training", "expected"),
+    [(None, True, True), (None, False, False), (False, True, False), (True, False, True)],
+)
+def test_a_recipe_overrides_whether_only_correct_responses_are_used(
+    recipe: bool | None, training: bool, expected: bool
+) -> None:
+    masks = RecipeConfig(region="response", masking="random", only_correct=recipe)
+    config = StudentConfig(training=training_config(only_correct=training), recipe=masks)
+    assert config.only_correct == expected
 
 
 @pytest.mark.parametrize(
