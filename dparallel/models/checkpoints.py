@@ -351,10 +351,10 @@ def _write_native(
     transformers_logging.enable_progress_bar()
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        _name_as_before(Path(folder, "tokenizer_config.json"))
+        name_as_before(Path(folder, "tokenizer_config.json"))
 
 
-def _name_as_before(settings: Path) -> None:
+def name_as_before(settings: Path) -> None:
     """Write a tokenizer's class and special tokens as transformers 4 expects; transformers 5 reads both."""
     fields = read_json(settings)
     for name in ("backend", "is_local", "local_files_only"):

@@ -5,6 +5,7 @@ native    our own format.
 llama     LLaDA's layers as `LlamaForCausalLM`, Dream's as `Qwen2ForCausalLM`, for inference engines.
 """
 
+import inspect
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.models import backbone, modeling_dparallel, names
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
-from dparallel.models.checkpoints import save_model
+from dparallel.models.checkpoints import name_as_before, save_model
 from dparallel.models.config_file import ENDS, PATTERN
 from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import FORMATS, CheckpointError, publishers, read_fields
@@ -63,6 +64,7 @@ def export_model(
         with TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
             place = Path(partial)
             tokenizer.save_pretrained(place)
+            name_as_before(place / "tokenizer_config.json")
             _write_weights(model, known, place)
             _write_json(place / "config.json", config)
             if format == "original":
@@ -97,9 +99,8 @@ def original_config(
 ) -> dict[str, Any]:
     """config.json in a publisher's fields, with the section that `modeling_dparallel.py` reads."""
     config = model.config
-    shape = DiffusionConfig().to_dict().keys() & config.to_dict().keys()
-    ours = {name: value for name, value in config.to_dict().items() if name in shape and name != "model_type"}
-    ours.pop("transformers_version", None)
+    stated = inspect.signature(DiffusionConfig.__init__).parameters
+    ours = {name: value for name, value in config.to_dict().items() if name in stated}
     section = {"model": ours, "names": patterns(FORMATS[kind].names), "decoding": _decoding(decoding)}
     return {
         **_fields(config, kind),

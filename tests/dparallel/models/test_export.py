@@ -8,16 +8,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from dparallel import load_model
+from dparallel import load_model, load_tokenizer
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import generate
 from dparallel.models import export
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.export import export_model, original_type, patterns
-from dparallel.models.formats import CheckpointError
+from dparallel.models.formats import CheckpointError, read_fields
 from dparallel.models.names import LLADA
+from dparallel.models.placement import empty_model
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import GOLDEN, random_model
+from tests.dparallel.models.test_formats import LLADA_8B
 
 IDS = torch.arange(3, 40)[None]
 PROMPTS = torch.tensor([[5, 7, 9, 11], [6, 3, 8, 4]])
@@ -59,6 +61,8 @@ def test_original_has_the_publishers_names_and_loads_with_plain_transformers(
         assert all(torch.equal(written[name], golden[name]) for name in golden)
     ours = load_model(tmp_path, "cpu")
     assert ours.config.family == family
+    if source == "native":  # the tokenizer's mask token is that of the model
+        assert load_tokenizer(tmp_path)("Tom 7").input_ids == build_tokenizer()("Tom 7").input_ids
     assert torch.equal(logits(ours), logits(model))
 
     theirs = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
@@ -124,3 +128,15 @@ def test_patterns_rename_every_tensor() -> None:
         ]
         renamed[name] = hit
     assert all(name == hit for name, hit in renamed.items())
+
+
+def test_the_names_of_a_whole_llada_are_those_of_its_index() -> None:
+    """291 tensors: embedding, final norm and head, and nine of each of 32 layers."""
+    model = empty_model(read_fields(LLADA_8B, "config.json")[1])
+    found = {LLADA.published(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    layer = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
+    top = {"wte": (126464, 4096), "ln_f": (4096,), "ff_out": (126464, 4096)}
+    assert found.items() >= {f"model.transformer.{name}.weight": shape for name, shape in top.items()}.items()
+    blocks = {f"model.transformer.blocks.{n}.{name}.weight" for n in range(32) for name in layer}
+    assert found.keys() == blocks | {f"model.transformer.{name}.weight" for name in top}
+    assert found["model.transformer.blocks.31.ff_out.weight"] == (4096, 12288)
