@@ -1,13 +1,20 @@
 """`dparallel serve`: answer OpenAI's requests over HTTP."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dparallel.cli.model import open_decoding, open_model, open_tokenizer
 from dparallel.config.base import ConfigError
+from dparallel.decoding.generate import LengthError, check_prompts
+from dparallel.models.commit_rule import check_commit_rule
+
+if TYPE_CHECKING:
+    from dparallel.serving.engine import Served
 
 LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
 KEY = "DPARALLEL_API_KEY"
@@ -39,22 +46,29 @@ def serve(options: argparse.Namespace) -> None:
     decodings = {name: open_decoding(of_one) for name, of_one in of_model.items()}
     if any(decoding.compile for decoding in decodings.values()):
         raise ConfigError("--compile with dparallel serve: its batches have no fixed sizes; drop it")
-    listening = bound_socket(options.host, options.port)
+    with bound_socket(options.host, options.port) as listening:  # before the weights are read
+        # 2. Load.
+        models = {}
+        for name, of_one in of_model.items():
+            models[name] = Served(name, open_model(of_one), open_tokenizer(of_one), decodings[name])
+            _check(models[name])
+        if key is None and not is_loopback(options.host):
+            print(f"Anyone who reaches {options.host} can use this server: set {KEY}", file=sys.stderr)
 
-    # 2. Load.
-    models = {}
-    for name, of_one in of_model.items():
-        models[name] = Served(name, open_model(of_one), open_tokenizer(of_one), decodings[name])
-    if key is None and not is_loopback(options.host):
-        print(f"Anyone who reaches {options.host} can use this server: set {KEY}", file=sys.stderr)
+        # 3. Serve.
+        def ready() -> None:
+            print(f"Serving {', '.join(names)} on {address_of(listening)}/v1", file=sys.stderr, flush=True)
 
-    # 3. Serve.
-    def ready() -> None:
-        print(f"Serving {', '.join(names)} on {address_of(listening)}/v1", file=sys.stderr, flush=True)
-
-    engine = Engine(models, limits.batch_size, limits.queue)
-    run(build_app(engine, limits, key, template), listening, limits, ready)
+        engine = Engine(models, limits.batch_size, limits.queue)
+        run(build_app(engine, limits, key, template), listening, limits, ready)
     print("All accepted requests are answered.", file=sys.stderr)
+
+
+def _check(served: "Served") -> None:
+    """Raise a UserError if the model cannot be decoded as requests are that do not choose."""
+    check_commit_rule(served.decoding, served.model.commit_rule)
+    with contextlib.suppress(LengthError):  # requests get the longest response that fits
+        check_prompts(served.model, [], served.decoding)
 
 
 def _names(paths: list[str], given: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from dparallel.config.base import UserError, explain
 from dparallel.config.decoding import DecodingConfig, combined
 from dparallel.decoding.generate import check_prompts, row_seed
+from dparallel.models.commit_rule import check_commit_rule
 from dparallel.problems.stops import stop_at
 from dparallel.serving.bodies import Body, ChatBody
 from dparallel.serving.engine import Served
@@ -49,6 +50,7 @@ def rows_of(body: Body, served: Served, limits: Limits, template: str | None = N
         decoding, cut = _decoding(body, served, len(prompt), limits)
         try:
             check_prompts(served.model, [prompt], decoding)
+            check_commit_rule(decoding, served.model.commit_rule)
         except UserError as error:
             raise RequestError(400, str(error), "invalid_prompt") from error
         for choice in range(body.n):

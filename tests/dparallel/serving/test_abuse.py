@@ -46,6 +46,8 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"prompt": "a", "n": 1000}, "n", "at most 128"),
         ({"prompt": "a", "treshold": 0.5}, "treshold", "did you mean 'threshold'"),
         ({"prompt": "a", "rule": "entrop"}, "rule", "did you mean 'entropy'"),
+        ({"prompt": "a", "rule": "learned", "threshold": 0.5}, None, "learned"),
+        ({"prompt": "a", "mode": "autoregressive"}, None, "with a model"),
         ({"prompt": "a", "compile": True}, "compile", "unknown key"),
         ({"prompt": "a", "gen_length": 10, "block_length": 4}, None, "not divisible"),
         ({"prompt": "a", "threshold": [1]}, "threshold", "threshold"),

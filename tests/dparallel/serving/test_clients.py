@@ -189,6 +189,8 @@ def test_the_command_serves_and_drains_on_sigterm(tmp_path: Path) -> None:
         (["--compile"], "--compile with dparallel serve"),
         (["--rule", "nonsense"], "unknown rule"),
         (["--served-name", "a", "--served-name", "b"], "2 --served-name for 1 --model"),
+        (["--mode", "autoregressive"], "with a model"),
+        (["--rule", "learned", "--threshold", "0.5"], "learned"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1"),
         (["--api-key-file", "none"], "--api-key-file none: "),
         (["--chat-template", "none"], "--chat-template none: "),
@@ -204,6 +206,15 @@ def test_options_that_cannot_be_used(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("dparallel serve: error: ")
     assert message in line
+
+
+def test_missing_libraries_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dparallel.cli.serve.LIBRARIES", ("fastapi", "no_such_library"))
+    assert main(["serve", "--model", "any"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("no_such_library is not installed: pip install 'dparallel[serve]'")
 
 
 def test_a_port_that_is_taken(teacher: Served, capsys: pytest.CaptureFixture[str]) -> None:
