@@ -1,11 +1,12 @@
-"""Pipelined decoding compared with sequential and autoregressive decoding. One command, one table.
+"""Decoding modes compared with sequential and autoregressive decoding. One command, one table.
 
     python -m benchmarks.modes --shape llada-8b            random weights of LLaDA's size, on a GPU
     python -m benchmarks.modes --shape tiny-8l             a small shape, on a CPU
 
 Predictions of random weights are nearly uniform, so every row commits a fixed number of tokens per forward
 pass (`--commit-share` of a block; one for autoregressive rows). The table shows the costs of forward passes,
-not how many tokens a trained model would commit. Autoregressive rows use the same weights as if they
+not how many tokens a trained model would commit. Revising rows predict the tokens of a block again until it
+is full, and take no further forward pass. Autoregressive rows use the same weights as if they
 predicted the next token. Every round times each row once; numbers are medians.
 """
 
@@ -75,10 +76,20 @@ def rows(workload: Workload, vocabulary: int, batch_size: int, add_threshold: fl
     sequential = workload.decoding
     several = several_blocks(sequential, vocabulary)
     pipelined = changed(several, mode="pipelined", cache="exact", block_add_threshold=add_threshold)
+    revising = changed(
+        sequential,
+        mode="revising",
+        rule=several.rule,
+        steps=None,
+        threshold=several.threshold,
+        revision_passes=0,
+    )
     tokens = DecodingConfig(mode="autoregressive", gen_length=sequential.gen_length)
     return [
         Row("sequential", sequential, batch_size),
         Row("sequential, dual cache", changed(sequential, cache="dual"), batch_size),
+        Row("revising", revising, batch_size),
+        Row("revising, dual cache", changed(revising, cache="dual"), batch_size),
         Row("several blocks, dual cache", changed(several, cache="dual"), batch_size),
         Row("pipelined, no cache", changed(pipelined, cache="none"), batch_size),
         Row("pipelined, exact cache", pipelined, batch_size),

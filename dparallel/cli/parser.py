@@ -12,6 +12,7 @@ from dparallel.cli.model_parser import add_export, add_merge
 from dparallel.config.benchmark import BenchmarkConfig
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
+from dparallel.config.modes import SETTINGS
 from dparallel.config.problems import EMBEDDED
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES
@@ -39,11 +40,8 @@ DECODING = {  # settings of decoding, and what they do
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
     **{name: _meanings(takers) for name, takers in TAKERS.items()},
     "mode": "when a block becomes active",
-    "block_add_threshold": "share of a block from which the next is active, in multi_block and pipelined",
-    "decoded_token_threshold": "share of a block from which the next commits a token, in pipelined",
+    **{name: setting.meaning for name, setting in SETTINGS.items()},
     "cache": "which keys and values are kept",
-    "settle_rounds": "passes for which a complete block is recomputed, in multi_block with a cache",
-    "refresh_every": "passes between two computations of everything, in multi_block with a cache",
     "stop_at_eos": "stop at an end-of-sequence token",
 }
 SAMPLING = {

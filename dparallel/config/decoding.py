@@ -1,6 +1,6 @@
 """Settings of decoding.
 
-`rules.rules.RULES` declares the parameters of each rule, `config.modes.MODES` the settings of each mode.
+`rules.rules.RULES` declares the parameters of each rule, `config.modes` the modes and their settings.
 Settings, defaults and error messages are derived from these declarations.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveInt, create_model, field_validator, model_validator
 
 from dparallel.config.base import Config, nearest
-from dparallel.config.modes import GEN_LENGTH, MODES
+from dparallel.config.modes import GEN_LENGTH, MODES, SETTINGS
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES
 
@@ -51,26 +51,36 @@ def parameters_by_name() -> dict[str, dict[str, Parameter]]:
 
 if TYPE_CHECKING:
 
-    class _Rules(_Blocks):
+    class _Numbers(_Blocks):
         threshold: float | None = None
         stability_threshold: float | None = None
         steps: int | None = None
+        block_add_threshold: float | None = None
+        decoded_token_threshold: float | None = None
+        final_threshold: float | None = None
+        revision_passes: int | None = None
+        settle_rounds: int | None = None
+        refresh_every: int | None = None
 
-else:  # a field for each name, with the widest limits; `_wrong_numbers` compares with those of the rule
+else:  # a field for each parameter of a rule, with the widest limits, and for each setting of a mode
 
-    def _field(takers):
+    def _field(takers):  # `_wrong_numbers` compares with the limits of the rule
         kind = int if all(parameter.whole for parameter in takers) else float
         return kind | None, Field(None, ge=min(parameter.least for parameter in takers))
 
-    _Rules = create_model(
-        "_Rules",
+    _Numbers = create_model(
+        "_Numbers",
         __base__=_Blocks,
         __module__=__name__,
         **{name: _field(takers.values()) for name, takers in parameters_by_name().items()},
+        **{
+            name: ((int if setting.whole else float) | None, Field(None, **setting.limits))
+            for name, setting in SETTINGS.items()
+        },
     )
 
 
-class DecodingConfig(_Rules):
+class DecodingConfig(_Numbers):
     """How a response is decoded: the order of blocks, the tokens committed per forward pass, the KV cache.
 
     Args:
@@ -90,6 +100,9 @@ class DecodingConfig(_Rules):
             block is committed. The first incomplete block commits a token in every forward pass.
             d3LLM's `decoded_token_threshold`, from which the next block must commit a token as well, is
             accepted but has no effect: all blocks before the first incomplete one are complete.
+            `revising` (DMax): as `sequential`, but tokens of the active block are predicted again until they
+            are final, and count as input only as far as the model is sure of them; for models trained to
+            correct themselves. The rule is `contiguous` by default.
             `pipelined` (D2F): for block-causal models, in which no position attends to a later block.
             As in `multi_block`, but no block is added after an end-of-sequence token. A forward pass
             commits the tokens that the rule selects, and the best token of each block whose previous
@@ -103,6 +116,9 @@ class DecodingConfig(_Rules):
             `exact`, the default of `pipelined` and `autoregressive`: keeps the keys and values that
             later tokens cannot change.
         block_add_threshold, decoded_token_threshold: fractions of a block; see `mode`.
+        final_threshold, revision_passes: of `revising`. A block without masks is final when all its tokens
+            have at least the probability `final_threshold` (default 0.9), when a forward pass changes none of
+            them, or after `revision_passes` (default 8) further forward passes.
         settle_rounds, refresh_every: forward passes of the caches in `multi_block`; see `cache`.
         stop_at_eos: stop when an end-of-sequence token and all tokens before it are committed; always on
             in `autoregressive`.
@@ -112,12 +128,8 @@ class DecodingConfig(_Rules):
         compile: use compiled kernels with fixed shapes; on a GPU, CUDA graphs.
     """
 
-    mode: Literal["sequential", "multi_block", "pipelined", "autoregressive"] = "sequential"
-    block_add_threshold: float | None = Field(None, gt=0, le=1)
-    decoded_token_threshold: float | None = Field(None, gt=0, le=1)
+    mode: Literal["sequential", "multi_block", "revising", "pipelined", "autoregressive"] = "sequential"
     cache: Literal["none", "prefix", "dual", "exact"] = "none"
-    settle_rounds: PositiveInt | None = None
-    refresh_every: PositiveInt | None = None
     stop_at_eos: bool = True
     temperature: NonNegativeFloat = 0.0
     top_p: float | None = Field(None, gt=0, le=1)
@@ -137,6 +149,16 @@ class DecodingConfig(_Rules):
     def looks_back(self) -> bool:
         """Whether every position attends to its own and earlier blocks only."""
         return self.mode in ("pipelined", "autoregressive")
+
+    @property
+    def most_forwards(self) -> int:
+        """Forward passes of a response at most; every one commits a token or revises a complete block."""
+        return self.steps or self.gen_length + self.blocks * (self.revision_passes or 0)
+
+    @property
+    def revises(self) -> bool:
+        """Whether committed tokens of the active block may change."""
+        return self.mode == "revising"
 
     def stated(self) -> dict[str, Any]:
         """The settings that were given, as JSON values, without those that follow from others."""
@@ -163,7 +185,7 @@ class DecodingConfig(_Rules):
     @model_validator(mode="after")
     def _complete_and_consistent(self) -> "DecodingConfig":
         mode = MODES[self.mode]
-        self._fill_in({"cache": mode.caches[0], **mode.fixed})
+        self._fill_in({"cache": mode.caches[0], **mode.usual, **mode.fixed})
         self._fill_in({**self._own_settings(), **self._fixed()})
         problem = next(self._problems(), None)
         if problem is not None:
@@ -289,7 +311,11 @@ def beside(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     unknown as well, and is left out.
     """
     fields = DecodingConfig.model_fields
-    named = {name: settings.get(name) or fields[name].default for name in ("rule", "mode", "cache")}
+    usual = _usual(settings.get("mode"))
+    named = {
+        name: settings.get(name) or usual.get(name) or fields[name].default
+        for name in ("rule", "mode", "cache")
+    }
     replaced = {name for name in named if changes.get(name, named[name]) != named[name]}
     mode, rule = _entry(MODES, named["mode"]), _entry(RULES, named["rule"])
     next_mode = _entry(MODES, changes.get("mode")) or mode
@@ -303,11 +329,19 @@ def beside(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         out |= {*(parameters_by_name() if rule is None else rule.parameters)}
     if "mode" in replaced and mode is not None:
         out |= {*mode.defaults, *mode.cached, "cache"}
+    if "mode" in replaced and "rule" in {*usual, *_usual(changes.get("mode"))} - set(changes):
+        out |= {"rule", *(parameters_by_name() if rule is None else rule.parameters)}
     if "cache" in replaced and mode is not None:
         out |= {*mode.cached}
     if ("rule" in replaced and rule is None) or ("mode" in replaced and mode is None):
         out |= settings.keys() - fields.keys()
     return {name: value for name, value in settings.items() if name not in out}
+
+
+def _usual(mode: Any) -> Mapping[str, Any]:
+    """The defaults of a mode that differ from those of other modes."""
+    known = _entry(MODES, mode)
+    return {} if known is None else known.usual
 
 
 def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:

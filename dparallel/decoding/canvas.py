@@ -26,9 +26,10 @@ class Generation:
 
     Attributes:
         tokens: `gen_length` token ids; positions after an early stop hold the end-of-sequence token.
-        commit_step: the forward pass (from 0) that committed each token. The input of forward pass s is
-            `where(commit_step < s, tokens, mask)`.
-        confidence: probability of each token when it was committed; 0 for end-of-sequence tokens filled in
+        commit_step: the forward pass (from 0) that committed each token; in the mode `revising`, the last one
+            that changed it. The input of forward pass s is `where(commit_step < s, tokens, mask)`; in
+            `revising` it holds earlier tokens at some of these masks.
+        confidence: probability of each token by that forward pass; 0 for end-of-sequence tokens filled in
             without a prediction.
         nfe: number of forward passes of this row.
         num_tokens: number of tokens up to and including the first end-of-sequence or end-of-turn token, or
@@ -50,9 +51,11 @@ class Step:
         row: index of the prompt.
         denoise_step: the row's forward pass, from 0 as in `commit_step`.
         done: whether it was the last one of the row.
-        offsets: response positions read: the masked positions of open blocks.
+        offsets: response positions read: the masked positions of open blocks; in the mode `revising`, all
+            positions of the active block.
         tokens, probability, entropy: prediction for each offset; entropy in nats.
-        commit: whether this forward pass committed the token at each offset.
+        commit: whether this forward pass committed the token at each offset: in `revising`, whether the token
+            is new there, at a masked position or in place of another token.
     """
 
     row: int
@@ -145,7 +148,7 @@ def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
 
 def _settle_rounds(decoding: DecodingConfig) -> int:
     """Forward passes that still include a complete block; in the pipeline, the last one fills the cache."""
-    return 1 if decoding.mode == "pipelined" else decoding.settle_rounds or 0
+    return 1 if decoding.mode == "pipelined" else decoding.revision_passes or decoding.settle_rounds or 0
 
 
 def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:

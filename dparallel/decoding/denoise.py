@@ -28,6 +28,7 @@ from dparallel.decoding.blocks import (
 from dparallel.decoding.cache import CacheView, KeyValueStore
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.predictions import best, best_of_each, choose, commit, predict
+from dparallel.decoding.revision import changed, final, settled, soft_inputs
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.declaration import Context, Prediction, Weights
@@ -80,11 +81,11 @@ class Outcome(NamedTuple):
 
     status: Tensor  # (b, 5), the columns of Status
     offsets: Tensor  # (b, n) response positions read
-    masked: Tensor  # (b, n) bool; the other positions are fill-ins
+    read: Tensor  # (b, n) bool; the other positions are fill-ins
     token: Tensor  # (b, n), like probability and entropy
     probability: Tensor
     entropy: Tensor
-    commit: Tensor  # (b, n) bool
+    commit: Tensor  # (b, n) bool, whether the token is new at its position
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Workspace:
 
     store: KeyValueStore | None
     previous: Tensor | None  # (slots, G, V) log-probabilities
+    sureness: Tensor | None = (
+        None  # (slots, G) probability of each token by the last forward pass that read it
+    )
     weights: Weights | None = None
 
     @classmethod
@@ -101,14 +105,16 @@ class Workspace:
     ) -> "Workspace":
         """Memory for `slots` rows of canvases with `length` positions."""
         config, device = model.config, model.device
-        store = previous = weights = None
+        store = previous = weights = sureness = None
         if decoding.cache != "none":
             store = KeyValueStore(config, slots, length, device, model.dtype)
         if RULES[decoding.rule].needs_previous:
             previous = torch.zeros(slots, decoding.gen_length, config.vocab_size, device=device)
         if RULES[decoding.rule].needs_weights:
             weights = model.commit_rule.on(device)
-        return cls(store, previous, weights)
+        if decoding.revises:
+            sureness = torch.zeros(slots, decoding.gen_length, device=device)
+        return cls(store, previous, sureness, weights)
 
 
 @dataclass(frozen=True)
@@ -146,22 +152,29 @@ def denoise(
     state = canvas.gather(rows)
     group = Group(model, decoding, workspace, shape, state, slots)
 
-    # 1. Select the masked positions of open blocks.
+    # 1. Select the masked positions of open blocks, or all positions of the block that may be revised.
     readable = _readable(state, decoding)
     offsets = places(readable, shape.reads)  # (b, n)
-    masked = readable.gather(1, offsets)
+    read = masked = readable.gather(1, offsets)
+    if decoding.revises:
+        masked = read & (state.commit_step.gather(1, offsets) < 0)
 
     # 2. Forward pass over the canvas, or over the blocks that change.
     logits = _forward(group, offsets)  # (b, n, V)
 
     # 3. Predict and commit.
     where = state.prompt_length[:, None] + offsets
-    numbers = uniform(state.seed, state.nfe, where, logits.shape[-1]) if decoding.temperature > 0 else None
+    numbers = None
+    if decoding.temperature > 0:
+        numbers = uniform(state.seed, _draw(state, decoding), where, logits.shape[-1])
     prediction = predict(logits, model.config.mask_token_id, decoding.temperature, decoding.top_p, numbers)
     fixed = _commit(group, prediction, masked, offsets)
     if workspace.previous is not None:
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
         state.seen = _put(state.seen, offsets, masked, masked)
+    if workspace.sureness is not None:
+        workspace.sureness[slots[:, None], offsets] = prediction.probability
+        fixed = changed(prediction, read, masked, fixed, state.tokens.gather(1, where))
 
     # 4. Open blocks, finish rows, and report what the next forward pass needs.
     final_before = _final(state, decoding)
@@ -169,11 +182,15 @@ def denoise(
     state.commit_step = _put(state.commit_step, offsets, fixed, state.nfe[:, None].expand_as(offsets))
     state.confidence = _put(state.confidence, offsets, fixed, prediction.probability)
     state.rounds_left = (state.rounds_left - final_before.long()).clamp(min=0)
+    if decoding.final_threshold is not None:
+        done = settled(prediction, read, fixed, decoding.final_threshold)  # (b,)
+        complete = _committed(state, decoding) == decoding.block_length
+        state.rounds_left = state.rounds_left.masked_fill(complete & done[:, None], 0)
     opens = _open_blocks(state, decoding, model.config.end_token_ids)
     state.nfe = state.nfe + 1
     no_blocks = torch.zeros_like(state.nfe)
     status = Status(
-        done=(state.commit_step >= 0).all(1),
+        done=_final_positions(state, decoding).all(1),
         full=_refresh(state, decoding, opens),
         reads=_readable(state, decoding).sum(1),
         window=no_blocks if decoding.cache == "none" else _window(state, decoding).sum(1),
@@ -183,7 +200,7 @@ def denoise(
     return Outcome(
         status=torch.stack([column.long() for column in status], 1),
         offsets=offsets,
-        masked=masked,
+        read=read,
         token=prediction.token,
         probability=prediction.probability,
         entropy=prediction.entropy,
@@ -209,7 +226,22 @@ def _forward(group: Group, offsets: Tensor) -> Tensor:
     cache = None
     if group.workspace.store is not None:
         cache = CacheView(group.workspace.store, group.slots, positions, shape.length, shape.all_slots)
-    return group.model(input_ids, visible, read_at, positions, cache, levels)
+    inputs = None
+    if group.workspace.sureness is not None:
+        start = (
+            state.prompt_length[:, None] + offsets
+        )  # (b, n) of the active block, from its first position on
+        every = torch.arange(shape.length, device=start.device) if positions is None else positions
+        inputs = soft_inputs(
+            group.model.get_input_embeddings(),
+            group.model.config.mask_token_id,
+            input_ids,
+            places=every - start[:, :1],
+            tokens=state.tokens.gather(1, start),
+            committed=state.commit_step.gather(1, offsets) >= 0,
+            probability=group.workspace.sureness[group.slots[:, None], offsets],
+        )
+    return group.model(input_ids, visible, read_at, positions, cache, levels, inputs)
 
 
 def _recomputed(group: Group, count: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +290,7 @@ def _commit(group: Group, prediction: Prediction, masked: Tensor, offsets: Tenso
 
 def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequence[int]) -> Tensor:
     """End rows at their first end token and open blocks; returns whether a block was opened, (b,) bool."""
-    done = state.commit_step >= 0  # (b, G)
+    done = _final_positions(state, decoding)  # (b, G)
     may_open = torch.ones_like(state.nfe, dtype=torch.bool)
     if decoding.stop_at_eos or decoding.looks_back:
         every = torch.arange(decoding.gen_length, device=done.device)
@@ -273,9 +305,12 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
         filled = ended[:, None] & ~done
         state.tokens = _put(state.tokens, where, filled, torch.full_like(where, next(iter(end_token_ids), 0)))
         state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
+        if decoding.revises:
+            state.rounds_left = state.rounds_left.masked_fill(ended[:, None], 0)
         may_open = ~ends.any(1)  # nothing is decoded after an end token
     needed = tokens_needed(decoding.block_add_threshold or 1.0, decoding.block_length)
-    opens = open_next(_committed(state, decoding), state.opened, needed, may_open)
+    per_block = done.unflatten(1, (-1, decoding.block_length)).sum(2)  # (b, K)
+    opens = open_next(per_block, state.opened, needed, may_open)
     state.opened = state.opened + opens
     state.block_forwards = torch.where(opens, 0, state.block_forwards + 1)
     return opens
@@ -290,9 +325,23 @@ def is_end(tokens: Tensor, end_token_ids: Sequence[int]) -> Tensor:
 
 
 def _readable(state: Canvas, decoding: DecodingConfig) -> Tensor:
-    """Masked positions of open blocks, (b, G) bool."""
+    """Positions of open blocks that the next forward pass predicts, (b, G) bool."""
     every = torch.arange(decoding.gen_length, device=state.nfe.device)
-    return (state.commit_step < 0) & (every // decoding.block_length < state.opened[:, None])
+    left = ~_final_positions(state, decoding) if decoding.revises else state.commit_step < 0
+    return left & (every // decoding.block_length < state.opened[:, None])
+
+
+def _final_positions(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """Positions that no further forward pass changes, (b, G) bool: the committed ones, if none is revised."""
+    return final(state.commit_step, state.rounds_left) if decoding.revises else state.commit_step >= 0
+
+
+def _draw(state: Canvas, decoding: DecodingConfig) -> Tensor:
+    """The number of the draw of a position's token, (b,): the forward pass, if none is revised.
+
+    A revised position keeps its random numbers, so that its token changes only if its distribution does.
+    """
+    return torch.zeros_like(state.nfe) if decoding.revises else state.nfe
 
 
 def _committed(state: Canvas, decoding: DecodingConfig) -> Tensor:

@@ -96,7 +96,9 @@ def generate(
     seeds = [row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
     ends = model.config.end_token_ids
-    stops = StopWatch(canvas, stop, ends) if stop is not None and decoding.stop_at_eos else None
+    stops = (
+        StopWatch(canvas, stop, ends, decoding.revises) if stop is not None and decoding.stop_at_eos else None
+    )
     tell = None
     if observe is not None or finished is not None:
         tell = partial(_tell, model, canvas, order, observe, finished)
@@ -140,15 +142,15 @@ def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Can
     """What a forward pass did to the canvas rows `rows`, with `Step.row` as the index of the prompt."""
     denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
     done = _done(outcome)
-    masked = outcome.masked.cpu().numpy()
+    read = outcome.read.cpu().numpy()
     columns = (outcome.offsets, outcome.token, outcome.probability, outcome.entropy, outcome.commit)
-    read = [column.cpu().numpy() for column in columns]
+    predicted = [column.cpu().numpy() for column in columns]
     return [
         Step(
             order[row],
             int(denoise_step[at]),
             bool(done[at]),
-            *(column[at][masked[at]].tolist() for column in read),
+            *(column[at][read[at]].tolist() for column in predicted),
         )
         for at, row in enumerate(rows.tolist())
     ]

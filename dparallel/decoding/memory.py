@@ -33,7 +33,7 @@ def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dt
     size = max(config.hidden_size, config.query_size)
     layer = length * (4 * size + 3 * config.intermediate_size) * dtype.itemsize
     rotated = length * 8 * size * torch.float32.itemsize
-    one_block = decoding.mode in ("sequential", "autoregressive")
+    one_block = decoding.mode in ("sequential", "revising", "autoregressive")
     reads = decoding.block_length if one_block else decoding.gen_length
     per_logit = dtype.itemsize + 5 * torch.float32.itemsize
     if decoding.temperature > 0:

@@ -8,7 +8,7 @@ Legend: L canvas length, n positions recomputed, V vocabulary, D hidden size, H 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -45,8 +45,10 @@ def decode_one(
     """Decode one response as `generate` does with batch size 1.
 
     Raises:
-        ValueError: `decoding.temperature` is above 0.
+        ValueError: `decoding.temperature` is above 0, or the mode is `revising` (see `revising_oracle`).
     """
+    if decoding.revises:
+        raise ValueError(f"mode={decoding.mode!r}: use revising_oracle.revise_one")
     if decoding.temperature > 0:
         raise ValueError(
             f"temperature={decoding.temperature}: the oracle draws no tokens; set temperature to 0"
@@ -71,7 +73,7 @@ def decode_one(
         fully_active = [
             k == 0 or share[k - 1] >= (decoding.decoded_token_threshold or 1) for k in range(len(blocks))
         ]
-        end_seen = (decoding.stop_at_eos or decoding.looks_back) and _first_end(response, ends) is not None
+        end_seen = (decoding.stop_at_eos or decoding.looks_back) and first_end(response, ends) is not None
         last = len(opened_at) - 1
         if share[last] >= (decoding.block_add_threshold or 1) and last + 1 < len(blocks) and not end_seen:
             opened_at.append(nfe)
@@ -88,22 +90,23 @@ def decode_one(
             seen = _seen(decoding, len(prompt), len(canvas)).to(model.device)
             logits = dict(enumerate(model(torch.tensor([canvas], device=model.device), seen)[0]))
         else:
-            logits = _forward(model, canvas, recomputed, memory)
+            logits = forward(model, canvas, recomputed, memory)
         reading = {}
         for i in masked:
             now = logits[len(prompt) + i].double().softmax(-1)
-            reading[i] = _read(now, distribution.get(i), mask)
+            reading[i] = read(now, distribution.get(i), mask)
             distribution[i] = now
         if RULES[decoding.rule].needs_weights:
             reading = {
-                i: one._replace(final=_final(model, one, i, masked, length)) for i, one in reading.items()
+                i: one._replace(final=final_probability(model, one, i, masked, length))
+                for i, one in reading.items()
             }
 
         # (d) Commit what the rule selects, and the best position except in the pipeline; (e) the first fully
         # active block commits a token, in the pipeline each fully active block.
-        ranking = _ranking(decoding.rule, reading)
+        ranking = rank(decoding.rule, reading)
         forwards_of_block = nfe - opened_at[-1]
-        commit = set(_chosen(decoding, reading, ranking, forwards_of_block))
+        commit = set(selected(decoding, reading, ranking, forwards_of_block))
         if not RULES[decoding.rule].whole_response:
             late = list(dict.fromkeys(i // length for i in masked if fully_active[i // length]))
             if decoding.mode != "pipelined":
@@ -118,7 +121,7 @@ def decode_one(
 
         # The row ends at an end token when all tokens before it are committed.
         complete = response.index(mask) if mask in response else len(response)
-        end = _first_end(response[:complete], ends)
+        end = first_end(response[:complete], ends)
         ended = decoding.stop_at_eos and end is not None
 
         # Or at a stop.
@@ -129,14 +132,14 @@ def decode_one(
     for i, token in enumerate(response):
         if token == mask:
             response[i], commit_step[i] = ends[0], nfe - 1
-    end = _first_end(response, ends)
+    end = first_end(response, ends)
     num_tokens = len(response) if end is None else end + 1
     if stopped_after is not None:
         num_tokens = min(num_tokens, stopped_after)
     return Generation(response, commit_step, confidence, nfe, num_tokens)
 
 
-def _first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:
+def first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:
     return next((i for i, token in enumerate(response) if token in end_token_ids), None)
 
 
@@ -156,12 +159,12 @@ def _seen(decoding: DecodingConfig, prompt_length: int, length: int) -> Tensor:
     return seen
 
 
-def _ranking(rule: str, reading: dict[int, Reading]) -> list[int]:
+def rank(rule: str, reading: dict[int, Reading]) -> list[int]:
     """Positions from best to worst; ties in order of position."""
     return sorted(reading, key=lambda i: DEFINITIONS[rule].cost(reading[i]))
 
 
-def _chosen(
+def selected(
     decoding: DecodingConfig, reading: dict[int, Reading], ranking: list[int], forwards_of_block: int
 ) -> list[int]:
     """The positions in `ranking` that the rule selects."""
@@ -234,6 +237,10 @@ DEFINITIONS: dict[str, Definition] = {
     "entropy_bound": Definition(entropy, most(lambda n, threshold: sum(map(entropy, n[:-1])) <= threshold)),
     "frechet": Definition(doubt, most(lambda n, threshold: sum(map(doubt, n)) + n[-1].doubt < 1 - threshold)),
     "factor": Definition(doubt, most(lambda n, threshold: (len(n) + 1) * n[-1].doubt < threshold)),
+    "contiguous": Definition(
+        lambda one: 0,  # in order of position
+        most(lambda n, threshold: all(one.probability >= threshold for one in n)),
+    ),
     "margin": Definition(closeness, every(lambda one, threshold: 1 - closeness(one) >= threshold)),
     "stability": Definition(
         doubt,
@@ -250,7 +257,7 @@ DEFINITIONS: dict[str, Definition] = {
 }
 
 
-def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
+def read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
     """Compare probabilities `now` (V,) with those of the previous reading, `before` (V,)."""
     allowed = now.clone()
     allowed[mask] = -1
@@ -268,7 +275,9 @@ def _read(now: Tensor, before: Tensor | None, mask: int) -> Reading:
     )
 
 
-def _final(model: DiffusionTransformer, one: Reading, i: int, masked: list[int], length: int) -> float:
+def final_probability(
+    model: DiffusionTransformer, one: Reading, i: int, masked: list[int], length: int
+) -> float:
     """The probability, by the model's own commit rule, that a reading's token is the final one."""
     block = [j for j in masked if j // length == i // length]
     values = [
@@ -318,12 +327,22 @@ def _recomputed(
     return sorted(live) if decoding.cache == "dual" else everything[min(live) :]
 
 
-def _forward(
-    model: DiffusionTransformer, canvas: list[int], recomputed: list[int], memory: KeyValues
+def forward(
+    model: DiffusionTransformer,
+    canvas: list[int],
+    recomputed: list[int],
+    memory: KeyValues,
+    soft: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Logits (V,) of the recomputed positions, whose keys and values in `memory` are replaced."""
+    """Logits (V,) of the recomputed positions, whose keys and values in `memory` are replaced.
+
+    `soft` has the embeddings (D,) of positions that are not computed with those of their tokens.
+    """
     theta = model.config.rope_theta
     hidden = model.embedding(torch.tensor([canvas[i] for i in recomputed], device=model.device))  # (n, D)
+    for index, position in enumerate(recomputed):
+        if soft is not None and position in soft:
+            hidden[index] = soft[position]
     for layer, stored in zip(cast(Iterable[Layer], model.layers), memory, strict=True):
         attention = layer.attention
         normed = layer.attention_norm(hidden)

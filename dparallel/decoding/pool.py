@@ -5,7 +5,7 @@ row per slot, which is written anew for each request, and grows with the number 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import STATE, Canvas
 from dparallel.decoding.denoise import Outcome, Workspace
 from dparallel.decoding.loop import Batch
+from dparallel.decoding.revision import final_count
 from dparallel.models.backbone import DiffusionTransformer
 
 LENGTHS = 64  # canvases grow to multiples of this
@@ -29,17 +30,14 @@ class Look:
         commit_step: (b, G) as in `Generation`; -1 while masked.
         confidence: (b, G) probability of each token when it was committed.
         nfe: (b,) forward passes.
+        committed: (b,) number of tokens at the front of the response that are final.
     """
 
     tokens: np.ndarray
     commit_step: np.ndarray
     confidence: np.ndarray
     nfe: np.ndarray
-
-    @property
-    def committed(self) -> np.ndarray:
-        """Number of tokens before the first masked position, (b,)."""
-        return np.logical_and.accumulate(self.commit_step >= 0, axis=1).sum(1)
+    committed: np.ndarray
 
 
 class Pool:
@@ -103,7 +101,8 @@ class Pool:
         state = self.batch.canvas.gather(torch.from_numpy(slots).to(self.model.device))
         offsets = torch.arange(self.decoding.gen_length, device=self.model.device)
         tokens = state.tokens.gather(1, state.prompt_length[:, None] + offsets)
-        columns = (tokens, state.commit_step, state.confidence, state.nfe)
+        committed = final_count(state.commit_step, state.rounds_left, self.decoding.revises)
+        columns = (tokens, state.commit_step, state.confidence, state.nfe, committed)
         return Look(*(column.cpu().numpy() for column in columns))
 
     def _grow(self, slots: int, length: int) -> None:
@@ -118,10 +117,11 @@ class Pool:
             for layers in (workspace.store.keys, workspace.store.values):
                 for layer, kept in enumerate(layers):  # one after another: memory peaks a layer higher
                     layers[layer] = _enlarged(kept, (slots, length, *kept.shape[2:]))
-        previous = workspace.previous
-        if previous is not None:
-            previous = _enlarged(previous, (slots, *previous.shape[1:]))
-        batch.workspace = Workspace(workspace.store, previous)
+        previous, sureness = (
+            kept if kept is None else _enlarged(kept, (slots, *kept.shape[1:]))
+            for kept in (workspace.previous, workspace.sureness)
+        )
+        batch.workspace = replace(workspace, previous=previous, sureness=sureness)
         self._free += range(batch.size, slots)
         batch.size = slots
 

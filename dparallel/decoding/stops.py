@@ -1,4 +1,4 @@
-"""End rows at stop texts: when a stop text is committed and nothing before it is masked, the row is done."""
+"""End rows at stop texts: when a stop text and everything before it is final, the row is done."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dparallel.decoding.canvas import Canvas
+from dparallel.decoding.revision import final_count
 
 # Maps the first tokens of a response, without end tokens, to the number of tokens after which the response
 # ends; None if it goes on. If it is n for some tokens, it is n for all longer responses that start with them.
@@ -15,12 +16,13 @@ Stop = Callable[[Sequence[int]], int | None]
 class StopWatch:
     """Applies a `Stop` to the rows of a canvas after each forward pass."""
 
-    def __init__(self, canvas: Canvas, stop: Stop, end_token_ids: Collection[int]):
+    def __init__(self, canvas: Canvas, stop: Stop, end_token_ids: Collection[int], revises: bool = False):
         self.canvas = canvas
+        self.revises = revises  # whether committed tokens may change
         self.stop = stop
         self.end_token_ids = end_token_ids
         self.fill = next(iter(end_token_ids), 0)
-        self.seen = np.zeros(len(canvas.nfe), dtype=int)  # committed tokens that the last look has covered
+        self.seen = np.zeros(len(canvas.nfe), dtype=int)  # final tokens that the last look has covered
 
     def end(self, rows: np.ndarray) -> np.ndarray:
         """End those of the canvas rows `rows` (b,) that have reached a stop; returns their places in `rows`.
@@ -33,7 +35,7 @@ class StopWatch:
         offsets = torch.arange(commit_step.shape[1], device=index.device)
         where = canvas.prompt_length[index][:, None] + offsets
         tokens = canvas.tokens[index].gather(1, where).cpu().numpy()
-        counts = (commit_step >= 0).cummin(1).values.sum(1).cpu().numpy()
+        counts = final_count(commit_step, canvas.rounds_left[index], self.revises).cpu().numpy()
         ended = []
         for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
             if count == self.seen[row]:

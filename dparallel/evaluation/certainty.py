@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.blocks import attention_levels
-from dparallel.decoding.canvas import Generation
+from dparallel.decoding.canvas import Generation, Step
+from dparallel.decoding.revision import soft_inputs
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.stages.manifest import StageError
 
@@ -45,27 +46,68 @@ def read_certainty(path: Path, label: str) -> CertaintyMap:
 
 @torch.inference_mode()
 def replay(
-    model: DiffusionTransformer, prompt: Sequence[int], generation: Generation, decoding: DecodingConfig
+    model: DiffusionTransformer,
+    prompt: Sequence[int],
+    generation: Generation,
+    decoding: DecodingConfig,
+    steps: Sequence[Step] = (),
 ) -> Tensor:
     """Probability of the most likely token at each step and response position, (nfe, G) float32.
 
-    Canvases are reconstructed from `commit_step` and computed without a KV cache. Positions in blocks that
-    are not open yet are included.
+    Canvases are reconstructed from `commit_step`, in the mode `revising` from all `steps` of the row, and
+    computed without a KV cache. Positions in blocks that are not open yet are included.
     """
     config, device = model.config, model.device
     tokens = torch.tensor(generation.tokens, device=device)
     committed = torch.tensor(generation.commit_step, device=device)
     step = torch.arange(generation.nfe, device=device)[:, None]
     response = torch.where(committed < step, tokens, config.mask_token_id)  # (nfe, G)
+    if decoding.revises:
+        response, block, sureness = _revised(steps, response, config.mask_token_id)
     before = torch.tensor(prompt, device=device).expand(generation.nfe, -1)
     canvases = torch.cat([before, response], dim=1)  # (nfe, P + G)
     where = torch.arange(len(prompt), canvases.shape[1], device=device)
     levels = attention_levels(decoding, torch.tensor([len(prompt)], device=device), canvases.shape[1])
     certainty = []
-    for canvas in canvases.split(FORWARD_ROWS):
+    for rows in torch.arange(generation.nfe, device=device).split(FORWARD_ROWS):
+        canvas, inputs = canvases[rows], None
         seen = None if levels is None else levels.expand(len(canvas), -1)
-        logits = model(canvas, logits_at=where.expand(len(canvas), -1), levels=seen).float()  # (rows, G, V)
+        if decoding.revises:
+            held = response[rows].gather(1, block[rows])
+            inputs = soft_inputs(
+                model.get_input_embeddings(),
+                config.mask_token_id,
+                canvas,
+                places=torch.arange(canvas.shape[1], device=device) - len(prompt) - block[rows, :1],
+                tokens=held,
+                committed=held != config.mask_token_id,
+                probability=sureness[rows],
+            )
+        read = where.expand(len(canvas), -1)
+        logits = model(canvas, logits_at=read, levels=seen, inputs_embeds=inputs).float()  # (rows, G, V)
         probability = logits.softmax(-1)
         probability[..., config.mask_token_id] = 0  # never predicted
         certainty.append(probability.amax(-1))
     return torch.cat(certainty).cpu()
+
+
+def _revised(steps: Sequence[Step], response: Tensor, mask: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What forward passes that revise tokens took as input.
+
+    Args:
+        response: of the shape of the first result.
+
+    Returns:
+        (nfe, G) tokens; and for the l positions of the active block, each (nfe, l), their offsets and the
+        probabilities of their tokens by the previous forward pass.
+    """
+    response, sureness = torch.full_like(response, mask), torch.zeros(response.shape, device=response.device)
+    for number, step in enumerate(steps):
+        at, tokens, new = (
+            torch.tensor(column, device=response.device)
+            for column in (step.offsets, step.tokens, step.commit)
+        )
+        response[number + 1 :, at[new]] = tokens[new]
+        sureness[number + 1 :, at] = torch.tensor(step.probability, device=response.device)
+    block = torch.tensor([step.offsets for step in steps], device=response.device)
+    return response, block, sureness.gather(1, block)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.canvas import Generation
+from dparallel.decoding.canvas import Generation, Step
 from dparallel.decoding.generate import generate
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop
@@ -185,9 +185,10 @@ def record_certainty(
     stops: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A `certainty.CertaintyMap` for a prompt as JSON values, without label."""
-    generation = generate(model, [prompt], decoding, stop=stop_at(tokenizer, stops))[0]
+    steps: list[Step] = []
+    generation = generate(model, [prompt], decoding, observe=steps.extend, stop=stop_at(tokenizer, stops))[0]
     return {
-        "probability": replay(model, prompt, generation, decoding).tolist(),
+        "probability": replay(model, prompt, generation, decoding, steps).tolist(),
         "commit_step": generation.commit_step,
         "tokens": [tokenizer.decode([token]) for token in generation.tokens],
     }

@@ -298,6 +298,7 @@ class DiffusionTransformer(PreTrainedModel):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         levels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Predict the tokens of all positions at once.
 
@@ -313,6 +314,7 @@ class DiffusionTransformer(PreTrainedModel):
             cache: keys and values of further positions to attend to.
             levels: alternative to `attention_mask`, int64 (B, M): a position attends to its own and lower
                 levels. In training on a GPU, the kernel skips blocks without attention.
+            inputs_embeds: (B, L, D) embeddings to compute with instead of those of `input_ids`.
 
         Returns:
             Logits (B, L, V), (B, n, V) or (N, V).
@@ -333,7 +335,7 @@ class DiffusionTransformer(PreTrainedModel):
             own = levels if cache is None else levels.gather(1, positions.expand(input_ids.shape))
             skips = self.training and cache is None and input_ids.is_cuda
             visible = level_block_mask(levels) if skips else lower_levels(levels, own)
-        hidden = self.embedding(input_ids)  # (B, L, D)
+        hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds  # (B, L, D)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rotary, visible, cache)
         reads = valid = None

@@ -109,7 +109,7 @@ def _decoded(
     """As many responses to all prompts, each decoded once, and of the first `timed` a second time."""
     if not prompts:
         return Forwards(0, 0)
-    passes = decoding.steps or (decoding.gen_length if most else decoding.blocks)
+    passes = decoding.most_forwards if most else decoding.steps or decoding.blocks
     rows = responses * (len(prompts) + min(timed, len(prompts))) * passes
     return Forwards(rows, rows * (max(prompts) + decoding.gen_length))
 

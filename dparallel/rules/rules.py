@@ -72,7 +72,7 @@ def steps(prediction: Prediction, masked: Tensor, context: Context, *, steps: in
 @rule(published="Fast-dLLM", threshold=PROBABILITY)
 def confidence(prediction: Prediction, masked: Tensor, context: Context, *, threshold: float) -> Choice:
     """Tokens with probability >= `threshold`."""
-    return Choice(-prediction.doubt, prediction.doubt <= _complement(threshold))
+    return Choice(-prediction.doubt, prediction.doubt <= complement(threshold))
 
 
 @rule(published="dParallel", threshold=Parameter(meaning="largest entropy of a token, in nats", default=0.5))
@@ -139,11 +139,25 @@ def factor(prediction: Prediction, masked: Tensor, context: Context, *, threshol
     return Choice(-prediction.doubt, (successors * ordered < threshold).gather(1, rank))
 
 
+@rule(
+    published="DMax (arXiv 2604.08302)",
+    threshold=Parameter(meaning="smallest probability of a token in the run", default=0.5, most=1),
+)
+def contiguous(prediction: Prediction, masked: Tensor, context: Context, *, threshold: float) -> Choice:
+    """The run of masked tokens from the left, up to the first with probability < `threshold`.
+
+    The best one, which is always committed, is the leftmost.
+    """
+    stops = masked & ~(prediction.doubt <= complement(threshold))
+    run = stops.long().cumsum(1) == 0
+    return Choice(-prediction.doubt.new_ones(run.shape).cumsum(1), run)
+
+
 @rule(threshold=Parameter(meaning="smallest lead in probability", most=1))
 def margin(prediction: Prediction, masked: Tensor, context: Context, *, threshold: float) -> Choice:
     """Tokens whose probability exceeds that of the second most likely token by >= `threshold`."""
     doubt = prediction.doubt + runner_up(prediction.log_probability, context.mask_token_id)  # 1 - lead
-    return Choice(-doubt, doubt <= _complement(threshold))
+    return Choice(-doubt, doubt <= complement(threshold))
 
 
 @rule(
@@ -172,7 +186,7 @@ def stability(
     now, before = prediction.log_probability, context.previous
     moved = (now.exp() * (now.clamp(min=-1e4) - before.clamp(min=-1e4))).sum(-1)  # KL(now || before)
     stable = context.seen & (moved <= stability_threshold)
-    return Choice(-prediction.doubt, stable & (prediction.doubt <= _complement(threshold)))
+    return Choice(-prediction.doubt, stable & (prediction.doubt <= complement(threshold)))
 
 
 @rule(
@@ -252,7 +266,7 @@ def without(values: Tensor, token_id: int) -> Tensor:
     return values.masked_fill(tokens == token_id, -torch.inf)
 
 
-def _complement(threshold: float) -> float:
+def complement(threshold: float) -> float:
     """The `doubt` at a probability of `threshold`; at 1, the rounding error of double precision."""
     return max(1 - threshold, 2.0**-53)
 

@@ -287,10 +287,10 @@ class Engine:
 
 
 def response_length(tokens: Sequence[int], done: bool, end_token_ids: Sequence[int], job: Job) -> int | None:
-    """Number of tokens of a response, from its committed tokens; None if it goes on.
+    """Number of tokens of a response, from its final tokens; None if it goes on.
 
     Args:
-        tokens: the tokens before the first masked position.
+        tokens: the tokens before the first position that is masked or may change.
         done: whether the loop has finished the row.
     """
     before = before_end(tokens, end_token_ids)
@@ -306,10 +306,10 @@ def _drafts(outcome: Outcome, slots: np.ndarray, wanted: Sequence[bool]) -> dict
     """What a forward pass predicted in the rows that want it, by slot; without `denoise_step`."""
     if not any(wanted):
         return {}
-    columns = (outcome.masked, outcome.offsets, outcome.token, outcome.probability, outcome.commit)
-    masked, *read = (column.cpu().numpy() for column in columns)
+    columns = (outcome.read, outcome.offsets, outcome.token, outcome.probability, outcome.commit)
+    read, *predicted = (column.cpu().numpy() for column in columns)
     return {
-        int(slot): Draft(0, *(column[row][masked[row]].tolist() for column in read))
+        int(slot): Draft(0, *(column[row][read[row]].tolist() for column in predicted))
         for row, slot in enumerate(slots)
         if wanted[row]
     }

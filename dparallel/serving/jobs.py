@@ -14,11 +14,13 @@ from dparallel.decoding.stops import Stop
 class Draft:
     """What a forward pass read: a prediction for each masked position of the open blocks.
 
+    In the mode `revising`, which may change committed tokens, it reads all positions of the active block.
+
     Attributes:
         denoise_step: the response's forward pass, from 0.
         positions: in the response, from 0.
         tokens, confidences: predicted token ids and their probabilities.
-        committed: whether this forward pass committed the token.
+        committed: whether this forward pass committed the token, or put it in place of another one.
     """
 
     denoise_step: int
@@ -30,7 +32,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Progress:
-    """After a forward pass: all committed tokens before the first masked position, and what it drafted.
+    """After a forward pass: all tokens before the first that is masked or may change, and what it drafted.
 
     Only sent if it has more tokens than the previous one, or a draft.
     """

@@ -37,6 +37,7 @@ DECODING = (
     "rules/*.py",
     "decoding/predictions.py",
     "decoding/denoise.py",
+    "decoding/revision.py",
     "decoding/blocks.py",
     "decoding/canvas.py",
     "decoding/loop.py",

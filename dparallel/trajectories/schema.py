@@ -1,9 +1,11 @@
 """The Parquet schema of a trajectory shard: one row per decoded prompt.
 
 `response_ids`, `commit_step` and `confidence` have one entry per response position (G); the input of forward
-pass s was `where(commit_step < s, response_ids, mask)`. Of imported responses `confidence` is null, and of
-those without steps `commit_step` and `nfe` too. A recording with `trajectories.privileged` has a further
-column, `teacher_prompt_ids`: the prompt with the reference answer.
+pass s was `where(commit_step < s, response_ids, mask)`. Of a recording in the mode `revising`, `commit_step`
+is the forward pass that last changed the token: that canvas holds the tokens that were final by then, and
+masks in place of tokens that were still to change. Of imported responses `confidence` is null, and of those
+without steps `commit_step` and `nfe` too. A recording with `trajectories.privileged` has a further column,
+`teacher_prompt_ids`: the prompt with the reference answer.
 """
 
 import json
@@ -23,8 +25,8 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
-        ("commit_step", pa.list_(pa.int16())),
-        ("confidence", pa.list_(pa.float32())),  # probability when committed
+        ("commit_step", pa.list_(pa.int16())),  # the last change of the token
+        ("confidence", pa.list_(pa.float32())),  # probability at that step
         ("response", pa.string()),
         ("reference", pa.string()),  # null if unknown
         ("correct", pa.bool_()),  # null if unknown

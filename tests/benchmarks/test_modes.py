@@ -17,14 +17,14 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     main([*command, "--device", "cpu", "--out", str(out)])
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     printed = capsys.readouterr().out
-    assert [row["batch_size"] for row in rows] == [1] * 8 + [2] * 8
+    assert [row["batch_size"] for row in rows] == [1] * 10 + [2] * 10
     for row in rows:
         assert row["name"] in printed
         wanted = 16 if row["name"].startswith("autoregressive") else 4
         assert row["nfe"] == pytest.approx(wanted, abs=1)  # an entropy budget is met approximately
     assert rows[0]["ratio"] == 1
-    width = {row["name"]: row["width"] for row in rows[:8]}
-    assert width["sequential"] == 24  # a prompt of 8 and all 16
+    width = {row["name"]: row["width"] for row in rows[:10]}
+    assert width["sequential"] == width["revising"] == 24  # a prompt of 8 and all 16
     assert width["autoregressive, exact cache"] == pytest.approx((9 + 15) / 16)  # prompt and a mask, then 1
     assert width["pipelined, exact cache"] < width["pipelined, no cache"] < 24
 

@@ -34,18 +34,33 @@ function element(tag, className, text) {
   return made;
 }
 
-// A row as looked up while drawing: per forward a Map from position to what was read there.
+// A row as looked up while drawing: per forward a Map from position to what was read there, and per position
+// the tokens that it held one after the other. `before` is the token that a forward found there.
 for (const row of trace.rows) {
-  row.read = row.forwards.map((forward) => {
+  row.held = row.words.map(() => []);
+  row.read = row.forwards.map((forward, step) => {
     const at = new Map();
-    forward.offsets.forEach((offset, i) => at.set(offset, {
-      word: forward.words[i], p: forward.probability[i], entropy: forward.entropy[i], commit: forward.commit[i] === 1,
-    }));
+    forward.offsets.forEach((offset, i) => {
+      const reading = {
+        word: forward.words[i], p: forward.probability[i], entropy: forward.entropy[i],
+        commit: forward.commit[i] === 1, before: row.held[offset].at(-1),
+      };
+      at.set(offset, reading);
+      if (reading.commit) row.held[offset].push({ word: reading.word, p: reading.p, step, before: reading.before });
+    });
     return at;
   });
   // Filled in at an early stop, without a prediction.
-  row.filled = row.commit_step.map((step, offset) => !row.read[step]?.get(offset)?.commit);
+  row.filled = row.held.map((tokens) => !tokens.length);
+  row.held.forEach((tokens, offset) => {
+    if (!tokens.length) tokens.push({ word: row.words[offset], p: row.confidence[offset], step: row.commit_step[offset] });
+  });
+  row.revises = trace.decodings[row.decoding].mode === "revising";
 }
+const revising = trace.rows.some((row) => row.revises);
+// The token that a position holds after `done` forwards; undefined while it is masked.
+const holding = (row, offset, done) => row.held[offset].findLast((token) => token.step < done);
+const isChange = (reading) => reading.commit && reading.before !== undefined;
 
 // ---- page --------------------------------------------------------------------------------------
 function pairs(list, entries) {
@@ -70,6 +85,8 @@ function showRow(index) {
     ["tokens per forward (TPF)", (row.num_tokens / nfe(row)).toFixed(2)],
     ["mean confidence", percent(sure.reduce((sum, p) => sum + p, 0) / sure.length)],
     ["lowest confidence", percent(Math.min(...sure))],
+    ...(row.revises && trace.readings
+      ? [["changes of committed tokens", row.read.flatMap((at) => [...at.values()].filter(isChange)).length]] : []),
   ]);
   $("prompt").textContent = row.prompt;
   $("time").max = nfe(row);
@@ -104,20 +121,20 @@ function show(done) {
 
 function drawChip({ chip, face, note }, offset) {
   const row = trace.rows[state.row];
-  const step = row.commit_step[offset];
-  const committed = step < state.done;
-  const reading = state.done > 0 && !committed ? row.read[state.done - 1].get(offset) : undefined;
+  const token = holding(row, offset, state.done);
+  const reading = state.done > 0 && !token ? row.read[state.done - 1].get(offset) : undefined;
   chip.className = "token";
   face.style.background = face.style.color = "";
-  if (committed) {
+  if (token) {
     const { fill, ink } = row.filled[offset]
       ? { fill: "var(--fixed)", ink: "var(--muted)" }
-      : state.view === "step" ? stepColour(step / Math.max(1, nfe(row) - 1)) : confidenceColour(row.confidence[offset]);
+      : state.view === "step" ? stepColour(token.step / Math.max(1, nfe(row) - 1)) : confidenceColour(token.p);
     face.style.background = fill;
     face.style.color = ink;
-    face.textContent = wordText(row.words[offset]);
-    note.textContent = row.filled[offset] ? "" : state.view === "step" ? step + 1 : Math.round(100 * row.confidence[offset]);
-    if (step === state.done - 1 && state.done < nfe(row)) chip.classList.add("new");
+    face.textContent = wordText(token.word);
+    note.textContent = row.filled[offset] ? "" : (state.view === "step" ? token.step + 1 : Math.round(100 * token.p)) + (token.before ? "↻" : "");
+    if (token.before) chip.classList.add("changed");
+    if (token.step === state.done - 1 && state.done < nfe(row)) chip.classList.add("new");
   } else {
     chip.classList.add("masked");
     if (reading) chip.classList.add("read");
@@ -127,7 +144,7 @@ function drawChip({ chip, face, note }, offset) {
 }
 
 function drawStatus(row) {
-  const masked = row.commit_step.filter((step) => step >= state.done).length;
+  const masked = row.words.filter((_, offset) => !holding(row, offset, state.done)).length;
   if (state.done === 0) {
     $("status").textContent = `All ${plural(masked, "position")} are masked.`;
     return;
@@ -136,8 +153,9 @@ function drawStatus(row) {
   const entropy = read.reduce((sum, each) => sum + each.entropy, 0) / read.length;
   const filled = state.done === nfe(row) ? row.filled.filter(Boolean).length : 0;
   $("status").textContent =
-    (trace.readings ? `Read ${plural(read.length, "masked position")}, mean entropy ${entropy.toFixed(2)} nats; committed ` : "Committed ") +
-    plural(read.filter((each) => each.commit).length, "token") +
+    (trace.readings ? `Read ${plural(read.length, row.revises ? "position" : "masked position")}, mean entropy ${entropy.toFixed(2)} nats; committed ` : "Committed ") +
+    plural(read.filter((each) => each.commit && !isChange(each)).length, "token") +
+    (row.revises && trace.readings ? `, changed ${plural(read.filter(isChange).length, "committed token")}` : "") +
     (filled ? `, filled ${filled} with end-of-text` : "") + `; ${masked} still masked.`;
 }
 
@@ -162,20 +180,24 @@ function drawLegend(row) {
     state.view === "step"
       ? scale("forward 1", String(nfe(row)), stepColour)
       : scale("confidence at commit 0 %", "100 %", confidenceColour),
-    element("span", "", state.view === "step" ? "small number: forward that committed it" : "small number: confidence in %"),
+    element("span", "", state.view === "step" ? `small number: forward that ${row.revises ? "last changed" : "committed"} it` : "small number: confidence in %"),
+    ...(row.revises && trace.readings ? [element("span", "", "↻ and a dashed line: another token was committed there before")] : []),
     ...(trace.readings ? [element("span", "", "italic: still masked, likeliest token and its probability")] : []),
     element("span", "", "∎ end of text"),
   );
 }
 
+const verb = (row, token) => (token.before ? "changed" : row.revises && !trace.readings ? "last changed" : "committed");
+const was = (token) => (token.before ? `\nbefore: “${wordText(token.before.word)}”, by forward ${token.before.step + 1}` : "");
+
 function describe(offset) {
   const row = trace.rows[state.row];
-  const step = row.commit_step[offset];
-  if (step < state.done) {
+  const token = holding(row, offset, state.done);
+  if (token) {
     const how = row.filled[offset]
-      ? `filled in when the row ended at forward ${step + 1}`
-      : `committed by forward ${step + 1}\nconfidence ${percent(row.confidence[offset])}`;
-    return `“${wordText(row.words[offset])}”\nposition ${offset + 1}, ${how}`;
+      ? `filled in when the row ended at forward ${token.step + 1}`
+      : `${verb(row, token)} by forward ${token.step + 1}${was(token)}\nconfidence ${percent(token.p)}`;
+    return `“${wordText(token.word)}”\nposition ${offset + 1}, ${how}`;
   }
   return describeReading(offset, state.done - 1);
 }
@@ -186,11 +208,12 @@ function describeReading(offset, forward) {
   if (reading) {
     return `“${wordText(reading.word)}”\nposition ${offset + 1}, forward ${forward + 1}` +
       `\nprobability ${percent(reading.p)}` + (trace.readings ? `, entropy ${reading.entropy.toFixed(2)} nats` : "") +
-      (reading.commit ? "\ncommitted" : "");
+      (reading.commit ? `\n${verb(row, reading)}${was(reading)}` : reading.before ? "\nunchanged" : "");
   }
   const where = `position ${offset + 1}`;
   if (forward < 0) return `${where}\nmasked`;
-  if (row.commit_step[offset] < forward) return `“${wordText(row.words[offset])}”\n${where}, committed by forward ${row.commit_step[offset] + 1}`;
+  const token = holding(row, offset, forward);
+  if (token) return `“${wordText(token.word)}”\n${where}, ${verb(row, token)} by forward ${token.step + 1}`;
   return `${where}, forward ${forward + 1}\nmasked${trace.readings ? ", not read" : ""}`;
 }
 
@@ -227,24 +250,26 @@ function drawMap() {
   const gap = cellHeight > 6 ? 1 : 0;
   const most = Math.max(1, ...row.read.map((at) => [...at.values()].filter((each) => each.commit).length));
 
-  // 1. Cells: read, read and committed, or fixed before.
+  // 1. Cells: read, read and committed (a dot) or changed (a ring), or fixed before.
   row.read.forEach((at, forward) => {
     const y = top + forward * cellHeight;
     let commits = 0;
     for (let offset = 0; offset < columns; offset++) {
       const x = left + offset * cellWidth;
       const reading = at.get(offset);
-      if (!reading && row.commit_step[offset] >= forward) continue;
+      if (!reading && !holding(row, offset, forward)) continue;
       const { fill, ink: dot } = reading ? confidenceColour(reading.p) : { fill: fixed };
       pen.fillStyle = fill;
       pen.fillRect(x, y, cellWidth - gap, cellHeight - gap);
       if (!reading?.commit) continue;
       commits += 1;
-      const size = Math.max(0.8, Math.min(cellWidth, cellHeight) * 0.16);
-      pen.fillStyle = dot;
+      const size = Math.max(0.8, Math.min(cellWidth, cellHeight) * (isChange(reading) ? 0.3 : 0.16));
+      pen.fillStyle = pen.strokeStyle = dot;
+      pen.lineWidth = size / 2;
       pen.beginPath();
       pen.arc(x + (cellWidth - gap) / 2, y + (cellHeight - gap) / 2, size, 0, 2 * Math.PI);
-      pen.fill();
+      if (isChange(reading)) pen.stroke();
+      else pen.fill();
     }
     // 2. Beside each forward: its number and how many tokens it committed.
     const bar = (right - 40) * commits / most;
@@ -331,6 +356,7 @@ trace.rows.forEach((row, index) => {
 $("map-legend").append(
   scale("probability 0 %", "100 %", confidenceColour),
   swatch("dot", "committed by this forward", confidenceColour(0.9).fill),
+  ...(revising && trace.readings ? [swatch("ring", "changed by this forward", confidenceColour(0.9).fill)] : []),
   swatch("fixed", "committed before"),
   swatch("unread", trace.readings ? "not read" : "still masked"),
 );

@@ -19,15 +19,20 @@ from tests.dparallel.browser import in_a_browser, needs_browser
 
 TOKENIZER = build_tokenizer()
 DECODING = DecodingConfig(gen_length=24, block_length=8, threshold=1.5)
+REVISING = DecodingConfig(
+    **{"mode": "revising", "revision_passes": 3, "gen_length": 24, "block_length": 8},
+    threshold=0.05,
+    stop_at_eos=False,
+)
 PROMPTS = ["Tom 7 coins buys 2 ?", "</script><script>alert(1)</script><!-- & \u2028 Ann"]
 
 
-def page_of(tokenizer=TOKENIZER, prompts=PROMPTS, model=None):
+def page_of(tokenizer=TOKENIZER, prompts=PROMPTS, model=None, decoding=DECODING):
     model = model or random_model(1)
     steps = []
     encoded = [[4 + len(prompt) % 40, 7] for prompt in prompts]
-    generations = generate(model, encoded, DECODING, observe=steps.extend)
-    page = trace_page("some/<model>", DECODING, tokenizer, model.config, prompts, generations, steps)
+    generations = generate(model, encoded, decoding, observe=steps.extend)
+    page = trace_page("some/<model>", decoding, tokenizer, model.config, prompts, generations, steps)
     return page, generations
 
 
@@ -67,6 +72,32 @@ def test_the_data_rebuilds_every_generation():
                 assert committed[offset] == expected
             else:
                 assert [word] == trace["ends"], "only end-of-text is filled in without a prediction"
+
+
+def changes_of(row: dict) -> list[list[int]]:
+    """The positions whose committed token each forward pass replaced by another one."""
+    held, changes = {}, []
+    for forward in row["forwards"]:
+        new = dict(zip(forward["offsets"], forward["words"], strict=True))
+        new = {
+            offset: word
+            for (offset, word), commit in zip(new.items(), forward["commit"], strict=True)
+            if commit
+        }
+        assert not any(held.get(offset) == word for offset, word in new.items()), "a commit is a change"
+        changes.append([offset for offset in new if offset in held])
+        held |= new
+    assert all(row["words"][offset] == word for offset, word in held.items())
+    return changes
+
+
+def test_the_data_has_the_tokens_that_were_replaced():
+    page, generations = page_of(decoding=REVISING)
+    for row, generation in zip(data_of(page)["rows"], generations, strict=True):
+        changes = changes_of(row)
+        assert sum(map(len, changes)) > 2
+        last = {offset: step for step, offsets in enumerate(changes) for offset in offsets}
+        assert all(generation.commit_step[offset] == step for offset, step in last.items())
 
 
 def test_the_page_loads_nothing():
@@ -129,6 +160,76 @@ document.title = JSON.stringify(report);
 </script></body>"""
 
 
+def reported(page: str, script: str, folder) -> dict:
+    """What a script in the page writes into its title; without the policy, which forbids further scripts."""
+    page = re.sub(r"<meta http-equiv[^>]*>", "", page)
+    dom = in_a_browser(page.replace("</body>", script), folder)
+    [title] = re.findall(r"<title>(.*?)</title>", dom)
+    return json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+REPLAYS = """<script>
+const seen = [], forwards = [];
+addEventListener("error", (event) => seen.push(event.message));
+const places = (name) => chips.flatMap(({ chip }, offset) => (chip.classList.contains(name) ? [offset] : []));
+const row = trace.rows[0];
+for (let done = 1; done <= nfe(row); done += 1) {
+  show(done);
+  forwards.push({
+    faces: chips.map(({ face }) => face.textContent), masked: places("masked").length,
+    changed: places("changed"),
+    notes: chips.map(({ note }) => note.textContent), status: $("status").textContent,
+    said: places("changed").map((offset) => describe(offset)),
+    cells: row.words.map((_, offset) => describeReading(offset, done - 1)),
+  });
+}
+document.title = JSON.stringify({
+  forwards, errors: seen, summary: $("summary").textContent,
+  legend: $("legend").textContent + $("map-legend").textContent,
+});
+</script></body>"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_tokens_that_changed_are_drawn_and_said(tmp_path):
+    page, _ = page_of(decoding=REVISING)
+    row, words = data_of(page)["rows"][0], data_of(page)["words"]
+    report = reported(page, REPLAYS, tmp_path)
+    assert report["errors"] == []
+    assert "changed by this forward" in report["legend"]
+    assert "another token was committed there before" in report["legend"]
+    changes, held, marked = changes_of(row), {}, set()
+    assert f"changes of committed tokens{sum(map(len, changes))}" in report["summary"]
+    for step, (seen, forward) in enumerate(zip(report["forwards"], row["forwards"], strict=True)):
+        before = dict(held)
+        for offset, word, commit in zip(forward["offsets"], forward["words"], forward["commit"], strict=True):
+            if commit:
+                held[offset] = word, step
+            said = seen["cells"][offset]
+            assert ("\nunchanged" in said) == (not commit and offset in before)
+            assert ("\nchanged\nbefore: " in said) == (commit and offset in before)
+            assert ("\ncommitted" in said) == (commit and offset not in before)
+        marked |= set(changes[step])
+        assert seen["changed"] == sorted(marked), "drawn from the change on"
+        assert [offset for offset, note in enumerate(seen["notes"]) if "↻" in note] == sorted(marked)
+        assert seen["masked"] == (24 - len(held) if step + 1 < len(row["forwards"]) else 0)
+        for offset, (word, since) in held.items():
+            if words[word] != TOKENIZER.eos_token:
+                assert seen["faces"][offset] == words[word]
+            assert seen["notes"][offset].rstrip("↻") == str(since + 1)
+        for offset, said in zip(seen["changed"], seen["said"], strict=True):
+            if offset in changes[step] and words[before[offset][0]] != TOKENIZER.eos_token:
+                word, since = before[offset]
+                assert (
+                    f"changed by forward {step + 1}\nbefore: “{words[word]}”, by forward {since + 1}" in said
+                )
+        new = sum(forward["commit"]) - len(changes[step])
+        count = len(changes[step])
+        assert f"committed {new} token{'s' * (new != 1)}, changed {count} committed token" in seen["status"]
+        assert seen["status"].startswith("Read 8 positions, mean entropy ")
+
+
 @needs_browser
 @pytest.mark.slow
 def test_the_page_replays_in_a_browser(tmp_path):
@@ -136,10 +237,7 @@ def test_the_page_replays_in_a_browser(tmp_path):
     one = generations[0]
     dom = in_a_browser(page, tmp_path)
     assert f"forward {one.nfe} of {one.nfe}</output>" in dom, "its policy lets its script run"
-    page = re.sub(r"<meta http-equiv[^>]*>", "", page)  # which forbids further scripts
-    dom = in_a_browser(page.replace("</body>", PLAYS), tmp_path)
-    [title] = re.findall(r"<title>(.*?)</title>", dom)
-    report = json.loads(title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    report = reported(page, PLAYS, tmp_path)
     eos = TOKENIZER.eos_token
     assert report["errors"] == []
     assert report["clock"] == f"forward {one.nfe} of {one.nfe}"

@@ -17,6 +17,7 @@ from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES, rule
 
 MULTI_BLOCK = {"mode": "multi_block"}
+REVISING = {"mode": "revising"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,23 @@ MULTI_BLOCK = {"mode": "multi_block"}
             r"settle_rounds=2 has no effect with mode='pipelined', cache='exact': drop it",
         ),
         (
+            {**REVISING, "rule": "steps", "steps": 8},
+            r"rule='steps' with mode='revising': .*; use mode='sequential' or a rule with a threshold",
+        ),
+        ({**REVISING, "cache": "exact"}, r"cache='exact' with mode='revising': give 'none', 'prefix' or 'd"),
+        (
+            {"revision_passes": 2},
+            r"revision_passes=2 has no effect with mode='sequential': drop it or use mode='revising'",
+        ),
+        (
+            {**MULTI_BLOCK, "final_threshold": 0.5},
+            r"final_threshold=0\.5 has no effect with mode='multi_block': drop it or use mode='revising'",
+        ),
+        (
+            {**REVISING, "block_add_threshold": 0.5},
+            r"block_add_threshold=0\.5 has no effect with mode='revising': drop it or use mode='multi_",
+        ),
+        (
             {"mode": "autoregressive", "block_add_threshold": 0.5},
             r"block_add_threshold=0\.5 has no effect with mode='autoregressive': drop it or use mode=",
         ),
@@ -169,7 +187,7 @@ def test_combinations_without_sense(settings, message):
             "stability_threshold: .*greater than or equal to 0",
         ),
         ({"rule": "steps", "steps": 0}, "steps: .*greater than or equal to 1"),
-        ({"mode": "parallel"}, "mode: .*known: sequential, multi_block, pipelined, autoregressive"),
+        ({"mode": "parallel"}, "mode: .*known: sequential, multi_block, revising, pipelined"),
         ({"cache": "full"}, "cache: .*known: none, prefix, dual, exact"),
         ({**MULTI_BLOCK, "block_add_threshold": 0.0}, "block_add_threshold: .*greater than 0"),
         ({**MULTI_BLOCK, "block_add_threshold": 1.1}, "block_add_threshold: .*less than or equal to 1"),
@@ -183,6 +201,9 @@ def test_combinations_without_sense(settings, message):
         ({"temperature": -1.0}, "temperature: .*greater than or equal to 0"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p: .*greater than 0"),
         ({"temperature": 1.0, "top_p": 1.1}, "top_p: .*less than or equal to 1"),
+        ({**REVISING, "final_threshold": 1.1}, "final_threshold: .*less than or equal to 1"),
+        ({**REVISING, "final_threshold": -0.1}, "final_threshold: .*greater than or equal to 0"),
+        ({**REVISING, "revision_passes": -1}, "revision_passes: .*greater than or equal to 0"),
         ({"seed": -1}, "seed: .*greater than or equal to 0"),
         ({"seed": 10**20}, "seed: .*less than"),
         ({"compile": "maybe"}, "compile: .*valid boolean"),
@@ -227,7 +248,11 @@ def test_what_a_mode_fills_in():
     autoregressive = DecodingConfig(mode="autoregressive", gen_length=7)
     assert (autoregressive.cache, autoregressive.block_length) == ("exact", 1)
     assert (autoregressive.rule, autoregressive.steps, autoregressive.threshold) == ("steps", 7, None)
-    for each in (pipelined, autoregressive):
+    revising = DecodingConfig(mode="revising")
+    assert (revising.rule, revising.threshold, revising.cache) == ("contiguous", 0.5, "none")
+    assert (revising.final_threshold, revising.revision_passes) == (0.9, 8)
+    assert DecodingConfig(mode="revising", rule="entropy").rule == "entropy"
+    for each in (pipelined, autoregressive, revising):
         assert DecodingConfig(**each.model_dump()) == each
 
 
@@ -293,13 +318,33 @@ def test_the_threshold_of_a_rule_is_not_kept_for_another():
     assert beside(confident.model_dump(), {"rule": "confidence"})["threshold"] == 0.9
 
 
+def test_the_rule_of_a_mode_is_not_kept_for_another():
+    """Unless the change names a rule; then its settings stay, if it is the same one."""
+
+    def changed(decoding, **changes):
+        return DecodingConfig(**beside(decoding.model_dump(), changes), **changes)
+
+    entropy = DecodingConfig(rule="entropy", threshold=0.3)
+    revising = DecodingConfig(mode="revising", threshold=0.7, revision_passes=3)
+    assert changed(entropy, mode="revising") == DecodingConfig(mode="revising")
+    assert changed(entropy, mode="revising", threshold=0.7).rule == "contiguous"
+    assert changed(entropy, mode="revising", rule="entropy").threshold == 0.3
+    assert changed(entropy, mode="multi_block").threshold == 0.3
+    assert changed(revising, mode="sequential") == DecodingConfig()
+    assert changed(revising, cache="dual").revision_passes == 3
+    assert changed(revising, rule="confidence", threshold=0.9).revision_passes == 3
+    given = {"mode": "revising", "threshold": 0.7}
+    assert beside(given, {"rule": "contiguous"}) == given, "its rule, though not stated"
+    assert beside(given, {"rule": "entropy"}) == {"mode": "revising"}
+
+
 def test_tables_name_settings_and_their_defaults_are_valid():
     for mode, takes in MODES.items():
-        fields = {*takes.fixed, *takes.defaults, *takes.cached}
+        fields = {*takes.fixed, *takes.usual, *takes.defaults, *takes.cached}
         assert fields <= set(DecodingConfig.model_fields)
         for cache in takes.caches:
             decoding = DecodingConfig(mode=mode, cache=cache)
-            for field, value in takes.defaults.items():
+            for field, value in {**takes.usual, **takes.defaults}.items():
                 assert getattr(decoding, field) == value
             for field, value in takes.cached.items():
                 assert getattr(decoding, field) == (None if cache == "none" else value)
@@ -316,6 +361,8 @@ CHOICES = {  # for each setting: its default, a value that may have an effect, a
     "mode": st.sampled_from(list(MODES)),
     "block_add_threshold": st.sampled_from([None, 0.5]),
     "decoded_token_threshold": st.sampled_from([None, 0.5]),
+    "final_threshold": st.sampled_from([None, 0.0, 0.5]),
+    "revision_passes": st.sampled_from([None, 0, 2]),
     "cache": st.sampled_from(["none", "prefix", "dual", "exact"]),
     "settle_rounds": st.sampled_from([None, 2]),
     "refresh_every": st.sampled_from([None, 2]),

@@ -14,6 +14,8 @@ from dparallel.decoding import loop
 from dparallel.decoding.canvas import Canvas, Step
 from dparallel.decoding.denoise import Shape, Workspace, denoise
 from dparallel.decoding.oracle import decode_one
+from dparallel.decoding.revising_oracle import revise_one
+from dparallel.decoding.stops import Stop
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.rules import RULES
 from tests.conftest import random_model
@@ -43,6 +45,7 @@ CAUSAL = {"predicts_next": True, "attention_pattern": "causal"}
 AUTOREGRESSIVE = {seed: model_of(seed, num_key_value_heads=2, **CAUSAL) for seed in (5, 7)}
 THRESHOLDS = {  # in the range of these models' predictions, so that some positions are committed
     "confidence": st.floats(0.1, 0.5),
+    "contiguous": st.floats(0.05, 0.4),
     "entropy": st.floats(1.5, 3.5),
     "entropy_budget": st.floats(2, 12),
     "entropy_bound": st.floats(0, 9),
@@ -72,8 +75,11 @@ def decodings(draw, rule: str) -> DecodingConfig:
     chosen["threshold"] = draw(THRESHOLDS[rule])
     if rule == "stability":
         chosen["stability_threshold"] = draw(st.floats(1e-4, 0.5))
-    mode = draw(st.sampled_from(["sequential", "multi_block", "pipelined"]))
-    if mode != "sequential":
+    mode = draw(st.sampled_from(["sequential", "multi_block", "revising", "pipelined"]))
+    if mode == "revising":
+        chosen |= {"mode": mode, "final_threshold": draw(st.floats(0, 1))}
+        chosen["revision_passes"] = draw(st.integers(0, 5))
+    elif mode != "sequential":
         shares = st.floats(0.01, 1) | st.sampled_from([1 / 4, 5 / 12, 1])  # some are met exactly
         chosen |= {"mode": mode, "block_add_threshold": draw(shares), "decoded_token_threshold": draw(shares)}
         if mode == "pipelined":
@@ -132,7 +138,9 @@ def test_every_operation_has_a_cuda_kernel(rule, data, prompts, model):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts,
-    decodings("entropy").filter(lambda each: each.mode == "multi_block" and each.cache != "none"),
+    decodings("entropy").filter(
+        lambda each: each.mode in ("multi_block", "revising") and each.cache != "none"
+    ),
     st.sampled_from(MODELS),
     st.integers(2, 6),
 )
@@ -244,11 +252,17 @@ def test_rows_that_stop_early_make_room_for_others(mode, cache):
 def assert_equals_the_oracle(
     generation: Generation, model: DiffusionTransformer, prompt: list[int], decoding: DecodingConfig
 ) -> None:
-    expected = decode_one(model, prompt, decoding)
+    expected = by_the_oracle(model, prompt, decoding)
     if choices(generation) != choices(expected) and is_rounding(generation, model, prompt, decoding):
         return
     assert choices(generation) == choices(expected)
     assert generation.confidence == pytest.approx(expected.confidence, abs=1e-4)
+
+
+def by_the_oracle(
+    model: DiffusionTransformer, prompt: list[int], decoding: DecodingConfig, stop: Stop | None = None
+) -> Generation:
+    return (revise_one if decoding.revises else decode_one)(model, prompt, decoding, stop)
 
 
 def choices(generation: Generation) -> tuple[list[int], list[int], int, int]:
@@ -265,7 +279,7 @@ def is_rounding(
         moved = deepcopy(model)
         with torch.no_grad():
             moved.lm_head.weight *= 1 + 1e-6 * torch.randn_like(moved.lm_head.weight)
-        if choices(decode_one(moved, prompt, decoding)) == choices(generation):
+        if choices(by_the_oracle(moved, prompt, decoding)) == choices(generation):
             return True
     return False
 
@@ -286,7 +300,8 @@ def test_observed_steps_replay_every_row(prompts, decoding, model, batch_size):
     observed: list[Step] = []
     generations = generate(model, prompts, decoding, batch_size, observe=observed.extend)
     for row, generation in enumerate(generations):
-        replay([step for step in observed if step.row == row], generation, decoding)
+        steps = [step for step in observed if step.row == row]
+        (replay_revisions if decoding.revises else replay)(steps, generation, decoding)
 
 
 def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) -> None:
@@ -318,6 +333,44 @@ def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) 
     rest = (EOS, generation.nfe - 1, 0.0)
     rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
     assert list(rows) == [committed.get(offset, rest) for offset in range(decoding.gen_length)]
+
+
+def replay_revisions(steps: list[Step], generation: Generation, decoding: DecodingConfig) -> None:
+    """Every forward pass reads one block, the blocks one after the other; a pass without masks is needed and
+    allowed, and the last changes add up to the generation."""
+    length, passes = decoding.block_length, decoding.revision_passes or 0
+    held: dict[int, tuple[int, int, float]] = {}  # token, step of the last change, probability by offset
+    assert [step.denoise_step for step in steps] == list(range(generation.nfe))
+    assert [step.done for step in steps] == [False] * (generation.nfe - 1) + [True]
+    starts = [step.offsets[0] for step in steps]
+    assert starts == sorted(starts)
+    for start in range(0, starts[-1] + 1, length):
+        block = range(start, start + length)
+        further, before = 0, steps[0]
+        for step in [step for step in steps if step.offsets[0] == start]:
+            assert step.offsets == list(block)
+            full = all(offset in held for offset in block)
+            if full:
+                further += 1
+                assert any(
+                    probability < decoding.final_threshold + 1e-6 for probability in before.probability
+                )
+                assert any(before.commit)
+            new = 0
+            for offset, token, p, commit in zip(
+                step.offsets, step.tokens, step.probability, step.commit, strict=True
+            ):
+                new += offset not in held and commit
+                assert offset not in held or commit == (token != held[offset][0])
+                if commit:
+                    held[offset] = token, step.denoise_step, p
+            assert full or new
+            before = step
+        assert further <= passes
+        assert all(offset in held for offset in block)
+    rest = (EOS, generation.nfe - 1, 0.0)
+    rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
+    assert list(rows) == [held.get(offset, rest) for offset in range(decoding.gen_length)]
 
 
 def test_a_row_with_more_open_blocks_than_are_recomputed_is_read_within_them():

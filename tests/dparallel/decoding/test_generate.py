@@ -44,7 +44,7 @@ prompts = st.lists(st.lists(st.integers(2, 49), min_size=1, max_size=12), min_si
     st.sampled_from([None, 0.5, 0.9]),
     st.sampled_from(
         [
-            *itertools.product(["sequential", "multi_block"], ["none", "prefix", "dual"]),
+            *itertools.product(["sequential", "multi_block", "revising"], ["none", "prefix", "dual"]),
             *itertools.product(["pipelined"], ["none", "exact"]),
         ]
     ),
@@ -74,6 +74,7 @@ def test_drawn_tokens_do_not_depend_on_batch_mates(prompts, model, top_p, mode_a
         {},
         {"mode": "multi_block", "cache": "dual"},
         {"mode": "pipelined", "cache": "exact"},
+        {"mode": "revising", "cache": "dual", "rule": "entropy"},
         {"stop_at_eos": False, "cache": "prefix"},
     ],
 )
@@ -306,17 +307,19 @@ def test_bad_model_ids_and_batch_size(tiny_model):
         (
             {},
             "autoregressive",
-            "that states no attention_pattern .* mode='sequential' or 'multi_block' or 'pipelined'",
+            "that states no attention_pattern .* mode='sequential' or 'multi_block' or 'revising' or "
+            "'pipelined'",
         ),
         (
             {"attention_pattern": "full"},
             "pipelined",
-            "attention_pattern='full' .* with mode='sequential' or 'multi_block'$",
+            "attention_pattern='full' .* with mode='sequential' or 'multi_block' or 'revising'$",
         ),
         ({"attention_pattern": "causal"}, "autoregressive", "predicts_next is False"),
         ({"attention_pattern": "causal"}, "sequential", "decoded with mode='autoregressive'"),
         ({"attention_pattern": "block_causal"}, "sequential", "decoded with mode='pipelined'"),
         ({"attention_pattern": "block_causal"}, "multi_block", "decoded with mode='pipelined'"),
+        ({"attention_pattern": "block_causal"}, "revising", "mode='revising' .* with mode='pipelined'"),
     ],
 )
 def test_a_model_is_decoded_as_it_was_trained_to_attend(model, mode, message):

@@ -26,13 +26,13 @@ def test_published_loops_give_the_same(llada_tiny, kind):
 def test_reading_by_hand():
     """Probabilities 1/2, 1/4, 1/8, 1/8: entropy 7/4 ln 2; KL against the uniform distribution 1/4 ln 2."""
     now, uniform = torch.tensor([0.5, 0.25, 0.125, 0.125]), torch.full((4,), 0.25)
-    reading = oracle._read(now, uniform, mask=0)
+    reading = oracle.read(now, uniform, mask=0)
     assert reading[:6] == pytest.approx((1, 0.25, 0.75, 0.125, 1.75 * math.log(2), 0.25 * math.log(2)))
-    assert oracle._read(now, None, mask=3)[:6] == pytest.approx(
+    assert oracle.read(now, None, mask=3)[:6] == pytest.approx(
         (0, 0.5, 0.5, 0.25, 1.75 * math.log(2), math.inf)
     )
     certain = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert oracle._read(certain, certain, mask=3)[:6] == pytest.approx((1, 1, 0, 0, 0, 0))
+    assert oracle.read(certain, certain, mask=3)[:6] == pytest.approx((1, 1, 0, 0, 0, 0))
 
 
 READING = {
@@ -48,6 +48,8 @@ READING = {
     [
         ("confidence", {"threshold": 0.7}, [3, 5, 6, 2], [3, 5, 6]),
         ("confidence", {"threshold": 0.95}, [3, 5, 6, 2], []),
+        ("contiguous", {}, [2, 3, 5, 6], [2, 3, 5, 6]),
+        ("contiguous", {"threshold": 0.6}, [2, 3, 5, 6], []),
         ("entropy", {"threshold": 0.5}, [5, 3, 6, 2], [5, 3, 6]),
         ("entropy_budget", {"threshold": 0.75}, [5, 3, 6, 2], [5, 3]),
         ("entropy_budget", {"threshold": 1.25}, [5, 3, 6, 2], [5, 3, 6]),
@@ -69,8 +71,8 @@ READING = {
 )
 def test_rules_by_hand(rule, limits, ranking, chosen):
     decoding = DecodingConfig(gen_length=8, block_length=8, rule=rule, **limits)
-    assert oracle._ranking(rule, READING) == ranking
-    assert oracle._chosen(decoding, READING, ranking, 0) == chosen
+    assert oracle.rank(rule, READING) == ranking
+    assert oracle.selected(decoding, READING, ranking, 0) == chosen
 
 
 def test_every_rule_is_defined():
@@ -80,7 +82,7 @@ def test_every_rule_is_defined():
 def test_steps_by_hand():
     """Eight positions in three forward passes: 3, 3, 2."""
     decoding = DecodingConfig(gen_length=16, block_length=8, rule="steps", steps=6)
-    assert [len(oracle._chosen(decoding, READING, [2, 3, 5, 6], each)) for each in range(3)] == [3, 3, 2]
+    assert [len(oracle.selected(decoding, READING, [2, 3, 5, 6], each)) for each in range(3)] == [3, 3, 2]
 
 
 def multi_block(cache, **settings):
@@ -125,10 +127,10 @@ def test_forward_by_hand_equals_the_model(shape):
     old, new = [5, 6, 1, 1, 9], [5, 6, 7, 1, 8]
     memory: oracle.KeyValues = [{} for _ in model.layers]
     with torch.no_grad():
-        logits = oracle._forward(model, old, list(range(5)), memory)
+        logits = oracle.forward(model, old, list(range(5)), memory)
         assert torch.allclose(torch.stack(list(logits.values())), model(torch.tensor([old]))[0], atol=1e-5)
         # With one layer, an entry depends on its own token only, so position 4 may hold its old token.
-        logits = oracle._forward(model, new, [2, 3], memory)
+        logits = oracle.forward(model, new, [2, 3], memory)
         expected = model(torch.tensor([[*new[:4], old[4]]]))[0]
     assert list(logits) == [2, 3]
     assert torch.allclose(torch.stack(list(logits.values())), expected[2:4], atol=1e-5)

@@ -16,6 +16,7 @@ DECODINGS = [
     {"rule": "steps", "steps": 8, "cache": "dual"},
     {"mode": "multi_block", "threshold": 0.7, "cache": "prefix", "refresh_every": 3},
     {"rule": "stability", "threshold": 0.3, "stability_threshold": 0.5},
+    {"rule": "contiguous", "threshold": 0.1, "mode": "revising", "cache": "dual", "revision_passes": 3},
 ]
 
 
@@ -58,3 +59,20 @@ def test_what_is_committed_counts_up_to_the_first_masked_position(tiny_model: Di
         look = pool.look(slots)
     steps = look.commit_step[0].tolist()
     assert steps.index(-1) == look.committed[0]
+
+
+def test_what_may_change_is_not_final(tiny_model: DiffusionTransformer) -> None:
+    """Tokens count from the forward pass on that makes their block final, and do not change any more."""
+    pool = Pool(tiny_model, DecodingConfig(**SHAPE, mode="revising", threshold=0.1, revision_passes=3))
+    seen, full = [], 0
+    with torch.inference_mode():
+        pool.join([5, 6], 0)
+        done = [False]
+        while not done[0]:
+            _, slots, done = pool.forward()
+            look = pool.look(slots)
+            seen.append((int(look.committed[0]), look.tokens[0].tolist()))
+            full += look.committed[0] < 8 and (look.commit_step[0, :8] >= 0).all()
+    assert full, "a block without masks is not final at once"
+    assert sorted({count for count, _ in seen}) == [0, 8, 16]
+    assert all(tokens[:count] == seen[-1][1][:count] for count, tokens in seen)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
-from dparallel.decoding.oracle import decode_one
 from dparallel.rules.rules import RULES
 from tests.dparallel.decoding.test_against_oracle import (
     AUTOREGRESSIVE,
     EOS,
     MODELS,
     batch_sizes,
+    by_the_oracle,
     choices,
     decodings,
     prompts,
@@ -49,8 +49,8 @@ def test_stopped_rows_equal_the_oracle(prompts, decoding, model, batch_size, wan
     for prompt, stopped, full in zip(prompts, found, whole, strict=True):
         count = stopped.num_tokens
         assert (stopped.tokens[:count], stopped.nfe <= full.nfe) == (full.tokens[:count], True)
-        if choices(full) == choices(decode_one(model, prompt, decoding)):  # no tie decided by rounding
-            assert choices(stopped) == choices(decode_one(model, prompt, decoding, stop))
+        if choices(full) == choices(by_the_oracle(model, prompt, decoding)):  # no tie decided by rounding
+            assert choices(stopped) == choices(by_the_oracle(model, prompt, decoding, stop))
         if decoding.stop_at_eos:
             end = stop(full.tokens[: full.tokens.index(EOS)] if EOS in full.tokens else full.tokens)
             assert count == (full.num_tokens if end is None else end)
@@ -87,4 +87,4 @@ def test_stopped_rows_make_room_for_others(cache):
     stop = stop_at_tokens(*range(3, 50, 4))
     for model in MODELS[:3]:
         for prompt, generation in zip(rows, generate(model, rows, decoding, 5, stop=stop), strict=True):
-            assert choices(generation) == choices(decode_one(model, prompt, decoding, stop))
+            assert choices(generation) == choices(by_the_oracle(model, prompt, decoding, stop))

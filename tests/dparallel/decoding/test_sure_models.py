@@ -8,8 +8,8 @@ from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding import loop
 from dparallel.decoding.denoise import denoise
-from dparallel.decoding.oracle import decode_one
 from dparallel.problems.registry import load_problems
+from tests.dparallel.decoding.test_against_oracle import by_the_oracle
 
 TEACHER = Path(__file__).parents[3] / "teachers" / "tiny"
 SHAPE = {"gen_length": 36, "block_length": 12}
@@ -29,6 +29,9 @@ SETTINGS = [
     {"rule": "dream_maskgit_plus", "steps": 18, "block_length": 36},
     {"rule": "dream_topk_margin", "steps": 18, "block_length": 36},
     {"rule": "confidence", "threshold": 1.0, "mode": "multi_block", "cache": "dual"},
+    {"rule": "contiguous", "threshold": 1.0},
+    {"rule": "contiguous", "threshold": 0.3, "mode": "revising", "final_threshold": 1.0},
+    {"rule": "entropy", "threshold": 2.0, "mode": "revising", "cache": "dual", "revision_passes": 2},
 ]
 
 
@@ -44,7 +47,7 @@ def test_every_row_equals_the_oracle(teacher, settings):
     model, prompts = teacher
     decoding = DecodingConfig(**{**SHAPE, **settings})
     for prompt, generation in zip(prompts, generate(model, prompts, decoding, 4), strict=True):
-        expected = decode_one(model, prompt, decoding)
+        expected = by_the_oracle(model, prompt, decoding)
         assert (generation.tokens, generation.nfe) == (expected.tokens, expected.nfe)
         assert generation.commit_step == expected.commit_step
 
@@ -62,4 +65,17 @@ def test_rows_that_fill_up_a_fixed_shape_change_nothing(teacher, monkeypatch, ba
     shaped = generate(model, prompts, decoding.model_copy(update={"compile": True}), batch_size)
     assert [(each.tokens, each.commit_step, each.nfe) for each in shaped] == [
         (each.tokens, each.commit_step, each.nfe) for each in expected
+    ]
+
+
+def test_revised_rows_do_not_depend_on_the_shape_of_the_batch(teacher, monkeypatch):
+    """Probabilities are fed back: without rounding, errors of float32 would decide some of these rows."""
+    model, prompts = teacher
+    decoding = DecodingConfig(**SHAPE, mode="revising", revision_passes=4)
+    prompts = [prompt[: len(prompt) - row] for row, prompt in enumerate(prompts)]
+    expected = generate(model, prompts, decoding, 3)
+    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    shaped = generate(model, prompts, decoding.model_copy(update={"compile": True}), 8)
+    assert [(each.tokens, each.commit_step) for each in shaped] == [
+        (each.tokens, each.commit_step) for each in expected
     ]

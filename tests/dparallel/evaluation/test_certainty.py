@@ -2,17 +2,20 @@ import pytest
 import torch
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Step
 from dparallel.decoding.generate import generate
 from dparallel.evaluation.certainty import replay
 
 PROMPT = [10, 20, 30]
 
 
-@pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
+@pytest.mark.parametrize("mode", ["sequential", "multi_block", "revising", "pipelined"])
 def test_replay_sees_the_very_probabilities_at_which_tokens_were_committed(tiny_model, mode) -> None:
-    decoding = DecodingConfig(gen_length=24, block_length=8, threshold=1.0, stop_at_eos=False, mode=mode)
-    (generation,) = generate(tiny_model, [PROMPT], decoding)
-    certainty = replay(tiny_model, PROMPT, generation, decoding)
+    shape = {"gen_length": 24, "block_length": 8, "rule": "entropy", "threshold": 1.0}
+    decoding = DecodingConfig(**shape, stop_at_eos=False, mode=mode)
+    steps: list[Step] = []
+    (generation,) = generate(tiny_model, [PROMPT], decoding, observe=steps.extend)
+    certainty = replay(tiny_model, PROMPT, generation, decoding, steps)
     assert certainty.shape == (generation.nfe, 24)
     assert generation.nfe > 3
     at_commit = certainty[generation.commit_step, torch.arange(24)]

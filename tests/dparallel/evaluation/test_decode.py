@@ -142,7 +142,7 @@ def test_a_warm_up_needs_no_more_memory_than_what_it_warms_up_for(file: Path) ->
         assert needed <= planned
 
 
-@pytest.mark.parametrize("mode", ["sequential", "multi_block", "pipelined"])
+@pytest.mark.parametrize("mode", ["sequential", "multi_block", "revising", "pipelined"])
 def test_a_warm_up_is_one_forward_that_reads_one_block(mode: Any) -> None:
     model, shapes = random_model(), []
     model.register_forward_hook(lambda module, arguments, logits: shapes.append(tuple(logits.shape[:2])))

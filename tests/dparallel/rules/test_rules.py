@@ -53,6 +53,21 @@ def test_confidence(threshold, expected):
     assert committed("confidence", [0.625, 0.99, 0.875, 0.125], [1, 0, 1, 1], threshold) == expected
 
 
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.5, [0, 1, 0, 1, 0, 0]),  # the first is committed already; 0.25 ends the run
+        (0.25, [0, 1, 0, 1, 1, 1]),
+        (0.9, [0, 1, 0, 0, 0, 0]),  # nothing reaches it: the leftmost masked one
+        (0.0, [0, 1, 0, 1, 1, 1]),
+    ],
+)
+def test_contiguous_ends_at_the_first_unsure_token(threshold, expected):
+    """Committed positions do not interrupt the run."""
+    probability = [0.125, 0.625, 0.125, 0.875, 0.25, 0.875]
+    assert committed("contiguous", probability, [0, 1, 0, 1, 1, 1], threshold) == expected
+
+
 @pytest.mark.parametrize("rule", ["confidence", "margin", "steps", "entropy"])
 def test_the_surest_of_sure_tokens_is_found(rule):
     """Probabilities 1 - 1e-9 and 1 - 1e-12 are both 1 in float32; neither reaches a threshold of 1."""
@@ -233,6 +248,7 @@ FITTED = random_commit_rule().weights
 CUMULATIVE = ("entropy_budget", "entropy_bound", "frechet", "factor")
 CAUTIOUS = (
     "confidence",
+    "contiguous",
     "margin",
     "stability",
     "frechet",
