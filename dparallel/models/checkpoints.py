@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from dparallel.models.hub import checkpoint_folder
 from dparallel.models.placement import empty_model, find_device, find_dtype, name_accelerator
 from dparallel.models.weights import Stored, read_json
 from dparallel.rules.declaration import COMMIT_RULE
-from dparallel.stages.files import give_usual_modes, naming_the_file, write_atomically
+from dparallel.stages.files import SAVING, give_usual_modes, naming_the_file, saving_folder, write_atomically
 from dparallel.stages.manifest import CLAIM, MANIFEST
 
 __all__ = [
@@ -66,7 +65,6 @@ COMPANIONS = (
 )
 # Not copied: files that list the weight files, and files that this project adds to a model.
 NO_COMPANIONS = ("config.json", "*.index.json", COMMIT_RULE, CLAIM, MANIFEST)
-PARTIAL = ".saving-"  # prefix of temporary folders for files that are being saved
 # Tokenizer classes that AutoTokenizer cannot find, or only with a warning about the model type.
 TOKENIZERS: dict[str | None, Any] = {
     "DreamTokenizer": Qwen2Tokenizer,  # its remote code is a copy of this class
@@ -180,19 +178,19 @@ def _save(
     """Write all files beside their places, then move them there; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     _check_disk(model, folder)
-    for leftover in folder.glob(f"{PARTIAL}*"):  # from an interrupted save
+    for leftover in folder.glob(f"{SAVING}*"):  # from an interrupted save
         shutil.rmtree(leftover)
-    with TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
+    with saving_folder(folder) as partial:
         if source is None:
             _write_native(model, tokenizer, partial)
         else:
-            _write_original(model, source, Path(partial))
+            _write_original(model, source, partial)
         defaults = model.defaults or Defaults()
-        if read_defaults(Path(partial)).settings != defaults.settings:
-            write_defaults(Path(partial), defaults.settings, defaults.chosen)
+        if read_defaults(partial).settings != defaults.settings:
+            write_defaults(partial, defaults.settings, defaults.chosen)
         if model.commit_rule is not None:
-            write_commit_rule(Path(partial), model.commit_rule)
-        files = [file for file in Path(partial).rglob("*") if file.is_file()]
+            write_commit_rule(partial, model.commit_rule)
+        files = [file for file in partial.rglob("*") if file.is_file()]
         give_usual_modes(files)
         names = sorted(file.relative_to(partial).as_posix() for file in files)
         if stale := sorted({file.name for file in folder.glob("model*.safetensors*")}.difference(names)):
@@ -201,7 +199,7 @@ def _save(
             )
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
-            os.replace(Path(partial, name), folder / name)
+            os.replace(partial / name, folder / name)
     return names
 
 

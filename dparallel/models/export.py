@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +27,7 @@ from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import FORMATS, CheckpointError, publishers, read_fields
 from dparallel.models.names import Names
 from dparallel.models.weights import INDEX, SINGLE
-from dparallel.stages.files import naming_the_file
+from dparallel.stages.files import naming_the_file, saving_folder
 
 SHARD_BYTES = 5 * 10**9
 # Config and model in modeling_dparallel.py, by model_type.
@@ -61,8 +60,7 @@ def export_model(
         config, known = original_config(model, kind, decoding), FORMATS[kind].names
     with naming_the_file(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
-            place = Path(partial)
+        with saving_folder(folder) as place:
             tokenizer.save_pretrained(place)
             name_as_before(place / "tokenizer_config.json")
             _write_weights(model, known, place)

@@ -171,14 +171,29 @@ def new_partial(target: Path) -> tuple[BinaryIO, Path]:
         remove_partial(partial)
 
 
+@contextlib.contextmanager
+def saving_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder` for the files of a model, removed afterwards."""
+    partial = folder / f"{SAVING}{uuid4().hex}"
+    _partials.add(partial)
+    try:
+        partial.mkdir()
+        yield partial
+    finally:
+        remove_partial(partial)
+
+
 def remove_partial(partial: Path) -> None:
-    """Remove a temporary file that this process made."""
-    partial.unlink(missing_ok=True)
+    """Remove a temporary file or folder that this process made."""
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
     _partials.discard(partial)
 
 
 def remove_all_partials() -> None:
-    """Remove the temporary files of this process, which is about to end without leaving its blocks."""
+    """Remove what is temporary of this process, which is about to end without leaving its blocks."""
     for partial in list(_partials):
         with contextlib.suppress(OSError):
             remove_partial(partial)
@@ -193,19 +208,18 @@ def making(path: Path) -> Iterator[bool]:
     """
     claim = path.with_name(f".{path.name[:40]}{CLAIMED}{PARTIAL}")
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_unless_locked, claim)  # first, since Ctrl-C may come right after the opening
         while True:
             with naming_the_file(path):
                 claim.parent.mkdir(parents=True, exist_ok=True)
-                file = claim.open("ab")
+                file = stack.enter_context(claim.open("ab"))
             if not _lock(file):
-                file.close()
                 yield False
                 return
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), claim.stat()):
                     break
             file.close()  # the process that had the claim has removed it meanwhile
-        stack.enter_context(file)
         _partials.add(claim)
         stack.callback(remove_partial, claim)
         yield True
@@ -224,9 +238,14 @@ def sweep(folder: Path, alone: bool = False) -> None:
         for saving in folder.glob(f"{SAVING}*"):
             shutil.rmtree(saving, ignore_errors=True)
     for partial in folder.rglob(f".*{PARTIAL}"):
-        with contextlib.suppress(OSError), partial.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink(missing_ok=True)
+        _remove_unless_locked(partial)
+
+
+def _remove_unless_locked(partial: Path) -> None:
+    """Remove a temporary file that no process works on; where the file system has no locks, it is kept."""
+    with contextlib.suppress(OSError), partial.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO) -> bool:

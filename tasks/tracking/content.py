@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import DatasetInput, Metric, Param
+from mlflow.exceptions import MlflowException
 
 from dparallel.reporting.headline import tokens
 from dparallel.reporting.read import Benchmark, benchmark_name, read_benchmark
@@ -22,6 +23,8 @@ from tasks.tracking.records import Record
 PROBLEMS = 50  # of each model and method in a table of samples
 TEXT = 2000  # characters of a prompt or response there
 NOTE = 8000  # characters of a description; MLflow takes no longer ones on all databases
+TRIES = 5  # as many as runs that may register the same data sets at once
+NOT_UNIQUE = ("IntegrityError", "UniqueViolation")  # SQLite's and PostgreSQL's
 NO_FILES = (".parquet",)  # trajectories are too large for artifacts
 
 
@@ -44,7 +47,7 @@ def log_end(client: MlflowClient, run_id: str, record: Record) -> None:
     if record.stages:
         if record.reused:
             client.update_run(run_id, name=f"{record.name} (reused)")
-        client.log_inputs(run_id, datasets.of_experiment(record.stages))
+        log_inputs(client, run_id, datasets.of_experiment(record.stages))
     if record.stages and record.promotion is not None:
         for folder in record.promotion.benchmarks:
             log_samples(client, run_id, Path(folder))
@@ -64,7 +67,7 @@ def log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path, m
     log_numbers(client, run_id, record, {key: numbers[key] for key in numbers if key not in curves})
     client.log_artifact(run_id, str(folder / "manifest.json"))
     if inputs := datasets.of_stage(manifest, folder, record.inputs):
-        client.log_inputs(run_id, inputs)
+        log_inputs(client, run_id, inputs)
     if manifest.stage == "benchmark":
         log_samples(client, run_id, folder)
     if manifest.stage == "merging":
@@ -73,6 +76,16 @@ def log_stage(client: MlflowClient, run_id: str, record: Record, folder: Path, m
         if not file.endswith(NO_FILES):
             parent = Path(file).parent
             client.log_artifact(run_id, str(folder / file), None if parent == Path() else parent.as_posix())
+
+
+def log_inputs(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
+    """Link a run to its data sets; again where another run has registered one of them meanwhile."""
+    for others in reversed(range(TRIES)):
+        try:
+            return client.log_inputs(run_id, inputs)
+        except MlflowException as error:
+            if others == 0 or not any(kind in str(error) for kind in NOT_UNIQUE):
+                raise
 
 
 def effort(manifest: Manifest, folder: Path) -> dict[str, float]:

@@ -29,7 +29,7 @@ def test_two_at_once(before: Callable[[str], Place], shown: Callable[[Row], None
         assert second.leaves_no_process()
     assert sorted("already done" in text for text in said) == [False, True], "\n".join(said)
     # A stage of seconds may be done before the other run, whose processes are still starting, asks for it.
-    assert sum(map(waits, said)) == 1 or stage in ("training", "merging"), "\n".join(said)
+    assert sum(map(waits, said)) <= 1, "\n".join(said)
     place.is_undisturbed()
     client = MlflowClient(tracking_uri=place.store)
     experiment = client.get_experiment_by_name("small")
@@ -39,7 +39,7 @@ def test_two_at_once(before: Callable[[str], Place], shown: Callable[[Row], None
     assert made == "false"
     assert reused in (["true"], []), "none if the first one was uploaded before the second one looked"
     assert versions_of(client, "published") == (1 if stage == "merging" else 0)
-    outcome = "the second one says that it waits, then uses the result of the first one"
+    outcome = "the second one says that it waits while the first one works, and uses its result"
     shown(Row("the same command twice at once", stage, outcome))
 
 

@@ -5,14 +5,28 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dparallel.config.base import UserError
-from dparallel.stages.files import FileError, naming_the_file, replacing, sweep, write_atomically, write_table
+from dparallel.stages import files
+from dparallel.stages.files import (
+    FileError,
+    making,
+    naming_the_file,
+    remove_all_partials,
+    replacing,
+    saving_folder,
+    sweep,
+    write_atomically,
+    write_table,
+)
 
 ROOT = os.geteuid() == 0
 TABLE = pa.table({"number": [1, 2, 3]})
@@ -263,8 +277,8 @@ def test_a_writer_that_is_killed_loses_its_lock(tmp_path: Path) -> None:
 HARD_END = """
 import os, sys, threading
 from pathlib import Path
-from dparallel.stages.files import making, remove_all_partials, replacing
-folder, inside = Path(sys.argv[1]), threading.Barrier(3)
+from dparallel.stages.files import making, remove_all_partials, replacing, saving_folder
+folder, inside = Path(sys.argv[1]), threading.Barrier(4)
 def make():
     with making(folder / "part-00001.parquet"):
         inside.wait()
@@ -274,10 +288,15 @@ def write():
         file.write(b"half")
         inside.wait()
         threading.Event().wait()
-for work in (make, write):
+def save():
+    with saving_folder(folder) as partial:
+        (partial / "weights").write_bytes(b"half")
+        inside.wait()
+        threading.Event().wait()
+for work in (make, write, save):
     threading.Thread(target=work, daemon=True).start()
 inside.wait()
-print(*sorted(path.suffix for path in folder.iterdir()))
+print(*sorted(path.name.rpartition(".")[2][:7] for path in folder.iterdir()))
 remove_all_partials()
 os._exit(3)
 """
@@ -288,5 +307,56 @@ def test_a_process_that_ends_at_once_removes_what_its_threads_are_writing(tmp_pa
     ended = subprocess.run(
         command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parents[3], check=False
     )
-    assert (ended.returncode, ended.stdout.split()) == (3, [".partial", ".partial"]), ended.stderr
+    assert (ended.returncode, ended.stdout.split()) == (3, ["partial", "partial", "saving-"]), ended.stderr
     assert names(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_at_any_instruction_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """Ctrl-C raises wherever the interpreter is, also between the making of a file and its registration."""
+
+    def make() -> None:
+        with making(tmp_path / "part"):
+            pass
+
+    def write() -> None:
+        write_atomically(tmp_path / "whole", b"content")
+        (tmp_path / "whole").unlink()
+
+    def save() -> None:
+        with saving_folder(tmp_path) as partial:
+            (partial / "weights").write_bytes(b"half")
+
+    for work in (make, write, save):
+        interrupted, at = True, 0
+        while interrupted:
+            at += 1
+            interrupted = _interrupted(work, at)
+            remove_all_partials()  # as at the end of an interrupted program
+            assert [name for name in names(tmp_path) if name != "whole"] == [], f"instruction {at}"
+        assert at > 20
+
+
+def _interrupted(work: Callable[[], None], at: int) -> bool:
+    """Run with an interruption at an instruction in the module of files; False if it ends before that."""
+    left = at
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != files.__file__ or frame.f_code.co_name.startswith("remove"):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return left <= 0
