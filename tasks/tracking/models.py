@@ -78,11 +78,9 @@ def set_decoding(
     """
     with tempfile.TemporaryDirectory() as scratch:
         if any(file.path == GENERATION for file in client.list_logged_model_artifacts(model_id)):
-            download_artifacts(
-                artifact_uri=f"models:/{model_id}/{GENERATION}",
-                dst_path=scratch,
-                tracking_uri=client.tracking_uri,
-            )
+            place = client.get_logged_model(model_id).artifact_location
+            uri = f"{place}/{GENERATION}"  # in `models:/ID/…`, a path below the model is read as a version
+            download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=client.tracking_uri)
         write_defaults(Path(scratch), decoding.portable(), chosen)
         client.log_model_artifact(model_id, str(Path(scratch) / GENERATION))
         file = Path(scratch) / DECODING
