@@ -87,7 +87,8 @@ def fit(
     if model.config.attention_pattern == "causal":
         raise UserError("a causal model commits one token per forward pass, and no rule: give another model")
     rng = np.random.default_rng(config.seed)
-    held, fitted = [], []
+    held: list[Examples] = []
+    fitted: list[Examples] = []
     for place, row in enumerate(rows):
         found = examples(model, row, block_length, rng.integers(0, row["nfe"], config.canvases))
         (held if place % HELD_OUT == HELD_OUT - 1 else fitted).append(found)

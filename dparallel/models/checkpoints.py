@@ -341,7 +341,7 @@ def _no_original(reason: str) -> str:
 
 
 def _write_native(
-    model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase | None, folder: str
+    model: DiffusionTransformer, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
     transformers_logging.disable_progress_bar()
     name_accelerator()
@@ -349,7 +349,7 @@ def _write_native(
     transformers_logging.enable_progress_bar()
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        name_as_before(Path(folder, "tokenizer_config.json"))
+        name_as_before(folder / "tokenizer_config.json")
 
 
 def name_as_before(settings: Path) -> None:

@@ -30,7 +30,7 @@ def encode_messages(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
     """Token ids of a text in which the mask token's text is ordinary text."""
-    mask = tokenizer.convert_ids_to_tokens(mask_token_id)
+    mask = tokenizer.convert_ids_to_tokens([mask_token_id])[0]
     if not mask or mask not in text:
         return list(tokenizer.encode(text, add_special_tokens=False))
     ids: list[int] = []
