@@ -177,7 +177,7 @@ def _save(
 ) -> list[str]:
     """Write all files beside their places, then move them there; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    _check_disk(model, folder)
+    check_disk(model, folder)
     for leftover in folder.glob(f"{SAVING}*"):  # from an interrupted save
         shutil.rmtree(leftover)
     with saving_folder(folder) as partial:
@@ -316,7 +316,8 @@ def _untie(folder: Path, stored: dict[str, Stored]) -> None:
     del stored["lm_head.weight"]
 
 
-def _check_disk(model: DiffusionTransformer, folder: Path) -> None:
+def check_disk(model: DiffusionTransformer, folder: Path) -> None:
+    """Raise a CheckpointError if the model does not fit on the disk of `folder`."""
     needed = sum(parameter.nbytes for parameter in model.parameters())
     free = shutil.disk_usage(folder).free
     if needed > free:

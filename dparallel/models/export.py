@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.models import backbone, modeling_dparallel, names
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
-from dparallel.models.checkpoints import name_as_before, save_model
+from dparallel.models.checkpoints import check_disk, name_as_before, save_model
 from dparallel.models.config_file import ENDS, PATTERN
 from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import FORMATS, CheckpointError, publishers, read_fields
@@ -60,6 +60,7 @@ def export_model(
         config, known = original_config(model, kind, decoding), FORMATS[kind].names
     with naming_the_file(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        check_disk(model, folder)
         with saving_folder(folder) as place:
             tokenizer.save_pretrained(place)
             name_as_before(place / "tokenizer_config.json")

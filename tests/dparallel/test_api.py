@@ -169,7 +169,7 @@ def test_what_is_neither_text_nor_conversation_is_refused(prompts: object, messa
         complete(random_model(), build_tokenizer(), prompts, DECODING)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("decoding", [None, {"rule": "entropy"}, "entropy"])
+@pytest.mark.parametrize("decoding", [{"rule": "entropy"}, "entropy"])
 def test_a_decoding_is_given_as_its_configuration(decoding: object) -> None:
     with pytest.raises(dparallel.DecodingError, match="decoding=.*: give a DecodingConfig"):
         generate(random_model(), [[5]], decoding)  # type: ignore[arg-type]

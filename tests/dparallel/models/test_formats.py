@@ -70,7 +70,12 @@ TINY = {  # the same config with few, narrow layers: numbers of heads and groups
 }
 
 
-@pytest.mark.parametrize("name", FAMILY)
+LARGE = {"Dream-Coder", "DiffuCoder"}  # their vocabulary takes a second each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FAMILY]
+)
 def test_a_tiny_checkpoint_of_every_published_config_loads_and_decodes(name: str, tmp_path: Path) -> None:
     raw = {**FAMILY[name], **TINY[FAMILY[name]["model_type"]]}
     known, config = read_fields(raw, "config.json")
