@@ -5,13 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
-
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from dparallel.config.decoding import DecodingConfig

@@ -109,6 +109,7 @@ def test_damaged_weights_fail_their_requests_only(endless: Served, teacher: Serv
         assert isinstance(last(others), Finished)
 
 
+@pytest.mark.slow  # memory is collected, which takes a second beside everything that tests import
 def test_a_forward_pass_that_fails_ends_its_requests_only(teacher: Served) -> None:
     """A token beyond the vocabulary, which `check_prompts` refuses, cannot be embedded."""
     events, others = queue.Queue[Event](), queue.Queue[Event]()
