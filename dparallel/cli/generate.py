@@ -32,7 +32,6 @@ def generate(options: argparse.Namespace) -> None:
         UserError: an option, a prompt or the model cannot be used, or a file cannot be written.
     """
     # 1. Check everything, first what does not need the weights.
-    decoding = open_decoding(options)
     if options.prompts is not None:
         requests = read_requests(options.prompts, options.prompt_field)
     elif options.out is not None:
@@ -43,6 +42,7 @@ def generate(options: argparse.Namespace) -> None:
     check_writable("--trace", options.trace)
     check_different(options.out, options.trace)
     check_unused(options.out)
+    decoding = open_decoding(options)
     tokenizer, model = open_tokenizer(options), open_model(options)
     prompts = encode(requests, tokenizer, model, decoding, options.raw)
 
