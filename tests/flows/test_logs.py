@@ -95,6 +95,7 @@ def test_nothing_is_shown_after_an_interruption_but_how_to_go_on() -> None:
     assert shown(terminal) == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_line_of_progress_that_is_written_over() -> None:
     code = (
         "import sys\nimport flows.environment\nfrom flows.logs import Terminal\n"

@@ -41,6 +41,7 @@ def latin_1(tmp_path_factory) -> dict[str, str]:
     return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", "latin_1"])
 def test_files_and_pipes_are_utf_8_in_any_locale(tiny_checkpoint, tmp_path, request, locale):
     environment = {"LC_ALL": "C"} if locale == "C" else request.getfixturevalue("latin_1")

@@ -199,6 +199,7 @@ def check_layouts(file: Path, processes: int, names: Iterable[str]) -> None:
     in_processes(processes, file.parent, check)
 
 
+@pytest.mark.slow
 def test_two_processes_load_the_state_and_step_as_torch_does(file: Path) -> None:
     check_layouts(file, 2, ["stage 2", "stage 2, round robin", "stage 2, offloaded", "stage 3"])
 

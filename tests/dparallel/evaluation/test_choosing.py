@@ -91,6 +91,7 @@ def test_the_whole_sweep_can_be_decoded_on_the_test_problems(
     assert manifest.counts["students"] == 1
 
 
+@pytest.mark.slow
 def test_each_student_has_its_own_sweeps_and_a_baseline_stands_beside(
     settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

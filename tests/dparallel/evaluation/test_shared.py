@@ -246,6 +246,7 @@ def test_a_damaged_slice_is_refused_before_any_work(settings, inputs, tmp_path: 
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_while_parts_decode_for_the_first(settings, inputs, tmp_path: Path) -> None:
     out, store = tmp_path / "out", tmp_path / "store"
 

@@ -31,6 +31,7 @@ def test_files_get_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, for
     assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_left_goes_with_the_next(tmp_path: Path) -> None:
     code = f"""
 import os
