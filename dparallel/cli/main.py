@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
-from dparallel.cli.parser import build_parser, in_flags
+from dparallel.cli.decoding_arguments import in_flags
+from dparallel.cli.parser import build_parser
 from dparallel.config.base import UserError
 from dparallel.stages import starting
 from dparallel.stages.permissions import not_permitted

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
-from dparallel.cli.parser import flag_of, given_decoding
+from dparallel.cli.decoding_arguments import flag_of, given_decoding
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
 from dparallel.decoding.generate import DecodingError, generate

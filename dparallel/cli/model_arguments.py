@@ -1,22 +1,22 @@
 """Arguments of the commands that make a checkpoint of another one: `merge` and `export`."""
 
-from pathlib import Path
 from typing import Any, get_args
 
-from dparallel.cli.argument_types import as_path, as_runs, as_text
+from dparallel.cli.argument_types import as_path, as_text
+from dparallel.cli.shared_arguments import add_command, add_folder_of_runs
 from dparallel.config.experiment import AdapterConfig, MergingConfig
 
 
 def add_merge(commands: Any) -> None:
     """Add `dparallel merge`."""
     summary = "merge a LoRA adapter into its base model, and check that both compute the same"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "merge",
-        help=summary,
+        summary,
         description=f"{summary}. The adapter is in PEFT's layout; its modules have our names or those of the "
         "model's publisher.",
         usage="dparallel merge --model MODEL --adapter ADAPTER --out FOLDER [OPTIONS]",
-        allow_abbrev=False,
     )
     command.add_argument(
         "--model", metavar="MODEL", required=True, help="the base model: folder, or Hugging Face Hub id"
@@ -52,12 +52,11 @@ FORMATS = ("original", "native", "llama", "adapter")
 def add_export(commands: Any) -> None:
     """Add `dparallel export`."""
     summary = "write a model, or an adapter, as other programs read it, with a model card"
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "export",
-        help=summary,
-        description=summary,
+        summary,
         usage="dparallel export --model MODEL --format FORMAT --out FOLDER [OPTIONS]",
-        allow_abbrev=False,
     )
     command.add_argument(
         "--model", metavar="MODEL", required=True, help="the model: folder, or Hugging Face Hub id"
@@ -83,10 +82,4 @@ def add_export(commands: Any) -> None:
         type=as_text,
         help="experiment or benchmark stage whose table of results is put into the model card",
     )
-    command.add_argument(
-        "--runs",
-        metavar="FOLDER",
-        type=as_runs,
-        default=Path("runs"),
-        help="folder of experiments, for --run (default: %(default)s)",
-    )
+    add_folder_of_runs(command, "folder of experiments, for --run")

@@ -129,14 +129,25 @@ def decode_one(
             stopped_after = stop(response[:complete] if end is None else response[:end])
             ended = ended or stopped_after is not None
 
+    fill(response, commit_step, mask, ends, nfe)
+    num_tokens = length_of(response, ends, stopped_after)
+    return Generation(response, commit_step, confidence, nfe, num_tokens)
+
+
+def fill(
+    response: list[int], commit_step: list[int], mask: int, end_token_ids: Sequence[int], nfe: int
+) -> None:
+    """Commit an end token, by the last forward pass, wherever the response still has a mask."""
     for i, token in enumerate(response):
         if token == mask:
-            response[i], commit_step[i] = ends[0], nfe - 1
-    end = first_end(response, ends)
+            response[i], commit_step[i] = end_token_ids[0], nfe - 1
+
+
+def length_of(response: list[int], end_token_ids: Sequence[int], stopped_after: int | None) -> int:
+    """Tokens up to and including the first end token, or those before a stop."""
+    end = first_end(response, end_token_ids)
     num_tokens = len(response) if end is None else end + 1
-    if stopped_after is not None:
-        num_tokens = min(num_tokens, stopped_after)
-    return Generation(response, commit_step, confidence, nfe, num_tokens)
+    return num_tokens if stopped_after is None else min(num_tokens, stopped_after)
 
 
 def first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:

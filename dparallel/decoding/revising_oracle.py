@@ -10,7 +10,17 @@ from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
-from dparallel.decoding.oracle import KeyValues, final_probability, first_end, forward, rank, read, selected
+from dparallel.decoding.oracle import (
+    KeyValues,
+    fill,
+    final_probability,
+    first_end,
+    forward,
+    length_of,
+    rank,
+    read,
+    selected,
+)
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.rules import RULES
 
@@ -87,13 +97,8 @@ def revise_one(
         if decoding.stop_at_eos and (end is not None or stopped_after is not None):
             break
 
-    for i, token in enumerate(response):
-        if token == mask:
-            response[i], commit_step[i] = ends[0], nfe - 1
-    end = first_end(response, ends)
-    num_tokens = len(response) if end is None else end + 1
-    if stopped_after is not None:
-        num_tokens = min(num_tokens, stopped_after)
+    fill(response, commit_step, mask, ends, nfe)
+    num_tokens = length_of(response, ends, stopped_after)
     return Generation(response, commit_step, confidence, nfe, num_tokens)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.serving import Sample, Timed, arrivals, in_flags, jain, main, percentile, row_of
-from dparallel.cli.parser import build_parser, given_decoding
+from dparallel.cli.decoding_arguments import given_decoding
+from dparallel.cli.parser import build_parser
 from dparallel.config.decoding import DecodingConfig
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer, save_model
-from dparallel.cli import parser
+from dparallel.cli import decoding_arguments
 from dparallel.cli.main import main
 from dparallel.problems.prompts import finish
 from dparallel.tiny.tokenizer import build_tokenizer
@@ -288,7 +288,7 @@ def test_help_is_grouped_and_short(command: str, capsys: pytest.CaptureFixture[s
     assert groups[1] in ("what is decoded", "what is measured")
     places = [groups.index(name) for name in ("decoding", "sampling", "hardware")]
     assert places == sorted(places)
-    shown = [*parser.DECODING, *parser.SAMPLING, *parser.HARDWARE]
+    shown = [*decoding_arguments.DECODING, *decoding_arguments.SAMPLING, *decoding_arguments.HARDWARE]
     assert sorted(shown) == sorted(DecodingConfig.model_fields)
 
 

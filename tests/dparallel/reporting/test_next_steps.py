@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dparallel.cli.decoding_arguments import given_decoding
 from dparallel.cli.main import main
-from dparallel.cli.parser import build_parser, given_decoding
+from dparallel.cli.parser import build_parser
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.files import load_config
