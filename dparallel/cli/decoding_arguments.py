@@ -9,9 +9,11 @@ from dparallel.cli.argument_types import as_text
 from dparallel.cli.shared_arguments import add_command, add_device, add_model
 from dparallel.config.decoding import DecodingConfig, parameters_by_name
 from dparallel.config.files import parse_yaml
+from dparallel.config.foreign import FOREIGN_SETTINGS
 from dparallel.config.modes import SETTINGS
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES
+from dparallel.stages.arguments import Parser
 
 
 def _meanings(takers: Mapping[str, Parameter]) -> str:
@@ -35,10 +37,13 @@ DECODING = {  # settings of decoding, and what they do
     **{name: setting.meaning for name, setting in SETTINGS.items()},
     "cache": "which keys and values are kept",
     "stop_at_eos": "stop at an end-of-sequence token",
+    "eos_fill": "fill everything behind an end-of-sequence token at once, in sequential and multi_block",
+    "suppress_eos": "never predict the end-of-sequence token",
 }
 SAMPLING = {
     "temperature": "0 takes the most likely token",
     "top_p": "sample from the most likely tokens with this total probability",
+    "top_k": "sample from this number of most likely tokens",
     "seed": "equal seeds and prompts give equal tokens",
 }
 HARDWARE = {"compile": "compiled kernels with fixed shapes; on a GPU, CUDA graphs"}
@@ -60,13 +65,22 @@ def given_decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 def in_flags(message: str) -> str:
     """A message with the settings of decoding called as their flags are, such as `--gen-length=25`."""
-    names = "|".join(name for name in DECODING if "_" in name)
+    names = "|".join(name for name in (*DECODING, *SAMPLING) if "_" in name)
     return re.sub(rf"\b({names})\b", lambda found: flag_of(found[1]), message)
 
 
 def flag_of(field: str) -> str:
     """The flag of a setting of decoding, such as `--gen-length`."""
     return f"--{field.replace('_', '-')}"
+
+
+def as_flags(advice: str) -> str:
+    """Advice with settings of decoding as they are given to commands, such as `--rule steps`."""
+    advice = advice.replace("stop_at_eos: true", "--stop-at-eos").replace(
+        "suppress_eos: true", "--suppress-eos"
+    )
+    names = "|".join((*DECODING, *SAMPLING))
+    return in_flags(re.sub(rf"\b({names}): ", lambda found: f"{flag_of(found[1])} ", advice))
 
 
 def add_decoding_command(
@@ -103,6 +117,8 @@ def add_decoding(command: argparse.ArgumentParser, defaults: bool = True) -> Any
     Returns:
         The group of options of the hardware.
     """
+    if isinstance(command, Parser):
+        command.foreign = {flag_of(name): as_flags(advice) for name, advice in FOREIGN_SETTINGS.items()}
     beside = "" if defaults else "The protocol's settings, unless they are given. "
     decoding = command.add_argument_group("decoding", beside + IN_FULL)
     sampling, hardware = command.add_argument_group("sampling"), command.add_argument_group("hardware")
@@ -119,5 +135,6 @@ def _add_setting(group: Any, field: str, text: str, defaults: bool) -> None:
     if info.annotation is bool:
         group.add_argument(flag_of(field), action=argparse.BooleanOptionalAction, **common)
         return
-    words = [word for word in get_args(info.annotation) if isinstance(word, str)]
+    kinds = (info.annotation, *get_args(info.annotation))  # of `Literal[…] | None` as well
+    words = dict.fromkeys(word for kind in kinds for word in get_args(kind) if isinstance(word, str))
     group.add_argument(flag_of(field), metavar="|".join(words) or "VALUE", **common)

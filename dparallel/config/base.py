@@ -53,12 +53,15 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
     place = [str(part) for part in mistake["loc"] if part not in FORMS]
     message = plain_message(mistake)
     if mistake["type"] == "unknown_key":
-        known, inner = mistake["ctx"]["known"], mistake["ctx"]["inner"]
-        unknown = [
-            f"{called('.'.join([*place, str(key)]))}: unknown key; {nearest(str(key), known, inner)}"
+        known, inner, foreign = (mistake["ctx"][name] for name in ("known", "inner", "foreign"))
+        reasons = {
+            key: foreign.get(key) or f"unknown key; {nearest(str(key), known, inner)}".strip()
             for key in mistake["ctx"]["unknown"]
-        ]
-        return " ".join([*map(str.strip, unknown), f"known: {', '.join(known)}"])
+        }
+        unknown = [f"{called('.'.join([*place, str(key)]))}: {reason}" for key, reason in reasons.items()]
+        if reasons.keys() <= foreign.keys():
+            return "; ".join(unknown)
+        return " ".join([*unknown, f"known: {', '.join(known)}"])
     if mistake["type"] == "value_error":  # raised by our validators, whose messages name the values
         return f"{called('.'.join(place))}: {message}" if place else message
     if mistake["type"] == "missing":
@@ -186,6 +189,8 @@ class Config(BaseModel):
 
     # Of settings that fill files: what such a file describes, and how it is given; for messages.
     file_kind: ClassVar[str] = ""
+    # Names that others give to settings, with what to do instead; for messages about unknown keys.
+    foreign: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, /, **settings: Any) -> None:
         try:
@@ -209,7 +214,9 @@ class Config(BaseModel):
                     if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
                     for key in field.annotation.model_fields
                 ]
-                context = {"unknown": unknown, "known": sorted(cls.model_fields), "inner": inner}
+                foreign = {key: cls.foreign[key] for key in unknown if key in cls.foreign}
+                known = sorted(cls.model_fields)
+                context = {"unknown": unknown, "known": known, "inner": inner, "foreign": foreign}
                 raise PydanticCustomError("unknown_key", "unknown key {unknown}; known: {known}", context)
         return data
 

@@ -5,11 +5,12 @@ Settings, defaults and error messages are derived from these declarations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, create_model, field_validator, model_validator
 
 from dparallel.config.base import Config, nearest
+from dparallel.config.foreign import FOREIGN_RULES, FOREIGN_SETTINGS
 from dparallel.config.modes import GEN_LENGTH, MODES, SETTINGS
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES
@@ -29,6 +30,8 @@ class _Blocks(Config):
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, rule: str) -> str:
+        if rule in FOREIGN_RULES:
+            raise ValueError(f"unknown rule={rule!r}: {FOREIGN_RULES[rule]}")
         if rule not in RULES:
             hint = nearest(rule, list(RULES))
             raise ValueError(f"unknown rule={rule!r}; {hint}known rules: {', '.join(RULES)}")
@@ -80,6 +83,11 @@ else:  # a field for each parameter of a rule, with the widest limits, and for e
     )
 
 
+def _is_off(value: Any) -> bool:
+    """Whether a setting has no effect. It is left out of dumps: keys of results are those without it."""
+    return value is None or value is False
+
+
 class DecodingConfig(_Numbers):
     """How a response is decoded: the order of blocks, the tokens committed per forward pass, the KV cache.
 
@@ -122,17 +130,30 @@ class DecodingConfig(_Numbers):
         settle_rounds, refresh_every: forward passes of the caches in `multi_block`; see `cache`.
         stop_at_eos: stop when an end-of-sequence token and all tokens before it are committed; always on
             in `autoregressive`.
+        eos_fill: of `sequential` and `multi_block`, with `stop_at_eos`. `immediate` (d3LLM's early stop): as
+            soon as an end-of-sequence token is committed, every position behind it becomes that token, while
+            positions before it may still be masked. By default these positions stay as they are until the
+            end, and may take forward passes.
+        suppress_eos: never predict the end-of-sequence token (LLaDA's `logits_eos_inf`); a response may still
+            end with an end-of-turn token.
         temperature: sampling temperature; 0 takes the most likely token.
         top_p: sample from the most likely tokens with this total probability.
+        top_k: sample from this number of most likely tokens. With `top_p` as well, tokens have to be in both
+            sets, and both are of the distribution after `temperature`.
         seed: of sampling. Equal seed and prompt give equal tokens, independent of the rest of the batch.
         compile: use compiled kernels with fixed shapes; on a GPU, CUDA graphs.
     """
 
+    foreign: ClassVar[Mapping[str, str]] = FOREIGN_SETTINGS
+
     mode: Literal["sequential", "multi_block", "revising", "pipelined", "autoregressive"] = "sequential"
     cache: Literal["none", "prefix", "dual", "exact"] = "none"
     stop_at_eos: bool = True
+    eos_fill: Literal["immediate"] | None = Field(None, exclude_if=_is_off)
+    suppress_eos: bool = Field(False, exclude_if=_is_off)
     temperature: NonNegativeFloat = 0.0
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: PositiveInt | None = Field(None, exclude_if=_is_off)
     seed: int | None = Field(None, ge=0, lt=2**63)
     compile: bool = False
 
@@ -248,8 +269,14 @@ class DecodingConfig(_Numbers):
                 if value is not None and field not in self._own_settings():
                     valid = needed.format(_any_of(name for name in takers if field in takers[name]))
                     yield f"{field}={value} has no effect with {chosen}: drop it or use {valid}"
-        if self.top_p is not None and self.temperature == 0:
-            yield f"top_p={self.top_p} has no effect at temperature=0.0: raise temperature or drop top_p"
+        if self.eos_fill is not None and not self.stop_at_eos:
+            yield f"eos_fill={self.eos_fill} has no effect with stop_at_eos=False: drop one of them"
+        for field in ("top_p", "top_k"):
+            if getattr(self, field) is not None and self.temperature == 0:
+                yield (
+                    f"{field}={getattr(self, field)} has no effect at temperature=0.0: raise temperature or "
+                    f"drop {field}"
+                )
 
     def _fitting_blocks(self) -> list[int]:
         """Up to two divisors of `gen_length`, the nearest below `block_length`; never blocks of one token."""

@@ -54,7 +54,7 @@ class Mode(NamedTuple):
         scheduled: whether rules with a schedule of `steps` are accepted.
         fixed: settings for which only one value is valid.
         usual: defaults that differ from those of other modes.
-        defaults: those of `SETTINGS` that it takes, with their defaults; None if the setting is optional.
+        defaults: settings that not all modes take, with their defaults; None if the setting is optional.
         cached: further ones that apply with any cache except `none`.
     """
 
@@ -68,11 +68,16 @@ class Mode(NamedTuple):
 
 
 MODES: dict[str, Mode] = {
-    "sequential": Mode(caches=("none", "prefix", "dual"), patterns=("full", None), scheduled=True),
+    "sequential": Mode(
+        caches=("none", "prefix", "dual"),
+        patterns=("full", None),
+        scheduled=True,
+        defaults={"eos_fill": None},
+    ),
     "multi_block": Mode(
         caches=("none", "prefix", "dual"),
         patterns=("full", None),
-        defaults={"block_add_threshold": 0.1, "decoded_token_threshold": None},
+        defaults={"block_add_threshold": 0.1, "decoded_token_threshold": None, "eos_fill": None},
         cached={"settle_rounds": 1, "refresh_every": 8},
     ),
     "revising": Mode(

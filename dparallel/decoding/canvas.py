@@ -28,7 +28,8 @@ class Generation:
         tokens: `gen_length` token ids; positions after an early stop hold the end-of-sequence token.
         commit_step: the forward pass (from 0) that committed each token; in the mode `revising`, the last one
             that changed it. The input of forward pass s is `where(commit_step < s, tokens, mask)`; in
-            `revising` it holds earlier tokens at some of these masks.
+            `revising`, or behind an end token with `eos_fill`, some of these masks are earlier
+            tokens.
         confidence: probability of each token by that forward pass; 0 for end-of-sequence tokens filled in
             without a prediction.
         nfe: number of forward passes of this row.
@@ -109,7 +110,7 @@ class Canvas:
             nfe=zeros,
             opened=zeros + 1,
             block_forwards=zeros.clone(),
-            rounds_left=torch.full((rows, decoding.blocks), _settle_rounds(decoding), device=device),
+            rounds_left=torch.full((rows, decoding.blocks), settle_rounds(decoding), device=device),
             seen=torch.zeros(rows, decoding.gen_length, dtype=torch.bool, device=device),
             seed=_padded(seeds, rows, device),
             response_length=zeros + decoding.gen_length,
@@ -146,7 +147,7 @@ def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
     return sum(num_tokens) / sum(nfe)
 
 
-def _settle_rounds(decoding: DecodingConfig) -> int:
+def settle_rounds(decoding: DecodingConfig) -> int:
     """Forward passes that still include a complete block; in the pipeline, the last one fills the cache."""
     return 1 if decoding.mode == "pipelined" else decoding.revision_passes or decoding.settle_rounds or 0
 

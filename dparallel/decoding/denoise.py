@@ -26,13 +26,14 @@ from dparallel.decoding.blocks import (
     tokens_needed,
 )
 from dparallel.decoding.cache import CacheView, KeyValueStore
-from dparallel.decoding.canvas import Canvas
+from dparallel.decoding.canvas import Canvas, settle_rounds
+from dparallel.decoding.ends import behind_first, is_end
 from dparallel.decoding.predictions import best, best_of_each, choose, commit, predict
 from dparallel.decoding.revision import changed, final, settled, soft_inputs
 from dparallel.decoding.sampling import uniform
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.declaration import Context, Prediction, Weights
-from dparallel.rules.rules import RULES
+from dparallel.rules.rules import RULES, without
 
 
 class Shape(NamedTuple):
@@ -94,9 +95,7 @@ class Workspace:
 
     store: KeyValueStore | None
     previous: Tensor | None  # (slots, G, V) log-probabilities
-    sureness: Tensor | None = (
-        None  # (slots, G) probability of each token by the last forward pass that read it
-    )
+    sureness: Tensor | None = None  # (slots, G) probability of each token when it was last read
     weights: Weights | None = None
 
     @classmethod
@@ -161,13 +160,16 @@ def denoise(
 
     # 2. Forward pass over the canvas, or over the blocks that change.
     logits = _forward(group, offsets)  # (b, n, V)
+    if decoding.suppress_eos:
+        logits = without(logits, model.config.eos_token_id)
 
     # 3. Predict and commit.
     where = state.prompt_length[:, None] + offsets
     numbers = None
     if decoding.temperature > 0:
         numbers = uniform(state.seed, _draw(state, decoding), where, logits.shape[-1])
-    prediction = predict(logits, model.config.mask_token_id, decoding.temperature, decoding.top_p, numbers)
+    told = decoding.temperature, decoding.top_p, numbers, decoding.top_k
+    prediction = predict(logits, model.config.mask_token_id, *told)
     fixed = _commit(group, prediction, masked, offsets)
     if workspace.previous is not None:
         workspace.previous[slots[:, None], offsets] = prediction.log_probability
@@ -295,7 +297,8 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
     if decoding.stop_at_eos or decoding.looks_back:
         every = torch.arange(decoding.gen_length, device=done.device)
         where = state.prompt_length[:, None] + every
-        ends = done & is_end(state.tokens.gather(1, where), end_token_ids)
+        held, fill = state.tokens.gather(1, where), next(iter(end_token_ids), 0)
+        ends = done & is_end(held, end_token_ids)
         ended = torch.zeros_like(may_open)
         if decoding.stop_at_eos:
             ended = (ends & done.cummin(1).values).any(1)
@@ -303,7 +306,12 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
             unopened = every >= state.opened[:, None] * decoding.block_length
             ended = ended | (ends.any(1) & (done | unopened).all(1))
         filled = ended[:, None] & ~done
-        state.tokens = _put(state.tokens, where, filled, torch.full_like(where, next(iter(end_token_ids), 0)))
+        if decoding.eos_fill == "immediate":  # also over tokens, whose blocks are then computed again
+            filled = filled | (behind_first(ends) & (held != fill))
+            state.confidence = state.confidence.masked_fill(filled, 0.0)
+            blocks = filled.unflatten(1, (-1, decoding.block_length)).any(2)
+            state.rounds_left = state.rounds_left.masked_fill(blocks, settle_rounds(decoding))
+        state.tokens = _put(state.tokens, where, filled, torch.full_like(where, fill))
         state.commit_step = torch.where(filled, state.nfe[:, None], state.commit_step)
         if decoding.revises:
             state.rounds_left = state.rounds_left.masked_fill(ended[:, None], 0)
@@ -314,14 +322,6 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
     state.opened = state.opened + opens
     state.block_forwards = torch.where(opens, 0, state.block_forwards + 1)
     return opens
-
-
-def is_end(tokens: Tensor, end_token_ids: Sequence[int]) -> Tensor:
-    """Which `tokens` end a response, bool of the same shape."""
-    ends = tokens == (end_token_ids[0] if end_token_ids else -1)
-    for token_id in end_token_ids[1:]:
-        ends = ends | (tokens == token_id)
-    return ends
 
 
 def _readable(state: Canvas, decoding: DecodingConfig) -> Tensor:

@@ -38,7 +38,7 @@ def row_bytes(config: DiffusionConfig, length: int, decoding: DecodingConfig, dt
     per_logit = dtype.itemsize + 5 * torch.float32.itemsize
     if decoding.temperature > 0:
         per_logit += 24  # random numbers, hashed in int64
-    if decoding.top_p is not None:
+    if decoding.top_p is not None or decoding.top_k is not None:
         per_logit += 24  # sorted logits and their order
     predictions = reads * config.vocab_size * per_logit
     total = layer + rotated + predictions

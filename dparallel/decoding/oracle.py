@@ -93,7 +93,7 @@ def decode_one(
             logits = forward(model, canvas, recomputed, memory)
         reading = {}
         for i in masked:
-            now = logits[len(prompt) + i].double().softmax(-1)
+            now = probabilities(logits[len(prompt) + i], model, decoding)
             reading[i] = read(now, distribution.get(i), mask)
             distribution[i] = now
         if RULES[decoding.rule].needs_weights:
@@ -119,12 +119,15 @@ def decode_one(
             response[i], confidence[i], commit_step[i] = reading[i].token, reading[i].probability, nfe
         nfe += 1
 
-        # The row ends at an end token when all tokens before it are committed.
+        # (f) d3LLM's early stop: everything behind the first end token becomes the end-of-sequence token.
+        if decoding.eos_fill == "immediate" and (end := first_end(response, ends)) is not None:
+            for i in (i for i in range(end + 1, len(response)) if response[i] != ends[0]):
+                response[i], confidence[i], commit_step[i] = ends[0], 0.0, nfe - 1
+
+        # The row ends at an end token when all tokens before it are committed, or at a stop.
         complete = response.index(mask) if mask in response else len(response)
         end = first_end(response[:complete], ends)
         ended = decoding.stop_at_eos and end is not None
-
-        # Or at a stop.
         if stop is not None and decoding.stop_at_eos:
             stopped_after = stop(response[:complete] if end is None else response[:end])
             ended = ended or stopped_after is not None
@@ -148,6 +151,14 @@ def length_of(response: list[int], end_token_ids: Sequence[int], stopped_after: 
     end = first_end(response, end_token_ids)
     num_tokens = len(response) if end is None else end + 1
     return num_tokens if stopped_after is None else min(num_tokens, stopped_after)
+
+
+def probabilities(logits: Tensor, model: DiffusionTransformer, decoding: DecodingConfig) -> Tensor:
+    """Probability of each token (V,), in float64; 0 for a suppressed one."""
+    logits = logits.double()
+    if decoding.suppress_eos:
+        logits[model.config.eos_token_id] = -torch.inf
+    return logits.softmax(-1)
 
 
 def first_end(response: list[int], end_token_ids: Sequence[int]) -> int | None:

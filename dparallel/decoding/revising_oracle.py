@@ -17,6 +17,7 @@ from dparallel.decoding.oracle import (
     first_end,
     forward,
     length_of,
+    probabilities,
     rank,
     read,
     selected,
@@ -58,7 +59,7 @@ def revise_one(
             logits = forward(model, [*prompt, *response], recomputed, memory, soft)
             reading = {}
             for i in block:
-                now = logits[len(prompt) + i].double().softmax(-1)
+                now = probabilities(logits[len(prompt) + i], model, decoding)
                 reading[i] = read(now, distribution.get(i), mask)
                 distribution[i] = now
 

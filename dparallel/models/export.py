@@ -207,7 +207,8 @@ def _shape_names() -> tuple[str, ...]:
 def _decoding(decoding: DecodingConfig | None) -> dict[str, Any]:
     """Settings of `PublishedModel.generate`; those built in if it cannot decode in this way."""
     chosen = decoding or DecodingConfig()
-    if chosen.mode != "sequential" or chosen.rule not in modeling_dparallel.RULES or chosen.temperature:
+    other = chosen.mode != "sequential" or chosen.rule not in modeling_dparallel.RULES or chosen.temperature
+    if other or chosen.eos_fill or chosen.suppress_eos:
         chosen = DecodingConfig(gen_length=chosen.gen_length, block_length=chosen.block_length)
     known = ("gen_length", "block_length", "rule", "threshold", "steps", "stop_at_eos")
     return {name: getattr(chosen, name) for name in known if getattr(chosen, name) is not None}

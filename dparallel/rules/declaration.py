@@ -28,7 +28,7 @@ class Prediction(NamedTuple):
     entropy: Tensor  # (B, n) nats, over the full vocabulary, without temperature, float32
     doubt: Tensor  # (B, n) probability of all other tokens; resolves probabilities that round to 1
     log_probability: Tensor  # (B, n, V), float32
-    drawn_from: Tensor  # (B, n, V), log_probability after temperature and top_p
+    drawn_from: Tensor  # (B, n, V), log_probability after temperature, top_p and top_k
 
 
 class Weights(NamedTuple):

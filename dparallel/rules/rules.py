@@ -210,21 +210,21 @@ def learned(prediction: Prediction, masked: Tensor, context: Context, *, thresho
 
 @rule(published="Dream", whole_response=True, steps=STEPS)
 def dream_entropy(prediction: Prediction, masked: Tensor, context: Context, *, steps: int) -> Choice:
-    """A share of the masks, lowest entropy first, of the distribution after temperature and top_p."""
+    """A share of the masks, lowest entropy first, after temperature, top_p and top_k."""
     entropy, _ = certainty(prediction.token, prediction.drawn_from)
     return _dream(-entropy, masked, context, steps)
 
 
 @rule(published="Dream", whole_response=True, steps=STEPS)
 def dream_maskgit_plus(prediction: Prediction, masked: Tensor, context: Context, *, steps: int) -> Choice:
-    """A share of the masks, highest probability first, of the distribution after temperature and top_p."""
+    """A share of the masks, highest probability first, after temperature, top_p and top_k."""
     _, doubt = certainty(prediction.token, prediction.drawn_from)
     return _dream(-doubt, masked, context, steps)
 
 
 @rule(published="Dream", whole_response=True, steps=STEPS)
 def dream_topk_margin(prediction: Prediction, masked: Tensor, context: Context, *, steps: int) -> Choice:
-    """A share of the masks, largest lead over the second token first, after temperature and top_p."""
+    """A share of the masks, largest lead over the second token first, after temperature, top_p and top_k."""
     likeliest = without(prediction.drawn_from, context.mask_token_id).argmax(-1)
     _, doubt = certainty(likeliest, prediction.drawn_from)
     score = -doubt - runner_up(prediction.drawn_from, context.mask_token_id)

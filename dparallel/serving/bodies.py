@@ -1,7 +1,7 @@
 """Bodies of requests: OpenAI's fields, and the settings of decoding beside them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -81,6 +81,8 @@ class Message(Config):
 
 class _Common(Config):
     """Fields of both endpoints."""
+
+    foreign: ClassVar[Mapping[str, str]] = DecodingConfig.foreign
 
     model: str | None = None
     max_tokens: PositiveInt | None = None

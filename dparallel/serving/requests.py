@@ -136,7 +136,9 @@ def _rounded_up(tokens: int, block_length: int) -> int:
 
 def _merged(default: DecodingConfig, given: dict[str, Any]) -> DecodingConfig:
     settings = {**combined(given, default.stated()), "compile": False}
-    if not settings.get("temperature") or settings.get("top_p") == 1:  # it has no effect
+    if not settings.get("temperature"):  # they have no effect
+        settings.pop("top_k", None)
+    if not settings.get("temperature") or settings.get("top_p") == 1:
         settings.pop("top_p", None)
     try:
         return DecodingConfig.model_validate(settings)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -10,7 +10,13 @@ from dparallel.config.base import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports mistakes in one line, with the help page of the command in question."""
+    """Reports mistakes in one line, with the help page of the command in question.
+
+    Attributes:
+        foreign: options that other programs have, with what to do instead.
+    """
+
+    foreign: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         end = "" if message.endswith("?") else ";"
@@ -46,6 +52,8 @@ class Parser(argparse.ArgumentParser):
                 yield option
 
     def _refuse_option(self, option: str) -> NoReturn:
+        if option in self.foreign:
+            self.error(f"unknown option {option}: {self.foreign[option]}")
         near = nearest(option, list(self._option_string_actions)).replace("'", "").strip()
         self.error(f"unknown option {option}" + (f"; {near}" if near else ""))
 

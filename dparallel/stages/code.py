@@ -39,6 +39,7 @@ DECODING = (
     "decoding/denoise.py",
     "decoding/revision.py",
     "decoding/blocks.py",
+    "decoding/ends.py",
     "decoding/canvas.py",
     "decoding/loop.py",
     "decoding/sampling.py",

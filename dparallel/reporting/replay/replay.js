@@ -50,10 +50,10 @@ for (const row of trace.rows) {
     });
     return at;
   });
-  // Filled in at an early stop, without a prediction.
-  row.filled = row.held.map((tokens) => !tokens.length);
+  // Filled in without a prediction: at an early stop, or behind an end token, there also over other tokens.
   row.held.forEach((tokens, offset) => {
-    if (!tokens.length) tokens.push({ word: row.words[offset], p: row.confidence[offset], step: row.commit_step[offset] });
+    const word = row.words[offset], step = row.commit_step[offset];
+    if (tokens.at(-1)?.word !== word) tokens.push({ word, p: row.confidence[offset], step, filled: true });
   });
   row.revises = trace.decodings[row.decoding].mode === "revising";
 }
@@ -78,7 +78,7 @@ function showRow(index) {
   $("subject").textContent = row.subject;
   $("subject").hidden = !row.subject;
   pairs($("settings"), Object.entries(trace.decodings[row.decoding]).map(([name, value]) => [name, String(value)]));
-  const sure = row.confidence.filter((_, offset) => !row.filled[offset]);
+  const sure = row.confidence.filter((_, offset) => !row.held[offset].at(-1).filled);
   pairs($("summary"), [
     ["forwards (NFE)", nfe(row)],
     ["tokens", row.num_tokens],
@@ -126,13 +126,13 @@ function drawChip({ chip, face, note }, offset) {
   chip.className = "token";
   face.style.background = face.style.color = "";
   if (token) {
-    const { fill, ink } = row.filled[offset]
+    const { fill, ink } = token.filled
       ? { fill: "var(--fixed)", ink: "var(--muted)" }
       : state.view === "step" ? stepColour(token.step / Math.max(1, nfe(row) - 1)) : confidenceColour(token.p);
     face.style.background = fill;
     face.style.color = ink;
     face.textContent = wordText(token.word);
-    note.textContent = row.filled[offset] ? "" : (state.view === "step" ? token.step + 1 : Math.round(100 * token.p)) + (token.before ? "↻" : "");
+    note.textContent = token.filled ? "" : (state.view === "step" ? token.step + 1 : Math.round(100 * token.p)) + (token.before ? "↻" : "");
     if (token.before) chip.classList.add("changed");
     if (token.step === state.done - 1 && state.done < nfe(row)) chip.classList.add("new");
   } else {
@@ -151,7 +151,7 @@ function drawStatus(row) {
   }
   const read = [...row.read[state.done - 1].values()];
   const entropy = read.reduce((sum, each) => sum + each.entropy, 0) / read.length;
-  const filled = state.done === nfe(row) ? row.filled.filter(Boolean).length : 0;
+  const filled = row.held.filter((tokens) => tokens.at(-1).filled && tokens.at(-1).step === state.done - 1).length;
   $("status").textContent =
     (trace.readings ? `Read ${plural(read.length, row.revises ? "position" : "masked position")}, mean entropy ${entropy.toFixed(2)} nats; committed ` : "Committed ") +
     plural(read.filter((each) => each.commit && !isChange(each)).length, "token") +
@@ -194,8 +194,8 @@ function describe(offset) {
   const row = trace.rows[state.row];
   const token = holding(row, offset, state.done);
   if (token) {
-    const how = row.filled[offset]
-      ? `filled in when the row ended at forward ${token.step + 1}`
+    const how = token.filled
+      ? `filled in at forward ${token.step + 1}, behind the end`
       : `${verb(row, token)} by forward ${token.step + 1}${was(token)}\nconfidence ${percent(token.p)}`;
     return `“${wordText(token.word)}”\nposition ${offset + 1}, ${how}`;
   }

@@ -1,9 +1,11 @@
 """Invalid decoding settings are rejected with the field, its value and the remedy."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -12,9 +14,11 @@ import dparallel.config.decoding
 from dparallel.config.base import ConfigError
 from dparallel.config.decoding import DecodingConfig, beside
 from dparallel.config.experiment import TrajectoriesConfig
+from dparallel.config.foreign import FOREIGN_RULES, FOREIGN_SETTINGS
 from dparallel.config.modes import MODES
 from dparallel.rules.declaration import Parameter
 from dparallel.rules.rules import RULES, rule
+from dparallel.serving.bodies import ChatBody
 
 MULTI_BLOCK = {"mode": "multi_block"}
 REVISING = {"mode": "revising"}
@@ -167,6 +171,20 @@ REVISING = {"mode": "revising"}
             r"top_p=1e-60 is too small to draw .* float32: give at least 1e-06, or temperature=0",
         ),
         ({"top_p": 0.9}, r"top_p=0\.9 has no effect at temperature=0\.0: raise temperature or drop top_p"),
+        ({"top_k": 9}, r"top_k=9 has no effect at temperature=0\.0: raise temperature or drop top_k"),
+        (
+            {"eos_fill": "immediate", "stop_at_eos": False},
+            r"eos_fill=immediate has no effect with stop_at_eos=False: drop one of them",
+        ),
+        *(
+            (
+                {"mode": mode, "eos_fill": "immediate"},
+                rf"eos_fill=immediate has no effect with mode='{mode}': drop it or use mode='sequent",
+            )
+            for mode in ("revising", "pipelined", "autoregressive")
+        ),
+        ({"rule": "low_confidence"}, r"^rule: unknown rule='low_confidence': it is LLaDA's name of steps"),
+        ({"rule": "origin"}, r"^rule: unknown rule='origin': .* not built in: give dream_entropy$"),
     ],
 )
 def test_combinations_without_sense(settings, message):
@@ -208,6 +226,11 @@ def test_combinations_without_sense(settings, message):
         ({"seed": 10**20}, "seed: .*less than"),
         ({"compile": "maybe"}, "compile: .*valid boolean"),
         ({"block_size": 32}, "block_size: unknown key; did you mean 'block_length'"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k: .*greater than 0"),
+        ({"eos_fill": "later"}, "eos_fill: unknown value 'later'; known: immediate"),
+        ({"cfg_scale": 1.5}, r"cfg_scale: classifier-free guidance .*not built in: leave it out, [^;]*$"),
+        ({"eps": 0.01, "alg": "origin"}, r"eps: .* 0\.001: leave it out; alg: Dream's .*built in$"),
+        ({"cfg_scale": 1, "stepz": 3}, r"cfg_scale: classifier.* stepz: unknown key; .*'steps'\? known: bl"),
     ],
 )
 def test_values_out_of_range(settings, message):
@@ -367,8 +390,11 @@ CHOICES = {  # for each setting: its default, a value that may have an effect, a
     "settle_rounds": st.sampled_from([None, 2]),
     "refresh_every": st.sampled_from([None, 2]),
     "stop_at_eos": st.booleans(),
+    "eos_fill": st.sampled_from([None, "immediate"]),
+    "suppress_eos": st.just(True),
     "temperature": st.sampled_from([0.0, 1.0]),
     "top_p": st.sampled_from([None, 0.5]),
+    "top_k": st.sampled_from([None, 5]),
 }
 
 
@@ -386,6 +412,27 @@ def test_what_is_valid_is_complete_and_stays_valid(settings):
     assert decoding.gen_length % decoding.block_length == 0
 
 
+def test_settings_that_are_off_are_in_no_key():
+    """Results of earlier versions, which did not have these settings, keep their keys."""
+    assert not {"eos_fill", "suppress_eos", "top_k"} & DecodingConfig().model_dump(mode="json").keys()
+    assert DecodingConfig(eos_fill=None, suppress_eos=False).what() == DecodingConfig().what()
+    given = {"eos_fill": "immediate", "suppress_eos": True, "top_k": 5}
+    assert given.items() <= DecodingConfig(**given, temperature=1).portable().items()
+
+
+def test_names_of_others_are_none_of_ours():
+    assert not FOREIGN_SETTINGS.keys() & {*DecodingConfig.model_fields, *ChatBody.model_fields}
+    assert not FOREIGN_RULES.keys() & RULES.keys()
+    for advice in (*FOREIGN_SETTINGS.values(), *FOREIGN_RULES.values()):
+        for setting, value in re.findall(r"\b([a-z_]+): ([a-z_]+)", advice.split("built in: ")[-1]):
+            if setting not in DecodingConfig.model_fields:
+                continue
+            kept = {"threshold": 0.5} if value == "confidence" else {}
+            kept |= {"steps": 256} if value == "steps" or value.startswith("dream_") else {}
+            chosen = yaml.safe_load(value)
+            assert getattr(DecodingConfig(**{setting: chosen}, **kept), setting) == chosen
+
+
 def test_nested_mistakes_in_python_are_one_line():
     problems = {"benchmark": "coins", "count": 1}
     with pytest.raises(ConfigError, match=r"^decoding\.rule: unknown rule='entrpy'; did you mean 'entropy'"):
@@ -394,3 +441,5 @@ def test_nested_mistakes_in_python_are_one_line():
         TrajectoriesConfig(problems=problems, decoding={"steps": 3})
     with pytest.raises(ConfigError, match=r"^decoding\.stepz: unknown key; did you mean 'steps'\?"):
         TrajectoriesConfig(problems=problems, decoding={"stepz": 3})
+    with pytest.raises(ConfigError, match=r"^decoding\.remasking: LLaDA's low_confidence is rule: steps, or"):
+        TrajectoriesConfig(problems=problems, decoding={"remasking": "random"})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dparallel import DecodingConfig, Generation, generate
+from dparallel.config.modes import MODES
 from dparallel.decoding import loop
 from dparallel.decoding.canvas import Canvas, Step
 from dparallel.decoding.denoise import Shape, Workspace, denoise
@@ -57,18 +58,30 @@ THRESHOLDS = {  # in the range of these models' predictions, so that some positi
 }
 
 
+endings = st.sampled_from(
+    [
+        {},
+        {"stop_at_eos": False},
+        {"eos_fill": "immediate"},
+        {"suppress_eos": True},
+        {"suppress_eos": True, "eos_fill": "immediate"},  # of another end token
+    ]
+)
+
+
 @st.composite
 def decodings(draw, rule: str) -> DecodingConfig:
     chosen: dict[str, Any]
+    ends = draw(endings)
     if RULES[rule].whole_response:
-        chosen = {"gen_length": 24, "rule": rule, "stop_at_eos": draw(st.booleans())}
+        chosen = {"gen_length": 24, "rule": rule, **ends}
         return DecodingConfig(**chosen, steps=draw(st.sampled_from([1, 3, 5, 8, 17, 24])))
     chosen = {
         "gen_length": 24,
         "block_length": draw(st.sampled_from([4, 8, 12])),
         "rule": rule,
         "cache": draw(st.sampled_from(["none", "prefix", "dual"])),
-        "stop_at_eos": draw(st.booleans()),
+        **ends,
     }
     if rule == "steps":
         return DecodingConfig(**chosen, steps=draw(st.sampled_from([6, 12, 18, 24])))
@@ -76,6 +89,8 @@ def decodings(draw, rule: str) -> DecodingConfig:
     if rule == "stability":
         chosen["stability_threshold"] = draw(st.floats(1e-4, 0.5))
     mode = draw(st.sampled_from(["sequential", "multi_block", "revising", "pipelined"]))
+    if "eos_fill" not in MODES[mode].defaults:
+        chosen.pop("eos_fill", None)
     if mode == "revising":
         chosen |= {"mode": mode, "final_threshold": draw(st.floats(0, 1))}
         chosen["revision_passes"] = draw(st.integers(0, 5))
@@ -330,6 +345,11 @@ def replay(steps: list[Step], generation: Generation, decoding: DecodingConfig) 
             assert entropy >= -1e-6
             if commit:
                 committed[offset] = token, step.denoise_step, probability
+        found = [offset for offset in committed if committed[offset][0] == EOS]
+        if decoding.eos_fill and found:
+            for offset in range(min(found) + 1, decoding.gen_length):
+                if committed.get(offset, (None,))[0] != EOS:
+                    committed[offset] = EOS, step.denoise_step, 0.0
     rest = (EOS, generation.nfe - 1, 0.0)
     rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
     assert list(rows) == [committed.get(offset, rest) for offset in range(decoding.gen_length)]

@@ -23,6 +23,10 @@ def test_bytes_of_a_row_by_hand():
     assert row_bytes(config, 20, cached, torch.float32) == layer + rotated + predictions + store
     drawn = cached.model_copy(update={"cache": "none", "temperature": 1.0, "top_p": 0.9})
     assert row_bytes(config, 20, drawn, torch.float32) == layer + rotated + predictions + 8 * 50 * 48
+    for cut in ({"top_p": None, "top_k": 5}, {"top_k": 5}):
+        assert row_bytes(config, 20, drawn.model_copy(update=cut), torch.float32) == row_bytes(
+            config, 20, drawn, torch.float32
+        )
     half = row_bytes(config, 20, cached, torch.bfloat16)
     assert half == layer // 2 + rotated + 8 * 50 * (2 + 20) + store // 2
 

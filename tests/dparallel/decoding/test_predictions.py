@@ -41,6 +41,25 @@ def test_predict_draws_by_probability_within_the_nucleus():
     assert nucleus.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)
 
 
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "expected"),
+    [
+        (1, None, [1, 0, 0, 0]),
+        (2, None, [0.5, 0.25, 0.25, 0]),  # of equal tokens at the limit, all are kept
+        (9, None, [0.4, 0.2, 0.2, 0.2]),  # more than there are
+        (4, 0.5, [2 / 3, 1 / 3, 0, 0]),  # 0.4 + 0.2 reach 0.5: the smaller set counts
+        (1, 0.5, [1, 0, 0, 0]),
+    ],
+)
+def test_the_tokens_that_are_drawn_from_by_hand(top_k, top_p, expected):
+    """Probabilities 0.4, 0.2, 0.2, 0.2; at top_k 2 the last one is a little lower."""
+    last = 0.19 if top_k == 2 else 0.2
+    logits = torch.tensor([[[0.4, 0.2, 0.2, last, 0.9]]]).log()  # the last is the mask
+    prediction = predict(logits, 4, 1.0, top_p, torch.full_like(logits, 0.5), top_k=top_k)
+    assert prediction.drawn_from.exp()[0, 0, :4].tolist() == pytest.approx(expected)
+    assert prediction.token.item() == 0
+
+
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 1000))
 def test_uniform_numbers_are_a_function_of_their_place(seed, step):
     rows = uniform(torch.tensor([seed, 7]), torch.tensor([step, 3]), torch.tensor([[4, 9], [9, 4]]), 5)

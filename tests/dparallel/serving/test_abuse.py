@@ -45,6 +45,8 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"prompt": "a", "n": 0}, "n", "greater than 0"),
         ({"prompt": "a", "n": 1000}, "n", "at most 128"),
         ({"prompt": "a", "treshold": 0.5}, "treshold", "did you mean 'threshold'"),
+        ({"prompt": "a", "cfg_scale": 1.5}, "cfg_scale", "cfg_scale: classifier-free guidance"),
+        ({"prompt": "a", "temperature": 1, "top_k": -1}, "top_k", "greater than 0"),
         ({"prompt": "a", "rule": "entrop"}, "rule", "did you mean 'entropy'"),
         ({"prompt": "a", "rule": "learned", "threshold": 0.5}, None, "learned"),
         ({"prompt": "a", "mode": "autoregressive"}, None, "with a model"),
@@ -87,6 +89,7 @@ def test_conversations_that_cannot_be_read(client: httpx.Client, messages: Any, 
 
 def test_values_without_effect_are_taken(client: httpx.Client) -> None:
     body = {"prompt": "Tom ?", "model": "tiny", "max_tokens": 2, "temperature": 0, "top_p": 0.9, "user": "x"}
+    body |= {"top_k": 5}
     neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "best_of": 1, "stop": None}
     assert client.post(COMPLETIONS, json={**body, **neutral}).status_code == 200
     turns = [
