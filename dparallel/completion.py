@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import DecodingError
 from dparallel.decoding.generate import generate
+from dparallel.decoding.streaming import Streamer
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.prompts import PLAIN_TEXT, Messages, encode_chat, finish, render_all
 from dparallel.problems.sources import Problem
@@ -42,6 +43,7 @@ def complete(
     decoding: DecodingConfig | None = None,
     batch_size: int | None = None,
     stops: Sequence[str] = (),
+    streamer: Streamer | None = None,
 ) -> list[Completion]:
     """Generate a response for each prompt, in the order of the prompts.
 
@@ -52,6 +54,8 @@ def complete(
         decoding: how to decode; by default as the checkpoint says, see `generate`.
         batch_size: prompts decoded together, see `generate`.
         stops: texts that end a response; they are not part of its text.
+        streamer: gets the only prompt and its response while it is decoded, such as transformers'
+            `TextDiffusionStreamer(tokenizer)`; see `decoding.streaming.Streamer`.
 
     Raises:
         DecodingError: a prompt is neither a text nor a conversation, a stop is not a text or empty, or
@@ -68,7 +72,8 @@ def complete(
     ids = [_encode(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     ends = model.config.end_token_ids
     completions = []
-    for generation in generate(model, ids, decoding, batch_size, stop=stop_at(tokenizer, stops)):
+    stop = stop_at(tokenizer, stops)
+    for generation in generate(model, ids, decoding, batch_size, stop=stop, streamer=streamer):
         tokens = generation.tokens[: generation.num_tokens]
         whole = finish(tokens, tokenizer, ends)
         text = cut(whole, stops)

@@ -16,6 +16,7 @@ from dparallel.decoding.denoise import Outcome, Status
 from dparallel.decoding.loop import decode
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop, StopWatch
+from dparallel.decoding.streaming import Stream, Streamer, check_streamer, streamed
 from dparallel.decoding.token_lists import Prompts, check_padding, token_lists
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.commit_rule import check_commit_rule
@@ -46,6 +47,7 @@ def generate(
     observe: Callable[[list[Step]], None] | None = None,
     finished: Callable[[int, Generation], None] | None = None,
     stop: Stop | None = None,
+    streamer: Streamer | None = None,
 ) -> list[Generation]:
     """Decode a response for each prompt, in the order of the prompts.
 
@@ -64,13 +66,16 @@ def generate(
         stop: called with the tokens of a response before its first masked position or end token; returns
             the number of tokens after which the response ends, or None (`problems.stops.stop_at` makes one
             of texts). Not used with `stop_at_eos=False`.
+        streamer: gets the only prompt and its response as it is decoded, such as transformers'
+            `TextDiffusionStreamer`; see `streaming.Streamer`.
 
     Returns:
         One `Generation` per prompt.
 
     Raises:
-        DecodingError: a prompt is too long, padded or contains invalid ids, or the model has no usable mask
-            or end-of-sequence token or does not suit the decoding mode.
+        DecodingError: a prompt is too long, padded or contains invalid ids, the model has no usable mask
+            or end-of-sequence token or does not suit the decoding mode, or a streamer is no streamer or is
+            given with several prompts.
         MemoryError: a single row does not fit into memory.
     """
     if decoding is None:
@@ -84,6 +89,8 @@ def generate(
     check_commit_rule(decoding, model.commit_rule)
     if batch_size is not None and not _is_count(batch_size):
         raise DecodingError(f"batch_size={batch_size!r}: give a whole number of at least 1")
+    if streamer is not None:
+        check_streamer(streamer, len(given))
     if not given:
         return []
     order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks early
@@ -99,6 +106,9 @@ def generate(
     stops = (
         StopWatch(canvas, stop, ends, decoding.revises) if stop is not None and decoding.stop_at_eos else None
     )
+    if streamer is not None:
+        stream = Stream(streamer, ordered[0], decoding.block_length, ends)
+        observe, finished = streamed(stream, observe, finished)
     tell = None
     if observe is not None or finished is not None:
         tell = partial(_tell, model, canvas, order, observe, finished)
