@@ -16,6 +16,7 @@ from dparallel.models.token_texts import token_texts
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import random_model
 from tests.dparallel.browser import in_a_browser, needs_browser
+from tests.dparallel.decoding.test_ends import OPEN, PROMPT, TABLE, Scripted
 
 TOKENIZER = build_tokenizer()
 DECODING = DecodingConfig(gen_length=24, block_length=8, threshold=1.5)
@@ -228,6 +229,26 @@ def test_tokens_that_changed_are_drawn_and_said(tmp_path):
         count = len(changes[step])
         assert f"committed {new} token{'s' * (new != 1)}, changed {count} committed token" in seen["status"]
         assert seen["status"].startswith("Read 8 positions, mean entropy ")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_positions_filled_behind_an_end_are_drawn_when_they_are_filled(tmp_path):
+    """The third forward of the table commits an end token, and the token of position 6 is replaced."""
+    model = Scripted(TABLE).model
+    decoding = DecodingConfig(gen_length=8, block_length=4, **OPEN, eos_fill="immediate")
+    steps = []
+    [generation] = generate(model, [PROMPT], decoding, observe=steps.extend)
+    page = trace_page("m", decoding, TOKENIZER, model.config, ["?"], [generation], steps)
+    report = reported(page, REPLAYS, tmp_path)
+    assert report["errors"] == []
+    second, third, last = report["forwards"][1:]
+    assert [seen["masked"] for seen in report["forwards"]] == [7, 5, 1, 0]
+    assert second["faces"][5] == TOKENIZER.decode([8])
+    assert third["faces"][3:] == last["faces"][3:] == ["∎"] * 5
+    assert third["notes"] == ["50%", "2", "1", "3", "", "", "", ""], "without a prediction, no number"
+    assert "filled 4 with end-of-text; 1 still masked" in third["status"]
+    assert "filled" not in last["status"]
 
 
 @needs_browser
