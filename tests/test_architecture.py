@@ -35,7 +35,7 @@ FLOORS: list[set[str]] = [  # of the rooms in dparallel/, the lowest first
     {"problems"},
     {"trajectories"},
     {"distillation"},
-    {"evaluation", "tiny"},
+    {"evaluation", "tiny", "pages"},
     {"reporting", "serving"},
     {"preflight"},
     {"cli"},

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from markupsafe import Markup
 
 from dparallel.evaluation import plots
 from dparallel.evaluation.cases import STUDENT
+from dparallel.pages.html import part, policy, template
+from dparallel.pages.replay import drawing
 from dparallel.reporting import tables
-from dparallel.reporting.html import policy, template
 from dparallel.reporting.pictures import inline_svg, tradeoff
 from dparallel.reporting.read import Benchmark
-from dparallel.reporting.replay import drawing
 from dparallel.reporting.samples import CHARACTERS, RESPONSES, Exhibition, Exhibitor
 from dparallel.reporting.summary import Json, Measured, by_name, summary
 from dparallel.stages.files import replacing, write_atomically
@@ -100,7 +99,9 @@ class Document:
         }
         sections = [self._section(section, shown[section["benchmark"]]) for section in self._sections]
         replays = exhibitor.replays.html("Decoding") if exhibitor.replays.rows else None
-        scripts = [drawing.script(), _part("page.js")] if replays else [_part("page.js")]
+        scripts = (
+            [drawing.script(), part(__package__, "page.js")] if replays else [part(__package__, "page.js")]
+        )
         limits = (
             f"at most {per_outcome} samples of each outcome, with {RESPONSES} responses; {per_outcome} "
             f"regressions of each comparison; {CHARACTERS:,} characters of a text."
@@ -117,7 +118,7 @@ class Document:
             per_outcome=per_outcome,
             limits=limits,
             policy=policy(scripts),
-            style=Markup(drawing.style() + _part("page.css")),
+            style=Markup(drawing.style() + part(__package__, "page.css")),
             scripts=[Markup(script) for script in scripts],
         )
 
@@ -183,7 +184,3 @@ def _listed(texts: Iterable[str]) -> str:
 def _identifier(name: str) -> str:
     """A benchmark's name as part of ids in a page."""
     return "benchmark-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
-
-
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dparallel.evaluation.plots import plain
 from dparallel.models.checkpoints import load_tokenizer, read_config
+from dparallel.pages.replay.drawing import Replays
 from dparallel.reporting.read import Answers
-from dparallel.reporting.replay.drawing import Replays
 from dparallel.reporting.summary import Measured
 
 RESPONSES = 8  # of a sample

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.models.backbone import DiffusionConfig
-from dparallel.reporting.html import policy, template
-from dparallel.reporting.replay.drawing import Replays, script, style
+from dparallel.pages.html import policy, template
+from dparallel.pages.replay.drawing import Replays, script, style
 
 
 def trace_page(

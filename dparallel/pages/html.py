@@ -21,8 +21,13 @@ ENVIRONMENT = Environment(
 
 def template(package: str | None, name: str) -> Template:
     """A template beside a module; texts are escaped unless they are `Markup`."""
+    return ENVIRONMENT.from_string(part(package, name))
+
+
+def part(package: str | None, name: str) -> str:
+    """The text of a file beside a module, such as a script of a page."""
     assert package is not None
-    return ENVIRONMENT.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def policy(scripts: Sequence[str]) -> Markup:

@@ -1,7 +1,6 @@
 """Decodings replayed in an HTML page, one forward pass at a time: the data and the drawing of all pages."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup
@@ -10,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Step
 from dparallel.models.token_texts import token_texts
-from dparallel.reporting.html import inline_json, template
+from dparallel.pages import canvas
+from dparallel.pages.html import inline_json, part, template
 
 DIGITS = 4
 
@@ -108,12 +108,12 @@ class Replays:
 
 def style() -> str:
     """The style sheet of a page that replays decodings."""
-    return files(__package__).joinpath("replay.css").read_text(encoding="utf-8")
+    return canvas.style() + part(__package__, "replay.css")
 
 
 def script() -> str:
     """The script of a page that replays decodings."""
-    return files(__package__).joinpath("replay.js").read_text(encoding="utf-8")
+    return canvas.script() + part(__package__, "replay.js")
 
 
 def _commits(
