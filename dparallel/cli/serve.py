@@ -57,10 +57,13 @@ def serve(options: argparse.Namespace) -> None:
 
         # 3. Serve.
         def ready() -> None:
-            print(f"Serving {', '.join(names)} on {address_of(listening)}/v1", file=sys.stderr, flush=True)
+            address = address_of(listening)
+            print(f"Serving {', '.join(names)} on {address}/v1", file=sys.stderr)
+            print(f"Chat with them in a browser: {address}/", file=sys.stderr, flush=True)
 
         engine = Engine(models, limits.batch_size, limits.queue)
-        run(build_app(engine, limits, key, template), listening, limits, ready)
+        app = build_app(engine, limits, key, template, is_loopback(options.host))
+        run(app, listening, limits, ready)
     print("All accepted requests are answered.", file=sys.stderr)
 
 

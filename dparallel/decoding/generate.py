@@ -184,7 +184,7 @@ def check_prompts(
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
-    modes = [name for name, mode in MODES.items() if config.attention_pattern in mode.patterns]
+    modes = modes_of(config)
     if decoding.mode not in modes:
         pattern = config.attention_pattern
         stated = (
@@ -223,6 +223,11 @@ def check_prompts(
                 f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "
                 f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
             )
+
+
+def modes_of(config: DiffusionConfig) -> list[str]:
+    """The modes in which a model is decoded, by the attention pattern that it was trained with."""
+    return [name for name, mode in MODES.items() if config.attention_pattern in mode.patterns]
 
 
 def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> tuple[str, dict[str, int]]:

@@ -30,11 +30,25 @@ def part(package: str | None, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def policy(scripts: Sequence[str]) -> Markup:
-    """A Content-Security-Policy: nothing is loaded, and no scripts run but these (contents of `<script>`)."""
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return Markup(f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}")
+def policy(scripts: Sequence[str], styles: Sequence[str] | None = None, **further: str) -> Markup:
+    """A Content-Security-Policy: nothing is loaded, and no scripts run but these.
+
+    Args:
+        scripts, styles: contents of `<script>` and `<style>`; by default any style of the page itself.
+        further: other directives, with `_` for `-`, such as `connect_src="'self'"`.
+    """
+    directives = {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'" if styles is None else _digests(styles),
+        "script-src": _digests(scripts),
+        **{name.replace("_", "-"): value for name, value in further.items()},
+    }
+    return Markup("; ".join(f"{name} {value}" for name, value in directives.items()))
+
+
+def _digests(texts: Sequence[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
 def inline_json(value: Any) -> Markup:

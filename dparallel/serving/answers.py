@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.generate import modes_of
 from dparallel.decoding.stops import before_end
+from dparallel.rules.rules import RULES
 from dparallel.serving.engine import Served
 from dparallel.serving.jobs import Draft, Finished, Progress
 from dparallel.serving.texts import TextStream
@@ -84,9 +87,19 @@ class Answer:
         kind = "chat.completion" if self.chat else "text_completion"
         return self._object(kind, shown, usage=usage(prompt_tokens, events))
 
-    def first_chunk(self, choice: Choice) -> dict[str, Any]:
-        """Names the role; only chats have one."""
-        return self._chunk({"index": choice.index, "delta": {"role": "assistant", "content": ""}})
+    def first_chunk(self, choice: Choice, decoding: DecodingConfig | None) -> dict[str, Any] | None:
+        """What is known before the first forward pass: the role in a chat, and `decoding`; None if neither.
+
+        Args:
+            decoding: how the choice is decoded, if the stream says it.
+        """
+        if not self.chat and decoding is None:
+            return None
+        entry: dict[str, Any] = {"index": choice.index}
+        entry |= {"delta": {"role": "assistant", "content": ""}} if self.chat else {"text": ""}
+        if decoding is not None:
+            entry["decoding"] = decoding.model_dump(mode="json")
+        return self._chunk(entry)
 
     def chunk(self, choice: Choice, event: Progress | Finished, canvas: bool) -> dict[str, Any] | None:
         """What a forward pass added to a choice; None if there is nothing to say."""
@@ -148,7 +161,8 @@ def _canvas(choice: Choice, draft: Draft) -> dict[str, Any]:
 
 
 def usage(prompt_tokens: int, events: Sequence[Finished]) -> dict[str, Any]:
-    """Tokens, forward passes and tokens per forward pass (TPF), summed over the choices."""
+    """Tokens, forward passes and tokens per forward pass (TPF), summed over the choices, and the longest
+    of their times from taking a row to the end."""
     tokens, nfe = sum(len(event.tokens) for event in events), sum(event.nfe for event in events)
     return {
         "prompt_tokens": prompt_tokens,
@@ -156,16 +170,27 @@ def usage(prompt_tokens: int, events: Sequence[Finished]) -> dict[str, Any]:
         "total_tokens": prompt_tokens + tokens,
         "nfe": nfe,
         "tokens_per_forward": tokens / nfe if nfe else 0.0,
+        "decode_seconds": max((event.seconds for event in events), default=0.0),
     }
 
 
-def model_object(served: Served, created: int) -> dict[str, Any]:
-    """A model of `/v1/models`, with how it decodes by default."""
+def model_object(served: Served, created: int, template: str | None) -> dict[str, Any]:
+    """A model of `/v1/models`: what requests may ask of it, and how it decodes by default.
+
+    Args:
+        template: chat template instead of that of the tokenizer.
+    """
+    config = served.model.config
+    fitted = served.model.commit_rule is not None
     return {
         "id": served.name,
         "object": "model",
         "created": created,
         "owned_by": "dparallel",
-        "max_model_len": served.model.config.max_position_embeddings,
+        "max_model_len": config.max_position_embeddings,
+        "end_token_ids": list(config.end_token_ids),
+        "chat": template is not None or served.tokenizer.chat_template is not None,
+        "modes": modes_of(config),
+        "rules": [name for name, rule in RULES.items() if fitted or not rule.needs_weights],
         "decoding": served.decoding.model_dump(mode="json"),
     }

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import json
 import time
 import uuid
@@ -18,19 +16,20 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from dparallel.serving.answers import Answer, Choice, model_object
 from dparallel.serving.bodies import Body, ChatBody, CompletionBody, parse
 from dparallel.serving.engine import Busy, Closed, Engine, Served
-from dparallel.serving.errors import RequestError, failure
+from dparallel.serving.errors import RequestError, failure, response
 from dparallel.serving.jobs import Event, Failed, Finished, Job
 from dparallel.serving.limits import Limits
 from dparallel.serving.metrics import Metrics
+from dparallel.serving.middleware import ENDPOINTS, Counted, HostChecked, KeyRequired
+from dparallel.serving.page.page import chat_page
 from dparallel.serving.requests import job_of, rows_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-ENDPOINTS = (CHAT, COMPLETIONS, "/v1/models", "/v1/requests", "/health", "/metrics")
 LONGEST_NAME = 128  # characters of a request's own id
 
 
@@ -117,7 +116,7 @@ class Api:
         return len(found)
 
     def models(self) -> list[dict[str, Any]]:
-        return [model_object(served, self.created) for served in self.engine.models.values()]
+        return [model_object(served, self.created, self.template) for served in self.engine.models.values()]
 
     def _served(self, name: str | None) -> Served:
         models = self.engine.models
@@ -168,9 +167,11 @@ class Api:
 
     async def _stream(self, running: Running, answer: Answer) -> AsyncIterator[str]:
         body, choices, finished = running.body, _choices(running), list[Finished]()
-        if answer.chat:
-            for choice in choices:
-                yield _sent(answer.first_chunk(choice))
+        canvas = body.stream_mode == "canvas"
+        for choice, job in zip(choices, running.jobs, strict=True):
+            first = answer.first_chunk(choice, job.decoding if canvas else None)
+            if first is not None:
+                yield _sent(first)
         while len(finished) < len(choices):
             try:
                 async with asyncio.timeout(self.limits.heartbeat):
@@ -184,7 +185,7 @@ class Api:
                 return
             if isinstance(event, Finished):
                 finished.append(event)
-            chunk = answer.chunk(choices[index], event, canvas=body.stream_mode == "canvas")
+            chunk = answer.chunk(choices[index], event, canvas)
             if choices[index].text.sent or isinstance(event, Finished):
                 self._count(running, index, event)
             if chunk is not None:
@@ -212,13 +213,19 @@ class Stream(StreamingResponse):
 
 
 def build_app(
-    engine: Engine, limits: Limits, api_key: str | None = None, template: str | None = None
+    engine: Engine,
+    limits: Limits,
+    api_key: str | None = None,
+    template: str | None = None,
+    loopback: bool = False,
 ) -> FastAPI:
     """The application. It starts the engine, and closes it at the end.
 
     Args:
         api_key: what requests to /v1 must give as bearer token.
         template: chat template instead of those of the tokenizers.
+        loopback: whether only this machine reaches the server. Without a key, requests must then name it by
+            an address or as localhost.
     """
     metrics = Metrics(engine)
     api = Api(engine, limits, metrics, template)
@@ -236,10 +243,18 @@ def build_app(
     app.state.api = api
     if api_key is not None:
         app.add_middleware(KeyRequired, api_key=api_key)
+    elif loopback:
+        app.add_middleware(HostChecked)
     app.add_middleware(Counted, metrics=metrics)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(Exception, _failed)
+
+    document = chat_page()
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        return Response(document.html, headers=document.headers, media_type="text/html")
 
     @app.post(CHAT, openapi_extra=_schema(ChatBody))
     async def chat(request: Request) -> Response:
@@ -255,7 +270,7 @@ def build_app(
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return JSONResponse(model_object(api._served(name), api.created))
+        return JSONResponse(model_object(api._served(name), api.created, template))
 
     @app.delete("/v1/requests/{name}")
     async def cancel(name: str) -> Response:
@@ -275,43 +290,6 @@ def build_app(
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
-
-
-class KeyRequired:
-    """Refuses requests to /v1 without the key; compares digests, in a time that tells nothing about it."""
-
-    def __init__(self, app: ASGIApp, api_key: str):
-        self.app, self.expected = app, hashlib.sha256(f"Bearer {api_key}".encode()).digest()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(hashlib.sha256(given).digest(), self.expected):
-                message = "give the server's API key as `Authorization: Bearer KEY`"
-                error = RequestError(401, message, "invalid_api_key", kind="authentication_error")
-                await _response(error)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-class Counted:
-    """Counts answers by endpoint and status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self.app, self.metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        endpoint = next((path for path in ENDPOINTS if scope["path"].startswith(path)), "other")
-
-        async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.metrics.requests.labels(endpoint, message["status"]).inc()
-            await send(message)
-
-        await self.app(scope, receive, counting)
 
 
 async def _read(request: Request, limits: Limits) -> bytes:
@@ -369,20 +347,16 @@ def _schema(body: type[ChatBody] | type[CompletionBody]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _response(error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body, error.status, headers=error.headers)
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _response(error)
+    return response(error)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}; known: {', '.join(ENDPOINTS)}"
-    return _response(RequestError(error.status_code, message, "not_found"))
+    return response(RequestError(error.status_code, message, "not_found"))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return _response(RequestError(500, "the server failed; its log says more", "error", kind="server_error"))
+    return response(RequestError(500, "the server failed; its log says more", "error", kind="server_error"))

@@ -251,9 +251,10 @@ class Engine:
                 job.told = count
                 self._tell(job, Progress(tokens, confidence, draft))
             return False
-        self._tell(job, Finished(tokens[:length], confidence[:length], int(look.nfe[row]), draft))
-        if job.started is not None:
-            self._seconds += SMOOTHING * (time.monotonic() - job.started - self._seconds)
+        assert job.started is not None
+        seconds = time.monotonic() - job.started
+        self._tell(job, Finished(tokens[:length], confidence[:length], int(look.nfe[row]), seconds, draft))
+        self._seconds += SMOOTHING * (seconds - self._seconds)
         return True
 
     def _leave(self, key: Key, pool: Pool, slots: Sequence[int]) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 from dparallel.serving.jobs import Failed
 
 NO_RETRY = {"x-should-retry": "false"}  # clients retry 408, 409, 429 and all from 500 on otherwise
@@ -43,3 +45,8 @@ def failure(failed: Failed) -> RequestError:
     return RequestError(
         STATUS[failed.reason], failed.message, failed.reason, kind="server_error", headers=NO_RETRY
     )
+
+
+def response(error: RequestError) -> JSONResponse:
+    """The answer to a request that is not answered."""
+    return JSONResponse(error.body, error.status, headers=error.headers)

@@ -44,11 +44,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A response: its tokens up to and including the first end token or the end of a stop text."""
+    """A response: its tokens up to and including the first end token or the end of a stop text.
+
+    Attributes:
+        nfe: its forward passes.
+        seconds: from taking a row to the end.
+    """
 
     tokens: list[int]
     confidence: list[float]
     nfe: int
+    seconds: float
     draft: Draft | None = None
 
 

@@ -50,11 +50,17 @@ def endless() -> Served:
 
 
 @contextlib.contextmanager
-def serving(*models: Served, key: str | None = None, **limits) -> Iterator[Running]:
+def serving(
+    *models: Served,
+    key: str | None = None,
+    template: str | None = TEMPLATE,
+    loopback: bool = False,
+    **limits,
+) -> Iterator[Running]:
     """A server in a thread of this process; at the end it drains."""
     checked = Limits(**limits)
     engine = Engine({served.name: served for served in models}, checked.batch_size, checked.queue)
-    app = build_app(engine, checked, key, TEMPLATE)
+    app = build_app(engine, checked, key, template, loopback)
     listening, ready = bound_socket("127.0.0.1", 0), threading.Event()
     server = Server(app, checked, ready.set)
     url = address_of(listening)

@@ -37,6 +37,7 @@ def test_a_completion_equals_the_librarys(client: httpx.Client, teacher: Served)
     assert choice["text"] == alone.text
     assert choice["finish_reason"] == alone.finish_reason == "stop"
     prompt = len(teacher.tokenizer.encode(PUZZLE))
+    assert answer["usage"].pop("decode_seconds") > 0
     assert answer["usage"] == {
         "prompt_tokens": prompt,
         "completion_tokens": len(alone.tokens),
@@ -59,6 +60,8 @@ def test_a_chat_and_its_stream_say_the_same(client: httpx.Client) -> None:
     assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
     assert choices[-1]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert usage["choices"] == []
+    assert usage["usage"].pop("decode_seconds") > 0
+    assert whole["usage"].pop("decode_seconds") > 0
     assert usage["usage"] == whole["usage"]
     said = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
     assert said == whole["choices"][0]["logprobs"]["content"]
@@ -79,7 +82,10 @@ def test_log_probabilities_are_those_at_commit(client: httpx.Client, teacher: Se
 def test_drafts_show_the_canvas_being_filled(client: httpx.Client, teacher: Served) -> None:
     prompt = teacher.tokenizer.encode(PUZZLE)
     [alone] = generate(teacher.model, [prompt], TEACHER)
-    chunks = streamed(client, COMPLETIONS, {"model": "tiny", "prompt": prompt, "stream_mode": "canvas"})
+    body = {"model": "tiny", "prompt": prompt, "stream_mode": "canvas"}
+    first, *chunks = streamed(client, COMPLETIONS, body)
+    assert first["choices"][0]["text"] == ""
+    assert DecodingConfig(**first["choices"][0]["decoding"]) == TEACHER
     drafts = [chunk["choices"][0]["canvas"] for chunk in chunks]
     assert [draft["forward"] for draft in drafts] == list(range(alone.nfe))
     filled = {}
@@ -129,6 +135,9 @@ def test_a_longer_max_tokens_makes_room(client: httpx.Client, teacher: Served) -
     shorter = DecodingConfig(gen_length=12, block_length=12, threshold=0.5)
     [alone] = generate(teacher.model, [prompt], shorter)
     assert answer["usage"]["completion_tokens"] == alone.num_tokens
+    body = {"model": "tiny", "prompt": prompt, "stream_mode": "canvas"}
+    [choice] = streamed(client, COMPLETIONS, body)[0]["choices"]
+    assert choice["decoding"]["gen_length"] == 12, "a client learns the length before the first forward pass"
 
 
 def test_several_choices_have_seeds_of_their_own(client: httpx.Client, teacher: Served) -> None:
