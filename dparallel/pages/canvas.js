@@ -6,12 +6,13 @@
 //   readings  whether all predictions of its forwards are known, or only the tokens that they committed
 //   over      whether no forward follows
 //   read      per forward a Map from position to what was read there: { word, p, entropy, commit, before }
+//   commits   per forward what it committed or changed, each as [position, reading]
 //   held      per position the tokens that it held one after the other: { word, p, step, before, filled }
 // `before` is the token that a forward found at a position; a token is `filled` in without a prediction. A row is drawn after `done` of its forwards.
 const $ = (id) => document.getElementById(id);
 
 function newRow(positions, { revises = false, readings = true } = {}) {
-  return { revises, readings, over: false, read: [], held: Array.from({ length: positions }, () => []) };
+  return { revises, readings, over: false, read: [], commits: [], held: Array.from({ length: positions }, () => []) };
 }
 
 // `forward` has, each with an entry for every position read: offsets, words, probability, commit, entropy or not.
@@ -26,6 +27,7 @@ function addForward(row, forward) {
     if (reading.commit) row.held[offset].push({ word: reading.word, p: reading.p, step, before: reading.before });
   });
   row.read.push(at);
+  row.commits.push([...at].filter(([, reading]) => reading.commit));
 }
 
 const nfe = (row) => row.read.length;
@@ -182,6 +184,29 @@ function tip(event, text) {
 }
 
 // ---- heat map ----------------------------------------------------------------------------------
+// The cells of the map as an image with a pixel each; colours are parsed a hundred times, not once a cell.
+function cellPixels(row, fixed) {
+  const palette = newImage(102, 1), pen = palette.getContext("2d", { willReadFrequently: true });
+  for (let shade = 0; shade <= 101; shade++) {
+    pen.fillStyle = shade <= 100 ? confidenceColour(shade / 100).fill : fixed;
+    pen.fillRect(shade, 0, 1, 1);
+  }
+  const colours = new Uint32Array(pen.getImageData(0, 0, 102, 1).data.buffer);
+  const columns = row.held.length, rows = Math.max(1, nfe(row));
+  const image = new ImageData(Math.max(1, columns), rows), cells = new Uint32Array(image.data.buffer);
+  row.held.forEach(([first], offset) => {
+    for (let forward = first ? first.step + 1 : rows; forward < rows; forward++) cells[forward * columns + offset] = colours[101];
+  });
+  row.read.forEach((at, forward) => {
+    for (const [offset, reading] of at) cells[forward * columns + offset] = colours[Math.round(100 * reading.p)];
+  });
+  const drawn = newImage(image.width, rows);
+  drawn.getContext("2d").putImageData(image, 0, 0);
+  return drawn;
+}
+
+const newImage = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+
 // Draws one line per forward and returns the geometry; `tallest` is the height in pixels that it is given.
 function drawHeatMap(canvas, row, done, blockLength, tallest = 560) {
   const columns = row.held.length, rows = nfe(row), ratio = devicePixelRatio || 1;
@@ -199,31 +224,28 @@ function drawHeatMap(canvas, row, done, blockLength, tallest = 560) {
   pen.scale(ratio, ratio);
   pen.font = `11px ${style.getPropertyValue("--mono")}`;
   const gap = cellHeight > 6 ? 1 : 0;
-  const most = Math.max(1, ...row.read.map((at) => [...at.values()].filter((each) => each.commit).length));
 
-  // 1. Cells: read, read and committed (a dot) or changed (a ring), or fixed before.
-  row.read.forEach((at, forward) => {
+  // 1. Cells, a pixel each: read, or fixed before; then the gaps between them.
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(cellPixels(row, fixed), left, top, columns * cellWidth, rows * cellHeight);
+  for (let offset = 1; gap && offset <= columns; offset++) pen.clearRect(left + offset * cellWidth - gap, top, gap, rows * cellHeight);
+  for (let forward = 1; gap && forward <= rows; forward++) pen.clearRect(left, top + forward * cellHeight - gap, columns * cellWidth, gap);
+
+  // 2. What each forward committed (a dot) or changed (a ring).
+  const most = Math.max(1, ...row.commits.map((found) => found.length));
+  row.commits.forEach((found, forward) => {
     const y = top + forward * cellHeight;
-    let commits = 0;
-    for (let offset = 0; offset < columns; offset++) {
-      const x = left + offset * cellWidth;
-      const reading = at.get(offset);
-      if (!reading && !holding(row, offset, forward)) continue;
-      const { fill, ink: dot } = reading ? confidenceColour(reading.p) : { fill: fixed };
-      pen.fillStyle = fill;
-      pen.fillRect(x, y, cellWidth - gap, cellHeight - gap);
-      if (!reading?.commit) continue;
-      commits += 1;
+    for (const [offset, reading] of found) {
       const size = Math.max(0.8, Math.min(cellWidth, cellHeight) * (isChange(reading) ? 0.3 : 0.16));
-      pen.fillStyle = pen.strokeStyle = dot;
+      pen.fillStyle = pen.strokeStyle = confidenceColour(reading.p).ink;
       pen.lineWidth = size / 2;
       pen.beginPath();
-      pen.arc(x + (cellWidth - gap) / 2, y + (cellHeight - gap) / 2, size, 0, 2 * Math.PI);
+      pen.arc(left + offset * cellWidth + (cellWidth - gap) / 2, y + (cellHeight - gap) / 2, size, 0, 2 * Math.PI);
       if (isChange(reading)) pen.stroke();
       else pen.fill();
     }
-    // 2. Beside each forward: its number and how many tokens it committed.
-    const bar = (right - 40) * commits / most;
+    // 3. Beside each forward: its number and how many tokens it committed.
+    const bar = (right - 40) * found.length / most;
     pen.fillStyle = muted;
     pen.globalAlpha = 0.55;
     pen.fillRect(width - right + 8, y + cellHeight * 0.2, bar, Math.max(1, cellHeight * 0.5));
@@ -237,11 +259,11 @@ function drawHeatMap(canvas, row, done, blockLength, tallest = 560) {
       pen.textAlign = "right";
       pen.fillText(String(forward + 1), left - 8, y + cellHeight / 2);
       pen.textAlign = "left";
-      pen.fillText(String(commits), width - right + 12 + bar, y + cellHeight / 2);
+      pen.fillText(String(found.length), width - right + 12 + bar, y + cellHeight / 2);
     }
   });
 
-  // 3. Block borders, captions and the forward shown.
+  // 4. Block borders, captions and the forward shown.
   pen.fillStyle = muted;
   pen.textAlign = "left";
   pen.textBaseline = "alphabetic";

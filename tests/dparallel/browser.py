@@ -59,7 +59,7 @@ class Page:
         assert answer.status_code == 200, value
         return value
 
-    def open(self, url: str) -> None:
+    def visit(self, url: str) -> None:
         self.command("url", url=url)
 
     def run(self, script: str, *arguments: Any) -> Any:
