@@ -99,10 +99,11 @@ function compare(turn) {
   const [few, many, less, more] = a.usage.nfe <= b.usage.nfe ? [a, b, ...names] : [b, a, names[1], names[0]];
   const times = many.usage.nfe / few.usage.nfe;
   const rates = [few, many].map((answer) => answer.usage.completion_tokens / answer.usage.decode_seconds);
+  const passes = ({ usage: { nfe } }) => `${nfe} forward pass${nfe === 1 ? "" : "es"}`;
   const same = a.text === b.text ? "The texts are the same." : "The texts differ.";
   $("comparison").textContent = (times === 1
-    ? `Both took ${few.usage.nfe} forward passes. `
-    : `${less} took ${few.usage.nfe} forward passes where ${more} took ${many.usage.nfe}: ${times.toFixed(1)} times fewer, ` +
+    ? `Both took ${passes(few)}. `
+    : `${less} took ${passes(few)} where ${more} took ${many.usage.nfe}: ${times.toFixed(1)} times fewer, ` +
       `at ${(rates[0] / rates[1]).toFixed(1)} times the tokens/s. `) + same;
 }
 
