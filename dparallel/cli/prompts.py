@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
-from dparallel.decoding.generate import check_prompts
+from dparallel.decoding.generate import check_prompts, longest_first
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.prompts import longest_first, render_all
+from dparallel.problems.prompts import render_all
 from dparallel.problems.sources import Problem
 
 

@@ -71,7 +71,10 @@ class Step:
 
 @dataclass
 class Canvas:
-    """The canvases: `tokens[row]` is prompt, `gen_length` response positions, and unattended padding."""
+    """The canvases: `tokens[row]` is prompt, `gen_length` response positions, and unattended padding.
+
+    In an infill the response positions are those of the gaps, which lie within `prompt_length` tokens.
+    """
 
     tokens: Tensor  # (N, L)
     prompt_length: Tensor  # (N,)
@@ -84,6 +87,7 @@ class Canvas:
     seen: Tensor  # (N, G) bool, whether a forward has read the position
     seed: Tensor  # (N,)
     response_length: Tensor  # (N,) tokens up to a stop text; G without one
+    gaps: Tensor | None = None  # (N, G) canvas position of each response position of an infill
 
     @classmethod
     def start(
@@ -93,9 +97,15 @@ class Canvas:
         decoding: DecodingConfig,
         config: DiffusionConfig,
         device: torch.device,
+        room: int | None = None,
     ) -> "Canvas":
-        """Fully masked canvases for `prompts`, with a seed per row for sampling."""
-        rows, length = len(prompts), max(map(len, prompts)) + decoding.gen_length
+        """Fully masked canvases for `prompts`, with a seed per row for sampling.
+
+        Args:
+            room: positions behind the longest prompt, by default `gen_length`.
+        """
+        rows = len(prompts)
+        length = max(map(len, prompts)) + (decoding.gen_length if room is None else room)
         if decoding.compile:  # few distinct sizes, and at least one spare row
             rows, length = 1 << rows.bit_length(), -(-length // LENGTHS) * LENGTHS
         tokens = torch.full((rows, length), config.mask_token_id)
@@ -116,13 +126,29 @@ class Canvas:
             response_length=zeros + decoding.gen_length,
         )
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The fields of a row that there are."""
+        return tuple(name for name in STATE if getattr(self, name) is not None)
+
+    @property
+    def room(self) -> int:
+        """Positions of a row behind its `prompt_length`."""
+        return self.commit_step.shape[1] if self.gaps is None else 0
+
+    def positions(self, offsets: Tensor) -> Tensor:
+        """The canvas positions (b, n) of the response positions `offsets` (b, n) or (n,)."""
+        if self.gaps is None:
+            return self.prompt_length[:, None] + offsets
+        return self.gaps.gather(1, offsets.expand(len(self.gaps), -1))
+
     def gather(self, rows: Tensor) -> "Canvas":
         """A copy of the state of `rows` (b,)."""
-        return Canvas(**{name: getattr(self, name).index_select(0, rows) for name in STATE})
+        return Canvas(**{name: getattr(self, name).index_select(0, rows) for name in self.state})
 
     def scatter(self, rows: Tensor, state: "Canvas") -> None:
         """Write the state of `rows` (b,) back, in place."""
-        for name in STATE:
+        for name in self.state:
             getattr(self, name).index_copy_(0, rows, getattr(state, name))
 
     def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
@@ -130,7 +156,7 @@ class Canvas:
         if not self.confidence[:count].isfinite().all():
             raise DecodingError("the model's logits are NaN or infinite: its weights are damaged or diverged")
         offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
-        responses = self.tokens.gather(1, self.prompt_length[:, None] + offsets)  # (N, G)
+        responses = self.tokens.gather(1, self.positions(offsets))  # (N, G)
         columns = (responses, self.commit_step, self.confidence, self.nfe, self.response_length)
         rows = zip(*(column[:count].tolist() for column in columns), strict=True)
         return [

@@ -164,7 +164,7 @@ def denoise(
         logits = without(logits, model.config.eos_token_id)
 
     # 3. Predict and commit.
-    where = state.prompt_length[:, None] + offsets
+    where = state.positions(offsets)
     numbers = None
     if decoding.temperature > 0:
         numbers = uniform(state.seed, _draw(state, decoding), where, logits.shape[-1])
@@ -216,14 +216,14 @@ def _forward(group: Group, offsets: Tensor) -> Tensor:
     if shape.window is None:
         positions, input_ids = None, state.tokens[:, : shape.length]
         # Fill-in positions may belong to a block that is not open yet.
-        read_at = (state.prompt_length[:, None] + offsets).clamp(max=shape.length - 1)
+        read_at = state.positions(offsets).clamp(max=shape.length - 1)
     else:
         positions, read_at = _recomputed(group, shape.window, offsets)
         input_ids = state.tokens.gather(1, positions)
     visible = None
     levels = attention_levels(decoding, state.prompt_length, shape.length)
     if shape.padded and levels is None:
-        ends = state.prompt_length[:, None] + decoding.gen_length
+        ends = state.prompt_length[:, None] + state.room
         visible = torch.arange(shape.length, device=ends.device) < ends  # (b, L)
     cache = None
     if group.workspace.store is not None:
@@ -296,7 +296,7 @@ def _open_blocks(state: Canvas, decoding: DecodingConfig, end_token_ids: Sequenc
     may_open = torch.ones_like(state.nfe, dtype=torch.bool)
     if decoding.stop_at_eos or decoding.looks_back:
         every = torch.arange(decoding.gen_length, device=done.device)
-        where = state.prompt_length[:, None] + every
+        where = state.positions(every)
         held, fill = state.tokens.gather(1, where), next(iter(end_token_ids), 0)
         ends = done & is_end(held, end_token_ids)
         ended = torch.zeros_like(may_open)

@@ -87,18 +87,14 @@ def generate(
     given = token_lists(prompts)
     check_prompts(model, given, decoding)
     check_commit_rule(decoding, model.commit_rule)
-    if batch_size is not None and not _is_count(batch_size):
-        raise DecodingError(f"batch_size={batch_size!r}: give a whole number of at least 1")
+    check_batch_size(batch_size)
     if streamer is not None:
         check_streamer(streamer, len(given))
     if not given:
         return []
-    order = sorted(range(len(given)), key=lambda row: -len(given[row]))  # longest first: memory peaks early
+    order = longest_first(given)
     ordered = [given[row] for row in order]
-    fitting = rows_that_fit(model, len(ordered[0]) + decoding.gen_length, decoding)
-    wanted = min(int(batch_size or DEFAULT_BATCH_SIZE), len(given))
-    if fitting < wanted:
-        log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
+    rows = rows_together(model, len(ordered[0]) + decoding.gen_length, decoding, batch_size, len(given))
 
     seeds = [row_seed(decoding.seed, prompt) for prompt in ordered]
     canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
@@ -109,14 +105,55 @@ def generate(
     if streamer is not None:
         stream = Stream(streamer, ordered[0], decoding.block_length, ends)
         observe, finished = streamed(stream, observe, finished)
+    return decode_rows(model, canvas, ordered, order, decoding, rows, observe, finished, stops)
+
+
+def decode_rows(
+    model: DiffusionTransformer,
+    canvas: Canvas,
+    ordered: Sequence[Sequence[int]],
+    order: Sequence[int],
+    decoding: DecodingConfig,
+    batch_size: int,
+    observe: Callable[[list[Step]], None] | None = None,
+    finished: Callable[[int, Generation], None] | None = None,
+    stops: StopWatch | None = None,
+) -> list[Generation]:
+    """Decode a canvas whose row i is `ordered[i]`, and is reported and returned as row `order[i]`."""
     tell = None
     if observe is not None or finished is not None:
         tell = partial(_tell, model, canvas, order, observe, finished)
     with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
-        decode(model, canvas, list(map(len, ordered)), decoding, min(wanted, fitting), tell, stops)
-    decoded = canvas.generations(len(order), ends)
+        decode(model, canvas, list(map(len, ordered)), decoding, batch_size, tell, stops)
+    decoded = canvas.generations(len(order), model.config.end_token_ids)
     generations = dict(zip(order, decoded, strict=True))
-    return [generations[row] for row in range(len(given))]
+    return [generations[row] for row in range(len(order))]
+
+
+def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of prompts, the longest one first: memory peaks early, and one remedy serves all lengths."""
+    return sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+
+
+def rows_together(
+    model: DiffusionTransformer, length: int, decoding: DecodingConfig, batch_size: int | None, count: int
+) -> int:
+    """Rows of canvas `length` decoded together: `batch_size`, or fewer where memory is short or rows are few.
+
+    Raises:
+        MemoryError: a single row does not fit into memory.
+    """
+    fitting = rows_that_fit(model, length, decoding)
+    wanted = min(int(batch_size or DEFAULT_BATCH_SIZE), count)
+    if fitting < wanted:
+        log.warning("a batch of %d does not fit into memory; decoding %d rows at a time", wanted, fitting)
+    return min(wanted, fitting)
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise a DecodingError for what is neither None nor a whole number of at least 1."""
+    if batch_size is not None and not _is_count(batch_size):
+        raise DecodingError(f"batch_size={batch_size!r}: give a whole number of at least 1")
 
 
 def _is_count(number: object) -> bool:
@@ -176,14 +213,7 @@ def check_prompts(
 ) -> None:
     """Raise a DecodingError for prompts, settings or models that `generate` cannot decode."""
     config = model.config
-    ends = decoding.stop_at_eos or decoding.suppress_eos
-    for name, used in (("mask_token_id", True), ("eos_token_id", ends)):
-        token_id = getattr(config, name)
-        if used and (token_id is None or not 0 <= token_id < config.vocab_size):
-            raise DecodingError(
-                f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
-                f"set it in the checkpoint's config.json"
-            )
+    check_special_tokens(config, decoding)
     modes = modes_of(config)
     if decoding.mode not in modes:
         pattern = config.attention_pattern
@@ -208,7 +238,7 @@ def check_prompts(
             fitting,
         )
     for row, prompt in enumerate(prompts):
-        check_padding(row, prompt, config)
+        check_padding(f"prompt {row}", prompt, config)
         if len(prompt) > limit:
             remedy, fitting = _fitting(config, decoding, len(prompt))
             raise LengthError(
@@ -217,17 +247,34 @@ def check_prompts(
                 f"shorten the prompt or gen_length ({remedy})",
                 fitting,
             )
-        outside = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
-        if outside is not None or config.mask_token_id in prompt:
+        check_ids(f"prompt {row}", prompt, config)
+
+
+def check_special_tokens(config: DiffusionConfig, decoding: DecodingConfig) -> None:
+    """Raise a DecodingError for a model without a mask token, or an end-of-sequence token that is needed."""
+    ends = decoding.stop_at_eos or decoding.suppress_eos
+    for name, used in (("mask_token_id", True), ("eos_token_id", ends)):
+        token_id = getattr(config, name)
+        if used and (token_id is None or not 0 <= token_id < config.vocab_size):
             raise DecodingError(
-                f"prompt {row} holds token id {config.mask_token_id if outside is None else outside}; "
-                f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
+                f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
+                f"set it in the checkpoint's config.json"
             )
 
 
 def modes_of(config: DiffusionConfig) -> list[str]:
     """The modes in which a model is decoded, by the attention pattern that it was trained with."""
     return [name for name, mode in MODES.items() if config.attention_pattern in mode.patterns]
+
+
+def check_ids(name: str, tokens: Sequence[int], config: DiffusionConfig) -> None:
+    """Raise a DecodingError for token ids that are not in the vocabulary, or are the mask's."""
+    outside = next((token for token in tokens if not 0 <= token < config.vocab_size), None)
+    if outside is not None or config.mask_token_id in tokens:
+        raise DecodingError(
+            f"{name} holds token id {config.mask_token_id if outside is None else outside}; "
+            f"valid ids are 0 to {config.vocab_size - 1} without the mask {config.mask_token_id}"
+        )
 
 
 def _fitting(config: DiffusionConfig, decoding: DecodingConfig, prompt: int) -> tuple[str, dict[str, int]]:

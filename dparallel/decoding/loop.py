@@ -119,7 +119,7 @@ class Batch:
         in_use = self.prompts[chosen] + (
             decoding.block_length * Status.of(self.status[chosen]).opened
             if decoding.looks_back
-            else decoding.gen_length
+            else canvas.room
         )
         shape = shape_of(decoding, self.status[chosen], in_use, canvas.tokens.shape[1], self.size)
         group = np.stack([self.rows[chosen], self.slots[chosen]])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.canvas import STATE, Canvas
+from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.denoise import Outcome, Workspace
 from dparallel.decoding.loop import Batch
 from dparallel.decoding.revision import final_count
@@ -100,7 +100,7 @@ class Pool:
         """State of the rows at `slots` (b,)."""
         state = self.batch.canvas.gather(torch.from_numpy(slots).to(self.model.device))
         offsets = torch.arange(self.decoding.gen_length, device=self.model.device)
-        tokens = state.tokens.gather(1, state.prompt_length[:, None] + offsets)
+        tokens = state.tokens.gather(1, state.positions(offsets))
         committed = final_count(state.commit_step, state.rounds_left, self.decoding.revises)
         columns = (tokens, state.commit_step, state.confidence, state.nfe, committed)
         return Look(*(column.cpu().numpy() for column in columns))
@@ -109,7 +109,7 @@ class Pool:
         """Make room for `slots` rows and canvases of `length` positions; keeps the state of all rows."""
         batch, canvas, workspace = self.batch, self.batch.canvas, self.batch.workspace
         length = max(-(-length // LENGTHS) * LENGTHS, canvas.tokens.shape[1])
-        for name in STATE:
+        for name in canvas.state:
             state = getattr(canvas, name)
             width = (length,) if name == "tokens" else state.shape[1:]
             setattr(canvas, name, _enlarged(state, (slots, *width)))

@@ -41,7 +41,7 @@ def token_lists(prompts: Prompts) -> list[list[int]]:
     return [_token_list(f"prompt {row}", prompt) for row, prompt in enumerate(prompts)]
 
 
-def check_padding(row: int, prompt: Sequence[int], config: DiffusionConfig) -> None:
+def check_padding(name: str, prompt: Sequence[int], config: DiffusionConfig) -> None:
     """Reject prompts that begin or end with padding, which the model would read as text.
 
     If the padding token is also the beginning- or end-of-sequence token, one of them is accepted.
@@ -57,7 +57,7 @@ def check_padding(row: int, prompt: Sequence[int], config: DiffusionConfig) -> N
         count = next((at for at, token in enumerate(tokens) if token != pad), len(prompt))
         if count > allowed:
             raise DecodingError(
-                f"prompt {row} {where} with {count} of the padding token {pad} (pad_token_id), which would "
+                f"{name} {where} with {count} of the padding token {pad} (pad_token_id), which would "
                 "be read as text: give prompts of their own lengths, as tokenizer(texts).input_ids are "
                 "without padding=True; of a padded row with its attention mask take ids[mask.bool()]"
             )

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.problems import ProtocolConfig
-from dparallel.decoding.generate import check_prompts
+from dparallel.decoding.generate import check_prompts, longest_first
 from dparallel.decoding.stops import before_end
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.problems.sources import Problem, ProblemsError
@@ -171,11 +171,6 @@ def encode_problems(
                 raise ProblemsError(f"{problems[place].where}: {error}") from error
         raise
     return prompts
-
-
-def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Indices of prompts: the one that needs most room is named first, so that one remedy serves all."""
-    return sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
 
 
 def _read_template(protocol: ProtocolConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,5 +1,6 @@
 """`generate` equals the oracle in every row, for all rules, modes and caches, independent of the batch."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -289,12 +290,21 @@ def is_rounding(
 ) -> bool:
     """Whether the oracle's result is stable when weights move by a millionth. It is not if two scores tie in
     float32 or one equals its threshold, in about one of 20,000 rows."""
+    return decodes_beside(generation, model, lambda moved: by_the_oracle(moved, prompt, decoding))
+
+
+def decodes_beside(
+    generation: Generation,
+    model: DiffusionTransformer,
+    oracle: Callable[[DiffusionTransformer], Generation],
+) -> bool:
+    """Whether an oracle makes the same choices with a model whose weights moved by a millionth."""
     for seed in range(16):
         torch.manual_seed(seed)
         moved = deepcopy(model)
         with torch.no_grad():
             moved.lm_head.weight *= 1 + 1e-6 * torch.randn_like(moved.lm_head.weight)
-        if choices(by_the_oracle(moved, prompt, decoding)) == choices(generation):
+        if choices(oracle(moved)) == choices(generation):
             return True
     return False
 
