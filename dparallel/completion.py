@@ -12,7 +12,7 @@ from dparallel.decoding.generate import check_ids, generate
 from dparallel.decoding.infill import infill as fill
 from dparallel.decoding.streaming import Streamer
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.problems.gaps import Part, check_parts, encode_parts, gap_texts, joined
+from dparallel.problems.gaps import Part, check_parts, encode_infill, gap_texts, joined
 from dparallel.problems.prompts import PLAIN_TEXT, Messages, encode_chat, finish, render_all
 from dparallel.problems.sources import Problem
 from dparallel.problems.stops import cut, stop_at
@@ -119,17 +119,17 @@ def _infilled(
         raise DecodingError("infill is one text with gaps: give a list of them, such as [infill]")
     for row, parts in enumerate(infill):
         check_parts(parts, f"infill {row}")
-    fronts = _encode_all(tokenizer, [""] * len(infill) if prompts is None else prompts)
+    fronts = [None] * len(infill) if prompts is None else _encode_all(tokenizer, prompts)
     if len(fronts) != len(infill):
         raise DecodingError(
             f"{len(fronts)} prompts with {len(infill)} texts with gaps: give one for each, or no prompts"
         )
     canvases = []
     for row, (front, parts) in enumerate(zip(fronts, infill, strict=True)):
-        check_ids(f"prompt {row}", front, model.config)
-        ids = encode_parts(tokenizer, parts, model.config.mask_token_id, f"infill {row}")
-        begun = prompts is None and ids[: len(front)] == front  # the text begins with BOS itself
-        canvases.append(ids if begun else front + ids)
+        if front is not None:
+            check_ids(f"prompt {row}", front, model.config)
+        mask = model.config.mask_token_id
+        canvases.append(encode_infill(tokenizer, parts, mask, f"infill {row}", front))
     ends = model.config.end_token_ids
     completions = []
     for parts, filled in zip(infill, fill(model, canvases, decoding, batch_size), strict=True):

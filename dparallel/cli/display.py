@@ -21,6 +21,7 @@ from dparallel.models.token_texts import token_texts
 Observer = Callable[[list[Step]], None]
 
 MASK, END = "·", "∎"
+GIVEN = -1  # in place of the forward pass that committed a token
 FRAMES_PER_SECOND = 12
 LINE_EVERY = 20.0  # seconds between lines of progress where no terminal shows them
 # From the first forward pass to the latest. Medium lightness is readable on dark and light backgrounds, and
@@ -42,12 +43,16 @@ def can_draw(stream: TextIO, plain: bool) -> bool:
 
 @contextmanager
 def live_canvas(
-    stream: TextIO, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig, gen_length: int
+    stream: TextIO, tokenizer: PreTrainedTokenizerBase, config: DiffusionConfig, start: Sequence[int]
 ) -> Iterator[Observer]:
-    """Draw the canvas of a response while it is decoded; the last frame, the response, remains."""
-    tokens = [config.mask_token_id] * gen_length
-    commit_step: list[int | None] = [None] * gen_length
-    shown = gen_length
+    """Draw a text while its masks are filled; the last frame remains, without what follows an end token.
+
+    Args:
+        start: the text before the first forward pass: masks, and the given tokens of an infill.
+    """
+    tokens, shown = list(start), len(start)
+    masked = [place for place, token in enumerate(start) if token == config.mask_token_id]
+    commit_step: list[int | None] = [None if token == config.mask_token_id else GIVEN for token in start]
 
     def frame() -> Text:
         return canvas_text(tokenizer, config, tokens[:shown], commit_step[:shown])
@@ -56,13 +61,14 @@ def live_canvas(
         for step in forward:
             for offset, token, commit in zip(step.offsets, step.tokens, step.commit, strict=True):
                 if commit:
-                    tokens[offset], commit_step[offset] = token, step.denoise_step
+                    tokens[masked[offset]], commit_step[masked[offset]] = token, step.denoise_step
 
     console = Console(file=stream, highlight=False)
     with Live(console=console, get_renderable=frame, refresh_per_second=FRAMES_PER_SECOND) as live:
         live.refresh()  # shows the masks before the first forward pass
         yield observe
-        shown = next((at for at, token in enumerate(tokens) if token in config.end_token_ids), gen_length)
+        if len(masked) == shown:  # the text behind a gap stays
+            shown = next((at for at, token in enumerate(tokens) if token in config.end_token_ids), shown)
 
 
 def canvas_text(
@@ -71,7 +77,11 @@ def canvas_text(
     tokens: Sequence[int],
     commit_step: Sequence[int | None],
 ) -> Text:
-    """Tokens coloured by the forward pass that committed them; masks and special tokens are dim."""
+    """Tokens coloured by the forward pass that committed them; masks and special tokens are dim.
+
+    Args:
+        commit_step: None for masks, `GIVEN` for tokens that no forward pass committed, which have no colour.
+    """
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     glyphs = {config.mask_token_id: MASK, **dict.fromkeys(config.end_token_ids, END)}
     latest = max((step for step in commit_step if step is not None), default=0)
@@ -80,7 +90,8 @@ def canvas_text(
         if token in glyphs:
             piece = piece[: len(piece) - len(piece.lstrip())] + glyphs[token]
         dim = step is None or token in special
-        text.append(piece.translate(UNPRINTABLE), "dim" if dim else _colour(step or 0, latest))
+        colour = "" if step == GIVEN else _colour(step or 0, latest)
+        text.append(piece.translate(UNPRINTABLE), "dim" if dim else colour)
     return text
 
 

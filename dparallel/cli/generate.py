@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.cli import display
+from dparallel.cli.infill import infill
 from dparallel.cli.model import answer, open_decoding, open_model, open_tokenizer, text_of, timed_generate
 from dparallel.cli.outputs import check_different, check_writable
 from dparallel.cli.prompts import Request, Result, encode, read_requests
@@ -26,12 +27,18 @@ from dparallel.stages.manifest import digest
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Decode `--prompt` or `--prompts`.
+    """Decode `--prompt` or `--prompts`, or fill the gaps of `--infill`.
 
     Raises:
         UserError: an option, a prompt or the model cannot be used, or a file cannot be written.
     """
+    if options.infill is not None:
+        infill(options)
+        return
+
     # 1. Check everything, first what does not need the weights.
+    if options.prompts is None and options.prompt is None:
+        raise ConfigError("nothing is decoded: give --prompt TEXT, --prompts FILE or --infill TEXT")
     if options.prompts is not None:
         requests = read_requests(options.prompts, options.prompt_field)
     elif options.out is not None:

@@ -84,7 +84,8 @@ def answer(
     drawn = display.can_draw(sys.stdout, plain)
     watching: AbstractContextManager[display.Observer | None] = nullcontext()
     if drawn:
-        watching = display.live_canvas(sys.stdout, tokenizer, model.config, decoding.gen_length)
+        masks = [model.config.mask_token_id] * decoding.gen_length
+        watching = display.live_canvas(sys.stdout, tokenizer, model.config, masks)
     with watching as draw:
         observe = display.combine(draw, trace)
         stop = stop_at(tokenizer, stops)
@@ -120,10 +121,22 @@ def timed_generate(
     Raises:
         DecodingError: the weights are damaged, or a single prompt does not fit into memory.
     """
+    rows = min(batch_size or len(prompts), len(prompts))
+    return timed(model, rows, lambda: generate(model, prompts, decoding, batch_size, observe, finished, stop))
+
+
+def timed(
+    model: DiffusionTransformer, batch_size: int, decode: Callable[[], list[Generation]]
+) -> tuple[list[Generation], float]:
+    """What `decode` returns, with threads that fit a batch, and its wall time in seconds.
+
+    Raises:
+        DecodingError: the weights are damaged, or a single row does not fit into memory.
+    """
     started = time.perf_counter()
     try:
-        with fitting_threads(model, min(batch_size or len(prompts), len(prompts))):
-            generations = generate(model, prompts, decoding, batch_size, observe, finished, stop)
+        with fitting_threads(model, batch_size):
+            generations = decode()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise DecodingError(str(error)) from error
     return generations, time.perf_counter() - started

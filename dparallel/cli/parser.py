@@ -47,9 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_generate(commands: Any) -> None:
     command, first, hardware = add_decoding_command(
-        commands, "generate", "decode one prompt, or a file of prompts", "(--prompt TEXT | --prompts FILE) "
+        commands,
+        "generate",
+        "decode one prompt, or a file of prompts",
+        "(--prompt TEXT | --prompts FILE | --infill TEXT) ",
     )
-    source = first.add_mutually_exclusive_group(required=True)
+    source = first.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", metavar="TEXT", type=as_text, help="print its response to stdout, statistics to stderr"
     )
@@ -58,6 +61,13 @@ def _add_generate(commands: Any) -> None:
         metavar="FILE",
         type=as_path,
         help="JSONL, one object with a prompt per line; - reads stdin",
+    )
+    first.add_argument(
+        "--infill",
+        metavar="TEXT",
+        type=as_text,
+        help="print this text with its gaps filled, where <gap 12> is a gap of 12 tokens and \\<gap 12> is "
+        "text; behind --prompt, or alone without a chat template",
     )
     first.add_argument(
         "--out",

@@ -101,20 +101,25 @@ def encode(
     Raises:
         PromptError: names a prompt that the model cannot decode, the longest one first, and the reason.
     """
-    for request in requests:
-        _check_text(request)
-    protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
-    problems = [Problem("1", request.where, request.prompt) for request in requests]
-    try:
-        prompts = render_all(problems, protocol, tokenizer)
-    except UserError as error:  # it names the request
-        raise PromptError(str(error)) from error
+    prompts = render(requests, tokenizer, raw)
     for place in longest_first(prompts):
         try:
             check_prompts(model, [prompts[place]], decoding)
         except UserError as error:
             raise PromptError(f"{requests[place].where}: {error}") from error
     return prompts
+
+
+def render(requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase, raw: bool) -> list[list[int]]:
+    """Token ids of all prompts; raises a PromptError for one that is no text or fails in the template."""
+    for request in requests:
+        _check_text(request)
+    protocol = ProtocolConfig(chat=not raw and tokenizer.chat_template is not None)
+    problems = [Problem("1", request.where, request.prompt) for request in requests]
+    try:
+        return render_all(problems, protocol, tokenizer)
+    except UserError as error:  # it names the request
+        raise PromptError(str(error)) from error
 
 
 def _check_text(request: Request) -> None:

@@ -8,7 +8,8 @@
 //   read      per forward a Map from position to what was read there: { word, p, entropy, commit, before }
 //   commits   per forward what it committed or changed, each as [position, reading]
 //   held      per position the tokens that it held one after the other: { word, p, step, before, filled }
-// `before` is the token that a forward found at a position; a token is `filled` in without a prediction. A row is drawn after `done` of its forwards.
+// `before` is the token that a forward found at a position; a token is `filled` in without a prediction, and text that
+// was given has step -1. A row is drawn after `done` of its forwards.
 const $ = (id) => document.getElementById(id);
 
 function newRow(positions, { revises = false, readings = true } = {}) {
@@ -33,6 +34,7 @@ function addForward(row, forward) {
 const nfe = (row) => row.read.length;
 // The token that a position holds after `done` forwards; undefined while it is masked.
 const holding = (row, offset, done) => row.held[offset].findLast((token) => token.step < done);
+const isGiven = (token) => token.step < 0;
 const isChange = (reading) => reading.commit && reading.before !== undefined;
 
 // ---- colours -----------------------------------------------------------------------------------
@@ -83,13 +85,13 @@ function drawChip({ chip, face, note }, row, offset, done, view) {
   const reading = done > 0 && !token ? row.read[done - 1].get(offset) : undefined;
   let names = "token", fill = "", ink = "", text = "·", small = "";
   if (token) {
-    ({ fill, ink } = token.filled
+    ({ fill, ink } = isGiven(token) ? { fill: "", ink: "" } : token.filled
       ? { fill: "var(--fixed)", ink: "var(--muted)" }
       : view === "step" ? stepColour(token.step / Math.max(1, nfe(row) - 1)) : confidenceColour(token.p));
     text = wordText(token.word);
     if (!token.filled) small = (view === "step" ? token.step + 1 : Math.round(100 * token.p)) + (token.before ? "↻" : "");
     if (token.before) names += " changed";
-    if (token.step === done - 1 && !(row.over && done === nfe(row))) names += " new";
+    if (token.step === done - 1 && !isGiven(token) && !(row.over && done === nfe(row))) names += " new";
   } else {
     names += " masked";
     if (reading) {
@@ -153,7 +155,7 @@ const was = (token) => (token.before ? `\nbefore: “${wordText(token.before.wor
 function chipInWords(row, offset, done) {
   const token = holding(row, offset, done);
   if (!token) return cellInWords(row, offset, done - 1);
-  const how = token.filled
+  const how = isGiven(token) ? "given" : token.filled
     ? `filled in at forward ${token.step + 1}, behind the end`
     : `${verb(row, token)} by forward ${token.step + 1}${was(token)}\nconfidence ${percent(token.p)}`;
   return `“${wordText(token.word)}”\nposition ${offset + 1}, ${how}`;
@@ -167,8 +169,9 @@ function cellInWords(row, offset, forward) {
       (reading.commit ? `\n${verb(row, reading)}${was(reading)}` : reading.before ? "\nunchanged" : "");
   }
   const where = `position ${offset + 1}`;
+  const token = holding(row, offset, Math.max(0, forward));
+  if (token && isGiven(token)) return `“${wordText(token.word)}”\n${where}, given`;
   if (forward < 0) return `${where}\nmasked`;
-  const token = holding(row, offset, forward);
   if (token) return `“${wordText(token.word)}”\n${where}, ${verb(row, token)} by forward ${token.step + 1}`;
   return `${where}, forward ${forward + 1}\nmasked${row.readings ? ", not read" : ""}`;
 }

@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.decoding.canvas import DecodingError
+from dparallel.problems.prompts import front_tokens
 from dparallel.problems.vocabulary import warn_of_unknown_words
 
 Part = str | int  # a text, or the number of tokens of a gap
@@ -85,6 +86,28 @@ def encode_parts(
         warn_of_unknown_words(tokenizer, [part], [tokens])
         ids += tokens
     return ids
+
+
+def encode_infill(
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[Part],
+    mask_token_id: int,
+    name: str,
+    prompt: Sequence[int] | None = None,
+) -> list[int]:
+    """Token ids of a prompt and the parts behind it, with masks for gaps.
+
+    Args:
+        prompt: token ids; by default what the tokenizer puts in front of a text (BOS), once.
+
+    Raises:
+        DecodingError: see `encode_parts`.
+    """
+    ids = encode_parts(tokenizer, parts, mask_token_id, name)
+    if prompt is not None:
+        return [*prompt, *ids]
+    front = front_tokens(tokenizer, "a")
+    return ids if ids[: len(front)] == front else front + ids
 
 
 def gap_texts(

@@ -50,7 +50,8 @@ class Replays:
         Args:
             subject: what was decoded, such as the model's name.
             label: its name in the list of decodings.
-            tokens, commit_step, confidence, nfe, num_tokens: see `decoding.canvas.Generation`.
+            tokens, commit_step, confidence, nfe, num_tokens: see `decoding.canvas.Generation`; a negative
+                `commit_step` marks a token of given text.
             steps: its forward passes in order; by default made from the commits.
         """
 

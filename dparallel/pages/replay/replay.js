@@ -10,7 +10,7 @@ trace.rows = trace.rows.map((given) => {
   const decoding = trace.decodings[given.decoding];
   const row = newRow(given.words.length, { revises: decoding.mode === "revising", readings: trace.readings });
   for (const forward of given.forwards) addForward(row, { ...forward, words: forward.words.map((index) => words[index]) });
-  // Filled in without a prediction: at an early stop, or behind an end token, there also over other tokens.
+  // Without a prediction: given, or filled in at an early stop, or behind an end token, there also over others.
   row.held.forEach((tokens, offset) => {
     const word = words[given.words[offset]], step = given.commit_step[offset];
     if (tokens.at(-1)?.word !== word) tokens.push({ word, p: given.confidence[offset], step, filled: true });
@@ -86,7 +86,10 @@ function drawStatus(row) {
 }
 
 function drawMap() {
-  if (trace.rows.length) map = drawHeatMap($("map"), trace.rows[state.row], state.done, trace.rows[state.row].decoding.block_length);
+  if (!trace.rows.length) return;
+  const row = trace.rows[state.row];
+  const blockLength = row.commit_step.some((step) => step < 0) ? Infinity : row.decoding.block_length; // gaps have their own blocks
+  map = drawHeatMap($("map"), row, state.done, blockLength);
 }
 
 // ---- time --------------------------------------------------------------------------------------
