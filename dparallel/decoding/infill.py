@@ -50,7 +50,7 @@ def infill(
         canvases: token ids (L,) of any lengths, with the mask token at the positions to be filled.
         decoding: how to decode, in the mode `sequential` or `multi_block` without a cache; by default as the
             checkpoint says. The gaps take the place of `gen_length`; `steps` of the rule `steps` stand for as
-            many forward passes per block as in `decoding`; `stop_at_eos` has no effect.
+            many forward passes per block as in `decoding`; `stop_at_eos` and `eos_fill` have no effect.
         batch_size: rows decoded together (default 32); reduced with a warning if memory is short.
         observe: as of `generate`; `Step.offsets` count the masked positions of the canvas from the left.
 
@@ -152,7 +152,7 @@ def gap_blocks(canvas: Sequence[int], mask_token_id: int, decoding: DecodingConf
 
 def _fitted(decoding: DecodingConfig, length: int) -> DecodingConfig:
     """The settings for `length` response positions, without an end of rows at end tokens."""
-    changes: dict[str, object] = {"gen_length": length, "stop_at_eos": False}
+    changes: dict[str, object] = {"gen_length": length, "stop_at_eos": False, "eos_fill": None}
     if RULES[decoding.rule].whole_response:
         changes["block_length"] = length
     elif decoding.steps is not None:

@@ -6,7 +6,7 @@ import torch
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
-from dparallel.decoding.oracle import final_probability, rank, read, selected
+from dparallel.decoding.oracle import final_probability, probabilities, rank, read, selected
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.rules import RULES
 
@@ -45,7 +45,7 @@ def infill_one(model: DiffusionTransformer, canvas: Sequence[int], decoding: Dec
         }
         masked, reading = list(place_of), {}
         for i in masked:
-            now = logits[place_of[i]].double().softmax(-1)
+            now = probabilities(logits[place_of[i]], model, decoding)
             reading[i] = read(now, distribution.get(i), mask)
             distribution[i] = now
         if RULES[decoding.rule].needs_weights:

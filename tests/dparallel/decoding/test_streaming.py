@@ -17,6 +17,7 @@ DECODINGS = [
     SHAPE,
     {**SHAPE, "stop_at_eos": False},
     {**SHAPE, "mode": "multi_block", "cache": "dual"},
+    {**SHAPE, "mode": "multi_block", "eos_fill": "immediate"},
     {**SHAPE, "mode": "pipelined"},
     {**SHAPE, "rule": "contiguous", "threshold": 0.1, "mode": "revising", "revision_passes": 3},
     {"gen_length": 24, "rule": "dream_entropy", "steps": 6},
