@@ -66,8 +66,7 @@ def _add_generate(commands: Any) -> None:
         "--infill",
         metavar="TEXT",
         type=as_text,
-        help="print this text with its gaps filled, where <gap 12> is a gap of 12 tokens and \\<gap 12> is "
-        "text; behind --prompt, or alone without a chat template",
+        help="print this text with its gaps filled, such as <gap 12> of 12 tokens; behind --prompt, or alone",
     )
     first.add_argument(
         "--out",

@@ -72,16 +72,16 @@ def infill(
     mask, order = model.config.mask_token_id, longest_first(canvases)
     ordered = [canvases[row] for row in order]
     layouts = [gap_blocks(canvas, mask, decoding) for canvas in ordered]
-    fitted = _fitted(decoding, max(map(len, layouts)))
-    rows = rows_together(model, len(ordered[0]), fitted, batch_size, len(canvases))
+    suited = fitted(decoding, max(map(len, layouts)))
+    rows = rows_together(model, len(ordered[0]), suited, batch_size, len(canvases))
     seeds = [row_seed(decoding.seed, canvas) for canvas in ordered]
-    canvas = _start(ordered, layouts, seeds, fitted, model.config, model.device)
+    canvas = start_gaps(ordered, layouts, seeds, suited, model.config, model.device)
     real = {
         row: [offset for offset, place in enumerate(layout) if place is not None]
         for row, layout in zip(order, layouts, strict=True)
     }
     watch = None if observe is None else _numbered(observe, real)
-    generations = decode_rows(model, canvas, ordered, order, fitted, rows, watch)
+    generations = decode_rows(model, canvas, ordered, order, suited, rows, watch)
     ends = model.config.end_token_ids
     return [_without_missing(each, real[row], ends) for row, each in enumerate(generations)]
 
@@ -150,7 +150,7 @@ def gap_blocks(canvas: Sequence[int], mask_token_id: int, decoding: DecodingConf
     return blocks
 
 
-def _fitted(decoding: DecodingConfig, length: int) -> DecodingConfig:
+def fitted(decoding: DecodingConfig, length: int) -> DecodingConfig:
     """The settings for `length` response positions, without an end of rows at end tokens."""
     changes: dict[str, object] = {"gen_length": length, "stop_at_eos": False, "eos_fill": None}
     if RULES[decoding.rule].whole_response:
@@ -160,7 +160,7 @@ def _fitted(decoding: DecodingConfig, length: int) -> DecodingConfig:
     return decoding.model_copy(update=changes)
 
 
-def _start(
+def start_gaps(
     canvases: Sequence[Sequence[int]],
     layouts: Sequence[Sequence[int | None]],
     seeds: Sequence[int],
@@ -168,7 +168,12 @@ def _start(
     config: DiffusionConfig,
     device: torch.device,
 ) -> Canvas:
-    """The state of rows before their first forward pass."""
+    """The state of rows before their first forward pass.
+
+    Args:
+        layouts: of each row, see `gap_blocks`.
+        decoding: as `fitted` returns it, for the longest layout.
+    """
     canvas = Canvas.start(canvases, seeds, decoding, config, device, room=0)
     gaps = torch.zeros(canvas.commit_step.shape, dtype=torch.long)
     missing = torch.zeros(canvas.commit_step.shape, dtype=torch.bool)

@@ -14,6 +14,7 @@ from torch import Tensor
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.denoise import Outcome, Workspace
+from dparallel.decoding.infill import gap_blocks, start_gaps
 from dparallel.decoding.loop import Batch
 from dparallel.decoding.revision import final_count
 from dparallel.models.backbone import DiffusionTransformer
@@ -46,14 +47,15 @@ class Pool:
     The tokens of a row equal those of `generate` with its prompt, decoding and seed alone.
     """
 
-    def __init__(self, model: DiffusionTransformer, decoding: DecodingConfig):
+    def __init__(self, model: DiffusionTransformer, decoding: DecodingConfig, gaps: bool = False):
         """
         Args:
             decoding: of all rows, except its `seed`; not compiled, since compiled steps need fixed sizes.
+            gaps: whether the rows are infills; `decoding` is then as `infill.fitted` returns it.
         """
         assert not decoding.compile
-        self.model, self.decoding = model, decoding
-        canvas = Canvas.start([[]], [0], decoding, model.config, model.device)
+        self.model, self.decoding, self.gaps = model, decoding, gaps
+        canvas = self._start([model.config.eos_token_id, model.config.mask_token_id] if gaps else [], 0)
         workspace = Workspace.allocate(model, decoding, 1, canvas.tokens.shape[1])
         self.batch = Batch(model, canvas, workspace, decoding, 1)
         self._free = [0]
@@ -65,15 +67,15 @@ class Pool:
         """Add a row, which takes part from the next forward pass on; returns its slot.
 
         Args:
-            prompt: token ids that `check_prompts` accepts.
+            prompt: token ids that `check_prompts` accepts, or `check_infill`.
             seed: of sampling, from `generate.row_seed`.
         """
         batch = self.batch
-        length = len(prompt) + self.decoding.gen_length
+        length = len(prompt) + batch.canvas.room
         if not self._free or length > batch.canvas.tokens.shape[1]:
             self._grow(batch.size if self._free else 2 * batch.size, length)
         slot = self._free.pop(0)
-        row = Canvas.start([prompt], [seed], self.decoding, self.model.config, self.model.device)
+        row = self._start(prompt, seed)
         row.tokens = _enlarged(row.tokens, (1, batch.canvas.tokens.shape[1]))
         place = np.array([slot])
         batch.canvas.scatter(torch.from_numpy(place).to(self.model.device), row)
@@ -104,6 +106,14 @@ class Pool:
         committed = final_count(state.commit_step, state.rounds_left, self.decoding.revises)
         columns = (tokens, state.commit_step, state.confidence, state.nfe, committed)
         return Look(*(column.cpu().numpy() for column in columns))
+
+    def _start(self, prompt: Sequence[int], seed: int) -> Canvas:
+        """The state of one row before its first forward pass."""
+        config, device = self.model.config, self.model.device
+        if not self.gaps:
+            return Canvas.start([prompt], [seed], self.decoding, config, device)
+        layout = gap_blocks(prompt, config.mask_token_id, self.decoding)
+        return start_gaps([prompt], [layout], [seed], self.decoding, config, device)
 
     def _grow(self, slots: int, length: int) -> None:
         """Make room for `slots` rows and canvases of `length` positions; keeps the state of all rows."""

@@ -72,7 +72,7 @@ class Api:
         chat = isinstance(body, ChatBody)
         name = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
         own = request.headers.get("x-request-id", "")[:LONGEST_NAME]
-        tokens = sum(len(row.prompt) for row in rows[:: body.n])
+        tokens = sum(row.prompt_tokens for row in rows[:: body.n])
         running = Running(name, (name, own) if own else (name,), served, body, tokens, arrived)
 
         def listener(index: int) -> Callable[[Event], None]:

@@ -38,7 +38,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
-    "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
@@ -141,6 +140,7 @@ class CompletionBody(_Body):
     """Body of `/v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    suffix: str = ""
     logprobs: int | None = Field(None, ge=0, le=1)
 
     @field_validator("prompt")

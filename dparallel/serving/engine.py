@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SMOOTHING = 0.1  # weight of the latest response in the mean time of a response
 
-Key = tuple[str, DecodingConfig]  # rows of equal keys share forward passes
+Key = tuple[str, DecodingConfig, bool]  # rows of equal keys share forward passes: model, decoding, infill
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,12 @@ class Engine:
 
     def _started(self, job: Job) -> bool:
         """Give a row to a job; False if it has to wait for memory. A job that can never start fails."""
-        key = job.model, job.decoding
+        key = job.model, job.decoding, job.gap is not None
         served = self.models[job.model]
         try:
             with _on(served.model):
-                pool, jobs = self._running.get(key) or (Pool(served.model, job.decoding), {})
-                length = len(job.prompt) + job.decoding.gen_length
+                pool, jobs = self._running.get(key) or (Pool(served.model, job.decoding, key[2]), {})
+                length = len(job.prompt) + (0 if key[2] else job.decoding.gen_length)
                 if rows_that_fit(served.model, length, job.decoding) <= len(pool) and self._running:
                     return False
                 slot = pool.join(job.prompt, job.seed)
@@ -238,6 +238,11 @@ class Engine:
         count = len(look.tokens[row]) if done else int(look.committed[row])
         tokens = look.tokens[row][:count].tolist()
         confidence = look.confidence[row][:count].tolist()
+        if job.gap is not None:  # an end token in a gap ends nothing, and is no text
+            ends = served.model.config.end_token_ids
+            kept = [place for place, token in enumerate(tokens[: job.gap]) if token not in ends]
+            tokens, confidence = [tokens[place] for place in kept], [confidence[place] for place in kept]
+            count = len(kept)
         if not np.isfinite(look.confidence[row]).all():
             self._tell(
                 job, Failed("weights", "the model's logits are NaN or infinite: its weights are damaged")

@@ -75,12 +75,13 @@ class Job:
 
     Attributes:
         model: name of the model.
-        prompt: token ids that `check_prompts` accepts.
+        prompt: token ids that `check_prompts` accepts, or with a gap `check_infill`.
         decoding: how to decode; its `seed` is not used.
         seed: of sampling, from `generate.row_seed`.
         listen: called in the decoding thread with each event; the last one is `Finished` or `Failed`.
         stop: where the response ends because of a stop text.
         max_tokens: where it ends at the latest.
+        gap: masked positions within `prompt`, which are the response; None if it follows the prompt.
         progress: whether `Progress` is wanted, `drafts`: with drafts.
         deadline: time (`time.monotonic`) at which the job fails.
         submitted, started: times at which it was accepted and took a row; for measurements.
@@ -93,6 +94,7 @@ class Job:
     listen: Callable[[Event], None]
     stop: Stop | None = None
     max_tokens: int | None = None
+    gap: int | None = None
     progress: bool = False
     drafts: bool = False
     deadline: float = math.inf

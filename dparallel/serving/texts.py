@@ -12,7 +12,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded in place of the first bytes
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
     """Token ids of a text, with the tokens that the tokenizer adds in front, once."""
-    ids = _encode(tokenizer, text, mask_token_id)
+    ids = encode_plain(tokenizer, text, mask_token_id)
     front = front_tokens(tokenizer, "a")
     return ids if ids[: len(front)] == front else front + ids
 
@@ -25,11 +25,11 @@ def encode_messages(
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation.
     """
-    return _encode(tokenizer, chat_text(tokenizer, messages, template), mask_token_id)
+    return encode_plain(tokenizer, chat_text(tokenizer, messages, template), mask_token_id)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
-    """Token ids of a text in which the mask token's text is ordinary text."""
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
+    """Token ids of a text, in which the mask token's text is ordinary text, without tokens in front."""
     mask = tokenizer.convert_ids_to_tokens([mask_token_id])[0]
     if not mask or mask not in text:
         return list(tokenizer.encode(text, add_special_tokens=False))
