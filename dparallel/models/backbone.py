@@ -109,7 +109,7 @@ class DiffusionConfig(PretrainedConfig):
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Convert to float32, unless the dtype is wider."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 class RMSNorm(nn.Module):
@@ -121,25 +121,36 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = at_least_float32(hidden)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight * wide.to(hidden.dtype)).to(hidden.dtype)  # norms may be stored wider
+        # The weight is applied after rounding to the dtype of `hidden`; it may be stored wider.
+        return (self.weight * F.rms_norm(hidden, self.weight.shape, eps=self.eps)).to(hidden.dtype)
 
 
-def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables for `positions` (..., L), each (..., 1, L, head_size), in float32."""
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines
+
+
+def rotary_tables(positions: Tensor, head_size: int, theta: float) -> Rotary:
+    """Tables for `positions` (..., L), each (..., 1, L, head_size), in float32.
+
+    The second one holds the sines, those of the first half of a head with a negative sign.
+    """
     half = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[..., None] / theta ** (half / head_size)  # (..., L, head_size / 2)
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-3)
-    return angles.cos(), angles.sin()
+    angles = (positions.float()[..., None] / theta ** (half / head_size)).unsqueeze(-3)
+    cos, sin = angles.cos(), angles.sin()  # (..., 1, L, head_size / 2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(heads: Tensor, rotary: Rotary) -> Tensor:
     """Apply rotary embeddings to `heads` (B, H, L, head_size), in float32 or wider like the references."""
     cos, sin = rotary
     wide = at_least_float32(heads)
     first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
+    return (wide * cos + torch.cat([second, first], dim=-1) * sin).to(heads.dtype)
+
+
+def rotary_at(rotary: Rotary, index: Tensor) -> Rotary:
+    """The tables (B or none, 1, L, head_size) at `index` (B, n), each (B, 1, n, head_size)."""
+    cos, sin = (table.flatten(0, -3).expand(len(index), -1, -1) for table in rotary)
+    return pick(cos, index)[:, None], pick(sin, index)[:, None]
 
 
 class Cache(Protocol):
@@ -159,7 +170,7 @@ class Reads(NamedTuple):
     """The positions `at` (B, n) for which the last layer is computed, with their rotary tables and mask."""
 
     at: Tensor
-    rotary: tuple[Tensor, Tensor]
+    rotary: Rotary
     visible: Tensor | None
 
 
@@ -202,7 +213,7 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary,
         visible: Visible,
         cache: Cache | None,
         reads: Reads | None,
@@ -247,7 +258,7 @@ class Layer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary,
         visible: Visible,
         cache: Cache | None = None,
         reads: Reads | None = None,
@@ -324,8 +335,7 @@ class DiffusionTransformer(PreTrainedModel):
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        head_size, theta = self.config.head_size, self.config.rope_theta
-        rotary = rotary_tables(positions, head_size, theta)
+        rotary = rotary_tables(positions, self.config.head_size, self.config.rope_theta)
         keys = input_ids.shape[1] if cache is None else cache.length
         mask = own = None
         if levels is None:
@@ -344,12 +354,11 @@ class DiffusionTransformer(PreTrainedModel):
         if logits_at is not None:
             if self.config.predicts_next:
                 logits_at = (logits_at - 1).clamp(min=0)
-            where = positions.expand(input_ids.shape).gather(1, logits_at)  # (B, n)
             if levels is None or own is None:
                 seen = _rows_of(mask, logits_at)
             else:
                 seen = lower_levels(levels, own.gather(1, logits_at))
-            reads = Reads(logits_at, rotary_tables(where, head_size, theta), seen)
+            reads = Reads(logits_at, rotary_at(rotary, logits_at), seen)
         hidden = self.layers[-1](hidden, rotary, visible, cache, reads)
         if reads is None and self.config.predicts_next:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
