@@ -4,29 +4,23 @@ Sequential decoding is the special case in which a block opens when the previous
 Legend: b rows, K blocks, n positions read.
 """
 
-import torch
-from torch import Tensor
+from functools import cache
 
-from dparallel.config.decoding import DecodingConfig
-from dparallel.models.attention import block_levels
+import numpy as np
 
 
-def attention_levels(decoding: DecodingConfig, prompt_length: Tensor, length: int) -> Tensor | None:
-    """Attention pattern of `length` canvas positions, as `levels` (b, L); None for full attention."""
-    if not decoding.looks_back:
-        return None
-    every = torch.arange(length, device=prompt_length.device)
-    if decoding.mode == "autoregressive":
-        return every.expand(len(prompt_length), length)
-    return block_levels(every, prompt_length, decoding.block_length)
+def at(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Select `values` (b, m) at `index` (b, n); returns (b, n). Faster than `take_along_axis`."""
+    return values[np.arange(len(values))[:, None], index]
 
 
+@cache
 def tokens_needed(share: float, block_length: int) -> int:
     """The smallest number of committed tokens that is at least a fraction `share` of a block."""
     return next(count for count in range(block_length + 1) if count / block_length >= share)
 
 
-def open_next(committed: Tensor, opened: Tensor, needed: int, may_open: Tensor) -> Tensor:
+def open_next(committed: np.ndarray, opened: np.ndarray, needed: int, may_open: np.ndarray) -> np.ndarray:
     """Whether each row opens its next block, (b,) bool.
 
     Args:
@@ -35,11 +29,11 @@ def open_next(committed: Tensor, opened: Tensor, needed: int, may_open: Tensor) 
         needed: committed tokens that the last open block must have.
         may_open: (b,) bool, whether the row may open further blocks.
     """
-    last = committed.gather(1, opened[:, None] - 1)[:, 0]
+    last = committed[np.arange(len(opened)), opened - 1]
     return may_open & (opened < committed.shape[1]) & (last >= needed)
 
 
-def overdue(block: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
+def overdue(block: np.ndarray, masked: np.ndarray, commit: np.ndarray) -> np.ndarray:
     """Masked positions of the first incomplete block, in rows where none of its tokens is committed.
 
     All blocks before it are complete, so this block must advance regardless of thresholds.
@@ -51,13 +45,15 @@ def overdue(block: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
     Returns:
         (b, n) bool, all False in rows where that block advances.
     """
-    none = torch.iinfo(block.dtype).max
-    first = block.masked_fill(~masked, none).amin(1, keepdim=True)
+    none = np.iinfo(block.dtype).max
+    first = np.where(masked, block, none).min(1, keepdims=True)
     inside = masked & (block == first)
-    return inside & ~(inside & commit).any(1, keepdim=True)
+    return inside & ~(inside & commit).any(1, keepdims=True)
 
 
-def stalled(fully_active: Tensor, block: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
+def stalled(
+    fully_active: np.ndarray, block: np.ndarray, masked: np.ndarray, commit: np.ndarray
+) -> np.ndarray:
     """Masked positions of fully active blocks in which no token is committed, (b, n) bool.
 
     Args:
@@ -65,33 +61,52 @@ def stalled(fully_active: Tensor, block: Tensor, masked: Tensor, commit: Tensor)
         block: (b, n) block of each position read.
         masked, commit: (b, n) bool.
     """
-    # Counted, since CUDA has no scatter_reduce of bool.
-    commits = torch.zeros_like(fully_active, dtype=torch.long).scatter_add(1, block, (masked & commit).long())
-    return masked & (fully_active & (commits == 0)).gather(1, block)
+    row, place = (masked & commit).nonzero()
+    waits = fully_active.copy()
+    waits[row, block[row, place]] = False
+    return masked & at(waits, block)
 
 
-def live(committed: Tensor, block_length: int, opened: Tensor, rounds_left: Tensor) -> Tensor:
+def live(committed: np.ndarray, block_length: int, opened: np.ndarray, rounds_left: np.ndarray) -> np.ndarray:
     """Open blocks that still change: incomplete ones, and complete ones that have not settled; (b, K) bool.
 
     Args:
         rounds_left: (b, K) further forward passes that include a complete block.
     """
-    is_open = torch.arange(committed.shape[1], device=committed.device) < opened[:, None]
+    is_open = np.arange(committed.shape[1]) < opened[:, None]
     return is_open & ((committed < block_length) | (rounds_left > 0))
 
 
-def first_full(committed: Tensor, block_length: int) -> Tensor:
+def first_full(committed: np.ndarray, block_length: int) -> np.ndarray:
     """Complete blocks with only complete blocks before them, (b, K) bool; no later token changes them."""
-    return (committed == block_length).long().cummin(1).values.bool()
+    return np.logical_and.accumulate(committed == block_length, axis=1)
 
 
-def from_first(blocks: Tensor) -> Tensor:
+def from_first(blocks: np.ndarray) -> np.ndarray:
     """All blocks from the first of `blocks` (b, K) bool on."""
-    return blocks.cummax(1).values
+    return np.logical_or.accumulate(blocks, axis=1)
 
 
-def places(chosen: Tensor, count: int) -> Tensor:
+def places(chosen: np.ndarray, count: int) -> np.ndarray:
     """Ascending indices of the first `count` true entries of `chosen` (b, m); rows with fewer add others."""
-    size = chosen.shape[1]
-    order = torch.arange(size, 0, -1, device=chosen.device)
-    return (order + size * chosen).topk(count).indices  # distinct keys: the same result on every device
+    return np.argsort(~chosen, axis=1, kind="stable")[:, :count]
+
+
+def best(score: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The first position with the highest score within `candidates`, (b, n) bool; none without candidates."""
+    winner = np.where(candidates, score, -np.inf).argmax(1)
+    rows, chosen = np.arange(len(winner)), np.zeros_like(candidates)
+    chosen[rows, winner] = candidates[rows, winner]
+    return chosen
+
+
+def best_of_each(score: np.ndarray, candidates: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """The first position with the highest score of each block, within `candidates`; (b, n) bool.
+
+    Args:
+        block: (b, n) block of each position.
+    """
+    chosen = np.zeros_like(candidates)
+    for each in np.unique(block[candidates]):
+        chosen |= best(score, candidates & (block == each))
+    return chosen

@@ -4,10 +4,9 @@ Legend: N rows, b rows of a forward pass, L canvas length of the longest row, G 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
@@ -74,20 +73,24 @@ class Canvas:
     """The canvases: `tokens[row]` is prompt, `gen_length` response positions, and unattended padding.
 
     In an infill the response positions are those of the gaps, which lie within `prompt_length` tokens.
+    The host keeps them, since a forward pass changes few positions, and writing these one by one on a device
+    takes longer than a small model's forward pass. Integers are int64.
     """
 
-    tokens: Tensor  # (N, L)
-    prompt_length: Tensor  # (N,)
-    commit_step: Tensor  # (N, G), -1 while masked
-    confidence: Tensor  # (N, G) float32
-    nfe: Tensor  # (N,)
-    opened: Tensor  # (N,) number of open blocks
-    block_forwards: Tensor  # (N,) forward passes since the last block was opened
-    rounds_left: Tensor  # (N, K) further forward passes that include a complete block
-    seen: Tensor  # (N, G) bool, whether a forward has read the position
-    seed: Tensor  # (N,)
-    response_length: Tensor  # (N,) tokens up to a stop text; G without one
-    gaps: Tensor | None = None  # (N, G) canvas position of each response position of an infill
+    tokens: np.ndarray  # (N, L)
+    prompt_length: np.ndarray  # (N,)
+    commit_step: np.ndarray  # (N, G), -1 while masked
+    confidence: np.ndarray  # (N, G) float32
+    nfe: np.ndarray  # (N,)
+    opened: np.ndarray  # (N,) number of open blocks
+    block_forwards: np.ndarray  # (N,) forward passes since the last block was opened
+    rounds_left: np.ndarray  # (N, K) further forward passes that include a complete block
+    seen: np.ndarray  # (N, G) bool, whether a forward has read the position
+    seed: np.ndarray  # (N,)
+    response_length: np.ndarray  # (N,) tokens up to a stop text; G without one
+    full: np.ndarray  # (N,) bool, whether the next forward pass recomputes the whole canvas
+    done: np.ndarray  # (N,) bool, whether the row is finished
+    gaps: np.ndarray | None = None  # (N, G) canvas position of each response position of an infill
 
     @classmethod
     def start(
@@ -96,7 +99,6 @@ class Canvas:
         seeds: Sequence[int],
         decoding: DecodingConfig,
         config: DiffusionConfig,
-        device: torch.device,
         room: int | None = None,
     ) -> "Canvas":
         """Fully masked canvases for `prompts`, with a seed per row for sampling.
@@ -106,66 +108,72 @@ class Canvas:
         """
         rows = len(prompts)
         length = max(map(len, prompts)) + (decoding.gen_length if room is None else room)
-        if decoding.compile:  # few distinct sizes, and at least one spare row
-            rows, length = 1 << rows.bit_length(), -(-length // LENGTHS) * LENGTHS
-        tokens = torch.full((rows, length), config.mask_token_id)
+        if decoding.compile:  # few distinct sizes
+            length = -(-length // LENGTHS) * LENGTHS
+        tokens = np.full((rows, length), config.mask_token_id, dtype=np.int64)
         for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        zeros = torch.zeros(rows, dtype=torch.long, device=device)
+            tokens[row, : len(prompt)] = prompt
+        zeros = np.zeros(rows, dtype=np.int64)
         return cls(
-            tokens=tokens.to(device),
-            prompt_length=_padded([len(prompt) for prompt in prompts], rows, device),
-            commit_step=torch.full((rows, decoding.gen_length), -1, device=device),
-            confidence=torch.zeros(rows, decoding.gen_length, device=device),
+            tokens=tokens,
+            prompt_length=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+            commit_step=np.full((rows, decoding.gen_length), -1, dtype=np.int64),
+            confidence=np.zeros((rows, decoding.gen_length), dtype=np.float32),
             nfe=zeros,
             opened=zeros + 1,
-            block_forwards=zeros.clone(),
-            rounds_left=torch.full((rows, decoding.blocks), settle_rounds(decoding), device=device),
-            seen=torch.zeros(rows, decoding.gen_length, dtype=torch.bool, device=device),
-            seed=_padded(seeds, rows, device),
+            block_forwards=zeros.copy(),
+            rounds_left=np.full((rows, decoding.blocks), settle_rounds(decoding), dtype=np.int64),
+            seen=np.zeros((rows, decoding.gen_length), dtype=bool),
+            seed=np.array(seeds, dtype=np.int64),
             response_length=zeros + decoding.gen_length,
+            full=np.ones(rows, dtype=bool),
+            done=np.zeros(rows, dtype=bool),
         )
 
-    @property
-    def state(self) -> tuple[str, ...]:
-        """The fields of a row that there are."""
-        return tuple(name for name in STATE if getattr(self, name) is not None)
+    def put(self, row: int, other: "Canvas") -> None:
+        """Write the only row of another canvas, which is not longer, at `row`."""
+        for name, state in other.__dict__.items():
+            if state is not None and state.ndim == 1:
+                getattr(self, name)[row] = state[0]
+            elif state is not None:
+                getattr(self, name)[row, : state.shape[1]] = state[0]
+
+    def grow(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` positions; keeps the state of all rows."""
+        for name, state in self.__dict__.items():
+            if state is not None:
+                width = (length,) if name == "tokens" else state.shape[1:]
+                larger = np.zeros((rows, *width), dtype=state.dtype)
+                larger[tuple(slice(size) for size in state.shape)] = state
+                setattr(self, name, larger)
 
     @property
     def room(self) -> int:
         """Positions of a row behind its `prompt_length`."""
         return self.commit_step.shape[1] if self.gaps is None else 0
 
-    def positions(self, offsets: Tensor) -> Tensor:
-        """The canvas positions (b, n) of the response positions `offsets` (b, n) or (n,)."""
+    def positions(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The canvas positions (b, n) of the response positions `offsets` (b, n) or (n,) of `rows` (b,)."""
         if self.gaps is None:
-            return self.prompt_length[:, None] + offsets
-        return self.gaps.gather(1, offsets.expand(len(self.gaps), -1))
+            return self.prompt_length[rows, None] + offsets
+        return self.gaps[rows[:, None], offsets]
 
-    def gather(self, rows: Tensor) -> "Canvas":
-        """A copy of the state of `rows` (b,)."""
-        return Canvas(**{name: getattr(self, name).index_select(0, rows) for name in self.state})
+    def responses(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens at the response positions of `rows` (b,), (b, G)."""
+        return self.tokens[rows[:, None], self.positions(rows, np.arange(self.commit_step.shape[1]))]
 
-    def scatter(self, rows: Tensor, state: "Canvas") -> None:
-        """Write the state of `rows` (b,) back, in place."""
-        for name in self.state:
-            getattr(self, name).index_copy_(0, rows, getattr(state, name))
-
-    def generations(self, count: int, end_token_ids: Sequence[int]) -> list[Generation]:
-        """The responses of the first `count` rows; DecodingError if predictions were not finite."""
-        if not self.confidence[:count].isfinite().all():
+    def generations(self, rows: np.ndarray, end_token_ids: Sequence[int]) -> list[Generation]:
+        """The responses of `rows` (b,); DecodingError if predictions were not finite."""
+        if not np.isfinite(self.confidence[rows]).all():
             raise DecodingError("the model's logits are NaN or infinite: its weights are damaged or diverged")
-        offsets = torch.arange(self.commit_step.shape[1], device=self.tokens.device)
-        responses = self.tokens.gather(1, self.positions(offsets))  # (N, G)
-        columns = (responses, self.commit_step, self.confidence, self.nfe, self.response_length)
-        rows = zip(*(column[:count].tolist() for column in columns), strict=True)
+        state = (self.commit_step, self.confidence, self.nfe, self.response_length)
+        columns = (self.responses(rows), *(column[rows] for column in state))
         return [
             Generation(tokens, steps, confidence, nfe, min(_count(tokens, end_token_ids), length))
-            for tokens, steps, confidence, nfe, length in rows
+            for tokens, steps, confidence, nfe, length in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
         ]
-
-
-STATE = tuple(field.name for field in fields(Canvas))  # the fields of a row
 
 
 def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
@@ -176,10 +184,6 @@ def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:
 def settle_rounds(decoding: DecodingConfig) -> int:
     """Forward passes that still include a complete block; in the pipeline, the last one fills the cache."""
     return 1 if decoding.mode == "pipelined" else decoding.revision_passes or decoding.settle_rounds or 0
-
-
-def _padded(values: Sequence[int], rows: int, device: torch.device) -> Tensor:
-    return torch.tensor([*values, *[0] * (rows - len(values))], device=device)
 
 
 def _count(response: list[int], end_token_ids: Sequence[int]) -> int:

@@ -12,8 +12,7 @@ import torch
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.modes import MODES
 from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
-from dparallel.decoding.denoise import Outcome, Status
-from dparallel.decoding.loop import decode
+from dparallel.decoding.loop import Forward, decode
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.stops import Stop, StopWatch
 from dparallel.decoding.streaming import Stream, Streamer, check_streamer, streamed
@@ -97,7 +96,7 @@ def generate(
     rows = rows_together(model, len(ordered[0]) + decoding.gen_length, decoding, batch_size, len(given))
 
     seeds = [row_seed(decoding.seed, prompt) for prompt in ordered]
-    canvas = Canvas.start(ordered, seeds, decoding, model.config, model.device)
+    canvas = Canvas.start(ordered, seeds, decoding, model.config)
     ends = model.config.end_token_ids
     stops = (
         StopWatch(canvas, stop, ends, decoding.revises) if stop is not None and decoding.stop_at_eos else None
@@ -105,13 +104,12 @@ def generate(
     if streamer is not None:
         stream = Stream(streamer, ordered[0], decoding.block_length, ends)
         observe, finished = streamed(stream, observe, finished)
-    return decode_rows(model, canvas, ordered, order, decoding, rows, observe, finished, stops)
+    return decode_rows(model, canvas, order, decoding, rows, observe, finished, stops)
 
 
 def decode_rows(
     model: DiffusionTransformer,
     canvas: Canvas,
-    ordered: Sequence[Sequence[int]],
     order: Sequence[int],
     decoding: DecodingConfig,
     batch_size: int,
@@ -119,13 +117,14 @@ def decode_rows(
     finished: Callable[[int, Generation], None] | None = None,
     stops: StopWatch | None = None,
 ) -> list[Generation]:
-    """Decode a canvas whose row i is `ordered[i]`, and is reported and returned as row `order[i]`."""
+    """Decode a canvas whose row i is reported and returned as row `order[i]`."""
+    ends = model.config.end_token_ids
     tell = None
     if observe is not None or finished is not None:
-        tell = partial(_tell, model, canvas, order, observe, finished)
+        tell = partial(_tell, canvas, order, ends, observe, finished)
     with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
-        decode(model, canvas, list(map(len, ordered)), decoding, batch_size, tell, stops)
-    decoded = canvas.generations(len(order), model.config.end_token_ids)
+        decode(model, canvas, decoding, batch_size, tell, stops)
+    decoded = canvas.generations(np.arange(len(order)), ends)
     generations = dict(zip(order, decoded, strict=True))
     return [generations[row] for row in range(len(order))]
 
@@ -164,48 +163,34 @@ def _is_count(number: object) -> bool:
 
 
 def _tell(
-    model: DiffusionTransformer,
     canvas: Canvas,
     order: Sequence[int],
+    end_token_ids: Sequence[int],
     observe: Callable[[list[Step]], None] | None,
     finished: Callable[[int, Generation], None] | None,
-    outcome: Outcome,
-    rows: np.ndarray,
+    forward: Forward,
 ) -> None:
-    """Report what a forward pass did to the canvas rows `rows`, and the responses it finished."""
+    """Report what a forward pass did to its rows, and the responses it finished."""
     if observe is not None:
-        observe(_steps(outcome, rows, order, canvas))
-    if finished is None:
-        return
-    done = rows[_done(outcome)[: len(rows)]]
-    if len(done):
-        whole = canvas.gather(torch.from_numpy(done).to(model.device))
-        decoded = whole.generations(len(done), model.config.end_token_ids)
-        for row, generation in zip(done, decoded, strict=True):
+        observe(_steps(forward, order, canvas))
+    done = forward.rows[canvas.done[forward.rows]]
+    if finished is not None and len(done):
+        for row, generation in zip(done, canvas.generations(done, end_token_ids), strict=True):
             finished(order[row], generation)
 
 
-def _steps(outcome: Outcome, rows: np.ndarray, order: Sequence[int], canvas: Canvas) -> list[Step]:
-    """What a forward pass did to the canvas rows `rows`, with `Step.row` as the index of the prompt."""
-    denoise_step = canvas.nfe.cpu().numpy()[rows] - 1
-    done = _done(outcome)
-    read = outcome.read.cpu().numpy()
-    columns = (outcome.offsets, outcome.token, outcome.probability, outcome.entropy, outcome.commit)
-    predicted = [column.cpu().numpy() for column in columns]
+def _steps(forward: Forward, order: Sequence[int], canvas: Canvas) -> list[Step]:
+    """What a forward pass did to its rows, with `Step.row` as the index of the prompt."""
+    columns = (forward.offsets, forward.token, forward.probability, forward.entropy, forward.new)
     return [
         Step(
             order[row],
-            int(denoise_step[at]),
-            bool(done[at]),
-            *(column[at][read[at]].tolist() for column in predicted),
+            int(canvas.nfe[row]) - 1,
+            bool(canvas.done[row]),
+            *(column[at][forward.read[at]].tolist() for column in columns),
         )
-        for at, row in enumerate(rows.tolist())
+        for at, row in enumerate(forward.rows.tolist())
     ]
-
-
-def _done(outcome: Outcome) -> np.ndarray:
-    """Which rows of the forward pass are finished, including spare rows."""
-    return Status.of(outcome.status).done.cpu().numpy() > 0
 
 
 def check_prompts(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+import numpy as np
 import torch
 
 from dparallel.config.decoding import DecodingConfig
@@ -75,13 +76,13 @@ def infill(
     suited = fitted(decoding, max(map(len, layouts)))
     rows = rows_together(model, len(ordered[0]), suited, batch_size, len(canvases))
     seeds = [row_seed(decoding.seed, canvas) for canvas in ordered]
-    canvas = start_gaps(ordered, layouts, seeds, suited, model.config, model.device)
+    canvas = start_gaps(ordered, layouts, seeds, suited, model.config)
     real = {
         row: [offset for offset, place in enumerate(layout) if place is not None]
         for row, layout in zip(order, layouts, strict=True)
     }
     watch = None if observe is None else _numbered(observe, real)
-    generations = decode_rows(model, canvas, ordered, order, suited, rows, watch)
+    generations = decode_rows(model, canvas, order, suited, rows, watch)
     ends = model.config.end_token_ids
     return [_without_missing(each, real[row], ends) for row, each in enumerate(generations)]
 
@@ -166,7 +167,6 @@ def start_gaps(
     seeds: Sequence[int],
     decoding: DecodingConfig,
     config: DiffusionConfig,
-    device: torch.device,
 ) -> Canvas:
     """The state of rows before their first forward pass.
 
@@ -174,16 +174,13 @@ def start_gaps(
         layouts: of each row, see `gap_blocks`.
         decoding: as `fitted` returns it, for the longest layout.
     """
-    canvas = Canvas.start(canvases, seeds, decoding, config, device, room=0)
-    gaps = torch.zeros(canvas.commit_step.shape, dtype=torch.long)
-    missing = torch.zeros(canvas.commit_step.shape, dtype=torch.bool)
+    canvas = Canvas.start(canvases, seeds, decoding, config, room=0)
+    canvas.gaps = np.zeros_like(canvas.commit_step)
     for row, (tokens, layout) in enumerate(zip(canvases, layouts, strict=True)):
         given = next(place for place, token in enumerate(tokens) if token != config.mask_token_id)
         padded = [*layout, *[None] * (decoding.gen_length - len(layout))]
-        gaps[row] = torch.tensor([given if place is None else place for place in padded])
-        missing[row] = torch.tensor([place is None for place in padded])
-    canvas.gaps = gaps.to(device)
-    canvas.commit_step = canvas.commit_step.masked_fill(missing.to(device), 0)
+        canvas.gaps[row] = [given if place is None else place for place in padded]
+        canvas.commit_step[row] = [0 if place is None else -1 for place in padded]
     return canvas
 
 

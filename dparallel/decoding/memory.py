@@ -5,6 +5,7 @@ import torch
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.cache import bytes_per_row
+from dparallel.decoding.compiled import kept_bytes
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.rules.rules import RULES
 
@@ -17,7 +18,8 @@ def rows_that_fit(model: DiffusionTransformer, length: int, decoding: DecodingCo
     Raises:
         MemoryError: a single row does not fit.
     """
-    free, needed = free_bytes(model.device), row_bytes(model.config, length, decoding, model.dtype)
+    free = free_bytes(model.device) + kept_bytes(model)
+    needed = row_bytes(model.config, length, decoding, model.dtype)
     rows = int(USABLE * free / needed)
     if rows < 1:
         raise MemoryError(

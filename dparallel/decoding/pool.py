@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Canvas
-from dparallel.decoding.denoise import Outcome, Workspace
+from dparallel.decoding.denoise import Workspace
 from dparallel.decoding.infill import gap_blocks, start_gaps
-from dparallel.decoding.loop import Batch
+from dparallel.decoding.loop import Batch, Forward
 from dparallel.decoding.revision import final_count
 from dparallel.models.backbone import DiffusionTransformer
 
@@ -75,11 +74,8 @@ class Pool:
         if not self._free or length > batch.canvas.tokens.shape[1]:
             self._grow(batch.size if self._free else 2 * batch.size, length)
         slot = self._free.pop(0)
-        row = self._start(prompt, seed)
-        row.tokens = _enlarged(row.tokens, (1, batch.canvas.tokens.shape[1]))
-        place = np.array([slot])
-        batch.canvas.scatter(torch.from_numpy(place).to(self.model.device), row)
-        batch.join(place, place, [len(prompt)])
+        batch.canvas.put(slot, self._start(prompt, seed))
+        batch.join(np.array([slot]), np.array([slot]))
         return slot
 
     def leave(self, slots: Sequence[int]) -> None:
@@ -87,42 +83,35 @@ class Pool:
         free = self.batch.leave(np.isin(self.batch.slots, slots))
         self._free = sorted([*self._free, *free.tolist()])
 
-    def forward(self) -> tuple[Outcome, np.ndarray, np.ndarray]:
+    def forward(self) -> tuple[Forward, np.ndarray]:
         """One forward pass of rows that can be computed together.
 
         Returns:
-            Its result, the slots of its rows, and which of these rows are finished.
+            What it did, with the slots as rows, and which of these rows are finished.
         """
-        outcome, slots = self.batch.forward()
-        self.batch.read(outcome)
-        finished = self.batch.slots[self.batch.done]
-        return outcome, slots, np.isin(slots, finished)
+        forward = self.batch.forward()
+        return forward, self.batch.canvas.done[forward.rows]
 
     def look(self, slots: np.ndarray) -> Look:
         """State of the rows at `slots` (b,)."""
-        state = self.batch.canvas.gather(torch.from_numpy(slots).to(self.model.device))
-        offsets = torch.arange(self.decoding.gen_length, device=self.model.device)
-        tokens = state.tokens.gather(1, state.positions(offsets))
-        committed = final_count(state.commit_step, state.rounds_left, self.decoding.revises)
-        columns = (tokens, state.commit_step, state.confidence, state.nfe, committed)
-        return Look(*(column.cpu().numpy() for column in columns))
+        canvas = self.batch.canvas
+        steps = canvas.commit_step[slots]
+        committed = final_count(steps, canvas.rounds_left[slots], self.decoding.revises)
+        return Look(canvas.responses(slots), steps, canvas.confidence[slots], canvas.nfe[slots], committed)
 
     def _start(self, prompt: Sequence[int], seed: int) -> Canvas:
         """The state of one row before its first forward pass."""
-        config, device = self.model.config, self.model.device
+        config = self.model.config
         if not self.gaps:
-            return Canvas.start([prompt], [seed], self.decoding, config, device)
+            return Canvas.start([prompt], [seed], self.decoding, config)
         layout = gap_blocks(prompt, config.mask_token_id, self.decoding)
-        return start_gaps([prompt], [layout], [seed], self.decoding, config, device)
+        return start_gaps([prompt], [layout], [seed], self.decoding, config)
 
     def _grow(self, slots: int, length: int) -> None:
         """Make room for `slots` rows and canvases of `length` positions; keeps the state of all rows."""
         batch, canvas, workspace = self.batch, self.batch.canvas, self.batch.workspace
         length = max(-(-length // LENGTHS) * LENGTHS, canvas.tokens.shape[1])
-        for name in canvas.state:
-            state = getattr(canvas, name)
-            width = (length,) if name == "tokens" else state.shape[1:]
-            setattr(canvas, name, _enlarged(state, (slots, *width)))
+        canvas.grow(slots, length)
         if workspace.store is not None:
             for layers in (workspace.store.keys, workspace.store.values):
                 for layer, kept in enumerate(layers):  # one after another: memory peaks a layer higher

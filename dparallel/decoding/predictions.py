@@ -1,4 +1,4 @@
-"""Predictions of a forward pass, and the positions that a rule commits from them.
+"""Predictions of a forward pass, and the positions that a rule selects from them.
 
 Legend: B rows, n positions read, V vocabulary.
 """
@@ -48,36 +48,6 @@ def choose(
     """The masked positions that a rule selects, which may be none, and its score of each."""
     score, chosen = RULES[rule].choose(prediction, masked, context, **parameters)
     return Choice(score, masked & chosen)
-
-
-def commit(
-    rule: str, parameters: Mapping[str, float], prediction: Prediction, masked: Tensor, context: Context
-) -> Choice:
-    """The positions that a rule commits, at least the best one except by Dream's samplers."""
-    score, chosen = choose(rule, parameters, prediction, masked, context)
-    return Choice(score, chosen if RULES[rule].whole_response else chosen | best(score, masked))
-
-
-def best(score: Tensor, candidates: Tensor) -> Tensor:
-    """The first position with the highest score within `candidates`, (B, n) bool; none without candidates."""
-    winner = score.masked_fill(~candidates, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
-    return candidates & (torch.arange(score.shape[1], device=score.device) == winner)
-
-
-def best_of_each(score: Tensor, candidates: Tensor, group: Tensor, groups: int) -> Tensor:
-    """The first position with the highest score of each group, within `candidates`; (B, n) bool.
-
-    Args:
-        group: int64 (B, n), from 0 to `groups` - 1.
-    """
-    rows, n = score.shape
-    lowest = score.new_full((rows, groups), -torch.inf)
-    top = lowest.scatter_reduce(1, group, score.masked_fill(~candidates, -torch.inf), "amax")
-    ties = candidates & ~(score < top.gather(1, group))  # includes scores that are NaN
-    place = torch.arange(n, device=score.device).expand(rows, n)
-    last = place.new_full((rows, groups), n)
-    first = last.scatter_reduce(1, group, place.masked_fill(~ties, n), "amin")
-    return ties & (place == first.gather(1, group))
 
 
 def _nucleus(logits: Tensor, top_p: float | None) -> Tensor:

@@ -4,49 +4,50 @@ Legend: b rows, G `gen_length`, K blocks of l positions, m positions of the inpu
 size.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dparallel.models.backbone import at_least_float32
-from dparallel.rules.declaration import Prediction
-from dparallel.rules.rules import complement
 
 # Probabilities count in steps of 1 / LEVELS, about as fine as bf16. Rounding errors, which depend on the
 # shape of a batch, would otherwise grow from one forward pass to the next.
 LEVELS = 128
 
 
-def changed(prediction: Prediction, read: Tensor, masked: Tensor, fixed: Tensor, tokens: Tensor) -> Tensor:
+def changed(
+    token: np.ndarray, read: np.ndarray, masked: np.ndarray, fixed: np.ndarray, held: np.ndarray
+) -> np.ndarray:
     """Positions whose token is new, (b, n) bool: masked ones that are committed, and others predicted anew.
 
     Args:
+        token: (b, n) predictions.
         read, masked, fixed: (b, n) bool; positions that are not read only fill up the shape.
-        tokens: (b, n) the canvas before this forward pass.
+        held: (b, n) the tokens before this forward pass.
     """
-    return fixed | (read & ~masked & (prediction.token != tokens))
+    return fixed | (read & ~masked & (token != held))
 
 
-def settled(prediction: Prediction, read: Tensor, new: Tensor, final_threshold: float) -> Tensor:
+def settled(sure: np.ndarray, read: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Whether a block without masks needs no further forward pass, (b,) bool.
 
-    All its tokens have at least the probability `final_threshold`, or none of them is `new` (b, n) bool.
+    The model is `sure` of all its tokens, or none of them is `new`; both (b, n) bool.
     """
-    sure = prediction.doubt <= complement(final_threshold)
     return (sure | ~read).all(1) | ~new.any(1)
 
 
-def final(commit_step: Tensor, rounds_left: Tensor) -> Tensor:
+def final(commit_step: np.ndarray, rounds_left: np.ndarray) -> np.ndarray:
     """Positions that no further forward pass changes, (b, G) bool: of complete blocks without rounds left.
 
     Args:
         commit_step: (b, G), negative while masked.
         rounds_left: (b, K) further forward passes that may revise the block once it is complete.
     """
-    blocks = (commit_step >= 0).unflatten(1, (rounds_left.shape[1], -1))  # (b, K, l)
-    return (blocks.all(2) & (rounds_left == 0))[..., None].expand_as(blocks).flatten(1)
+    blocks = (commit_step >= 0).reshape(*rounds_left.shape, -1)  # (b, K, l)
+    return (blocks & (blocks.all(2) & (rounds_left == 0))[..., None]).reshape(commit_step.shape)
 
 
-def final_count(commit_step: Tensor, rounds_left: Tensor, revises: bool) -> Tensor:
+def final_count(commit_step: np.ndarray, rounds_left: np.ndarray, revises: bool) -> np.ndarray:
     """Number of tokens at the front of a response that no further forward pass changes, (b,).
 
     Args:
@@ -54,7 +55,7 @@ def final_count(commit_step: Tensor, rounds_left: Tensor, revises: bool) -> Tens
         revises: whether committed tokens may change.
     """
     fixed = final(commit_step, rounds_left) if revises else commit_step >= 0
-    return fixed.cummin(1).values.sum(1)
+    return np.logical_and.accumulate(fixed, axis=1).sum(1)
 
 
 def soft_embeddings(own: Tensor, mask: Tensor, probability: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-import torch
 
 from dparallel.decoding.canvas import Canvas
 from dparallel.decoding.revision import final_count
@@ -24,19 +23,14 @@ class StopWatch:
         self.fill = next(iter(end_token_ids), 0)
         self.seen = np.zeros(len(canvas.nfe), dtype=int)  # final tokens that the last look has covered
 
-    def end(self, rows: np.ndarray) -> np.ndarray:
-        """End those of the canvas rows `rows` (b,) that have reached a stop; returns their places in `rows`.
+    def end(self, rows: np.ndarray) -> None:
+        """End those of the canvas rows `rows` (b,) that have reached a stop.
 
         Masked positions are filled with an end token, as after an end-of-sequence token.
         """
         canvas = self.canvas
-        index = torch.from_numpy(rows).to(canvas.tokens.device)
-        commit_step = canvas.commit_step[index]  # (b, G)
-        offsets = torch.arange(commit_step.shape[1], device=index.device)
-        where = canvas.prompt_length[index][:, None] + offsets
-        tokens = canvas.tokens[index].gather(1, where).cpu().numpy()
-        counts = final_count(commit_step, canvas.rounds_left[index], self.revises).cpu().numpy()
-        ended = []
+        tokens = canvas.responses(rows)
+        counts = final_count(canvas.commit_step[rows], canvas.rounds_left[rows], self.revises)
         for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
             if count == self.seen[row]:
                 continue
@@ -44,17 +38,14 @@ class StopWatch:
             length = self.stop(before_end(tokens[place, :count].tolist(), self.end_token_ids))
             if length is not None:
                 canvas.response_length[row] = length
-                ended.append(place)
-        if ended:
-            self._fill(index[ended])
-        return np.array(ended, dtype=int)
+                canvas.done[row] = True
+                self._fill(row)
 
-    def _fill(self, rows: torch.Tensor) -> None:
+    def _fill(self, row: int) -> None:
         canvas = self.canvas
-        row, offset = (canvas.commit_step[rows] < 0).nonzero(as_tuple=True)
-        row = rows[row]
-        canvas.tokens[row, canvas.prompt_length[row] + offset] = self.fill
-        canvas.commit_step[row, offset] = canvas.nfe[row] - 1
+        masked = canvas.commit_step[row] < 0
+        canvas.tokens[row, canvas.positions(np.array([row]), masked.nonzero()[0])] = self.fill
+        canvas.commit_step[row, masked] = canvas.nfe[row] - 1
 
 
 def before_end(tokens: Sequence[int], end_token_ids: Collection[int]) -> Sequence[int]:

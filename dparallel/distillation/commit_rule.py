@@ -20,7 +20,7 @@ from torch import Tensor
 from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import CommitRuleConfig, TrajectoriesConfig
-from dparallel.decoding.blocks import attention_levels
+from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.predictions import predict
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.commit_rule import CommitRule

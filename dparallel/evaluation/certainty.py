@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.blocks import attention_levels
 from dparallel.decoding.canvas import Generation, Step
+from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.revision import soft_inputs
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.stages.manifest import StageError

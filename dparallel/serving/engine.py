@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.denoise import Outcome
+from dparallel.decoding.loop import Forward
 from dparallel.decoding.memory import rows_that_fit
 from dparallel.decoding.pool import Look, Pool
 from dparallel.decoding.stops import before_end
@@ -202,7 +202,8 @@ class Engine:
         served = self.models[key[0]]
         try:
             with _on(served.model):
-                outcome, slots, done = pool.forward()
+                forward, done = pool.forward()
+                slots = forward.rows
                 self.forwards += 1
                 read = np.array(
                     [bool(end) or jobs[slot].watched for slot, end in zip(slots, done, strict=True)]
@@ -210,7 +211,7 @@ class Engine:
                 if not read.any():
                     return
                 look = pool.look(slots[read])
-                drafts = _drafts(outcome, slots, [jobs[slot].drafts for slot in slots])
+                drafts = _drafts(forward, [jobs[slot].drafts for slot in slots])
             ended = [
                 slot
                 for row, (slot, end) in enumerate(zip(slots[read].tolist(), done[read], strict=True))
@@ -308,15 +309,12 @@ def response_length(tokens: Sequence[int], done: bool, end_token_ids: Sequence[i
     return min(lengths, default=None)
 
 
-def _drafts(outcome: Outcome, slots: np.ndarray, wanted: Sequence[bool]) -> dict[int, Draft]:
+def _drafts(forward: Forward, wanted: Sequence[bool]) -> dict[int, Draft]:
     """What a forward pass predicted in the rows that want it, by slot; without `denoise_step`."""
-    if not any(wanted):
-        return {}
-    columns = (outcome.read, outcome.offsets, outcome.token, outcome.probability, outcome.commit)
-    read, *predicted = (column.cpu().numpy() for column in columns)
+    columns = (forward.offsets, forward.token, forward.probability, forward.new)
     return {
-        int(slot): Draft(0, *(column[row][read[row]].tolist() for column in predicted))
-        for row, slot in enumerate(slots)
+        int(slot): Draft(0, *(column[row][forward.read[row]].tolist() for column in columns))
+        for row, slot in enumerate(forward.rows)
         if wanted[row]
     }
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dparallel import DecodingConfig, Generation, generate
 from dparallel.config.modes import MODES
-from dparallel.decoding import loop
-from dparallel.decoding.canvas import Canvas, Step
-from dparallel.decoding.denoise import Shape, Workspace, denoise
+from dparallel.decoding import compiled
+from dparallel.decoding.canvas import Step
+from dparallel.decoding.denoise import denoise
 from dparallel.decoding.oracle import decode_one
 from dparallel.decoding.revising_oracle import revise_one
 from dparallel.decoding.stops import Stop
@@ -162,7 +162,7 @@ def test_every_operation_has_a_cuda_kernel(rule, data, prompts, model):
 )
 def test_rows_that_fill_up_a_fixed_shape_change_nothing(monkeypatch, prompts, decoding, model, batch_size):
     """The shapes of compiled steps, without compilation."""
-    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    monkeypatch.setattr(compiled, "compiled_denoise", lambda device: denoise)
     shaped = decoding.model_copy(update={"compile": True})
     for prompt, generation in zip(prompts, generate(model, prompts, shaped, batch_size), strict=True):
         assert_equals_the_oracle(generation, model, prompt, decoding)
@@ -401,18 +401,3 @@ def replay_revisions(steps: list[Step], generation: Generation, decoding: Decodi
     rest = (EOS, generation.nfe - 1, 0.0)
     rows = zip(generation.tokens, generation.commit_step, generation.confidence, strict=True)
     assert list(rows) == [held.get(offset, rest) for offset in range(decoding.gen_length)]
-
-
-def test_a_row_with_more_open_blocks_than_are_recomputed_is_read_within_them():
-    """A fill-in row reads meaningless positions, which must be within the computed ones."""
-    model = MODELS[0]
-    decoding = DecodingConfig(gen_length=24, block_length=8, mode="multi_block", cache="dual", threshold=0.0)
-    canvas = Canvas.start([[5, 6], [7]], [0, 0], decoding, model.config, model.device)
-    canvas.opened[1] = 3
-    workspace = Workspace.allocate(model, decoding, 2, 26)
-    rows = torch.arange(2)
-    for window in (None, 1):
-        shape = Shape(rows=2, reads=16, window=window, length=26, padded=True, all_slots=False)
-        with torch.inference_mode():
-            outcome = denoise(model, canvas, workspace, decoding, shape, rows, rows)
-    assert outcome.probability.isfinite().all()

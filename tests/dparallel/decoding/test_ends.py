@@ -1,5 +1,6 @@
 """What follows an end-of-sequence token, and decoding without one, against tables worked by hand."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,8 @@ MASK, EOS, TURN, PROMPT = 1, 2, 3, [5]
 
 
 def test_positions_behind_the_first_end_token():
-    ends = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).bool()
-    assert behind_first(ends).int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
+    ends = np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    assert behind_first(ends).astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
 
 
 class Scripted:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, DecodingError, Generation, generate
-from dparallel.decoding import loop
+from dparallel.decoding import compiled
 from dparallel.decoding.canvas import Step
 from dparallel.decoding.denoise import denoise
 from dparallel.decoding.generate import LengthError
@@ -58,7 +58,7 @@ def test_every_row_equals_the_oracle(rule, data, rows, model, batch_size):
 @given(st.lists(canvases(), min_size=1, max_size=5), st.sampled_from(FULL), st.integers(2, 4), st.booleans())
 def test_rows_that_fill_up_a_fixed_shape_change_nothing(monkeypatch, rows, model, batch_size, several):
     """The shapes of compiled steps, without compilation."""
-    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    monkeypatch.setattr(compiled, "compiled_denoise", lambda device: denoise)
     mode = {"mode": "multi_block", "block_add_threshold": 0.3} if several else {}
     decoding = DecodingConfig(gen_length=24, block_length=4, threshold=2.5, **mode)
     shaped = decoding.model_copy(update={"compile": True})

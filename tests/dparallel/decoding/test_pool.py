@@ -38,7 +38,8 @@ def test_rows_equal_generate_alone(tiny_model: DiffusionTransformer, settings: d
                 pool.leave([slot])
                 waiting.append((running[slot], prompts[running.pop(slot)]))  # and starts again
                 left += 1
-            _, slots, done = pool.forward()
+            forward, done = pool.forward()
+            slots = forward.rows
             look = pool.look(slots)
             for place in np.flatnonzero(done):
                 row = running.pop(int(slots[place]))
@@ -55,7 +56,8 @@ def test_what_is_committed_counts_up_to_the_first_masked_position(tiny_model: Di
     pool = Pool(tiny_model, DecodingConfig(**SHAPE, threshold=0.5))
     with torch.inference_mode():
         pool.join([5, 6], 0)
-        _, slots, _ = pool.forward()
+        forward, _ = pool.forward()
+        slots = forward.rows
         look = pool.look(slots)
     steps = look.commit_step[0].tolist()
     assert steps.index(-1) == look.committed[0]
@@ -69,7 +71,8 @@ def test_what_may_change_is_not_final(tiny_model: DiffusionTransformer) -> None:
         pool.join([5, 6], 0)
         done = [False]
         while not done[0]:
-            _, slots, done = pool.forward()
+            forward, done = pool.forward()
+            slots = forward.rows
             look = pool.look(slots)
             seen.append((int(look.committed[0]), look.tokens[0].tolist()))
             full += look.committed[0] < 8 and (look.commit_step[0, :8] >= 0).all()

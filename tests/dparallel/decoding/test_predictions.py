@@ -1,4 +1,4 @@
-"""Predictions, draws and the best positions against numbers worked by hand."""
+"""Predictions and draws against numbers worked by hand."""
 
 import math
 
@@ -7,14 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.decoding.predictions import best, predict
+from dparallel.decoding.predictions import predict
 from dparallel.decoding.sampling import uniform
-
-
-def test_best_is_the_first_of_the_highest_among_the_candidates():
-    score = torch.tensor([[1.0, 5.0, 3.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
-    among = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0]]).bool()
-    assert best(score, among).int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 def test_predict_by_hand():

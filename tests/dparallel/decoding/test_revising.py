@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from dparallel import DecodingConfig, generate
 from dparallel.decoding.canvas import Step
 from dparallel.decoding.revision import changed, final, settled, soft_embeddings, soft_inputs
-from dparallel.rules.declaration import Prediction
 from tests.dparallel.decoding.test_against_oracle import EOS, MODELS, assert_equals_the_oracle, prompts
 
 SHAPE = {"mode": "revising", "gen_length": 24, "block_length": 8}
@@ -49,41 +49,35 @@ def test_only_committed_positions_of_the_block_are_soft():
         assert soft == [pytest.approx(each) for each in expected]
 
 
-def predicted(tokens: list[int], probability: list[float]) -> Prediction:
-    p = torch.tensor([probability])
-    return Prediction(torch.tensor([tokens]), p, p, 1 - p, p[..., None], p[..., None])
+def flags(*values: int) -> np.ndarray:
+    return np.array([values], dtype=bool)
 
 
 def test_what_a_forward_pass_changes_by_hand():
     """Masked and selected, masked and not selected, changed, confirmed, and a position that fills up."""
-    prediction = predicted([5, 5, 5, 5, 5], [0.5] * 5)
-    read = torch.tensor([[1, 1, 1, 1, 0]]).bool()
-    masked, fixed = torch.tensor([[1, 1, 0, 0, 0]]).bool(), torch.tensor([[1, 0, 0, 0, 0]]).bool()
-    new = changed(prediction, read, masked, fixed, torch.tensor([[1, 1, 7, 5, 7]]))
-    assert new.int().tolist() == [[1, 0, 1, 0, 0]]
+    read, masked, fixed = flags(1, 1, 1, 1, 0), flags(1, 1, 0, 0, 0), flags(1, 0, 0, 0, 0)
+    new = changed(np.full((1, 5), 5), read, masked, fixed, np.array([[1, 1, 7, 5, 7]]))
+    assert new.astype(int).tolist() == [[1, 0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize(
-    ("probability", "tokens", "expected"),
+    ("sure", "new", "expected"),
     [
-        ([0.9, 0.9], [7, 5], True),  # sure, whatever changed
-        ([0.9, 0.8], [7, 5], False),
-        ([0.1, 0.2], [5, 5], True),  # nothing changed
+        ((1, 1), (1, 0), True),  # sure, whatever changed
+        ((1, 0), (1, 0), False),
+        ((0, 0), (0, 0), True),  # nothing changed
     ],
 )
-def test_a_block_settles_by_hand(probability, tokens, expected):
+def test_a_block_settles_by_hand(sure, new, expected):
     """The last position only fills up."""
-    prediction = predicted([5, 5, 5], [*probability, 0.0])
-    read, none = torch.tensor([[True, True, False]]), torch.zeros(1, 3, dtype=torch.bool)
-    new = changed(prediction, read, none, none, torch.tensor([[*tokens, 9]]))
-    assert settled(prediction, read, new, 0.875).tolist() == [expected]
+    assert settled(flags(*sure, 0), flags(1, 1, 0), flags(*new, 0)).tolist() == [expected]
 
 
 def test_final_positions_by_hand():
     """A final block, a complete one that may be revised, and one with a mask."""
-    steps = torch.tensor([[0, 2, 3, 3, 4, -1]])
-    assert final(steps, torch.tensor([[0, 1, 0]])).int().tolist() == [[1, 1, 0, 0, 0, 0]]
-    assert final(steps, torch.tensor([[0, 0, 0]])).int().tolist() == [[1, 1, 1, 1, 0, 0]]
+    steps = np.array([[0, 2, 3, 3, 4, -1]])
+    assert final(steps, np.array([[0, 1, 0]])).astype(int).tolist() == [[1, 1, 0, 0, 0, 0]]
+    assert final(steps, np.array([[0, 0, 0]])).astype(int).tolist() == [[1, 1, 1, 1, 0, 0]]
 
 
 class Scripted(torch.nn.Module):

@@ -6,7 +6,7 @@ import pytest
 
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.problems import ProblemsConfig
-from dparallel.decoding import loop
+from dparallel.decoding import compiled
 from dparallel.decoding.denoise import denoise
 from dparallel.problems.registry import load_problems
 from tests.dparallel.decoding.test_against_oracle import by_the_oracle
@@ -61,7 +61,7 @@ def test_rows_that_fill_up_a_fixed_shape_change_nothing(teacher, monkeypatch, ba
     decoding = DecodingConfig(**SHAPE, threshold=0.6, mode=mode, cache=cache)
     prompts = [prompt[: len(prompt) - row] for row, prompt in enumerate(prompts)]
     expected = generate(model, prompts, decoding, batch_size)
-    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    monkeypatch.setattr(compiled, "compiled_denoise", lambda device: denoise)
     shaped = generate(model, prompts, decoding.model_copy(update={"compile": True}), batch_size)
     assert [(each.tokens, each.commit_step, each.nfe) for each in shaped] == [
         (each.tokens, each.commit_step, each.nfe) for each in expected
@@ -74,7 +74,7 @@ def test_revised_rows_do_not_depend_on_the_shape_of_the_batch(teacher, monkeypat
     decoding = DecodingConfig(**SHAPE, mode="revising", revision_passes=4)
     prompts = [prompt[: len(prompt) - row] for row, prompt in enumerate(prompts)]
     expected = generate(model, prompts, decoding, 3)
-    monkeypatch.setattr(loop, "compiled_denoise", lambda device: denoise)
+    monkeypatch.setattr(compiled, "compiled_denoise", lambda device: denoise)
     shaped = generate(model, prompts, decoding.model_copy(update={"compile": True}), 8)
     assert [(each.tokens, each.commit_step) for each in shaped] == [
         (each.tokens, each.commit_step) for each in expected

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dparallel.decoding.predictions import choose, commit, predict
+from dparallel.decoding.blocks import best
+from dparallel.decoding.predictions import choose, predict
 from dparallel.rules.declaration import Context, Parameter, Prediction, RuleError, Weights
 from dparallel.rules.features import FEATURES, features
 from dparallel.rules.rules import RULES, rule
@@ -31,6 +32,13 @@ def committed(rule, values, masked, threshold=None, **given):
         **({"threshold": threshold} if threshold is not None else {}),
         **given,
     )
+
+
+def commit(rule, parameters, prediction, masked, context):
+    """The score, and what is committed in sequential decoding: what the rule selects, and the best one."""
+    score, chosen = choose(rule, parameters, prediction, masked, context)
+    must = best(score.numpy(), masked.numpy())
+    return score, chosen if RULES[rule].whole_response else chosen | torch.from_numpy(must)
 
 
 def run(rule, prediction, masked, **given):

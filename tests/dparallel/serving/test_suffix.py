@@ -122,7 +122,8 @@ def test_rows_of_a_pool_equal_infill_alone(tiny_model: DiffusionTransformer) -> 
                 row, canvas = waiting.pop()
                 assert len(gap_blocks(canvas, 1, decoding)) == 12
                 running[pool.join(canvas, row_seed(None, canvas))] = row
-            _, slots, done = pool.forward()
+            forward, done = pool.forward()
+            slots = forward.rows
             look = pool.look(slots)
             for place in done.nonzero()[0]:
                 canvas = canvases[running.pop(int(slots[place]))]
