@@ -37,8 +37,10 @@ def advance(
     Returns:
         (b, n) bool, the positions read whose token is new.
     """
-    rows = plan.rows
-    before = committed_tokens(canvas, rows, decoding)  # (b, K)
+    rows, settles = plan.rows, settle_rounds(decoding) > 0
+    before = None
+    if settles or decoding.mode == "pipelined":
+        before = committed_tokens(canvas, rows, decoding)  # (b, K)
     new = commits(plan, outcome, decoding, before)
     if outcome.sure is not None:
         assert plan.inputs.held is not None
@@ -52,33 +54,35 @@ def advance(
         at, place = plan.masked.nonzero()
         canvas.seen[rows[at], plan.offsets[at, place]] = True
 
-    after = committed_tokens(canvas, rows, decoding)
-    if settle_rounds(decoding):  # the forward pass included blocks in final form
+    if settles:  # the forward pass included blocks in final form
+        assert before is not None
         whole = before == decoding.block_length
         if decoding.looks_back:
             whole = first_full(before, decoding.block_length)
         canvas.rounds_left[rows] = np.maximum(canvas.rounds_left[rows] - whole, 0)
     if outcome.sure is not None:
+        after = committed_tokens(canvas, rows, decoding)
         done = settled(outcome.sure, plan.read, new)[:, None] & (after == decoding.block_length)
         canvas.rounds_left[rows] = np.where(done, 0, canvas.rounds_left[rows])
-    _open_blocks(canvas, rows, decoding, end_token_ids)
+    final = _end_and_open(canvas, rows, decoding, end_token_ids)
     canvas.nfe[rows] += 1
-    canvas.done[rows] = final_positions(canvas, rows, decoding).all(1)
+    canvas.done[rows] = final.all(1)
     if decoding.cache != "none" and decoding.refresh_every is not None:
         canvas.full[rows] = canvas.nfe[rows] % decoding.refresh_every == 0
     return new
 
 
 def commits(
-    plan: Plan, outcome: Outcome[np.ndarray], decoding: DecodingConfig, committed: np.ndarray
+    plan: Plan, outcome: Outcome[np.ndarray], decoding: DecodingConfig, committed: np.ndarray | None
 ) -> np.ndarray:
     """Which of the positions read are committed: what the rule selects, and what must advance; (b, n) bool.
 
     Args:
-        committed: (b, K) committed tokens per block before the forward pass.
+        committed: (b, K) committed tokens per block before the forward pass; for the mode `pipelined`.
     """
     score, masked, chosen = outcome.score, plan.masked, outcome.chosen
     if decoding.mode == "pipelined":
+        assert committed is not None
         needed = tokens_needed(decoding.decoded_token_threshold or 1.0, decoding.block_length)
         fully_active = np.ones(committed.shape, dtype=bool)
         fully_active[:, 1:] = committed[:, :-1] >= needed
@@ -92,27 +96,38 @@ def commits(
     return chosen
 
 
-def _open_blocks(
+def _end_and_open(
     canvas: Canvas, rows: np.ndarray, decoding: DecodingConfig, end_token_ids: Sequence[int]
-) -> None:
-    """End rows at their first end token, and open blocks."""
+) -> np.ndarray:
+    """End rows at their first end token, and open blocks; returns what is final then, (b, G) bool."""
+    final = final_positions(canvas, rows, decoding)
     may_open = np.ones(len(rows), dtype=bool)
     if decoding.stop_at_eos or decoding.looks_back:
-        may_open = ~_end(canvas, rows, decoding, end_token_ids)  # nothing is decoded after an end token
+        may_open = ~_end(canvas, rows, final, decoding, end_token_ids)  # nothing follows an end token
+        if not may_open.all():
+            final = final_positions(canvas, rows, decoding)
     needed = tokens_needed(decoding.block_add_threshold or 1.0, decoding.block_length)
-    done = final_positions(canvas, rows, decoding).reshape(len(rows), decoding.blocks, -1)
-    opens = open_next(done.sum(2), canvas.opened[rows], needed, may_open)
+    per_block = final.reshape(len(rows), decoding.blocks, -1).sum(2)
+    opens = open_next(per_block, canvas.opened[rows], needed, may_open)
     canvas.opened[rows] += opens
     canvas.block_forwards[rows] = np.where(opens, 0, canvas.block_forwards[rows] + 1)
     if decoding.cache != "none":
         canvas.full[rows] = opens & (decoding.cache != "exact")  # prefix and dual start blocks anew
+    return final
 
 
 def _end(
-    canvas: Canvas, rows: np.ndarray, decoding: DecodingConfig, end_token_ids: Sequence[int]
+    canvas: Canvas,
+    rows: np.ndarray,
+    done: np.ndarray,
+    decoding: DecodingConfig,
+    end_token_ids: Sequence[int],
 ) -> np.ndarray:
-    """Fill what an end token leaves open; returns which rows hold one, (b,) bool."""
-    done = final_positions(canvas, rows, decoding)  # (b, G)
+    """Fill what an end token leaves open; returns which rows hold one, (b,) bool.
+
+    Args:
+        done: (b, G) bool, the positions that are final.
+    """
     held, fill = canvas.responses(rows), next(iter(end_token_ids), 0)
     ends = done & is_end(held, end_token_ids)
     has_end = ends.any(1)

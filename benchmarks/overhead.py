@@ -1,0 +1,184 @@
+"""What a step costs beside the forward pass: `generate` and plain loops on a model of golden size.
+
+    python -m benchmarks.overhead
+
+On so small a model a step's bookkeeping counts as much as its matrix products, as the starting of kernels
+does at batch size 1 on a GPU. All rows run in one thread and in alternation, and CPU time is measured, so
+that other work of the machine changes little. Rows are compared with the published loop, written
+straightforwardly, or with a minimal autoregressive loop, of the same model and batch size.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.common.hardware import describe
+from benchmarks.common.options import positive
+from benchmarks.common.plain_loop import plain_loop
+from benchmarks.common.side_by_side import bare_loop
+from benchmarks.common.tables import table
+from dparallel.config.decoding import DecodingConfig
+from dparallel.decoding.canvas import Generation
+from dparallel.decoding.generate import generate
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.stages.streams import set_encodings
+
+Run = Callable[[DiffusionTransformer, Sequence[Sequence[int]], DecodingConfig, int], list[Generation]]
+PROMPT, SHAPE = 16, {"gen_length": 64, "block_length": 16}
+SEQUENTIAL = DecodingConfig(**SHAPE, rule="entropy", threshold=3.0, stop_at_eos=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A loop with its model and settings, and the row that it is compared with."""
+
+    name: str
+    run: Run
+    model: str
+    decoding: DecodingConfig
+    batch_size: int
+    rival: str
+
+
+def rows() -> list[Row]:
+    """All rows; rivals come before those that are compared with them."""
+    chosen = []
+    for size in (1, 32):
+        plain, bare = f"plain loop, batch {size}", f"bare loop, batch {size}"
+        chosen.append(Row(plain, plain_loop, "full", SEQUENTIAL, size, plain))
+        for name, settings in {
+            "sequential": {},
+            "dual cache": {"cache": "dual"},
+            "several blocks": {"mode": "multi_block"},
+        }.items():
+            decoding = DecodingConfig(**{**SEQUENTIAL.stated(), **settings})
+            chosen.append(Row(f"{name}, batch {size}", generate, "full", decoding, size, plain))
+        causal = DecodingConfig(mode="autoregressive", gen_length=SHAPE["gen_length"])
+        chosen.append(Row(bare, bare_loop, "causal", causal, size, bare))
+        chosen.append(Row(f"autoregressive, batch {size}", generate, "causal", causal, size, bare))
+        pipelined = DecodingConfig(**{**SEQUENTIAL.stated(), "mode": "pipelined"})
+        chosen.append(Row(f"pipelined, batch {size}", generate, "block_causal", pipelined, size, bare))
+    return chosen
+
+
+def random_model(pattern: str) -> DiffusionTransformer:
+    """A model of the size of the golden checkpoints, with predictions far from uniform."""
+    torch.manual_seed(0)
+    config = DiffusionConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        mask_token_id=255,
+        eos_token_id=254,
+        initializer_range=0.3,
+        attention_pattern=pattern,
+        predicts_next=pattern == "causal",
+    )
+    return DiffusionTransformer(config).eval()
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a row: medians over rounds, and numbers of a forward pass of the model.
+
+    Attributes:
+        microseconds: CPU time of a forward pass of one row, everything counted.
+        operations: operations of torch for a call of the model.
+        ratio: microseconds of the rival / its own.
+    """
+
+    row: Row
+    nfe: float
+    microseconds: float
+    operations: float
+    ratio: float
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations of torch, and the embeddings among them: one for each call of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts["all"] += 1
+        self.counts["calls"] += "embedding" in str(func)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def per_call(self) -> float:
+        return self.counts["all"] / self.counts["calls"]
+
+
+def operations(row: Row, model: DiffusionTransformer, prompts: Sequence[Sequence[int]]) -> float:
+    """Operations for a call of the model."""
+    with Counting() as counting:
+        row.run(model, prompts[: row.batch_size], row.decoding, row.batch_size)
+    return counting.per_call
+
+
+def measure(entries: Sequence[Row], prompts: Sequence[Sequence[int]], repeat: int) -> list[Result]:
+    """Time the rows in alternation; each decodes all prompts in a round."""
+    models = {row.model: random_model(row.model) for row in entries}
+    costs: dict[str, list[float]] = {row.name: [] for row in entries}  # microseconds
+    nfe: dict[str, float] = {}
+    for _ in range(repeat + 1):
+        for row in entries:
+            started = time.process_time()
+            generations = row.run(models[row.model], prompts, row.decoding, row.batch_size)
+            seconds = time.process_time() - started
+            forwards = sum(each.nfe for each in generations)
+            costs[row.name].append(seconds / forwards * 1e6)
+            nfe[row.name] = forwards / len(generations)
+    return [
+        Result(
+            row,
+            nfe[row.name],
+            statistics.median(costs[row.name][1:]),  # the first round warms up
+            operations(row, models[row.model], prompts),
+            statistics.median(
+                rival / own for rival, own in zip(costs[row.rival][1:], costs[row.name][1:], strict=True)
+            ),
+        )
+        for row in entries
+    ]
+
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "decoding": lambda result: result.row.name,
+    "NFE": lambda result: f"{result.nfe:.1f}",
+    "CPU µs / forward": lambda result: f"{result.microseconds:.0f}",
+    "operations / call": lambda result: f"{result.operations:.0f}",
+    "times as fast": lambda result: f"{result.ratio:.2f}",
+    "as": lambda result: result.row.rival,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    set_encodings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeat", type=positive, default=9, help="rounds (default: %(default)s)")
+    parser.add_argument("--prompts", type=positive, default=32, help="prompts (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()
+    print(table(measure(rows(), prompts, options.repeat), COLUMNS, ["decoding", "as"]))
+    print(" · ".join(f"{name}: {value}" for name, value in describe(torch.device("cpu")).items()))
+
+
+if __name__ == "__main__":
+    main()
