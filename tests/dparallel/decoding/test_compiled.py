@@ -93,3 +93,13 @@ def test_compiled_steps_on_the_cpu(settings, monkeypatch):
 )
 def test_cuda_graphs(settings):
     equal_tokens("cuda", **settings)
+
+
+@pytest.mark.gpu
+def test_kept_cuda_graphs_decode_other_prompts():
+    model = random_model(3, num_hidden_layers=1).to("cuda")
+    plain = DecodingConfig(gen_length=16, block_length=8, threshold=1.0, cache="dual")
+    for prompts in (PROMPTS, [[11, 12], [13], [14, 15, 16]], PROMPTS):
+        expected = generate(model, prompts, plain, batch_size=2)
+        graphs = generate(model, prompts, plain.model_copy(update={"compile": True}), batch_size=2)
+        assert [each.tokens for each in graphs] == [each.tokens for each in expected]
