@@ -28,6 +28,7 @@ from dparallel.tiny.tokenizer import build_tokenizer
 from flows import distill, training
 from tasks.checks import checked_experiment
 from tests.conftest import random_model
+from tests.dparallel.problems.sandbox.hosts import BUBBLEWRAP
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUMBERS = range(1, 211)
@@ -110,6 +111,7 @@ def copies(data: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@BUBBLEWRAP
 @pytest.mark.parametrize(
     ("config", "teacher", "template"),
     [
