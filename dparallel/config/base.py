@@ -68,6 +68,8 @@ def _explain(mistake: Any, called: Callable[[str], str]) -> str:
         return f"{called('.'.join(place))}: required key is missing"
     if mistake["type"] == "tuple_type":  # also raised for an override of one index of a list that is not set
         message = "Input should be a whole list"
+    if mistake["type"] == "model_type":
+        message = "Input should be a section"
     if mistake["type"] == "too_short":
         message = f"number of entries must be at least {mistake['ctx']['min_length']}"
     if mistake["type"] == "string_pattern_mismatch" and mistake["ctx"]["pattern"] == NAME_PATTERN:

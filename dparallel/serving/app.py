@@ -355,7 +355,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}; known: {', '.join(ENDPOINTS)}"
-    return response(RequestError(error.status_code, message, "not_found"))
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    return response(RequestError(error.status_code, message, code, headers=dict(error.headers or {})))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,21 +1,26 @@
 """Bodies of requests: OpenAI's fields, and the settings of decoding beside them."""
 
+import re
+import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveInt,
     StrictBool,
+    Tag,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     create_model,
     field_validator,
     model_validator,
 )
 from pydantic_core import from_json
 
-from dparallel.config.base import Config, explain
+from dparallel.config.base import LIST, VALUE, Config, explain, form, plain_message
 from dparallel.config.decoding import DecodingConfig
 from dparallel.serving.errors import RequestError
 
@@ -45,6 +50,8 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+SECTION = re.compile(r"Input should be a section(, or the path of a config file)?")  # words of config files
+
 
 class StreamOptions(Config):
     include_usage: StrictBool = False
@@ -60,7 +67,10 @@ class Message(Config):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[
+        Annotated[str, Tag(VALUE)] | Annotated[list[TextPart], Tag(LIST)],
+        Discriminator(form, "wrong_form", "Give a text, or a list of its parts"),
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +109,12 @@ class _Common(Config):
     def _list(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
 
+    @model_validator(mode="after")
+    def _drafts_are_streamed(self) -> "_Common":
+        if self.stream_mode == "canvas" and not self.stream:
+            raise ValueError("stream_mode='canvas' without stream: give stream: true as well")
+        return self
+
     @field_validator("stop")
     @classmethod
     def _not_empty(cls, stop: list[str]) -> list[str]:
@@ -116,11 +132,16 @@ class _Common(Config):
 if TYPE_CHECKING:
     _Body = _Common
 else:  # a field for each setting; `DecodingConfig` checks the limits
+
+    def _kind_of(name):
+        kind = DecodingConfig.model_fields[name].annotation
+        return StrictBool if kind is bool else kind
+
     _Body = create_model(
         "_Body",
         __base__=_Common,
         __module__=__name__,
-        **{name: (DecodingConfig.model_fields[name].annotation | None, None) for name in KNOBS},
+        **{name: (_kind_of(name) | None, None) for name in KNOBS},
     )
 
 
@@ -143,12 +164,20 @@ class CompletionBody(_Body):
     suffix: str = ""
     logprobs: int | None = Field(None, ge=0, le=1)
 
-    @field_validator("prompt")
+    @field_validator("prompt", mode="wrap")
     @classmethod
-    def _at_least_one(cls, prompt: Any) -> Any:
-        if prompt == []:
-            raise ValueError("prompt=[]: give a text, its token ids, or a list of at least one of them")
-        return prompt
+    def _one_of_its_forms(cls, prompt: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """A mistake is said once, and not for every form that a prompt may have."""
+        forms = "give a text, its token ids, or a list of at least one of them"
+        try:
+            read = handler(prompt)
+        except ValidationError as error:
+            own = [plain_message(each) for each in error.errors() if each["type"] == "value_error"]
+            said = own[0] if own else f"{forms}, got {textwrap.shorten(repr(prompt), 80)}"
+            raise ValueError(said) from None
+        if read == []:
+            raise ValueError(f"{forms}, got []")
+        return read
 
     @property
     def most_tokens(self) -> int | None:
@@ -188,7 +217,7 @@ def parse(kind: type[ChatBody] | type[CompletionBody], raw: bytes) -> Any:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        message = explain(error).replace("a section, or the path of a config file", "an object")
+        message = SECTION.sub("Input should be an object", explain(error))
         raise RequestError(400, message, "invalid_value", _first_field(error)) from error
 
 

@@ -27,3 +27,8 @@ class Limits(Config):
     body_seconds: PositiveFloat = 30.0
     choices: PositiveInt = 128
     heartbeat: PositiveFloat = 15.0
+
+    @property
+    def most_choices(self) -> int:
+        """Responses of one request that ever find a place together."""
+        return min(self.choices, self.batch_size + self.queue)

@@ -45,11 +45,11 @@ def rows_of(body: Body, served: Served, limits: Limits, template: str | None = N
         RequestError: a field of the request, or its prompt, cannot be used with this model.
     """
     prompts = _encoded(body, served, template)
-    if len(prompts) * body.n > limits.choices:
+    if len(prompts) * body.n > limits.most_choices:
         raise RequestError(
             400,
             f"{len(prompts)} prompts with n={body.n} are {len(prompts) * body.n} responses: ask for at most "
-            f"{limits.choices} in one request",
+            f"{limits.most_choices} in one request",
             param="n",
         )
     rows = []
