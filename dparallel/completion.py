@@ -76,7 +76,8 @@ def complete(
     if infill is not None:
         return _infilled(model, tokenizer, prompts, decoding, batch_size, stops, streamer, infill)
     ids = _encode_all(tokenizer, prompts)
-    if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+    listed = isinstance(stops, Collection) and not isinstance(stops, str)
+    if not listed or not all(isinstance(stop, str) and stop for stop in stops):
         raise DecodingError(f"stops={stops!r}: give a list of texts, none of them empty")
     ends = model.config.end_token_ids
     completions = []
@@ -128,8 +129,7 @@ def _infilled(
     for row, (front, parts) in enumerate(zip(fronts, infill, strict=True)):
         if front is not None:
             check_ids(f"prompt {row}", front, model.config)
-        mask = model.config.mask_token_id
-        canvases.append(encode_infill(tokenizer, parts, mask, f"infill {row}", front))
+        canvases.append(encode_infill(tokenizer, parts, model.config, f"infill {row}", front))
     ends = model.config.end_token_ids
     completions = []
     for parts, filled in zip(infill, fill(model, canvases, decoding, batch_size), strict=True):

@@ -39,7 +39,7 @@ def infill(options: argparse.Namespace) -> None:
     if options.prompt is not None:
         [front] = render([Request("--prompt", options.prompt)], tokenizer, options.raw)
         check_ids("--prompt", front, config)
-    canvas = encode_infill(tokenizer, parts, config.mask_token_id, "--infill", front)
+    canvas = encode_infill(tokenizer, parts, config, "--infill", front)
     check_infill(model, [canvas], decoding)
     text = canvas[0 if front is None else len(front) :]
 

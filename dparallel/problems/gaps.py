@@ -7,6 +7,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.decoding.canvas import DecodingError
+from dparallel.decoding.generate import LengthError
+from dparallel.models.backbone import DiffusionConfig
 from dparallel.problems.prompts import front_tokens
 from dparallel.problems.vocabulary import warn_of_unknown_words
 
@@ -65,13 +67,21 @@ def check_parts(parts: object, name: str) -> None:
 
 
 def encode_parts(
-    tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], mask_token_id: int, name: str
+    tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], config: DiffusionConfig, name: str
 ) -> list[int]:
     """Token ids of texts, and masks for gaps. Each text is encoded by itself.
 
     Raises:
-        DecodingError: a text has the text of the mask token; begins with `name`.
+        DecodingError: a text has the text of the mask token, or the gaps are longer than the model's canvas
+            (LengthError); begins with `name`.
     """
+    mask_token_id, limit = config.mask_token_id, config.max_position_embeddings
+    masked = sum(int(part) for part in parts if not isinstance(part, str))
+    if masked > limit:  # before a list of that length is made
+        raise LengthError(
+            f"{name} has gaps of {masked} tokens, and this model takes {limit} (max_position_embeddings): "
+            "shorten the gaps"
+        )
     ids: list[int] = []
     for part in parts:
         if not isinstance(part, str):
@@ -91,7 +101,7 @@ def encode_parts(
 def encode_infill(
     tokenizer: PreTrainedTokenizerBase,
     parts: Sequence[Part],
-    mask_token_id: int,
+    config: DiffusionConfig,
     name: str,
     prompt: Sequence[int] | None = None,
 ) -> list[int]:
@@ -103,7 +113,7 @@ def encode_infill(
     Raises:
         DecodingError: see `encode_parts`.
     """
-    ids = encode_parts(tokenizer, parts, mask_token_id, name)
+    ids = encode_parts(tokenizer, parts, config, name)
     if prompt is not None:
         return [*prompt, *ids]
     front = front_tokens(tokenizer, "a")

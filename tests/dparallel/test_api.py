@@ -123,7 +123,7 @@ def test_a_stop_text_ends_a_completion_and_is_no_text() -> None:
     assert ended.finish_reason == "stop"
     assert len(ended.tokens) <= 3 < len(free.tokens)
     assert ended.nfe < free.nfe
-    for wrong in ("Tom", [""], [5]):
+    for wrong in ("Tom", [""], [5], None):
         with pytest.raises(dparallel.DecodingError, match="stops=.*: give a list of texts, none of them"):
             complete(model, tokenizer, ["Tom has"], DECODING, stops=wrong)  # type: ignore[arg-type]
 

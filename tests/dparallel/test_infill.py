@@ -81,7 +81,9 @@ def test_a_beginning_of_text_is_put_in_front_once() -> None:
             r"stops=\['a'\] with infill, whose gaps have fixed lengt",
         ),
         ({"infill": [["Tom ", 3]], "streamer": 5}, "streamer with infill, whose text is not decoded from le"),
-        ({"infill": [["Tom ", 99]]}, "infill 0 has 100 tokens with its gaps, and this model takes 64"),
+        ({"infill": [["Tom ", 64]]}, "infill 0 has 65 tokens with its gaps, and this model takes 64"),
+        ({"infill": [["Tom ", 40, "a", 40]]}, "infill 0 has gaps of 80 tokens, and this model takes 64"),
+        ({"infill": [["Tom ", 10**30]]}, f"infill 0 has gaps of {10**30} tokens, and this model takes 64"),
         ({}, "prompts is a NoneType: give a list of texts"),
     ],
 )

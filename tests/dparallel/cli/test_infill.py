@@ -125,7 +125,7 @@ def test_given_text_is_drawn_from_the_start(arguments, tmp_path) -> None:
         ),
         (["--infill", "Tom \udc80 <gap 3>"], "--infill has 'Tom .*not a text in UTF-8"),
         (["--infill", "<gap 3>"], "infill 0 has no text"),
-        (["--infill", "Tom <gap 99>"], "infill 0 has 100 tokens with its gaps, and this model takes 64"),
+        (["--infill", "Tom <gap 99>"], "--infill has gaps of 99 tokens, and this model takes 64"),
         (["--cache", "dual"], "cache='dual' with infill: .* use cache='none'"),
         (["--mode", "pipelined"], "mode='pipelined' with infill"),
         (["--trace", "."], "--trace . is a folder"),

@@ -5,6 +5,7 @@ import pytest
 from dparallel.decoding.canvas import DecodingError
 from dparallel.problems.gaps import check_parts, encode_parts, gap_texts, joined, parts_of
 from dparallel.tiny.tokenizer import build_tokenizer
+from tests.conftest import random_model
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,8 @@ def test_texts_and_gaps_as_tokens_and_back() -> None:
     mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
     parts = ["Tom has ", 2, " coins . ", 1]
     given = tokenizer.encode("Tom has"), tokenizer.encode("coins .")
-    assert encode_parts(tokenizer, parts, mask, "infill 0") == [*given[0], mask, mask, *given[1], mask]
+    config = random_model().config
+    assert encode_parts(tokenizer, parts, config, "infill 0") == [*given[0], mask, mask, *given[1], mask]
     gaps = gap_texts(tokenizer, parts, [*tokenizer.encode("7"), eos, eos], [eos])
     assert gaps == ["7", ""]
     assert joined(parts, gaps) == "Tom has 7 coins . "
@@ -74,4 +76,4 @@ def test_the_text_of_the_mask_token_is_no_gap() -> None:
     with pytest.raises(
         DecodingError, match=f"infill 3 has the mask token '{tokenizer.mask_token}' in the text"
     ):
-        encode_parts(tokenizer, [f"Tom {tokenizer.mask_token}", 3], tokenizer.mask_token_id, "infill 3")
+        encode_parts(tokenizer, [f"Tom {tokenizer.mask_token}", 3], random_model().config, "infill 3")
