@@ -7,7 +7,7 @@ from dparallel.config.base import ConfigError
 from dparallel.models.adapters import write_adapter
 from dparallel.models.checkpoints import load_model, load_tokenizer, read_config
 from dparallel.models.defaults import decoding_of_model
-from dparallel.models.export import export_model, original_type
+from dparallel.models.export import export_model, generates, original_type
 from dparallel.reporting.card import model_card, results_of
 from dparallel.stages.files import write_atomically
 
@@ -35,6 +35,7 @@ def export(options: argparse.Namespace) -> None:
         decoding = decoding_of_model(model)
         files = export_model(model, load_tokenizer(options.model), folder, options.format, decoding)
         config = model.config
-    card = model_card(options.model, options.adapter, options.format, config, decoding, results)
+    other = options.format == "original" and decoding is not None and not generates(config, decoding)
+    card = model_card(options.model, options.adapter, options.format, config, decoding, results, other)
     write_atomically(folder / CARD, card)
     print(f"{folder}: {', '.join([CARD, *files])}")

@@ -22,6 +22,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.models import backbone, modeling_dparallel, names
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import check_disk, name_as_before, save_model
+from dparallel.models.commit_rule import write_commit_rule
 from dparallel.models.config_file import ENDS, PATTERN
 from dparallel.models.defaults import write_defaults
 from dparallel.models.formats import FORMATS, CheckpointError, publishers, read_fields
@@ -68,6 +69,8 @@ def export_model(
             _write_json(place / "config.json", config)
             if format == "original":
                 _write_code(place)
+            if model.commit_rule is not None:
+                write_commit_rule(place, model.commit_rule)
             if model.defaults is not None and model.defaults.settings:
                 write_defaults(place, model.defaults.settings, model.defaults.chosen)
             written = sorted(file.name for file in place.iterdir())
@@ -204,11 +207,21 @@ def _shape_names() -> tuple[str, ...]:
     )
 
 
+def generates(config: DiffusionConfig, decoding: DecodingConfig) -> bool:
+    """Whether `PublishedModel.generate` gives the responses of `decoding`."""
+    full = config.attention_pattern in ("full", None)
+    return full and decoding.cache == "none" and _has_settings(decoding)
+
+
+def _has_settings(decoding: DecodingConfig) -> bool:
+    known = decoding.mode == "sequential" and decoding.rule in modeling_dparallel.RULES
+    return known and not (decoding.temperature or decoding.eos_fill or decoding.suppress_eos)
+
+
 def _decoding(decoding: DecodingConfig | None) -> dict[str, Any]:
     """Settings of `PublishedModel.generate`; those built in if it cannot decode in this way."""
     chosen = decoding or DecodingConfig()
-    other = chosen.mode != "sequential" or chosen.rule not in modeling_dparallel.RULES or chosen.temperature
-    if other or chosen.eos_fill or chosen.suppress_eos:
+    if not _has_settings(chosen):
         chosen = DecodingConfig(gen_length=chosen.gen_length, block_length=chosen.block_length)
     known = ("gen_length", "block_length", "rule", "threshold", "steps", "stop_at_eos")
     return {name: getattr(chosen, name) for name in known if getattr(chosen, name) is not None}

@@ -74,8 +74,13 @@ class PublishedModel(DiffusionTransformer):
             int64 (B, P + gen_length), and the number of forward passes of each row.
 
         Raises:
-            ValueError: an unknown setting or rule.
+            ValueError: an unknown setting or rule, or the model is not of full attention.
         """
+        if self.config.attention_pattern not in ("full", None):
+            raise ValueError(
+                f"attention_pattern={self.config.attention_pattern!r} (config.json): generate decodes models "
+                "of full attention; take dparallel.load_model and dparallel.generate"
+            )
         stated = self.config.dparallel["decoding"]
         if unknown := sorted(settings.keys() - {"threshold", "steps", *stated}):
             raise ValueError(f"{unknown[0]}: unknown setting; known: {', '.join(stated)}")

@@ -51,12 +51,14 @@ def model_card(
     config: DiffusionConfig,
     decoding: DecodingConfig | None,
     results: list[Results],
+    other: bool = False,
 ) -> str:
     """The model card as Markdown.
 
     Args:
         model, adapter: what was exported, as the user named it; of local folders the last part is shown.
         decoding: decode defaults; None for an adapter, which has none.
+        other: whether `generate` of the written model code cannot decode by them.
     """
     parts = [_named(model), *([] if adapter is None else [f"the adapter {_named(adapter)}"])]
     lines = [
@@ -76,6 +78,11 @@ def model_card(
     if decoding is not None:
         stated = json.dumps(decoding.portable(), indent=1)
         lines += ["", "## Decode defaults", "```json", stated, "```"]
+        if other:
+            lines += [
+                "`dparallel.generate` decodes by them. `generate` of the model code here cannot: it is for "
+                "full attention, without a cache, by the settings under `dparallel` in config.json."
+            ]
     for result in results:
         lines += ["", f"## Measured: {result.name}", result.table, ""]
         lines += [f"Device: {', '.join(result.devices)}. Problems: {'; '.join(result.data)}."]

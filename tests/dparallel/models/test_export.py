@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import generate
 from dparallel.models import export
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.export import export_model, original_type, patterns
+from dparallel.models.export import export_model, generates, original_type, patterns
 from dparallel.models.formats import CheckpointError, read_fields
 from dparallel.models.names import LLADA
 from dparallel.models.placement import empty_model
 from dparallel.tiny.tokenizer import build_tokenizer
 from tests.conftest import GOLDEN, random_model
 from tests.dparallel.models.test_formats import LLADA_8B
+from tests.dparallel.rules.fitted import random_commit_rule
 
 IDS = torch.arange(3, 40)[None]
 PROMPTS = torch.tensor([[5, 7, 9, 11], [6, 3, 8, 4]])
@@ -113,6 +115,41 @@ def test_layers_that_no_publisher_has_are_refused_with_the_reason(tmp_path: Path
     with pytest.raises(CheckpointError, match="neither Llama nor Qwen2 has norms of queries and keys"):
         export_model(normed, build_tokenizer(), tmp_path, "llama")
     assert original_type(native("dream").config) == "Dream"
+
+
+@pytest.mark.parametrize("pattern", ["block_causal", "causal"])
+def test_the_model_code_decodes_no_model_that_only_looks_back(pattern: str, tmp_path: Path) -> None:
+    export_model(random_model(attention_pattern=pattern), build_tokenizer(), tmp_path, "original")
+    theirs = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    with pytest.raises(ValueError, match=f"attention_pattern='{pattern}' .* models of full attention"):
+        theirs.generate(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "alike"),
+    [
+        ({"rule": "confidence", "threshold": 0.5}, True),
+        ({"rule": "margin", "threshold": 0.5}, False),
+        ({"mode": "multi_block"}, False),
+        ({"cache": "prefix"}, False),
+        ({"temperature": 1.0}, False),
+        ({"suppress_eos": True}, False),
+    ],
+)
+def test_what_the_model_code_decodes_as_ours_does(settings: dict[str, Any], alike: bool) -> None:
+    decoding = DecodingConfig(**settings)
+    assert generates(random_model().config, decoding) is alike
+    assert not generates(random_model(attention_pattern="causal").config, decoding)
+
+
+def test_the_fitted_commit_rule_goes_with_its_model(tmp_path: Path) -> None:
+    model = random_model()
+    model.commit_rule = random_commit_rule(5)
+    files = export_model(model, build_tokenizer(), tmp_path, "original")
+    assert "commit_rule.json" in files
+    written = load_model(tmp_path, "cpu").commit_rule
+    assert written is not None
+    assert written.as_json() == model.commit_rule.as_json()
 
 
 def test_patterns_rename_every_tensor() -> None:

@@ -32,6 +32,12 @@ def test_a_card_has_the_defaults_and_the_table_of_a_run(
     assert section["decoding"]["rule"] == "confidence"
     assert load_model(out, "cpu").defaults.settings["threshold"] == 0.7
     assert f"--out {out} is not empty" in refused([*given, "--format", "native"], capsys)
+    other = "`generate` of the model code here cannot"
+    assert other not in card
+    write_defaults(model, {"gen_length": 64, "mode": "multi_block"})
+    again = tmp_path / "again"
+    assert main(["export", "--model", str(model), "--out", str(again), "--format", "original"]) == 0
+    assert other in (again / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_adapter_is_exported_alone_with_the_publishers_names(
