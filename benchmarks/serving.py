@@ -157,16 +157,22 @@ async def one_at_a_time(url: str, bodies: Sequence[dict[str, Any]]) -> tuple[lis
 
 @dataclass(frozen=True)
 class Timed:
-    """Results of a load, the wall time until the last one, and the CPU time of the server's process."""
+    """Results of a load, the wall time until the last one, and the CPU time of the server's process.
+
+    Attributes:
+        generate: index of the timing of `generate` before it.
+    """
 
     name: str
     results: list[Sample | None]
     seconds: float
     cpu: float
+    generate: int
 
 
-def row_of(timed: Timed, rate: float) -> Row:
-    """Statistics of a load; `rate` is that of `generate`, in tokens per second."""
+def row_of(timed: Timed, rates: Sequence[float]) -> Row:
+    """Statistics of a load; `rates` of `generate`, in tokens per second, of which the next two count."""
+    rate = statistics.mean(rates[timed.generate : timed.generate + 2])
     done = [sample for sample in timed.results if sample is not None]
     tokens = sum(sample.tokens for sample in done)
     throughput = tokens / timed.seconds
@@ -248,11 +254,11 @@ def measure(
     loads: Sequence[float],
     repeat: int = 1,
 ) -> list[Row]:
-    """All rows. `generate` is timed before and after the server, whose rows are compared with the mean."""
+    """All rows. `generate` is timed between the rounds, each of which is compared with its neighbours."""
     whole: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
     bodies = [{**body, "stream": True, "stream_options": {"include_usage": True}} for body in whole]
     alone = max(4, len(prompts) // 8)
-    before, cpu_before = rates(model, prompts, decoding, batch_size)
+    generated = [rates(model, prompts, decoding, batch_size)]  # tokens per second, and per CPU second
     single, cpu_single = rates(model, prompts[:alone], decoding, 1)
     arguments = ["--model", path, "--batch-size", str(batch_size), "--queue", str(len(prompts))]
     measured = list[Timed]()
@@ -261,23 +267,25 @@ def measure(
         def take(name: str, work: Coroutine[Any, Any, tuple[list[Sample | None], float]]) -> None:
             cpu = cpu_seconds()
             results, seconds = asyncio.run(work)
-            measured.append(Timed(name, results, seconds, cpu_seconds() - cpu))
+            measured.append(Timed(name, results, seconds, cpu_seconds() - cpu, len(generated) - 1))
 
         asyncio.run(load(url, bodies[:batch_size], [0.0] * len(bodies[:batch_size])))  # warm-up
         for _ in range(repeat):
             take("server, all at once", load(url, whole, arrivals(len(bodies), None)))
             take("server, all at once, streamed", load(url, bodies, arrivals(len(bodies), None)))
+            generated.append(rates(model, prompts, decoding, batch_size))
         mean = sum(sample.tokens for sample in measured[0].results if sample) / len(bodies)
         for share in loads:
-            times = arrivals(len(bodies), share * before / mean)
+            times = arrivals(len(bodies), share * generated[-1][0] / mean)
             take(f"server, {share:g} of generate, streamed", load(url, bodies, times))
         take("server, one at a time, streamed", one_at_a_time(url, bodies[:alone]))
-    after, cpu_after = rates(model, prompts, decoding, batch_size)
-    rate = (before + after) / 2
+    generated.append(rates(model, prompts, decoding, batch_size))
+    by_second = [rate for rate, _ in generated]
+    rate = statistics.mean(by_second)
     return [
-        Row(f"generate, batch of {batch_size}", rate, 1.0, (cpu_before + cpu_after) / 2),
+        Row(f"generate, batch of {batch_size}", rate, 1.0, statistics.mean(cpu for _, cpu in generated)),
         Row("generate, one at a time", single, single / rate, cpu_single),
-        *(row_of(timed, rate) for timed in measured),
+        *(row_of(timed, by_second) for timed in measured),
     ]
 
 

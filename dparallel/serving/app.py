@@ -24,6 +24,7 @@ from dparallel.serving.engine import Busy, Closed, Engine, Served
 from dparallel.serving.errors import RequestError, failure, response
 from dparallel.serving.jobs import Event, Failed, Finished, Job
 from dparallel.serving.limits import Limits
+from dparallel.serving.mailbox import Mailbox
 from dparallel.serving.metrics import Metrics
 from dparallel.serving.middleware import ENDPOINTS, Counted, HostChecked, KeyRequired
 from dparallel.serving.page.page import chat_page
@@ -60,6 +61,7 @@ class Api:
         self.created = int(time.time())
         self.running: dict[str, list[Running]] = {}
         self.encoder = ThreadPoolExecutor(1, "encoder")
+        self.mailbox: Mailbox[tuple[int, Event]] | None = None  # of the loop, once it runs
 
     async def answer(self, request: Request, kind: type[ChatBody] | type[CompletionBody]) -> Response:
         """The answer to a completion request, as one object or as a stream."""
@@ -75,13 +77,12 @@ class Api:
         tokens = sum(row.prompt_tokens for row in rows[:: body.n])
         running = Running(name, (name, own) if own else (name,), served, body, tokens, arrived)
 
+        assert self.mailbox is not None
+        post, deadline = self.mailbox.post, arrived + self.limits.timeout
+
         def listener(index: int) -> Callable[[Event], None]:
-            def listen(event: Event) -> None:
-                loop.call_soon_threadsafe(running.events.put_nowait, (index, event))
+            return lambda event: post(running.events, (index, event))
 
-            return listen
-
-        deadline = arrived + self.limits.timeout
         running.jobs = [
             job_of(row, body, served, deadline, listener(index)) for index, row in enumerate(rows)
         ]
@@ -232,6 +233,7 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        api.mailbox = Mailbox(asyncio.get_running_loop())
         engine.start()
         yield
         await asyncio.get_running_loop().run_in_executor(None, engine.close)

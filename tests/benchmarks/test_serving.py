@@ -11,7 +11,7 @@ from dparallel.config.decoding import DecodingConfig
 
 def test_statistics_of_a_load_by_hand() -> None:
     samples = [Sample(0.1, 1.0, 10, 5), Sample(0.2, 2.0, 20, 10), None]
-    row = row_of(Timed("name", samples, 3.0, 2.0), 20.0)
+    row = row_of(Timed("name", samples, 3.0, 2.0, 1), [1000.0, 15.0, 25.0])
     assert (row.tokens_per_second, row.of_generate, row.per_cpu_second, row.refused) == (10.0, 0.5, 15.0, 1)
     assert (row.first_token, row.latency, row.latency_99) == (pytest.approx(0.15), 1.5, 2.0)
     assert row.fairness == pytest.approx(1.0)  # 0.2 s for each forward pass
