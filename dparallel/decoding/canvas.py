@@ -12,7 +12,7 @@ from dparallel.config.base import UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.models.backbone import DiffusionConfig
 
-LENGTHS = 64  # compiled steps use canvas lengths that are multiples of this
+LENGTHS = 64  # canvases of few distinct lengths have multiples of this
 
 
 class DecodingError(UserError):
@@ -109,7 +109,7 @@ class Canvas:
         rows = len(prompts)
         length = max(map(len, prompts)) + (decoding.gen_length if room is None else room)
         if decoding.compile:  # few distinct sizes
-            length = -(-length // LENGTHS) * LENGTHS
+            length = rounded_up(length)
         tokens = np.full((rows, length), config.mask_token_id, dtype=np.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
@@ -174,6 +174,11 @@ class Canvas:
                 *(column.tolist() for column in columns), strict=True
             )
         ]
+
+
+def rounded_up(length: int) -> int:
+    """The next length of canvases that have few distinct ones."""
+    return -(-length // LENGTHS) * LENGTHS
 
 
 def tokens_per_forward(num_tokens: Sequence[int], nfe: Sequence[int]) -> float:

@@ -11,14 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.canvas import Canvas
+from dparallel.decoding.canvas import Canvas, rounded_up
 from dparallel.decoding.denoise import Workspace
 from dparallel.decoding.infill import gap_blocks, start_gaps
 from dparallel.decoding.loop import Batch, Forward
 from dparallel.decoding.revision import final_count
 from dparallel.models.backbone import DiffusionTransformer
-
-LENGTHS = 64  # canvases grow to multiples of this
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Pool:
     def _grow(self, slots: int, length: int) -> None:
         """Make room for `slots` rows and canvases of `length` positions; keeps the state of all rows."""
         batch, canvas, workspace = self.batch, self.batch.canvas, self.batch.workspace
-        length = max(-(-length // LENGTHS) * LENGTHS, canvas.tokens.shape[1])
+        length = max(rounded_up(length), canvas.tokens.shape[1])
         canvas.grow(slots, length)
         if workspace.store is not None:
             for layers in (workspace.store.keys, workspace.store.values):
