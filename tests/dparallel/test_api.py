@@ -54,6 +54,7 @@ def test_members_imported_later_are_those_that_are_typed() -> None:
         assert getattr(dparallel, name) is getattr(importlib.import_module(module), name)
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_and_warns_of_nothing() -> None:
     """Neither on the environment nor on logging and warnings; nor does an adapter make DeepSpeed log."""
     code = """

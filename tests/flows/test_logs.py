@@ -135,15 +135,10 @@ def test_local_runs_and_the_prefect_command_have_the_same_settings() -> None:
     assert {name: settings.get(name) for name in shared} == shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
-    [
-        "distill",
-        *(
-            pytest.param(module, marks=pytest.mark.slow)
-            for module in ("trajectories", "training", "merging", "benchmark", "teacher")
-        ),
-    ],
+    ["distill", "trajectories", "training", "merging", "benchmark", "teacher"],
 )
 def test_prefect_reads_the_settings_of_local_runs(module: str, tmp_path: Path) -> None:
     """Also from a folder without `prefect.toml`."""

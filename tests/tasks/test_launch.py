@@ -97,7 +97,8 @@ def test_failure_carries_exit_code_and_last_lines(tmp_path: Path) -> None:
     assert str(error.value).endswith("ValueError: the loss is not a number at train_step 7")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_users_error_in_a_process_is_one_line_without_the_launchers_report(
     tmp_path: Path, launcher: str
 ) -> None:
@@ -113,7 +114,8 @@ def test_a_users_error_in_a_process_is_one_line_without_the_launchers_report(
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_process_that_is_killed_is_named_with_its_signal(tmp_path: Path, launcher: str) -> None:
     config = LaunchConfig(processes=2) if launcher == "torchrun" else on_hosts(tmp_path, "localhost slots=2")
     with pytest.raises(TrainingEnded) as error:

@@ -264,6 +264,7 @@ def test_the_chat_template_is_applied_unless_raw(tmp_path, capsys):
     assert printed[("7 coins",)] != printed["7 coins", "--raw"]
 
 
+@pytest.mark.slow
 def test_as_a_module():
     ran = subprocess.run(
         [sys.executable, "-m", "dparallel", "generate", "--model", "x"],

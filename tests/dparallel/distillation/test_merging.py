@@ -57,6 +57,7 @@ def write_training(
     return folder
 
 
+@pytest.mark.slow
 def test_merged_model_stands_alone(inputs: dict[str, str], tmp_path: Path) -> None:
     manifest = run_stage(MergingConfig(), inputs, tmp_path / "merged")
     assert 0 < manifest.metrics["max_logit_difference"] < 1e-4

@@ -184,6 +184,7 @@ def test_what_deepspeed_takes_is_taken(given: dict[str, Any]) -> None:
     check_deepspeed(given)
 
 
+@pytest.mark.slow
 def test_deepspeed_is_imported_only_to_check_what_was_given() -> None:
     code = (
         "import sys\n"

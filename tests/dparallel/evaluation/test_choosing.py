@@ -39,6 +39,7 @@ def test_a_student_that_loses_the_accuracy_is_not_chosen(
     assert (tmp_path / "out" / "certainty.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_teacher_is_slowed_down_on_the_test_problems_until_it_keeps_the_accuracy(
     settings, inputs, store: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

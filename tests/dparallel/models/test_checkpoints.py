@@ -74,6 +74,7 @@ def test_grouped_heads_bias_and_tied_embeddings_survive(tmp_path):
     assert again.lm_head.weight is again.embedding.weight
 
 
+@pytest.mark.slow
 def test_loads_with_plain_transformers(tiny_checkpoint, tmp_path):
     """In a process that does not import this package."""
     ids = torch.arange(3, 40)[None]

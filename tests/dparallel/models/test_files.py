@@ -47,7 +47,16 @@ checkpoints.save_model(random_model(), {str(tmp_path)!r})
     assert sorted(os.listdir(tmp_path)) == names
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer_config.json", "."])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        *(
+            pytest.param(file, marks=pytest.mark.slow)
+            for file in ("model.safetensors", "tokenizer_config.json", ".")
+        ),
+    ],
+)
 def test_what_may_not_be_read_is_one_line(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
     """In a process without capabilities, because root can read everything."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")

@@ -90,6 +90,7 @@ def server(tmp_path: Path) -> Iterator[Hub]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_for_a_model_alone(server: Hub, tmp_path: Path) -> None:
     """In a separate process whose Hub is the local server."""
     script = """

@@ -98,6 +98,7 @@ def test_a_quota_limits_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         assert usable_cores() == cores
 
 
+@pytest.mark.slow
 def test_importing_the_library_changes_nothing() -> None:
     count = "print(t.get_num_threads())"
     code = f"import torch as t; {count}; import dparallel; dparallel.load_model; {count}"

@@ -245,6 +245,7 @@ def stage(name: str, made_by: StagePlan, *files: tuple[str, int]) -> Path:
     return stage.folder
 
 
+@pytest.mark.slow
 def test_only_what_is_still_to_be_written_is_charged(tmp_path: Path, monkeypatch) -> None:
     """During a run of two students, with MLflow's store on another disk, then on the same one."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")

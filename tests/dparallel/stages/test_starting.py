@@ -59,7 +59,7 @@ COMMAND = "import sys; sys.argv, sys.orig_argv = ['/dparallel'], ['python', '/dp
         (COMMAND, {"GOMP_SPINCOUNT": "7"}, "7 False"),
         ("import sys, dparallel.stages.starting", {}, "None False"),
         ("import sys, flows.interruption, dparallel.stages.starting", {}, "None False"),
-        ("import sys, flows.environment", {}, "1000 True"),
+        pytest.param("import sys, flows.environment", {}, "1000 True", marks=pytest.mark.slow),
     ],
     ids=["command", "chosen", "library", "before flows", "flows"],
 )

@@ -24,6 +24,7 @@ def tables(path: Path) -> set[str]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_new_database_is_mlflows_own_and_an_old_one_stays(tmp_path: Path) -> None:
     path, own = tmp_path / "mlflow.db", tmp_path / "own.db"
     make_database(f"sqlite:///{path}")

@@ -72,6 +72,7 @@ def test_a_server_that_is_away_gets_everything_later(
     assert run.link is None, "the server went away"
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_was_killed_is_closed_by_the_upload(store: MlflowClient, tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys\n"
