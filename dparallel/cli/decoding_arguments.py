@@ -76,11 +76,8 @@ def flag_of(field: str) -> str:
 
 def as_flags(advice: str) -> str:
     """Advice with settings of decoding as they are given to commands, such as `--rule steps`."""
-    advice = advice.replace("stop_at_eos: true", "--stop-at-eos").replace(
-        "suppress_eos: true", "--suppress-eos"
-    )
     names = "|".join((*DECODING, *SAMPLING))
-    return in_flags(re.sub(rf"\b({names}): ", lambda found: f"{flag_of(found[1])} ", advice))
+    return in_flags(re.sub(rf"\b({names}):( true\b)?", lambda found: flag_of(found[1]), advice))
 
 
 def add_decoding_command(
@@ -95,9 +92,7 @@ def add_decoding_command(
     Returns:
         The command, its first group of options, and that of the hardware.
     """
-    command = add_command(
-        commands, name, summary, usage=f"dparallel {name} --model MODEL {required}[OPTIONS]"
-    )
+    command = add_command(commands, name, summary, usage=f"--model MODEL {required}[OPTIONS]")
     first = command.add_argument_group("what is decoded")
     add_model(first, several)
     first.add_argument(
@@ -109,7 +104,7 @@ def add_decoding_command(
 
 
 def add_decoding(command: argparse.ArgumentParser, defaults: bool = True) -> Any:
-    """Add a flag for every setting of decoding; those that are not given are absent from the options.
+    """Add a flag for every setting of decoding; flags that are not given are absent from the options.
 
     Args:
         defaults: show the defaults of the settings; otherwise those of the protocol count.

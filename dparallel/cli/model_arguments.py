@@ -3,24 +3,20 @@
 from typing import Any, get_args
 
 from dparallel.cli.argument_types import as_path, as_text
-from dparallel.cli.shared_arguments import add_command, add_folder_of_runs
+from dparallel.cli.shared_arguments import add_command, add_folder_of_runs, add_model
 from dparallel.config.experiment import AdapterConfig, MergingConfig
 
 
 def add_merge(commands: Any) -> None:
     """Add `dparallel merge`."""
-    summary = "merge a LoRA adapter into its base model, and check that both compute the same"
     command = add_command(
         commands,
         "merge",
-        summary,
-        description=f"{summary}. The adapter is in PEFT's layout; its modules have our names or those of the "
-        "model's publisher.",
-        usage="dparallel merge --model MODEL --adapter ADAPTER --out FOLDER [OPTIONS]",
+        "merge a LoRA adapter into its base model, and check that both compute the same",
+        "The adapter is in PEFT's layout; its modules have our names or those of the model's publisher.",
+        "--model MODEL --adapter ADAPTER --out FOLDER [OPTIONS]",
     )
-    command.add_argument(
-        "--model", metavar="MODEL", required=True, help="the base model: folder, or Hugging Face Hub id"
-    )
+    add_model(command)
     command.add_argument(
         "--adapter",
         metavar="ADAPTER",
@@ -38,12 +34,7 @@ def add_merge(commands: Any) -> None:
         help="names and files of the merged model: ours, those of the publisher, or those of the base model "
         "(default: %(default)s)",
     )
-    command.add_argument(
-        "--attention",
-        choices=get_args(AdapterConfig.model_fields["attention"].annotation),
-        help="attention pattern that the adapter was trained with, such as block_causal of D2F's "
-        "(default: that of the base model)",
-    )
+    _add_attention(command)
 
 
 FORMATS = ("original", "native", "llama", "adapter")
@@ -51,16 +42,13 @@ FORMATS = ("original", "native", "llama", "adapter")
 
 def add_export(commands: Any) -> None:
     """Add `dparallel export`."""
-    summary = "write a model, or an adapter, as other programs read it, with a model card"
     command = add_command(
         commands,
         "export",
-        summary,
-        usage="dparallel export --model MODEL --format FORMAT --out FOLDER [OPTIONS]",
+        "write a model, or an adapter, as other programs read it, with a model card",
+        usage="--model MODEL --format FORMAT --out FOLDER [OPTIONS]",
     )
-    command.add_argument(
-        "--model", metavar="MODEL", required=True, help="the model: folder, or Hugging Face Hub id"
-    )
+    add_model(command)
     command.add_argument(
         "--format",
         choices=FORMATS,
@@ -76,6 +64,7 @@ def add_export(commands: Any) -> None:
         type=as_text,
         help="LoRA adapter of the model, which is merged first (with --format adapter: written alone)",
     )
+    _add_attention(command)
     command.add_argument(
         "--run",
         metavar="RUN",
@@ -83,3 +72,12 @@ def add_export(commands: Any) -> None:
         help="experiment or benchmark stage whose table of results is put into the model card",
     )
     add_folder_of_runs(command, "folder of experiments, for --run")
+
+
+def _add_attention(command: Any) -> None:
+    command.add_argument(
+        "--attention",
+        choices=get_args(AdapterConfig.model_fields["attention"].annotation),
+        help="attention pattern that the adapter was trained with, such as block_causal of D2F's "
+        "(default: that of the base model)",
+    )

@@ -142,8 +142,7 @@ def _add_serve(commands: Any) -> None:
 
 
 def _add_init(commands: Any) -> None:
-    summary = "write an editable copy of a config that comes with the package"
-    command = add_command(commands, "init", summary)
+    command = add_command(commands, "init", "write an editable copy of a config that comes with the package")
     command.add_argument(
         "file", metavar="FILE", type=as_path, help="the new file, such as my_experiment.yaml"
     )
@@ -159,8 +158,9 @@ def _add_init(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    summary = "print what an experiment needs before it runs; report an error if it cannot fit"
-    command = add_command(commands, "plan", summary)
+    command = add_command(
+        commands, "plan", "print what an experiment needs before it runs; report an error if it cannot fit"
+    )
     command.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     add_settings(command, "settings that override the file")
     command.add_argument(
@@ -175,13 +175,12 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    summary = "measure a model on published benchmarks: decode, judge, print a row for each"
     command = add_command(
         commands,
         "eval",
-        summary,
-        description=f"{summary}. What is decoded and judged is kept; the same command again continues.",
-        usage="dparallel eval --model MODEL --protocol PROTOCOL [PROTOCOL ...] [OPTIONS]",
+        "measure a model on published benchmarks: decode, judge, print a row for each",
+        "What is decoded and judged is kept; the same command again continues.",
+        "--model MODEL --protocol PROTOCOL [PROTOCOL ...] [OPTIONS]",
     )
     first = command.add_argument_group("what is measured")
     add_model(first)
@@ -227,8 +226,11 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_fit_rule(commands: Any) -> None:
-    summary = "fit the commit rule of a model, which --rule learned reads, on recorded trajectories"
-    command = add_command(commands, "fit-rule", summary)
+    command = add_command(
+        commands,
+        "fit-rule",
+        "fit the commit rule of a model, which --rule learned reads, on recorded trajectories",
+    )
     add_model(command)
     command.add_argument(
         "--trajectories",
@@ -246,8 +248,12 @@ def _add_fit_rule(commands: Any) -> None:
 
 
 def _add_compare(commands: Any) -> None:
-    summary = "compare past runs: one table, paired tests on the same problems, and what differs"
-    command = add_command(commands, "compare", summary, usage="dparallel compare [OPTIONS] RUN RUN [RUN ...]")
+    command = add_command(
+        commands,
+        "compare",
+        "compare past runs: one table, paired tests on the same problems, and what differs",
+        usage="[OPTIONS] RUN RUN [RUN ...]",
+    )
     command.add_argument(
         "given",
         metavar="RUN",
@@ -266,8 +272,9 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_runs(commands: Any) -> None:
-    summary = "list the experiments of a folder, how far they came, and their headline numbers"
-    command = add_command(commands, "runs", summary)
+    command = add_command(
+        commands, "runs", "list the experiments of a folder, how far they came, and their headline numbers"
+    )
     add_folder_of_runs(command)
     command.add_argument(
         "--json", action="store_true", help="print a list of JSON objects instead of a table"
@@ -275,13 +282,12 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_clean(commands: Any) -> None:
-    summary = "show what no kept result refers to, and remove it after a question"
     command = add_command(
         commands,
         "clean",
-        summary,
-        description=f"{summary}: stages that were superseded, and what killed runs left; with RUN or --keep "
-        "also results that are not needed any more, and all that only they were made from.",
+        "show what no kept result refers to, and remove it after a question",
+        "These are stages that were superseded, and what killed runs left; with RUN or --keep also results "
+        "that are not needed any more, and all that only they were made from.",
     )
     command.add_argument(
         "given",

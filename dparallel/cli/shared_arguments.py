@@ -10,11 +10,20 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_command(
-    commands: Any, name: str, summary: str, description: str | None = None, usage: str | None = None
+    commands: Any, name: str, summary: str, more: str = "", usage: str | None = None
 ) -> argparse.ArgumentParser:
-    """Add a command; its own help shows `description` (default: the summary)."""
+    """Add a command.
+
+    Args:
+        more: sentences that its own help shows after the summary.
+        usage: its arguments in the line of usage; by default all of them.
+    """
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=description or summary, usage=usage, allow_abbrev=False
+        name,
+        help=summary,
+        description=f"{summary}. {more}" if more else summary,
+        usage=usage and f"dparallel {name} {usage}",
+        allow_abbrev=False,
     )
     return command
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.modes import MODES
 from dparallel.models import backbone, modeling_dparallel, names
 from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.models.checkpoints import check_disk, name_as_before, save_model
@@ -141,7 +142,7 @@ def llama_config(model: DiffusionTransformer) -> dict[str, Any]:
         "eos_token_id": list(config.end_token_ids),
         "pad_token_id": config.pad_token_id,
         "mask_token_id": config.mask_token_id,
-        "is_causal": False,
+        "is_causal": config.attention_pattern == "causal",
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "dllm": {
             "attention": config.attention_pattern or "full",
@@ -209,8 +210,8 @@ def _shape_names() -> tuple[str, ...]:
 
 def generates(config: DiffusionConfig, decoding: DecodingConfig) -> bool:
     """Whether `PublishedModel.generate` gives the responses of `decoding`."""
-    full = config.attention_pattern in ("full", None)
-    return full and decoding.cache == "none" and _has_settings(decoding)
+    fits = config.attention_pattern in MODES["sequential"].patterns
+    return fits and decoding.cache == "none" and _has_settings(decoding)
 
 
 def _has_settings(decoding: DecodingConfig) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dparallel.config.decoding import DecodingConfig
+from dparallel.config.modes import MODES
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.reporting.find import find_run
 from dparallel.reporting.read import read_benchmark
@@ -13,7 +14,7 @@ REMOTE = "AutoModel.from_pretrained(FOLDER, trust_remote_code=True)  # or dparal
 LOADED = {
     "native": REMOTE,
     "original": REMOTE,
-    "llama": "AutoModelForCausalLM.from_pretrained(FOLDER)  # needs full attention, which engines set",
+    "llama": "AutoModelForCausalLM.from_pretrained(FOLDER)  # with the attention above, which engines set",
     "adapter": "dparallel.load_model(MODEL, adapter=FOLDER)  # or PEFT on the publisher's code",
 }
 
@@ -57,9 +58,11 @@ def model_card(
 
     Args:
         model, adapter: what was exported, as the user named it; of local folders the last part is shown.
-        decoding: decode defaults; None for an adapter, which has none.
+        decoding: decode defaults; None if there are none, as of an adapter.
         other: whether `generate` of the written model code cannot decode by them.
     """
+    attention = config.attention_pattern or "full"
+    modes = " or ".join(name for name, mode in MODES.items() if attention in mode.patterns)
     parts = [_named(model), *([] if adapter is None else [f"the adapter {_named(adapter)}"])]
     lines = [
         "---",
@@ -68,8 +71,8 @@ def model_card(
         "---",
         f"# {parts[-1].removeprefix('the adapter ')}",
         f"Exported by `dparallel export --format {format}` from {' with '.join(parts)}. A masked diffusion "
-        f"language model ({config.family}) with {config.attention_pattern or 'full'} attention; mask token "
-        f"{config.mask_token_id}, end tokens {', '.join(map(str, config.end_token_ids))}.",
+        f"language model ({config.family}) with {attention} attention, for decoding in mode {modes}; mask "
+        f"token {config.mask_token_id}, end tokens {', '.join(map(str, config.end_token_ids))}.",
         "",
         "```python",
         LOADED[format],

@@ -53,4 +53,28 @@ def test_an_adapter_is_exported_alone_with_the_publishers_names(
     )
     assert before.keys() == after.keys()
     load_model(base, "cpu", adapter=tmp_path / "out")
-    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "with full attention, for decoding in mode sequential or multi_block or revising;" in card
+    assert "Nothing was measured" in card
+
+
+@pytest.mark.parametrize("format", ["adapter", "original", "native", "llama"])
+def test_the_attention_of_an_adapter_is_stated(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, out = publish(tmp_path / "llada", "llada"), tmp_path / "out"
+    adapter = adapted("llada", tmp_path / "made", target_modules=["q_proj"]) / "adapter"
+    given = ["export", "--model", str(model), "--format", format, "--out", str(out)]
+    given += ["--attention", "block_causal"]
+    assert "--attention is the pattern that an adapter was trained with: give --adapter" in refused(
+        given, capsys
+    )
+    assert main([*given, "--adapter", str(adapter)]) == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "with block_causal attention, for decoding in mode pipelined;" in card
+    assert "Decode defaults" not in card  # those built in are for full attention
+    if format in ("original", "native"):
+        assert load_model(out, "cpu").config.attention_pattern == "block_causal"
+    if format == "llama":
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        assert (config["dllm"]["attention"], config["is_causal"]) == ("block_causal", False)
