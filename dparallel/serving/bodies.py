@@ -62,6 +62,15 @@ class TextPart(Config):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_part(cls, data: Any) -> Any:
+        kind = data.get("type", "text") if isinstance(data, Mapping) else "text"
+        if kind != "text":
+            shown = textwrap.shorten(repr(kind), 80)
+            raise ValueError(f"a part of type={shown} is not supported, only text parts: leave it out")
+        return data
+
 
 class Message(Config):
     """A turn of a conversation."""

@@ -74,6 +74,9 @@ def test_what_cannot_be_answered_is_said(
     assert param in (None, error["param"])
 
 
+TEXT_PART = {"type": "text", "text": "Tom ?"}
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
@@ -84,7 +87,12 @@ def test_what_cannot_be_answered_is_said(
         ([{"role": "user", "content": {}}], "messages.0.content: Give a text, or a list of its parts"),
         ([{"role": "king", "content": "a"}], "known: system"),
         ([{"role": "user"}], "content"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "text"),
+        (
+            [{"role": "user", "content": [TEXT_PART, {"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages.0.content.1: a part of type='image_url' is not supported, only text parts: leave it",
+        ),
+        ([{"role": "user", "content": [TEXT_PART | {"text": 5}]}], "messages.0.content.0.text: Input"),
+        ([{"role": "user", "content": [{"text": "a"}]}], "messages.0.content.0.type: required key is miss"),
         ([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}], "tool_calls"),
     ],
 )
