@@ -48,7 +48,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """All rows; rivals come before those that are compared with them."""
+    """All rows; a rival comes before the rows that are compared with it."""
     chosen = []
     for size in (1, 32):
         plain, bare = f"plain loop, batch {size}", f"bare loop, batch {size}"

@@ -57,7 +57,7 @@ def infill(
 
     Returns:
         One `Generation` per canvas, with the tokens of its masked positions from left to right. `num_tokens`
-        counts those that are no end tokens.
+        counts these without end tokens.
 
     Raises:
         DecodingError: a canvas, the settings or the model do not suit.

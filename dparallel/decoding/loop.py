@@ -131,7 +131,7 @@ class Batch:
 
 
 def next_group(full: np.ndarray) -> np.ndarray:
-    """Places of the rows of the next forward pass: those that recompute the whole canvas, or the others.
+    """Places of the rows of the next forward pass: the rows that recompute their whole canvas, or all others.
 
     Args:
         full: (b,) bool.

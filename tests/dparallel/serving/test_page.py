@@ -53,7 +53,7 @@ def test_it_loads_nothing_and_makes_no_markup_of_texts() -> None:
 
 
 class Controls(HTMLParser):
-    """Controls that have no name for assistive technology, but for those that the script names."""
+    """Controls that have no name for assistive technology, except controls that the script names."""
 
     def __init__(self) -> None:
         super().__init__()
