@@ -107,11 +107,17 @@ def _of_own_tokens(recipe: "RecipeConfig") -> Iterator[str]:
 def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
     if recipe.rollouts is None:
         return
-    if recipe.targets == "trajectory" and recipe.cross_entropy_weight > 0:
+    own = recipe.rollouts.tokens == "own"
+    if own and recipe.targets == "trajectory" and recipe.cross_entropy_weight > 0:
         yield (
             f"rollouts with targets='trajectory', cross_entropy_weight={recipe.cross_entropy_weight:g}: the "
-            "tokens are the student's own, right or wrong; set targets: teacher, or "
+            "tokens are the student's own, right or wrong; set rollouts.tokens: recorded, targets: teacher, or "
             "cross_entropy_weight: 0 with near_far"
+        )
+    if not own and recipe.masking != "trajectory":
+        yield (
+            f"rollouts.tokens='recorded' with masking={recipe.masking!r}: only the steps are the student's, and "
+            "nothing here reads them; set masking: trajectory, or drop rollouts"
         )
     mode = recipe.rollouts.decoding.mode
     if recipe.attention not in MODES[mode].patterns:

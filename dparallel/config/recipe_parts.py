@@ -62,19 +62,23 @@ class Rollouts(Config):
     """Responses that the student decodes during its training, and whose canvases are the views (on-policy).
 
     Before the first train step and after every `every` ones, the student decodes `prompts` prompts of the
-    trajectories. Until the next time, training uses these responses and their steps in place of the recorded
-    ones.
+    trajectories. Until the next time, training uses the steps of these responses, and their tokens or the
+    recorded ones.
 
     Args:
         every: train steps that use the same responses.
         prompts: number of responses decoded each time; fewer if there are fewer trajectories.
         decoding: how the student decodes. `gen_length` must be that of the trajectories.
+        tokens: tokens of the canvases. `own`: those that the student decoded, right or wrong. `recorded`: those
+            of the teacher's trajectory, committed in the student's order: views are as few-step decoding has
+            them, and their targets are the teacher's tokens.
         batch_size: responses decoded together in a process.
     """
 
     every: PositiveInt
     prompts: PositiveInt
     decoding: DecodingConfig
+    tokens: Literal["own", "recorded"] = Field("own", exclude_if=lambda tokens: tokens == "own")
     batch_size: Annotated[PositiveInt, HOW] = 64
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """On-policy training: responses that the student decodes during its training, in place of the recorded ones.
 
+Either their tokens and steps, or the steps alone: then the canvases hold the recorded tokens in the student's order.
+
 The responses are a function of the student's weights, the seed and the train step before which they are
 decoded. A checkpoint between two times holds them, so that a resumed training goes on with the same ones.
 
@@ -45,7 +47,7 @@ class Round(NamedTuple):
 
 @dataclass
 class OwnResponses:
-    """The samples of every train step: recorded prompts with the responses of the student."""
+    """The samples of every train step: recorded prompts with the responses of the student, or their steps."""
 
     rollouts: Rollouts
     recorded: Samples
@@ -65,9 +67,10 @@ class OwnResponses:
             self.present = self._decode(first_step, student)
         chosen = self.present.chosen.tolist()
         teachers = self.recorded.teacher_prompts
+        own = self.rollouts.tokens == "own"
         return Samples(
             prompts=[self.recorded.prompts[sample] for sample in chosen],
-            responses=self.present.responses,
+            responses=self.present.responses if own else self.recorded.responses[chosen],
             commit_step=self.present.commit_step,
             teacher_prompts=None if teachers is None else [teachers[sample] for sample in chosen],
         )
