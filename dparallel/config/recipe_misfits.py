@@ -111,13 +111,13 @@ def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
     if own and recipe.targets == "trajectory" and recipe.cross_entropy_weight > 0:
         yield (
             f"rollouts with targets='trajectory', cross_entropy_weight={recipe.cross_entropy_weight:g}: the "
-            "tokens are the student's own, right or wrong; set rollouts.tokens: recorded, targets: teacher, or "
-            "cross_entropy_weight: 0 with near_far"
+            "tokens are the student's own, right or wrong; set rollouts.tokens: recorded, "
+            "targets: teacher, or cross_entropy_weight: 0 with near_far"
         )
     if not own and recipe.masking != "trajectory":
         yield (
-            f"rollouts.tokens='recorded' with masking={recipe.masking!r}: only the steps are the student's, and "
-            "nothing here reads them; set masking: trajectory, or drop rollouts"
+            f"rollouts.tokens='recorded' with masking={recipe.masking!r}: only the steps are the student's, "
+            "and nothing here reads them; set masking: trajectory, or drop rollouts"
         )
     mode = recipe.rollouts.decoding.mode
     if recipe.attention not in MODES[mode].patterns:

@@ -69,9 +69,9 @@ class Rollouts(Config):
         every: train steps that use the same responses.
         prompts: number of responses decoded each time; fewer if there are fewer trajectories.
         decoding: how the student decodes. `gen_length` must be that of the trajectories.
-        tokens: tokens of the canvases. `own`: those that the student decoded, right or wrong. `recorded`: those
-            of the teacher's trajectory, committed in the student's order: views are as few-step decoding has
-            them, and their targets are the teacher's tokens.
+        tokens: tokens of the canvases. `own`: as the student decoded them, right or wrong. `recorded`: the
+            teacher's, committed in the student's order, so that views are canvases of few-step decoding with
+            right tokens.
         batch_size: responses decoded together in a process.
     """
 

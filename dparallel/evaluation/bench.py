@@ -15,9 +15,9 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.problems import ProtocolConfig
 from dparallel.evaluation.cases import Case
-from dparallel.evaluation.certainty import CertaintyMap, read_certainty
+from dparallel.evaluation.certainty import CertaintyMap, read_certainty, suited
 from dparallel.evaluation.store import Store
-from dparallel.models.checkpoints import load_tokenizer
+from dparallel.models.checkpoints import load_tokenizer, read_config
 from dparallel.problems.prompts import render_all
 from dparallel.problems.registry import check_disjoint, load_problems, problems_digest, protocol_of
 from dparallel.problems.scorer import Scorer
@@ -229,8 +229,13 @@ class Bench:
         return samples
 
     def certainty_unit(self, model: str, decoding: DecodingConfig) -> Unit:
-        """The unit that records certainty on the first validation problem, or else test problem."""
+        """The unit that records certainty on the first validation problem, or else test problem.
+
+        A model that cannot be decoded so, such as the teacher of a block-causal student, is decoded in a mode
+        that suits it.
+        """
         split: Split = "validation" if "validation" in self.problems else "test"
+        decoding = suited(decoding, read_config(self.inputs[model]))
         return Unit(model=model, split=split, decoding=decoding, slice=(0, 1), kind="certainty")
 
     def certainty(self, unit: Unit) -> CertaintyMap:

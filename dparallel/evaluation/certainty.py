@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dparallel.config.decoding import DecodingConfig
+from dparallel.config.decoding import DecodingConfig, beside
 from dparallel.decoding.canvas import Generation, Step
+from dparallel.decoding.generate import modes_of
 from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.revision import soft_inputs
-from dparallel.models.backbone import DiffusionTransformer
+from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.stages.manifest import StageError
 
 FORWARD_ROWS = 16
@@ -33,6 +34,17 @@ class CertaintyMap:
     probability: Tensor
     commit_step: list[int]
     tokens: list[str]
+
+
+def suited(decoding: DecodingConfig, config: DiffusionConfig) -> DecodingConfig:
+    """The same decoding if the model can be decoded so, otherwise in the first mode that suits it.
+
+    So a teacher with full attention is shown beside a block-causal student, with the student's rule.
+    """
+    modes = modes_of(config)
+    if decoding.mode in modes:
+        return decoding
+    return DecodingConfig(**beside(decoding.model_dump(), {"mode": modes[0]}), mode=modes[0])
 
 
 def read_certainty(path: Path, label: str) -> CertaintyMap:

@@ -160,7 +160,8 @@ def write_report(results: Results, maps: Sequence[CertaintyMap], folder: Path) -
     """Write results and plots to `folder`; returns the file names.
 
     Args:
-        maps: certainty of the teacher and of the best student, both with the student's decoding.
+        maps: certainty of the teacher and of the best student, with the student's decoding or, if that does
+            not suit the teacher, the student's rule.
     """
     write_atomically(folder / "results.json", json.dumps(results.as_json(), indent=1))
     write_atomically(folder / "table.md", table(results))

@@ -178,7 +178,11 @@ def test_a_recipe_survives_json(recipe: RecipeConfig) -> None:
         ({**BLOCK, "teacher_prompt": "privileged"}, "teacher_prompt='privileged' with targets='trajectory'"),
         (
             {**SPLIT, "rollouts": ROLLOUTS},
-            "rollouts with targets='trajectory', cross_entropy_weight=1: .* set targets: teacher, or cross_e",
+            "rollouts with targets='trajectory', cross_entropy_weight=1: .* set rollouts.tokens: recorded, ",
+        ),
+        (
+            {**BLOCK, "targets": "teacher", "rollouts": {**ROLLOUTS, "tokens": "recorded"}},
+            "rollouts.tokens='recorded' with masking='random': .* set masking: trajectory, or drop rollouts",
         ),
         (
             {**GROUP, "targets": "teacher", "rollouts": ROLLOUTS},

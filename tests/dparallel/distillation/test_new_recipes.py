@@ -27,6 +27,7 @@ RECIPES: dict[str, str] = {
     "near_far_privileged": "some",
     "own_tokens": "",
     "rollouts": "some",
+    "own_order": "",
     "group": "",
     "d2f_tokens": "",
 }

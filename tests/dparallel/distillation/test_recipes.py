@@ -90,6 +90,14 @@ def test_rollouts_differ_in_their_lengths(name: str, gen_length: int) -> None:
     assert not recipe.needs_steps  # of the recorded responses
 
 
+@pytest.mark.parametrize(("name", "gen_length"), [("", 36), ("_ledger", 60), ("_llada", 256)])
+def test_own_order_is_of_recorded_tokens(name: str, gen_length: int) -> None:
+    recipe = shipped(f"own_order{name}")
+    assert recipe.rollouts.misfit(gen_length) is None
+    assert (recipe.rollouts.tokens, recipe.rollouts.decoding.rule) == ("recorded", "contiguous")
+    assert (recipe.certainty_weight, recipe.views, recipe.asks_teacher) == (0.0, 1, False)
+
+
 @pytest.mark.parametrize("file", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_loads(file: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("# ")

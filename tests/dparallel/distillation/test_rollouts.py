@@ -17,6 +17,7 @@ from dparallel.decoding.generate import generate
 from dparallel.distillation import resuming
 from dparallel.distillation.data import Samples, check_samples
 from dparallel.distillation.engine import Process
+from dparallel.distillation.recipe import make_views
 from dparallel.distillation.rollouts import FILE, OwnResponses
 from dparallel.distillation.settings import check_rollouts
 from dparallel.models.lora import attach
@@ -94,6 +95,25 @@ def test_it_decodes_with_the_adapter_every_few_steps(tmp_path: Path) -> None:
     assert anew.at(7, model).responses.tolist() == own.at(7, model).responses.tolist()
     with pytest.raises(StageError, match=rf"checkpoint of train step 4 holds no {FILE}"):
         OwnResponses(ROLLOUTS, samples, 0, ALONE).at(5, model)
+
+
+def test_recorded_tokens_are_masked_in_the_students_order() -> None:
+    """Views hold the teacher's tokens exactly as far as the student had committed their positions."""
+    model, samples = student(), recorded()
+    rollouts = ROLLOUTS.model_copy(update={"tokens": "recorded"})
+    own = OwnResponses(rollouts, samples, 0, ALONE)
+    made = own.at(1, model)
+    chosen = own.present.chosen
+    assert not np.array_equal(own.present.responses, samples.responses[chosen])
+    assert np.array_equal(made.responses, samples.responses[chosen])
+    assert np.array_equal(made.commit_step, own.present.commit_step)
+    recipe = RecipeConfig(region="response", masking="trajectory", rollouts=rollouts)
+    for row in range(len(made)):
+        rng = np.random.default_rng(row)
+        [view] = make_views(recipe, made.responses[row], made.commit_step[row], [2], rng)
+        held = own.present.commit_step[row][~view.masked]
+        assert view.masked.any()
+        assert held.max(initial=-1) < own.present.commit_step[row][view.masked].min()
 
 
 def test_processes_share_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
