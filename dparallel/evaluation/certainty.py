@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig, beside
+from dparallel.config.modes import MODES
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.decoding.generate import modes_of
 from dparallel.decoding.patterns import attention_levels
@@ -41,10 +42,11 @@ def suited(decoding: DecodingConfig, config: DiffusionConfig) -> DecodingConfig:
 
     So a teacher with full attention is shown beside a block-causal student, with the student's rule.
     """
-    modes = modes_of(config)
-    if decoding.mode in modes:
+    mode, *others = modes_of(config)
+    if decoding.mode in (mode, *others):
         return decoding
-    return DecodingConfig(**beside(decoding.model_dump(), {"mode": modes[0]}), mode=modes[0])
+    changes = {"mode": mode} if "rule" in MODES[mode].fixed else {"mode": mode, "rule": decoding.rule}
+    return DecodingConfig(**beside(decoding.model_dump(), changes), **changes)
 
 
 def read_certainty(path: Path, label: str) -> CertaintyMap:

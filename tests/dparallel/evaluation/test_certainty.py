@@ -4,7 +4,8 @@ import torch
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Step
 from dparallel.decoding.generate import generate
-from dparallel.evaluation.certainty import replay
+from dparallel.evaluation.certainty import replay, suited
+from dparallel.models.backbone import DiffusionConfig
 
 PROMPT = [10, 20, 30]
 
@@ -36,3 +37,23 @@ def test_replay_of_many_steps_equals_one_forward_at_a_time(tiny_model) -> None:
             probability = tiny_model(torch.tensor([PROMPT + response]))[0, len(PROMPT) :].softmax(-1)
             probability[:, mask] = 0
         torch.testing.assert_close(certainty[step], probability.amax(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mode", "shown"),
+    [
+        ("full", "pipelined", "sequential"),
+        ("full", "multi_block", "multi_block"),
+        ("block_causal", "pipelined", "pipelined"),
+        (None, "pipelined", "pipelined"),
+        ("block_causal", "revising", "pipelined"),
+        ("causal", "pipelined", "autoregressive"),
+    ],
+)
+def test_a_model_that_cannot_be_decoded_so_is_shown_in_a_mode_that_suits_it(pattern, mode, shown) -> None:
+    decoding = DecodingConfig(gen_length=24, block_length=8, mode=mode, rule="contiguous", threshold=0.7)
+    made = suited(decoding, DiffusionConfig(attention_pattern=pattern))
+    assert made.mode == shown
+    assert (made == decoding) == (shown == mode)
+    if shown != "autoregressive":  # which has a rule of its own
+        assert (made.rule, made.threshold, made.gen_length, made.block_length) == ("contiguous", 0.7, 24, 8)

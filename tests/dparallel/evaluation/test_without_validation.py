@@ -1,6 +1,7 @@
 """A benchmark without validation problems measures thresholds as given, and chooses nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,21 @@ def test_what_chooses_a_threshold_is_what_is_reported() -> None:
 def test_students_without_a_sweep_are_refused() -> None:
     with pytest.raises(ConfigError, match="benchmarks.coins.student_sweeps is empty, so no student"):
         settings(0.5, student_sweeps=()).check_students(["one"], "benchmarks.coins")
+
+
+def test_a_block_causal_student_alone_is_compared_with_its_teacher(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The teacher cannot be decoded as the student is; its certainty is shown with the student's rule."""
+    student = disturbed(tiny_checkpoint, tmp_path / "student")
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    (student / "config.json").write_text(json.dumps({**config, "attention_pattern": "block_causal"}))
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_checkpoint, teacher)
+    (teacher / "config.json").write_text(json.dumps({**config, "attention_pattern": "full"}))
+    pipelined = {"decoding": {**SHAPE, "mode": "pipelined", "rule": "contiguous"}, "thresholds": [0.5]}
+    asked = settings(sweeps={"pipelined": pipelined}, teacher_sweeps=[], student_sweeps=["pipelined"])
+    folder = tmp_path / "runs" / "experiment" / "benchmark-coins-0123456789"
+    inputs = {"teacher": str(teacher), "student/s": str(student)}
+    manifest = run_stage(asked, inputs, folder, tmp_path / "runs" / "measurements")
+    assert "certainty.png" in manifest.files
