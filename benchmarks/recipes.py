@@ -4,7 +4,8 @@
 
 Runs the flow `distill` for each training seed, with the same teacher, trajectories, problems and number of
 train steps; finished stages are reused. Then it pools the seeds and times all models side by side: every
-round decodes with each model once at every batch size. It writes `comparison.md`, `comparison.png` and
+round decodes with each model once at every batch size. `--parts consistency:certainty_forcing` says what a
+part of a recipe is worth. It writes `comparison.md`, `comparison.png` and
 `comparison.json` to the experiment's folder and logs them as an MLflow run next to the runs of the seeds.
 """
 
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.common.hardware import describe
 from benchmarks.common.side_by_side import contenders, measure_speeds
+from benchmarks.recipes_parts import as_pairs, parts_table
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
 from dparallel.reporting.aup import MEANING
 from dparallel.stages.experiment import StagePlan
@@ -57,10 +59,18 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="for side-by-side timing")
     parser.add_argument("--problems", type=int, default=64, help="limit of problems decoded in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="WITHOUT:WITH",
+        help="pairs of students whose AUP is compared, each with its best method",
+    )
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()
     experiment = checked_experiment(options.config, options.more)
     benchmarks = experiment.config.benchmarks
+    pairs = as_pairs(options.parts, list(experiment.config.students))
     [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
         plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
@@ -81,6 +91,7 @@ def main() -> None:
             [
                 table(metrics),
                 headlines(options.seeds, results),
+                *([parts_table(metrics, pairs)] if pairs else []),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
                 f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING}",
                 f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "

@@ -6,8 +6,10 @@ import yaml
 
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from benchmarks.recipes import main
+from benchmarks.recipes_parts import as_pairs, parts_table
 from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
+from dparallel.config.base import ConfigError
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import load_problems
 from tests.benchmarks.tables import cells
@@ -43,6 +45,33 @@ def test_table_pools_seeds_by_model_and_method():
     assert pooled["student/x/entropy/accuracy"] == pytest.approx(0.99)
     assert pooled["student/x/entropy/accuracy_spread"] == pytest.approx(0.0141, abs=1e-4)
     assert numbers(runs[:1]).keys() == {key for key in pooled if not key.endswith("_spread")}
+
+
+def of_seed(old, new, other):
+    named = {"student/old/entropy": old, "student/new/entropy": 1.0, "student/new/contiguous": new}
+    named["student/newer/entropy"] = other
+    return {
+        f"{name}/{key}": value
+        for name, aup in named.items()
+        for key, value in [("accuracy", 1), ("aup", aup)]
+    }
+
+
+def test_parts_are_compared_by_seed():
+    """Differences 20, 40 and 60: mean 40, standard deviation 20, standard error 20 / sqrt(3) = 11.5."""
+    runs = [of_seed(100, 120, 5), of_seed(110, 150, 5), of_seed(90, 150, 5)]
+    titles, by_hand, worse = cells(parts_table(runs, [("old", "new"), ("new", "newer")]))
+    assert titles == ["without", "with", "AUP without", "AUP with", "difference", "standard errors", "times"]
+    assert by_hand == ["old, entropy", "new, contiguous", "100 ± 10", "140 ± 17", "+40 ± 12", "+3.5", "1.40"]
+    assert worse[:2] == ["new, contiguous", "newer, entropy"]
+    assert worse[4] == "-135 ± 10"
+    [_, alone] = cells(parts_table(runs[:1], [("old", "new")]))
+    assert alone == ["old, entropy", "new, contiguous", "100", "120", "+20", "", "1.20"]
+    assert as_pairs(["old:new"], ["old", "new"]) == [("old", "new")]
+    with pytest.raises(ConfigError, match="--parts old:nw: no student 'nw'; give WITHOUT:WITH of old, new"):
+        as_pairs(["old:nw"], ["old", "new"])
+    with pytest.raises(ConfigError, match="--parts old: no student ''"):
+        as_pairs(["old"], ["old", "new"])
 
 
 def row(model, method, accuracy, tpf, threshold=None, split="test", **more):

@@ -1,0 +1,68 @@
+"""What parts of recipes are worth: differences of AUP between pairs of students, paired by seed."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.common.tables import markdown
+from benchmarks.recipes_report import mean_and_spread, methods
+from dparallel.config.base import ConfigError
+
+STUDENT = "student/"
+
+
+def as_pairs(parts: Sequence[str], students: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of students from texts such as `consistency:certainty_forcing`; ConfigError for other texts."""
+    pairs = []
+    for part in parts:
+        without, _, with_it = part.partition(":")
+        for name in (without, with_it):
+            if name not in students:
+                raise ConfigError(
+                    f"--parts {part}: no student {name!r}; give WITHOUT:WITH of {', '.join(students)}"
+                )
+        pairs.append((without, with_it))
+    return pairs
+
+
+def best_method(runs: Sequence[dict[str, float]], student: str) -> str:
+    """The `model/method` of a student with the highest mean AUP over seeds."""
+    own = [name for name in methods(runs) if name.startswith(f"{STUDENT}{student}/")]
+    own = [name for name in own if f"{name}/aup" in runs[0]]
+    return max(own, key=lambda name: statistics.mean(run[f"{name}/aup"] for run in runs))
+
+
+def parts_table(runs: Sequence[dict[str, float]], pairs: Sequence[tuple[str, str]]) -> str:
+    """A row for each pair: AUP of both students' best methods, and their difference.
+
+    The difference is the mean over seeds of the differences of each seed, ± its standard error, and then in
+    standard errors; both need several seeds.
+
+    Args:
+        runs: flat benchmark metrics of every seed.
+        pairs: students without and with a part.
+    """
+    titles = ["without", "with", "AUP without", "AUP with", "difference", "standard errors", "times"]
+    rows = []
+    for pair in pairs:
+        names = [best_method(runs, student) for student in pair]
+        values = [[run[f"{name}/aup"] for run in runs] for name in names]
+        differences = [after - before for before, after in zip(*values, strict=True)]
+        mean, error, ratio = statistics.mean(differences), "", ""
+        difference = f"{mean:+.0f}"
+        if len(runs) > 1:
+            standard_error = statistics.stdev(differences) / math.sqrt(len(runs))
+            difference += f" ± {standard_error:.0f}"
+            error = f"{mean / standard_error:+.1f}" if standard_error else ""
+        if statistics.mean(values[0]):
+            ratio = f"{statistics.mean(values[1]) / statistics.mean(values[0]):.2f}"
+        rows.append(
+            [
+                *(name.removeprefix(STUDENT).replace("/", ", ").replace("_", " ") for name in names),
+                *(mean_and_spread(of_seeds, 0) for of_seeds in values),
+                difference,
+                error,
+                ratio,
+            ]
+        )
+    return markdown(titles, rows, texts=["without", "with"])
