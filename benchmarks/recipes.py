@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.common.hardware import describe
 from benchmarks.common.side_by_side import contenders, measure_speeds
+from benchmarks.recipes_parts import MEANING as PARTS
 from benchmarks.recipes_parts import as_pairs, parts_table
 from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
 from dparallel.reporting.aup import MEANING
@@ -70,8 +71,8 @@ def main() -> None:
     options = parser.parse_args()
     experiment = checked_experiment(options.config, options.more)
     benchmarks = experiment.config.benchmarks
-    pairs = as_pairs(options.parts, list(experiment.config.students))
     [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
+    pairs = as_pairs(options.parts, benchmarks[benchmark], list(experiment.config.students))
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
         plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
@@ -91,7 +92,7 @@ def main() -> None:
             [
                 table(metrics),
                 headlines(options.seeds, results),
-                *([parts_table(metrics, pairs)] if pairs else []),
+                *([parts_table(metrics, pairs), PARTS] if pairs else []),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
                 f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING}",
                 f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "

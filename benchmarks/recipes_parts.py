@@ -7,19 +7,37 @@ from collections.abc import Sequence
 from benchmarks.common.tables import markdown
 from benchmarks.recipes_report import mean_and_spread, methods
 from dparallel.config.base import ConfigError
+from dparallel.config.experiment import BenchmarkConfig
 
 STUDENT = "student/"
+DIVIDED = "difference / its standard error"
+MEANING = (
+    "What parts are worth: each student is shown with the method of its highest mean AUP, and the two may "
+    "have different ones. ± is the standard deviation over seeds, and for differences, which are taken by "
+    "seed, the standard error."
+)
 
 
-def as_pairs(parts: Sequence[str], students: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of students from texts such as `consistency:certainty_forcing`; ConfigError for other texts."""
+def as_pairs(parts: Sequence[str], config: BenchmarkConfig, students: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of students from texts such as `consistency:certainty_forcing`.
+
+    Raises:
+        ConfigError: a text names no two students, or one without AUP.
+    """
     pairs = []
     for part in parts:
         without, _, with_it = part.partition(":")
+        if without == with_it:
+            raise ConfigError(f"--parts {part}: give two students, as WITHOUT:WITH")
         for name in (without, with_it):
             if name not in students:
                 raise ConfigError(
                     f"--parts {part}: no student {name!r}; give WITHOUT:WITH of {', '.join(students)}"
+                )
+            if all(len(config.sweeps[sweep].thresholds) < 2 for sweep in config.sweeps_of(name)):
+                raise ConfigError(
+                    f"--parts {part}: {name} has no sweep of several thresholds, and so no AUP; give it one "
+                    "in student_sweeps, or leave the pair out"
                 )
         pairs.append((without, with_it))
     return pairs
@@ -42,7 +60,7 @@ def parts_table(runs: Sequence[dict[str, float]], pairs: Sequence[tuple[str, str
         runs: flat benchmark metrics of every seed.
         pairs: students without and with a part.
     """
-    titles = ["without", "with", "AUP without", "AUP with", "difference", "standard errors", "times"]
+    titles = ["without", "with", "AUP without", "AUP with", "difference", DIVIDED, "AUP with / without"]
     rows = []
     for pair in pairs:
         names = [best_method(runs, student) for student in pair]

@@ -29,11 +29,14 @@ def export(options: argparse.Namespace) -> None:
             "--attention is the pattern that an adapter was trained with: give --adapter as well"
         )
     results = results_of(options.run, options.runs) if options.run is not None else []
+    merged_first = False
     if options.format == "adapter":
         if options.adapter is None:
             raise ConfigError("--format adapter writes an adapter alone: give --adapter")
         config = read_config(options.model)
-        config.attention_pattern = options.attention or config.attention_pattern
+        stated = config.attention_pattern
+        config.attention_pattern = options.attention or stated
+        merged_first = stated not in (None, config.attention_pattern)
         files = write_adapter(options.adapter, config, original_type(config), folder)
         decoding = None
     else:
@@ -44,7 +47,9 @@ def export(options: argparse.Namespace) -> None:
         if config.attention_pattern not in MODES[decoding.mode].patterns:  # built in, and not for this model
             decoding = None
         files = export_model(model, load_tokenizer(options.model), folder, options.format, decoding)
-    other = options.format == "original" and decoding is not None and not generates(config, decoding)
-    card = model_card(options.model, options.adapter, options.format, config, decoding, results, other)
+    other = options.format == "original" and (decoding is None or not generates(config, decoding))
+    card = model_card(
+        options.model, options.adapter, options.format, config, decoding, results, other, merged_first
+    )
     write_atomically(folder / CARD, card)
     print(f"{folder}: {', '.join([CARD, *files])}")

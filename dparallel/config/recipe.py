@@ -79,10 +79,10 @@ class RecipeConfig(Config):
         block_length: positions per block, for the region, block-causal attention and monotone noise.
             `{start: 16, end: 32}` grows during training; both must divide the response length.
         masking: `random` masks each position with probability p. `trajectory` masks the tokens that the
-            teacher had not yet committed at some point of its trajectory. `monotone` (D2F) masks the
-            positions of block k with probability p_k, p_1 <= p_2 <= ...: p_1 is drawn from
-            mask_ratio=[low, high], each following one adds U(0, 1) (high - p_1) / (blocks - 1). `group`
-            (MultiTF): see `group`.
+            teacher (with `rollouts`, the student) had not yet committed at some point of its trajectory.
+            `monotone` (D2F) masks the positions of block k with probability p_k, p_1 <= p_2 <= ...: p_1 is
+            drawn from mask_ratio=[low, high], each following one adds U(0, 1) (high - p_1) / (blocks - 1).
+            `group` (MultiTF): see `group`.
         mask_ratio: p, default 0.5. [low, high] draws p for each sample; `{start: ..., end: ...}` in place of
             a number changes it during training. With `trajectory`, the point is where a fraction 1 - p of
             the region is committed; the default draws it uniformly.
@@ -105,7 +105,7 @@ class RecipeConfig(Config):
         own_tokens: share of the views whose masked positions are filled with the student's own predictions
             (OPUT), which takes another forward pass. The loss is then over all tokens of the region, masked,
             filled and given ones. None: nothing is filled, and given tokens have no loss.
-        rollouts: train on responses of the student in place of the recorded ones, see `Rollouts`.
+        rollouts: train on canvases of the student's own decoding, not on the recorded ones; see `Rollouts`.
         teacher_prompt: prompt of the teacher where its distribution is a target: the student's (`ordinary`),
             or one with the reference answer (`privileged`), which `trajectories.privileged` records.
         only_correct: overrides `training.only_correct` for this recipe.

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dparallel.config.decoding import DecodingConfig
 from dparallel.config.modes import MODES
+from dparallel.rules.rules import RULES
 
 if TYPE_CHECKING:
     from dparallel.config.recipe import RecipeConfig
@@ -107,8 +109,9 @@ def _of_own_tokens(recipe: "RecipeConfig") -> Iterator[str]:
 def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
     if recipe.rollouts is None:
         return
-    own = recipe.rollouts.tokens == "own"
-    if own and recipe.targets == "trajectory" and recipe.cross_entropy_weight > 0:
+    own, decoding = recipe.rollouts.tokens == "own", recipe.rollouts.decoding
+    learnt = recipe.cross_entropy_weight > 0 or recipe.near_far is None
+    if own and recipe.targets == "trajectory" and learnt:
         yield (
             f"rollouts with targets='trajectory', cross_entropy_weight={recipe.cross_entropy_weight:g}: the "
             "tokens are the student's own, right or wrong; set rollouts.tokens: recorded, "
@@ -119,10 +122,68 @@ def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
             f"rollouts.tokens='recorded' with masking={recipe.masking!r}: only the steps are the student's, "
             "and nothing here reads them; set masking: trajectory, or drop rollouts"
         )
-    mode = recipe.rollouts.decoding.mode
-    if recipe.attention not in MODES[mode].patterns:
+    if recipe.attention not in MODES[decoding.mode].patterns:
         valid = [name for name, known in MODES.items() if recipe.attention in known.patterns]
         yield (
-            f"rollouts.decoding.mode={mode!r} with attention={recipe.attention!r}: such a student is decoded "
-            f"with mode={' or '.join(map(repr, valid))}"
+            f"rollouts.decoding.mode={decoding.mode!r} with attention={recipe.attention!r}: such a student "
+            f"is decoded with mode={' or '.join(map(repr, valid))}"
         )
+    if RULES[decoding.rule].needs_weights:
+        yield (
+            f"rollouts.decoding.rule={decoding.rule!r}: its weights are fitted to a student after training; "
+            "use another rule"
+        )
+    most = decoding.most_forwards
+    if recipe.near_far is not None and recipe.near_far.delta >= most:
+        yield (
+            f"near_far.delta={recipe.near_far.delta} leaves no token far: rollouts.decoding has at most "
+            f"{most} forward passes; choose a smaller delta"
+        )
+    yield from _of_its_canvases(recipe, decoding)
+
+
+def _of_its_canvases(recipe: "RecipeConfig", decoding: DecodingConfig) -> Iterator[str]:
+    """Views of rollouts that would be no canvases of the student's decoding."""
+    lengths = _block_lengths(recipe, decoding.gen_length)
+    if recipe.attention == "block_causal":
+        for length in lengths:
+            if length != decoding.block_length:
+                yield (
+                    f"block_length={length} with rollouts.decoding.block_length={decoding.block_length}: a "
+                    "student with attention='block_causal' is decoded in the blocks that it is trained with; "
+                    "give both the same value"
+                )
+    if recipe.masking != "trajectory":
+        return
+    if decoding.revises:
+        yield (
+            f"rollouts.decoding.mode={decoding.mode!r} with masking='trajectory': its steps are those of the "
+            "last change of a token, not of its commitment; use mode='sequential' or 'multi_block'"
+        )
+    if decoding.eos_fill is not None and recipe.rollouts is not None and recipe.rollouts.tokens == "recorded":
+        yield (
+            f"rollouts.decoding.eos_fill={decoding.eos_fill!r} with rollouts.tokens='recorded': where the "
+            "student ends too early, views would show the rest of the recorded response; drop eos_fill"
+        )
+    if recipe.region != "block" or recipe.attention == "block_causal":
+        return
+    if decoding.mode != "sequential":
+        yield (
+            f"rollouts.decoding.mode={decoding.mode!r} with region='block': earlier blocks are shown "
+            "complete, which they are with mode='sequential' only; use it, or region: response"
+        )
+    for length in lengths:
+        if length % decoding.block_length:
+            yield (
+                f"block_length={length} with rollouts.decoding.block_length={decoding.block_length}: "
+                "earlier blocks are shown complete, which they are at multiples of the decoded block; give "
+                "both the same value, or region: response"
+            )
+
+
+def _block_lengths(recipe: "RecipeConfig", gen_length: int) -> list[int]:
+    """All block lengths of a training, in ascending order."""
+    length = recipe.block_length
+    if length is None or isinstance(length, int):
+        return [] if length is None else [length]
+    return [each for each in range(length.start, length.end + 1) if gen_length % each == 0]

@@ -14,9 +14,10 @@ class NearFar(Config):
     """Different targets for near and for far tokens of a canvas of the teacher's trajectory (TAD).
 
     The canvas is the input of the teacher's forward pass s. Its masked tokens are near if the teacher
-    committed them in one of the forward passes s to s + delta - 1, and far if later. The loss is the mean
-    cross-entropy of the near tokens against the trajectory, times `cross_entropy_weight`, plus the mean
-    divergence KL(teacher || student) of the far tokens, times `far_weight`.
+    committed them in one of the forward passes s to s + delta - 1, and far if later; with `rollouts`, the
+    student decodes in place of the teacher. The loss is the mean cross-entropy of the near tokens against the
+    trajectory, times `cross_entropy_weight`, plus the mean divergence KL(teacher || student) of the far
+    tokens, times `far_weight`.
 
     Args:
         delta: number of forward passes of the teacher in which tokens are near.
@@ -68,7 +69,8 @@ class Rollouts(Config):
     Args:
         every: train steps that use the same responses.
         prompts: number of responses decoded each time; fewer if there are fewer trajectories.
-        decoding: how the student decodes. `gen_length` must be that of the trajectories.
+        decoding: how the student decodes. `gen_length` must be that of the trajectories. A rule that commits
+            from the left, such as `contiguous`, leaves no token behind a masked one.
         tokens: tokens of the canvases. `own`: as the student decoded them, right or wrong. `recorded`: the
             teacher's, committed in the student's order, so that views are canvases of few-step decoding with
             right tokens.

@@ -14,7 +14,7 @@ from dparallel.config.base import UserError, plain_message
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.problems import ProtocolConfig
-from dparallel.evaluation.cases import Case
+from dparallel.evaluation.cases import TEACHER, Case
 from dparallel.evaluation.certainty import CertaintyMap, read_certainty, suited
 from dparallel.evaluation.store import Store
 from dparallel.models.checkpoints import load_tokenizer, read_config
@@ -231,11 +231,12 @@ class Bench:
     def certainty_unit(self, model: str, decoding: DecodingConfig) -> Unit:
         """The unit that records certainty on the first validation problem, or else test problem.
 
-        A model that cannot be decoded so, such as the teacher of a block-causal student, is decoded in a mode
-        that suits it.
+        A model that cannot be decoded so is decoded in a mode that suits it. A teacher that states no
+        attention pattern has full attention, as in training.
         """
         split: Split = "validation" if "validation" in self.problems else "test"
-        decoding = suited(decoding, read_config(self.inputs[model]))
+        pattern = read_config(self.inputs[model]).attention_pattern
+        decoding = suited(decoding, pattern or ("full" if model == TEACHER else None))
         return Unit(model=model, split=split, decoding=decoding, slice=(0, 1), kind="certainty")
 
     def certainty(self, unit: Unit) -> CertaintyMap:

@@ -11,10 +11,9 @@ from torch import Tensor
 from dparallel.config.decoding import DecodingConfig, beside
 from dparallel.config.modes import MODES
 from dparallel.decoding.canvas import Generation, Step
-from dparallel.decoding.generate import modes_of
 from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.revision import soft_inputs
-from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
+from dparallel.models.backbone import DiffusionTransformer
 from dparallel.stages.manifest import StageError
 
 FORWARD_ROWS = 16
@@ -37,12 +36,16 @@ class CertaintyMap:
     tokens: list[str]
 
 
-def suited(decoding: DecodingConfig, config: DiffusionConfig) -> DecodingConfig:
-    """The same decoding if the model can be decoded so, otherwise in the first mode that suits it.
+def suited(decoding: DecodingConfig, pattern: str | None) -> DecodingConfig:
+    """The same decoding if a model can be decoded so, otherwise in the first mode that suits it.
 
     So a teacher with full attention is shown beside a block-causal student, with the student's rule.
+
+    Args:
+        decoding: with a rule that all modes of models with this pattern take, such as one with a threshold.
+        pattern: attention pattern that the model was trained with; None if it is unknown.
     """
-    mode, *others = modes_of(config)
+    mode, *others = (name for name, mode in MODES.items() if pattern in mode.patterns)
     if decoding.mode in (mode, *others):
         return decoding
     changes = {"mode": mode} if "rule" in MODES[mode].fixed else {"mode": mode, "rule": decoding.rule}

@@ -120,8 +120,8 @@ def original_config(
 def llama_config(model: DiffusionTransformer) -> dict[str, Any]:
     """config.json of a Llama, or of a Qwen2 for a model with biases of queries, keys and values.
 
-    `dllm` says what an engine has to know beside these layers: full attention, the mask token, and whether
-    the logits of a position predict the next one.
+    `dllm` says what an engine has to know beside these layers: the attention pattern, the mask token, and
+    whether the logits of a position predict the next one.
 
     Raises:
         CheckpointError: neither has these layers.

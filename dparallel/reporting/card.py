@@ -18,6 +18,10 @@ LOADED = {
     "adapter": "dparallel.load_model(MODEL, adapter=FOLDER)  # or PEFT on the publisher's code",
 }
 
+MERGED = (
+    "dparallel merge --model MODEL --adapter FOLDER --attention {} --out MERGED  # then load_model(MERGED)"
+)
+
 
 class Results(NamedTuple):
     """The table of a benchmark stage, and what its numbers depend on."""
@@ -53,13 +57,16 @@ def model_card(
     decoding: DecodingConfig | None,
     results: list[Results],
     other: bool = False,
+    merged_first: bool = False,
 ) -> str:
     """The model card as Markdown.
 
     Args:
         model, adapter: what was exported, as the user named it; of local folders the last part is shown.
         decoding: decode defaults; None if there are none, as of an adapter.
-        other: whether `generate` of the written model code cannot decode by them.
+        other: whether `generate` of the written model code cannot decode by them, or at all.
+        merged_first: whether an adapter has to be merged, since it was trained with another attention pattern
+            than the base model states.
     """
     attention = config.attention_pattern or "full"
     modes = " or ".join(name for name, mode in MODES.items() if attention in mode.patterns)
@@ -75,17 +82,18 @@ def model_card(
         f"token {config.mask_token_id}, end tokens {', '.join(map(str, config.end_token_ids))}.",
         "",
         "```python",
-        LOADED[format],
+        MERGED.format(attention) if merged_first else LOADED[format],
         "```",
     ]
     if decoding is not None:
         stated = json.dumps(decoding.portable(), indent=1)
         lines += ["", "## Decode defaults", "```json", stated, "```"]
-        if other:
-            lines += [
-                "`dparallel.generate` decodes by them. `generate` of the model code here cannot: it is for "
-                "full attention, without a cache, by the settings under `dparallel` in config.json."
-            ]
+    if other:
+        lines += [
+            "",
+            "`dparallel.generate` decodes it. `generate` of the model code here cannot decode so: it is for "
+            "full attention, without a cache, by the settings under `dparallel` in config.json.",
+        ]
     for result in results:
         lines += ["", f"## Measured: {result.name}", result.table, ""]
         lines += [f"Device: {', '.join(result.devices)}. Problems: {'; '.join(result.data)}."]

@@ -67,8 +67,10 @@ class TextPart(Config):
     def _no_other_part(cls, data: Any) -> Any:
         kind = data.get("type", "text") if isinstance(data, Mapping) else "text"
         if kind != "text":
-            shown = textwrap.shorten(repr(kind), 80)
-            raise ValueError(f"a part of type={shown} is not supported, only text parts: leave it out")
+            raise ValueError(
+                f"a part of type={repr(kind)[:80]} is not supported: give text as "
+                "{type: text, text: ...}, and leave other parts out"
+            )
         return data
 
 

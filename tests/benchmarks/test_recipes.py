@@ -10,6 +10,7 @@ from benchmarks.recipes_parts import as_pairs, parts_table
 from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.base import ConfigError
+from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.problems import ProblemsConfig
 from dparallel.problems.registry import load_problems
 from tests.benchmarks.tables import cells
@@ -61,17 +62,35 @@ def test_parts_are_compared_by_seed():
     """Differences 20, 40 and 60: mean 40, standard deviation 20, standard error 20 / sqrt(3) = 11.5."""
     runs = [of_seed(100, 120, 5), of_seed(110, 150, 5), of_seed(90, 150, 5)]
     titles, by_hand, worse = cells(parts_table(runs, [("old", "new"), ("new", "newer")]))
-    assert titles == ["without", "with", "AUP without", "AUP with", "difference", "standard errors", "times"]
+    assert titles[:5] == ["without", "with", "AUP without", "AUP with", "difference"]
+    assert titles[5:] == ["difference / its standard error", "AUP with / without"]
     assert by_hand == ["old, entropy", "new, contiguous", "100 ± 10", "140 ± 17", "+40 ± 12", "+3.5", "1.40"]
     assert worse[:2] == ["new, contiguous", "newer, entropy"]
     assert worse[4] == "-135 ± 10"
     [_, alone] = cells(parts_table(runs[:1], [("old", "new")]))
     assert alone == ["old, entropy", "new, contiguous", "100", "120", "+20", "", "1.20"]
-    assert as_pairs(["old:new"], ["old", "new"]) == [("old", "new")]
-    with pytest.raises(ConfigError, match="--parts old:nw: no student 'nw'; give WITHOUT:WITH of old, new"):
-        as_pairs(["old:nw"], ["old", "new"])
-    with pytest.raises(ConfigError, match="--parts old: no student ''"):
-        as_pairs(["old"], ["old", "new"])
+
+
+def test_parts_are_pairs_of_students_with_aup():
+    sweep = {"decoding": {"gen_length": 12, "block_length": 6}, "thresholds": [0.5, 1.0]}
+    single = {**sweep, "thresholds": [0.5]}
+    config = BenchmarkConfig(
+        test={"benchmark": "coins", "split": "test", "count": 2},
+        validation={"benchmark": "coins", "split": "validation", "count": 2},
+        reference={"gen_length": 12, "block_length": 6, "rule": "steps", "steps": 12},
+        sweeps={"entropy": sweep, "single": single},
+        student_sweeps={"old": ["entropy"], "new": ["entropy", "single"], "one": ["single"]},
+    )
+    students = ["old", "new", "one"]
+    assert as_pairs(["old:new", "new:old"], config, students) == [("old", "new"), ("new", "old")]
+    for part, message in {
+        "old:nw": "no student 'nw'; give WITHOUT:WITH of old, new, one",
+        "old": "no student ''",
+        "old:old": "give two students",
+        "old:one": "one has no sweep of several thresholds, and so no AUP; give it one in student_sweeps",
+    }.items():
+        with pytest.raises(ConfigError, match=f"--parts {part}: {message}"):
+            as_pairs([part], config, students)
 
 
 def row(model, method, accuracy, tpf, threshold=None, split="test", **more):

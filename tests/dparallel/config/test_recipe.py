@@ -1,5 +1,7 @@
 """Valid and invalid recipes, and recipes resolved at a point of the training."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,19 @@ MONOTONE = {**RESPONSE, "masking": "monotone"}
 GROUP = {**BLOCK, "masking": "group", "group": {"blocks": 2}, "attention": "block_causal"}
 SPLIT = {"region": "response", "masking": "trajectory", "near_far": {"delta": 4}}
 ROLLOUTS = {"every": 10, "prompts": 8, "decoding": {"gen_length": 32}}
+OWN_ORDER = {
+    "region": "response",
+    "masking": "trajectory",
+    "rollouts": {**ROLLOUTS, "tokens": "recorded"},
+}
+
+
+def decoded(**settings: Any) -> dict[str, Any]:
+    """The student's own order with other settings of its decoding."""
+    rollouts = {**ROLLOUTS, "tokens": "recorded", "decoding": {"gen_length": 32, **settings}}
+    return {**OWN_ORDER, "rollouts": rollouts}
+
+
 CURRICULUM = RecipeConfig(
     masking="trajectory",
     block_length={"start": 6, "end": 12},
@@ -95,6 +110,9 @@ def test_recipes_without_the_added_settings_keep_their_keys() -> None:
     assert set(own.what()) == before | {"own_tokens", "only_correct"}
     rollouts = RecipeConfig(**BLOCK, targets="teacher", rollouts=ROLLOUTS)
     assert rollouts.what()["rollouts"].items() >= {"every": 10, "prompts": 8}.items()
+    assert "tokens" not in rollouts.what()["rollouts"]
+    recorded = RecipeConfig(**OWN_ORDER)
+    assert recorded.what()["rollouts"]["tokens"] == "recorded"
     assert rollouts.how() == {"rollouts": {"batch_size": 64}}
 
 
@@ -183,6 +201,48 @@ def test_a_recipe_survives_json(recipe: RecipeConfig) -> None:
         (
             {**BLOCK, "targets": "teacher", "rollouts": {**ROLLOUTS, "tokens": "recorded"}},
             "rollouts.tokens='recorded' with masking='random': .* set masking: trajectory, or drop rollouts",
+        ),
+        (
+            {
+                **SPLIT,
+                "near_far": None,
+                "cross_entropy_weight": 0,
+                "certainty_weight": 1,
+                "rollouts": ROLLOUTS,
+            },
+            "rollouts with targets='trajectory', cross_entropy_weight=0: the tokens are the student's own",
+        ),
+        (
+            {**decoded(block_length=16, mode="pipelined"), "attention": "block_causal", "block_length": 8},
+            "block_length=8 with rollouts.decoding.block_length=16: .*'block_causal' .* both the same value",
+        ),
+        (
+            decoded(mode="revising"),
+            r"rollouts\.decoding\.mode='revising' with masking='trajectory': .* use mode='sequential' or",
+        ),
+        (
+            decoded(eos_fill="immediate"),
+            r"rollouts\.decoding\.eos_fill='immediate' with rollouts\.tokens='recorded': .* drop eos_fill",
+        ),
+        (
+            decoded(rule="learned", threshold=0.9),
+            r"rollouts\.decoding\.rule='learned': .* after training; use another rule",
+        ),
+        (
+            {**decoded(rule="steps", steps=4), "near_far": {"delta": 4}},
+            r"near_far\.delta=4 leaves no token far: rollouts\.decoding has at most 4 forward passes",
+        ),
+        (
+            {**decoded(block_length=16), "region": "block", "block_length": 8},
+            "block_length=8 with rollouts.decoding.block_length=16: earlier blocks .*, or region: response",
+        ),
+        (
+            {**decoded(block_length=16), "region": "block", "block_length": {"start": 8, "end": 16}},
+            "block_length=8 with rollouts.decoding.block_length=16: earlier blocks",
+        ),
+        (
+            {**decoded(mode="multi_block", block_length=8), "region": "block", "block_length": 8},
+            r"rollouts\.decoding\.mode='multi_block' with region='block': .*; use it, or region: response",
         ),
         (
             {**GROUP, "targets": "teacher", "rollouts": ROLLOUTS},

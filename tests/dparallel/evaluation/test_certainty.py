@@ -5,7 +5,6 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Step
 from dparallel.decoding.generate import generate
 from dparallel.evaluation.certainty import replay, suited
-from dparallel.models.backbone import DiffusionConfig
 
 PROMPT = [10, 20, 30]
 
@@ -52,7 +51,7 @@ def test_replay_of_many_steps_equals_one_forward_at_a_time(tiny_model) -> None:
 )
 def test_a_model_that_cannot_be_decoded_so_is_shown_in_a_mode_that_suits_it(pattern, mode, shown) -> None:
     decoding = DecodingConfig(gen_length=24, block_length=8, mode=mode, rule="contiguous", threshold=0.7)
-    made = suited(decoding, DiffusionConfig(attention_pattern=pattern))
+    made = suited(decoding, pattern)
     assert made.mode == shown
     assert (made == decoding) == (shown == mode)
     if shown != "autoregressive":  # which has a rule of its own

@@ -117,10 +117,10 @@ def test_a_block_causal_student_alone_is_compared_with_its_teacher(
     """The teacher cannot be decoded as the student is; its certainty is shown with the student's rule."""
     student = disturbed(tiny_checkpoint, tmp_path / "student")
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
-    (student / "config.json").write_text(json.dumps({**config, "attention_pattern": "block_causal"}))
+    (student / "config.json").write_text(json.dumps({**config, "attention_pattern": "block_causal"}), "utf-8")
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_checkpoint, teacher)
-    (teacher / "config.json").write_text(json.dumps({**config, "attention_pattern": "full"}))
+    (teacher / "config.json").write_text(json.dumps({**config, "attention_pattern": "full"}), "utf-8")
     pipelined = {"decoding": {**SHAPE, "mode": "pipelined", "rule": "contiguous"}, "thresholds": [0.5]}
     asked = settings(sweeps={"pipelined": pipelined}, teacher_sweeps=[], student_sweeps=["pipelined"])
     folder = tmp_path / "runs" / "experiment" / "benchmark-coins-0123456789"

@@ -73,8 +73,24 @@ def test_the_attention_of_an_adapter_is_stated(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "with block_causal attention, for decoding in mode pipelined;" in card
     assert "Decode defaults" not in card  # those built in are for full attention
+    assert ("`generate` of the model code here cannot decode so" in card) == (format == "original")
+    assert "dparallel merge" not in card  # the base states no pattern, so that it may be decoded in any
     if format in ("original", "native"):
         assert load_model(out, "cpu").config.attention_pattern == "block_causal"
     if format == "llama":
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         assert (config["dllm"]["attention"], config["is_causal"]) == ("block_causal", False)
+
+
+def test_an_adapter_for_other_attention_than_the_base_states_is_merged_first(tmp_path: Path) -> None:
+    model, out = publish(tmp_path / "llada", "llada"), tmp_path / "out"
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**config, "attention_pattern": "full"}), encoding="utf-8")
+    adapter = str(adapted("llada", tmp_path / "made", target_modules=["q_proj"]) / "adapter")
+    command = ["export", "--model", str(model), "--adapter", adapter, "--format", "adapter"]
+    assert main([*command, "--out", str(out), "--attention", "block_causal"]) == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "dparallel merge --model MODEL --adapter FOLDER --attention block_causal --out MERGED" in card
+    merging = ["merge", "--model", str(model), "--adapter", str(out), "--attention", "block_causal"]
+    assert main([*merging, "--out", str(tmp_path / "merged")]) == 0
+    assert load_model(tmp_path / "merged", "cpu").config.attention_pattern == "block_causal"

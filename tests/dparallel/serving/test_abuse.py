@@ -89,7 +89,7 @@ TEXT_PART = {"type": "text", "text": "Tom ?"}
         ([{"role": "user"}], "content"),
         (
             [{"role": "user", "content": [TEXT_PART, {"type": "image_url", "image_url": {"url": "x"}}]}],
-            "messages.0.content.1: a part of type='image_url' is not supported, only text parts: leave it",
+            "messages.0.content.1: a part of type='image_url' is not supported: give text as {type: text, ",
         ),
         ([{"role": "user", "content": [TEXT_PART | {"text": 5}]}], "messages.0.content.0.text: Input"),
         ([{"role": "user", "content": [{"text": "a"}]}], "messages.0.content.0.type: required key is miss"),

@@ -9,7 +9,7 @@ from dparallel.serving.mailbox import Mailbox
 
 
 def test_events_arrive_in_order_and_the_first_of_many_wakes_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> int:
+    async def run() -> None:
         loop, wakings = asyncio.get_running_loop(), 0
         wake = loop.call_soon_threadsafe
 
@@ -32,7 +32,6 @@ def test_events_arrive_in_order_and_the_first_of_many_wakes_the_loop(monkeypatch
         got = [[await queue.get() for _ in range(2500)] for queue in queues]
         thread.join()
         assert got == [list(range(0, 5000, 2)), list(range(1, 5000, 2))]
-        return wakings
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
