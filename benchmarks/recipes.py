@@ -65,7 +65,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="WITHOUT:WITH",
-        help="pairs of students whose AUP is compared, each with its best method",
+        help="pairs whose AUP is compared: students, each with its best method, or STUDENT/METHOD",
     )
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()

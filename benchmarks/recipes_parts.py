@@ -12,41 +12,49 @@ from dparallel.config.experiment import BenchmarkConfig
 STUDENT = "student/"
 DIVIDED = "difference / its standard error"
 MEANING = (
-    "What parts are worth: each student is shown with the method of its highest mean AUP, and the two may "
-    "have different ones. ± is the standard deviation over seeds, and for differences, which are taken by "
-    "seed, the standard error."
+    "What parts are worth: each student is shown with the method of its highest mean AUP unless one is "
+    "named, so the two may have different ones. ± is the standard deviation over seeds, and for differences, "
+    "which are taken by seed, the standard error."
 )
 
 
 def as_pairs(parts: Sequence[str], config: BenchmarkConfig, students: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of students from texts such as `consistency:certainty_forcing`.
+    """Pairs of students or their methods, from texts such as `consistency:d3llm` or `d3llm/entropy:d3llm`.
 
     Raises:
-        ConfigError: a text names no two students, or one without AUP.
+        ConfigError: a text names no two students or methods, or one without AUP.
     """
     pairs = []
     for part in parts:
         without, _, with_it = part.partition(":")
         if without == with_it:
             raise ConfigError(f"--parts {part}: give two students, as WITHOUT:WITH")
-        for name in (without, with_it):
+        for named in (without, with_it):
+            name, _, method = named.partition("/")
             if name not in students:
                 raise ConfigError(
                     f"--parts {part}: no student {name!r}; give WITHOUT:WITH of {', '.join(students)}"
                 )
-            if all(len(config.sweeps[sweep].thresholds) < 2 for sweep in config.sweeps_of(name)):
+            swept = [sweep for sweep in config.sweeps_of(name) if len(config.sweeps[sweep].thresholds) > 1]
+            if not swept:
                 raise ConfigError(
                     f"--parts {part}: {name} has no sweep of several thresholds, and so no AUP; give it one "
                     "in student_sweeps, or leave the pair out"
+                )
+            if method and method not in swept:
+                raise ConfigError(
+                    f"--parts {part}: {name} has no sweep {method!r} of several thresholds; it has "
+                    f"{', '.join(swept)}"
                 )
         pairs.append((without, with_it))
     return pairs
 
 
-def best_method(runs: Sequence[dict[str, float]], student: str) -> str:
-    """The `model/method` of a student with the highest mean AUP over seeds."""
-    own = [name for name in methods(runs) if name.startswith(f"{STUDENT}{student}/")]
-    own = [name for name in own if f"{name}/aup" in runs[0]]
+def best_method(runs: Sequence[dict[str, float]], named: str) -> str:
+    """The `model/method` that is named, or of a student the one with the highest mean AUP over seeds."""
+    student, _, method = named.partition("/")
+    own = [name for name in methods(runs) if name.rpartition("/")[0] == f"{STUDENT}{student}"]
+    own = [name for name in own if f"{name}/aup" in runs[0] and method in ("", name.rpartition("/")[2])]
     return max(own, key=lambda name: statistics.mean(run[f"{name}/aup"] for run in runs))
 
 
@@ -58,7 +66,7 @@ def parts_table(runs: Sequence[dict[str, float]], pairs: Sequence[tuple[str, str
 
     Args:
         runs: flat benchmark metrics of every seed.
-        pairs: students without and with a part.
+        pairs: students, or their methods, without and with a part.
     """
     titles = ["without", "with", "AUP without", "AUP with", "difference", DIVIDED, "AUP with / without"]
     rows = []

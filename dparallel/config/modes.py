@@ -98,3 +98,8 @@ MODES: dict[str, Mode] = {
         fixed={"rule": "steps", "block_length": 1, "steps": GEN_LENGTH, "stop_at_eos": True},
     ),
 }
+
+
+def modes_of(pattern: str | None) -> list[str]:
+    """The modes in which a model is decoded, by the attention pattern that it was trained with."""
+    return [name for name, mode in MODES.items() if pattern in mode.patterns]

@@ -48,9 +48,13 @@ class Growth(Config):
             raise ValueError(f"start={self.start} is above end={self.end}: swap them")
         return self
 
+    def lengths(self, gen_length: int) -> list[int]:
+        """All block lengths, in ascending order."""
+        return [length for length in range(self.start, self.end + 1) if gen_length % length == 0]
+
     def at(self, progress: float, gen_length: int) -> int:
         """The block length at `progress`, from 0 to 1."""
-        lengths = [length for length in range(self.start, self.end + 1) if gen_length % length == 0]
+        lengths = self.lengths(gen_length)
         return lengths[min(int(progress * len(lengths)), len(lengths) - 1)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.modes import MODES
+from dparallel.config.modes import modes_of
 from dparallel.rules.rules import RULES
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
             f"rollouts.tokens='recorded' with masking={recipe.masking!r}: only the steps are the student's, "
             "and nothing here reads them; set masking: trajectory, or drop rollouts"
         )
-    if recipe.attention not in MODES[decoding.mode].patterns:
-        valid = [name for name, known in MODES.items() if recipe.attention in known.patterns]
+    valid = modes_of(recipe.attention)
+    if decoding.mode not in valid:
         yield (
             f"rollouts.decoding.mode={decoding.mode!r} with attention={recipe.attention!r}: such a student "
             f"is decoded with mode={' or '.join(map(repr, valid))}"
@@ -186,4 +186,4 @@ def _block_lengths(recipe: "RecipeConfig", gen_length: int) -> list[int]:
     length = recipe.block_length
     if length is None or isinstance(length, int):
         return [] if length is None else [length]
-    return [each for each in range(length.start, length.end + 1) if gen_length % each == 0]
+    return length.lengths(gen_length)

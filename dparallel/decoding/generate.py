@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.modes import MODES
+from dparallel.config.modes import modes_of
 from dparallel.decoding.canvas import Canvas, DecodingError, Generation, Step
 from dparallel.decoding.loop import Forward, decode
 from dparallel.decoding.memory import rows_that_fit
@@ -199,7 +199,7 @@ def check_prompts(
     """Raise a DecodingError for prompts, settings or models that `generate` cannot decode."""
     config = model.config
     check_special_tokens(config, decoding)
-    modes = modes_of(config)
+    modes = modes_of(config.attention_pattern)
     if decoding.mode not in modes:
         pattern = config.attention_pattern
         stated = (
@@ -245,11 +245,6 @@ def check_special_tokens(config: DiffusionConfig, decoding: DecodingConfig) -> N
                 f"the model's {name}={token_id} is not in its vocabulary (0 to {config.vocab_size - 1}); "
                 f"set it in the checkpoint's config.json"
             )
-
-
-def modes_of(config: DiffusionConfig) -> list[str]:
-    """The modes in which a model is decoded, by the attention pattern that it was trained with."""
-    return [name for name, mode in MODES.items() if config.attention_pattern in mode.patterns]
 
 
 def check_ids(name: str, tokens: Sequence[int], config: DiffusionConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dparallel.config.decoding import DecodingConfig, beside
-from dparallel.config.modes import MODES
+from dparallel.config.modes import MODES, modes_of
 from dparallel.decoding.canvas import Generation, Step
 from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.revision import soft_inputs
@@ -45,9 +45,10 @@ def suited(decoding: DecodingConfig, pattern: str | None) -> DecodingConfig:
         decoding: with a rule that all modes of models with this pattern take, such as one with a threshold.
         pattern: attention pattern that the model was trained with; None if it is unknown.
     """
-    mode, *others = (name for name, mode in MODES.items() if pattern in mode.patterns)
-    if decoding.mode in (mode, *others):
+    modes = modes_of(pattern)
+    if decoding.mode in modes:
         return decoding
+    mode = modes[0]
     changes = {"mode": mode} if "rule" in MODES[mode].fixed else {"mode": mode, "rule": decoding.rule}
     return DecodingConfig(**beside(decoding.model_dump(), changes), **changes)
 

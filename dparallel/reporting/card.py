@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.modes import MODES
+from dparallel.config.modes import modes_of
 from dparallel.models.backbone import DiffusionConfig
 from dparallel.reporting.find import find_run
 from dparallel.reporting.read import read_benchmark
@@ -69,7 +69,7 @@ def model_card(
             than the base model states.
     """
     attention = config.attention_pattern or "full"
-    modes = " or ".join(name for name, mode in MODES.items() if attention in mode.patterns)
+    modes = " or ".join(modes_of(attention))
     parts = [_named(model), *([] if adapter is None else [f"the adapter {_named(adapter)}"])]
     lines = [
         "---",
@@ -81,7 +81,7 @@ def model_card(
         f"language model ({config.family}) with {attention} attention, for decoding in mode {modes}; mask "
         f"token {config.mask_token_id}, end tokens {', '.join(map(str, config.end_token_ids))}.",
         "",
-        "```python",
+        "```sh" if merged_first else "```python",
         MERGED.format(attention) if merged_first else LOADED[format],
         "```",
     ]

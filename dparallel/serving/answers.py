@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dparallel.config.decoding import DecodingConfig
-from dparallel.decoding.generate import modes_of
+from dparallel.config.modes import modes_of
 from dparallel.decoding.stops import before_end
 from dparallel.rules.rules import RULES
 from dparallel.serving.engine import Served
@@ -190,7 +190,7 @@ def model_object(served: Served, created: int, template: str | None) -> dict[str
         "max_model_len": config.max_position_embeddings,
         "end_token_ids": list(config.end_token_ids),
         "chat": template is not None or served.tokenizer.chat_template is not None,
-        "modes": modes_of(config),
+        "modes": modes_of(config.attention_pattern),
         "rules": [name for name, rule in RULES.items() if fitted or not rule.needs_weights],
         "decoding": served.decoding.model_dump(mode="json"),
     }

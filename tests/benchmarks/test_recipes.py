@@ -67,6 +67,8 @@ def test_parts_are_compared_by_seed():
     assert by_hand == ["old, entropy", "new, contiguous", "100 ± 10", "140 ± 17", "+40 ± 12", "+3.5", "1.40"]
     assert worse[:2] == ["new, contiguous", "newer, entropy"]
     assert worse[4] == "-135 ± 10"
+    [_, same_method] = cells(parts_table(runs, [("new/entropy", "new/contiguous")]))
+    assert same_method[:4] == ["new, entropy", "new, contiguous", "1 ± 0", "140 ± 17"]
     [_, alone] = cells(parts_table(runs[:1], [("old", "new")]))
     assert alone == ["old, entropy", "new, contiguous", "100", "120", "+20", "", "1.20"]
 
@@ -82,11 +84,14 @@ def test_parts_are_pairs_of_students_with_aup():
         student_sweeps={"old": ["entropy"], "new": ["entropy", "single"], "one": ["single"]},
     )
     students = ["old", "new", "one"]
+    assert as_pairs(["old:new/entropy"], config, students) == [("old", "new/entropy")]
     assert as_pairs(["old:new", "new:old"], config, students) == [("old", "new"), ("new", "old")]
     for part, message in {
         "old:nw": "no student 'nw'; give WITHOUT:WITH of old, new, one",
         "old": "no student ''",
         "old:old": "give two students",
+        "old:new/confidence": "new has no sweep 'confidence' of several thresholds; it has entropy",
+        "old:new/single": "new has no sweep 'single' of several thresholds; it has entropy",
         "old:one": "one has no sweep of several thresholds, and so no AUP; give it one in student_sweeps",
     }.items():
         with pytest.raises(ConfigError, match=f"--parts {part}: {message}"):
