@@ -269,18 +269,22 @@ def test_a_server_drains_before_it_ends(endless: Served, until: Wait) -> None:
     short = {"prompt": [5], "gen_length": 48, "block_length": 48, "steps": 48}
     with serving(endless, batch_size=1) as server:
 
-        def ask() -> None:
+        def ask(body: dict[str, Any]) -> None:
             with server.client() as own:
-                answers.append(own.post(COMPLETIONS, json=short))
+                answers.append(own.post(COMPLETIONS, json=body))
 
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
+        threads = [
+            threading.Thread(target=ask, args=[body]) for body in ({"prompt": [5]}, short, short, short)
+        ]
+        threads[0].start()
+        until(lambda: server.engine.running == 1)
+        for thread in threads[1:]:  # these wait while the first one's 1,024 forward passes take the row
             thread.start()
-        until(lambda: server.engine.running + server.engine.waiting == 3)
+        until(lambda: server.engine.waiting == 3)
         server.server.should_exit = True
     for thread in threads:
         thread.join(60)
-    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [answer.status_code for answer in answers] == [200] * 4
     with server.client() as client, pytest.raises(httpx.ConnectError):
         client.get("/health")
 
