@@ -113,8 +113,8 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
     if recipe.needs_steps and samples.commit_step is None:
         raise ConfigError(
             f"recipe.masking={recipe.masking} needs the steps at which the teacher committed its tokens, and "
-            "the trajectories are finished responses without steps: use masking: random or rollouts "
-            "with tokens: recorded, or record them"
+            "the trajectories are finished responses without steps: use masking: random or rollouts, "
+            "or record them"
         )
     if misfit := recipe.misfit(gen_length):
         raise ConfigError(

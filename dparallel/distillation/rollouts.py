@@ -1,7 +1,7 @@
-"""On-policy training: responses that the student decodes during its training, in place of the recorded ones.
+"""On-policy training: the views are of responses that the student decodes during its training.
 
-Either their tokens and steps, or the steps alone: then canvases hold the recorded tokens in the student's
-order.
+Either their tokens and steps replace the recorded ones, or their steps alone: then canvases hold the recorded
+tokens in the student's order.
 
 The responses are a function of the student's weights, the seed and the train step before which they are
 decoded. A checkpoint between two times holds them, so that a resumed training goes on with the same ones.

@@ -132,8 +132,8 @@ def _check_recipes(settings: DistillConfig) -> None:
             raise ConfigError(
                 f"students.{name}.masking={recipe.masking} needs the steps at which the teacher committed "
                 "its tokens, and trajectories.imported.response gives finished responses without steps: use "
-                "masking: random or rollouts with tokens: recorded, import whole trajectories "
-                "(imported.trajectory), or record them"
+                "masking: random or rollouts, import whole trajectories (imported.trajectory), or record "
+                "them"
             )
         if misfit := recipe.misfit(gen_length):
             raise ConfigError(
