@@ -3,9 +3,10 @@
     python -m benchmarks.overhead
 
 On so small a model a step's bookkeeping counts as much as its matrix products, as the starting of kernels
-does at batch size 1 on a GPU. All rows run in one thread and in alternation, and CPU time is measured, so
-that other work of the machine changes little. Rows are compared with the published loop, written
-straightforwardly, or with a minimal autoregressive loop, of the same model and batch size.
+does at batch size 1 on a GPU. All rows run in one thread and in alternation. On a CPU, its time is measured,
+so that other work of the machine changes little; on a GPU, wall time, and `generate` also with CUDA graphs.
+Rows are compared with the published loop, written straightforwardly, or with a minimal autoregressive loop,
+of the same model and batch size.
 """
 
 import argparse
@@ -13,14 +14,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common.hardware import describe
-from benchmarks.common.options import positive
+from benchmarks.common.options import chosen_device, positive
 from benchmarks.common.plain_loop import plain_loop
 from benchmarks.common.side_by_side import bare_loop
 from benchmarks.common.tables import table
@@ -31,6 +32,7 @@ from dparallel.models.backbone import DiffusionConfig, DiffusionTransformer
 from dparallel.stages.streams import set_encodings
 
 Run = Callable[[DiffusionTransformer, Sequence[Sequence[int]], DecodingConfig, int], list[Generation]]
+CPU = torch.device("cpu")
 PROMPT, SHAPE = 16, {"gen_length": 64, "block_length": 16}
 SEQUENTIAL = DecodingConfig(**SHAPE, rule="entropy", threshold=3.0, stop_at_eos=False)
 
@@ -47,9 +49,9 @@ class Row:
     rival: str
 
 
-def rows() -> list[Row]:
-    """All rows; a rival comes before the rows that are compared with it."""
-    chosen = []
+def rows(compiled: bool = False) -> list[Row]:
+    """All rows, those of `generate` also `compiled`; a rival comes before the rows compared with it."""
+    chosen: list[Row] = []
     for size in (1, 32):
         plain, bare = f"plain loop, batch {size}", f"bare loop, batch {size}"
         chosen.append(Row(plain, plain_loop, "full", SEQUENTIAL, size, plain))
@@ -65,10 +67,18 @@ def rows() -> list[Row]:
         chosen.append(Row(f"autoregressive, batch {size}", generate, "causal", causal, size, bare))
         pipelined = DecodingConfig(**{**SEQUENTIAL.stated(), "mode": "pipelined"})
         chosen.append(Row(f"pipelined, batch {size}", generate, "block_causal", pipelined, size, bare))
+    if compiled:
+        chosen += [with_graphs(row) for row in chosen if row.run is generate]
     return chosen
 
 
-def random_model(pattern: str) -> DiffusionTransformer:
+def with_graphs(row: Row) -> Row:
+    """The same decoding with compiled steps, which a GPU replays as CUDA graphs."""
+    decoding = row.decoding.model_copy(update={"compile": True})
+    return replace(row, name=f"{row.name}, compiled", decoding=decoding)
+
+
+def random_model(pattern: str, device: torch.device = CPU) -> DiffusionTransformer:
     """A model of the size of the golden checkpoints, with predictions far from uniform."""
     torch.manual_seed(0)
     config = DiffusionConfig(
@@ -84,7 +94,7 @@ def random_model(pattern: str) -> DiffusionTransformer:
         attention_pattern=pattern,
         predicts_next=pattern == "causal",
     )
-    return DiffusionTransformer(config).eval()
+    return DiffusionTransformer(config).eval().to(device)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,15 @@ class Result:
     """Of a row: medians over rounds, and numbers of a forward pass of the model.
 
     Attributes:
-        microseconds: CPU time of a forward pass of one row, everything counted.
-        operations: operations of torch for a call of the model.
+        microseconds: time of a forward pass of one row, everything counted.
+        operations: operations of torch for a call of the model; None for compiled rows.
         ratio: microseconds of the rival / its own.
     """
 
     row: Row
     nfe: float
     microseconds: float
-    operations: float
+    operations: float | None
     ratio: float
 
 
@@ -128,16 +138,27 @@ def operations(row: Row, model: DiffusionTransformer, prompts: Sequence[Sequence
     return counting.per_call
 
 
-def measure(entries: Sequence[Row], prompts: Sequence[Sequence[int]], repeat: int) -> list[Result]:
+def clock(device: torch.device) -> float:
+    """Seconds of CPU time, or on a GPU of wall time until it has finished."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(
+    entries: Sequence[Row], prompts: Sequence[Sequence[int]], repeat: int, device: torch.device
+) -> list[Result]:
     """Time the rows in alternation; each decodes all prompts in a round."""
-    models = {row.model: random_model(row.model) for row in entries}
+    # Each compiled row has a model of its own: a model keeps the graphs of its last settings only.
+    models = {row.name: random_model(row.model, device) for row in entries}
     costs: dict[str, list[float]] = {row.name: [] for row in entries}  # microseconds
     nfe: dict[str, float] = {}
     for _ in range(repeat + 1):
         for row in entries:
-            started = time.process_time()
-            generations = row.run(models[row.model], prompts, row.decoding, row.batch_size)
-            seconds = time.process_time() - started
+            started = clock(device)
+            generations = row.run(models[row.name], prompts, row.decoding, row.batch_size)
+            seconds = clock(device) - started
             forwards = sum(each.nfe for each in generations)
             costs[row.name].append(seconds / forwards * 1e6)
             nfe[row.name] = forwards / len(generations)
@@ -146,7 +167,7 @@ def measure(entries: Sequence[Row], prompts: Sequence[Sequence[int]], repeat: in
             row,
             nfe[row.name],
             statistics.median(costs[row.name][1:]),  # the first round warms up
-            operations(row, models[row.model], prompts),
+            None if row.decoding.compile else operations(row, models[row.name], prompts),
             statistics.median(
                 rival / own for rival, own in zip(costs[row.rival][1:], costs[row.name][1:], strict=True)
             ),
@@ -158,8 +179,8 @@ def measure(entries: Sequence[Row], prompts: Sequence[Sequence[int]], repeat: in
 COLUMNS: dict[str, Callable[[Result], str]] = {
     "decoding": lambda result: result.row.name,
     "NFE": lambda result: f"{result.nfe:.1f}",
-    "CPU µs / forward": lambda result: f"{result.microseconds:.0f}",
-    "operations / call": lambda result: f"{result.operations:.0f}",
+    "µs / forward": lambda result: f"{result.microseconds:.0f}",
+    "operations / call": lambda result: "" if result.operations is None else f"{result.operations:.0f}",
     "times as fast": lambda result: f"{result.ratio:.2f}",
     "as": lambda result: result.row.rival,
 }
@@ -172,12 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeat", type=positive, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--prompts", type=positive, default=32, help="prompts (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     options = parser.parse_args(arguments)
+    device = chosen_device(parser, options)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()
-    print(table(measure(rows(), prompts, options.repeat), COLUMNS, ["decoding", "as"]))
-    print(" · ".join(f"{name}: {value}" for name, value in describe(torch.device("cpu")).items()))
+    entries = rows(compiled=device.type == "cuda")
+    print(table(measure(entries, prompts, options.repeat, device), COLUMNS, ["decoding", "as"]))
+    print(" · ".join(f"{name}: {value}" for name, value in describe(device).items()))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="for side-by-side timing")
     parser.add_argument("--problems", type=int, default=64, help="limit of problems decoded in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="time all models also with compiled steps")
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -85,6 +86,7 @@ def main() -> None:
             options.batch_sizes,
             options.problems,
             options.rounds,
+            options.compile,
         )
         machine = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         first = results[0]

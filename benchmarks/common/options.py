@@ -19,10 +19,11 @@ def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         parser.error("--device cuda: torch sees no GPU here; drop --device or give --device cpu")
-    if options.shape and SHAPES[options.shape].large and options.device is None and not cuda:
+    shape = getattr(options, "shape", None)
+    if shape and SHAPES[shape].large and options.device is None and not cuda:
         small = ", ".join(name for name, shape in SHAPES.items() if not shape.large)
         parser.error(
-            f"--shape {options.shape} needs a GPU, and torch sees none here: run it where there is one, "
+            f"--shape {shape} needs a GPU, and torch sees none here: run it where there is one, "
             f"choose a small shape ({small}), or give --device cpu, tens of GB of memory and hours"
         )
     return torch.device(options.device or ("cuda" if cuda else "cpu"))

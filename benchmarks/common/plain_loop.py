@@ -30,8 +30,8 @@ def _decode_together(
 ) -> list[Generation]:
     mask, threshold, length = model.config.mask_token_id, decoding.threshold, len(prompts[0])
     assert threshold is not None
-    canvas = torch.full((len(prompts), length + decoding.gen_length), mask)
-    canvas[:, :length] = torch.tensor(prompts)
+    canvas = torch.full((len(prompts), length + decoding.gen_length), mask, device=model.device)
+    canvas[:, :length] = torch.tensor(prompts, device=model.device)
     steps = torch.full_like(canvas, -1)
     nfe = 0
     for start in range(length, canvas.shape[1], decoding.block_length):

@@ -7,6 +7,7 @@ with the minimal loop.
 
 import statistics
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -173,6 +174,7 @@ def measure_speeds(
     batch_sizes: Sequence[int],
     problems: int,
     rounds: int,
+    compile: bool = False,
 ) -> list[Speed]:
     """Time the contenders on the first `problems` problems.
 
@@ -184,10 +186,13 @@ def measure_speeds(
         inputs: model folders by name.
         batch_sizes: batch sizes to time.
         rounds: number of timings of each contender.
+        compile: also time each with compiled steps, on a GPU with CUDA graphs; each of them has a copy of
+            its model, since a model keeps the graphs of its last settings only.
     """
     timed_entries = []
     for entry in entries:
         timed_entries += [entry, bare(entry)] if is_autoregressive(entry) else [entry]
+        timed_entries += [compiled(entry)] if compile else []
     drawn = load_problems(config)[:problems]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {
@@ -195,13 +200,14 @@ def measure_speeds(
     }
     races = []
     for entry in timed_entries:
-        tokenizer = load_tokenizer(inputs[entry.model])
-        prompts = encode_problems(drawn, config.protocol, tokenizer, models[entry.model], entry.decoding)
-        races += [Race(entry, models[entry.model], prompts, size) for size in batch_sizes]
-    for race in races:  # warm-up
-        race.contender.run(
-            race.model, race.prompts[: race.batch_size], race.contender.decoding, race.batch_size
-        )
+        model, tokenizer = models[entry.model], load_tokenizer(inputs[entry.model])
+        prompts = encode_problems(drawn, config.protocol, tokenizer, model, entry.decoding)
+        for size in batch_sizes:
+            own = deepcopy(model) if entry.decoding.compile else model
+            races.append(Race(entry, own, prompts, size))
+    for race in races:  # warm-up; compiled steps have many shapes, of which the first prompts may lack some
+        some = race.prompts if race.contender.decoding.compile else race.prompts[: race.batch_size]
+        race.contender.run(race.model, some, race.contender.decoding, race.batch_size)
     for _ in range(rounds):
         for race in races:
             race.once()
@@ -217,6 +223,12 @@ def is_autoregressive(contender: Contender) -> bool:
 def bare(contender: Contender) -> Contender:
     """The same contender, decoded with the minimal loop."""
     return replace(contender, method=BARE, run=bare_loop)
+
+
+def compiled(contender: Contender) -> Contender:
+    """The same contender with compiled steps."""
+    decoding = contender.decoding.model_copy(update={"compile": True})
+    return replace(contender, method=f"{contender.method}, compiled", decoding=decoding)
 
 
 def _speed(race: Race, base: Race) -> Speed:

@@ -39,3 +39,17 @@ def test_rows_are_timed_and_compared(capsys):
     printed = capsys.readouterr().out
     for row in overhead.rows():
         assert f"| {row.name} " in printed
+
+
+def test_compiled_rows_are_those_of_generate():
+    added = overhead.rows(compiled=True)[len(overhead.rows()) :]
+    assert [row.name for row in added] == [
+        f"{row.name}, compiled" for row in overhead.rows() if row.run is generate
+    ]
+    assert all(row.decoding.compile for row in added)
+
+
+@pytest.mark.gpu
+def test_rows_are_timed_on_a_gpu(capsys):
+    overhead.main(["--repeat", "1", "--prompts", "2", "--device", "cuda"])
+    assert "| pipelined, batch 1, compiled " in capsys.readouterr().out

@@ -12,6 +12,8 @@ from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig
 from dparallel.config.problems import ProblemsConfig
+from dparallel.decoding import compiled
+from dparallel.decoding.denoise import denoise
 from dparallel.problems.registry import load_problems
 from tests.benchmarks.tables import cells
 from tests.flows.conftest import small_settings
@@ -219,6 +221,21 @@ def test_models_are_timed_side_by_side(monkeypatch):
     assert one_by_one.tokens_per_second == pytest.approx(30 / 36)  # stops at no end-of-text
     assert all(each.ratio == each.tokens_per_second for each in speeds)
     assert entropy.ratio > 2 * one_by_one.ratio
+
+
+def test_compiled_steps_are_timed_beside_the_others(monkeypatch):
+    monkeypatch.setattr(compiled, "compiled_denoise", lambda device: denoise)  # compilation takes minutes
+    rows = [ROWS[1], row("baseline/rival", "baseline", 0.95, 1.0, decoding=AUTOREGRESSIVE)]
+    inputs = {"teacher": TEACHER, "baseline/rival": RIVAL}
+    problems = ProblemsConfig(benchmark="coins", split="validation", count=2)
+    speeds = measure_speeds(contenders(rows), inputs, problems, [1], problems=2, rounds=1, compile=True)
+    assert [(each.method, each.nfe) for each in speeds] == [
+        ("one_token_per_step", 36),
+        ("one_token_per_step, compiled", 36),
+        ("baseline", 30),
+        ("bare loop", 30),
+        ("baseline, compiled", 30),
+    ]
 
 
 @pytest.mark.parametrize("ends", [("<eos>",), ("<eos>", "answer")])
