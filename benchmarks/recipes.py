@@ -23,10 +23,10 @@ from benchmarks.common.hardware import describe
 from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_parts import MEANING as PARTS
 from benchmarks.recipes_parts import as_pairs, parts_table
-from benchmarks.recipes_report import figure, headlines, numbers, speed_table, table
+from benchmarks.recipes_report import TWO_POINTS, figure, headlines, numbers, speed_table, table, with_aup_2
 from dparallel.reporting.aup import MEANING
+from dparallel.reporting.read import read_benchmark
 from dparallel.stages.experiment import StagePlan
-from dparallel.stages.manifest import read_manifest
 from dparallel.stages.streams import set_encodings
 from tasks.checks import checked_experiment, chosen
 from tasks.tracking.run import track
@@ -78,7 +78,11 @@ def main() -> None:
         plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
         results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
-        metrics = [read_manifest(folder, "benchmark").metrics for folder in folders]
+        found = [
+            read_benchmark(benchmark, folder, run=str(seed))
+            for seed, folder in zip(options.seeds, folders, strict=True)
+        ]
+        metrics = with_aup_2([each.manifest.metrics for each in found], found)
         speeds = measure_speeds(
             contenders(results[0]["rows"]),
             plans[0].inputs,
@@ -96,7 +100,8 @@ def main() -> None:
                 headlines(options.seeds, results),
                 *([parts_table(metrics, pairs), PARTS] if pairs else []),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
-                f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING}",
+                f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING} "
+                f"{TWO_POINTS}",
                 f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
                 f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),

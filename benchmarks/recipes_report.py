@@ -10,6 +10,8 @@ from benchmarks.common.side_by_side import BARE, Speed
 from benchmarks.common.tables import markdown
 from dparallel.evaluation.plots import Point, accuracy_figure, plain
 from dparallel.evaluation.report import NONE_KEEPS
+from dparallel.reporting.aup import aup_2
+from dparallel.reporting.read import Benchmark
 
 COLUMNS = {
     "accuracy": ("solution %", 100, 1),
@@ -17,8 +19,30 @@ COLUMNS = {
     "nfe": ("NFE", 1, 2),
     "tpf": ("TPF", 1, 2),
     "aup": ("AUP", 1, 0),
+    "aup_2": ("AUP_2", 1, 0),
     "tps": ("TPS", 1, 0),
 }
+
+
+TWO_POINTS = (
+    "AUP_2: on the test problems, over two points, as in published tables: one token per step (of the "
+    "teacher, where the model was not measured so) and the row of the table."
+)
+
+
+def with_aup_2(runs: Sequence[dict[str, float]], benchmarks: Sequence[Benchmark]) -> list[dict[str, float]]:
+    """The flat metrics of several seeds and `…/aup_2` of every row of their benchmarks."""
+    values = aup_2(benchmarks).values
+    return [
+        {
+            **run,
+            **{
+                f"{row.model}/{row.method}/aup_2": values[found.run, row.model, row.method]
+                for row in found.reported
+            },
+        }
+        for run, found in zip(runs, benchmarks, strict=True)
+    ]
 
 
 def methods(runs: Sequence[dict[str, float]]) -> list[str]:

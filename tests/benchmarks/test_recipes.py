@@ -7,7 +7,15 @@ import yaml
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from benchmarks.recipes import main
 from benchmarks.recipes_parts import as_pairs, parts_table
-from benchmarks.recipes_report import figure, headlines, mean_and_spread, numbers, speed_table, table
+from benchmarks.recipes_report import (
+    figure,
+    headlines,
+    mean_and_spread,
+    numbers,
+    speed_table,
+    table,
+    with_aup_2,
+)
 from dparallel import DecodingConfig, generate, load_model, load_tokenizer
 from dparallel.config.base import ConfigError
 from dparallel.config.experiment import BenchmarkConfig
@@ -15,7 +23,9 @@ from dparallel.config.problems import ProblemsConfig
 from dparallel.decoding import compiled
 from dparallel.decoding.denoise import denoise
 from dparallel.problems.registry import load_problems
+from dparallel.reporting.read import read_benchmark
 from tests.benchmarks.tables import cells
+from tests.dparallel.reporting.made import finished_benchmark
 from tests.flows.conftest import small_settings
 
 TEACHERS = Path(__file__).parents[2] / "teachers"
@@ -172,6 +182,7 @@ def test_the_command_runs_every_seed_and_writes_a_comparison(tmp_path, tiny_chec
     text = (home / "comparison.md").read_text(encoding="utf-8")
     assert text.strip() in capsys.readouterr().out
     assert "24 test problems, batch 24" in text
+    assert compared["pooled"]["teacher/one_token_per_step/aup_2"] >= 0
     assert [line[0] for line in cells(text)].count("0") == 1
 
 
@@ -266,3 +277,19 @@ def test_speeds_by_hand():
         ["x", "entropy", "90.0", "3.0", "200", "900", "2.00", "1.50"],
         ["rival", "bare loop", "100.0", "30.0", "100", "600", "1.00", "1.00"],
     ]
+
+
+def test_rows_have_an_aup_of_two_points(tiny_checkpoint, tmp_path):
+    """Two seeds by hand: of 4 of 5 at TPF 10/12, then 3 of 5 and 5 of 5 at 10/3; 5 of 5 weighs fully."""
+    folders = [
+        finished_benchmark(tmp_path / name, tiny_checkpoint, student=name) for name in ("11100", "11111")
+    ]
+    found = [read_benchmark("sums", folder, run=folder.parent.parent.name) for folder in folders]
+    runs = with_aup_2([{"student/fast/entropy/accuracy": 0.6}, {"student/fast/entropy/accuracy": 1.0}], found)
+    assert [run["student/fast/entropy/aup_2"] for run in runs] == [
+        pytest.approx(80 * 10 / 12),  # 60 % is more than 5 points below the first point
+        pytest.approx(66.66667 + 1.25 * 143.90493),
+    ]
+    assert runs[0]["teacher/one_token_per_step/aup_2"] == pytest.approx(80 * 10 / 12)
+    titles, student = cells(table(runs))
+    assert student[titles.index("AUP_2")] == "157 ± 127"
