@@ -169,6 +169,16 @@ def time_once(model: DiffusionTransformer, timing: Timing) -> None:
         timing.peak_bytes = max(timing.peak_bytes or 0, torch.cuda.max_memory_allocated(model.device))
 
 
+def first_time(model: DiffusionTransformer, row: Row, prompts: Prompts) -> Timing:
+    """Prepare a row and time it once. Its speed is printed at once: a run that is cut off has said it."""
+    print(f"{row.name}, batch {row.batch_size} ...", end=" ", file=sys.stderr, flush=True)
+    timing = prepare(model, row, prompts)
+    time_once(model, timing)
+    milliseconds = timing.seconds[0] / len(timing.forwards) * 1e3
+    print(f"{timing.rates[0]:.0f} tokens/s, {milliseconds:.2f} ms/forward", file=sys.stderr)
+    return timing
+
+
 def best_batch(timings: Iterable[Timing]) -> int:
     """The smallest batch size close to the highest throughput."""
     rates = {timing.row.batch_size: max(timing.rates) for timing in timings if timing.row.run is generate}
@@ -255,14 +265,10 @@ def measure(
     model = workload.build(device, dtype)
 
     def first_round(rows: Sequence[Row]) -> list[Timing]:
-        timings = []
-        for row in rows:
-            print(f"{row.name}, batch {row.batch_size} ...", file=sys.stderr)
-            count = prompts or max(row.batch_size, LEAST_PROMPTS)
-            timings.append(prepare(model, row, workload.prompts(count)))
-        for timing in timings:
-            time_once(model, timing)
-        return timings
+        counts = [prompts or max(row.batch_size, LEAST_PROMPTS) for row in rows]
+        return [
+            first_time(model, row, workload.prompts(count)) for row, count in zip(rows, counts, strict=True)
+        ]
 
     if tokens_only:
         timings = first_round(exact_rows(workload, batch_sizes)[:2])

@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from benchmarks.common.options import chosen_device, positive
 from benchmarks.common.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
 from benchmarks.common.side_by_side import bare_loop
 from benchmarks.common.tables import table
-from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, prepare, time_once
+from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, first_time, time_once
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation
@@ -157,11 +156,10 @@ def measure(
     timings: dict[int, list[Timing]] = {}
     for batch_size in batch_sizes:
         for row in rows(workload, model.config.vocab_size, batch_size, add_threshold):
-            print(f"{row.name}, batch {batch_size} ...", file=sys.stderr)
-            timing = prepare(model, row, workload.prompts(batch_size))
+            timing = first_time(model, row, workload.prompts(batch_size))
             timings.setdefault(batch_size, []).append(timing)
     everything = [timing for group in timings.values() for timing in group]
-    for _ in range(rounds):
+    for _ in range(rounds - 1):
         for timing in everything:
             time_once(model, timing)
     limits = limits.or_faster(measure_limits(device, dtype))

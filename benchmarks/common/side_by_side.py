@@ -6,6 +6,7 @@ with the minimal loop.
 """
 
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -136,6 +137,12 @@ class Race:
     rates: list[float] = field(default_factory=list)
     nfe: float = 0.0
 
+    @property
+    def label(self) -> str:
+        """Its last speed, for the progress of a long run."""
+        entry = self.contender
+        return f"{entry.model}, {entry.method}, batch {self.batch_size}: {self.rates[-1]:.0f} tokens/s"
+
     def once(self) -> None:
         """Decode all prompts once and record tokens per second and NFE."""
 
@@ -208,9 +215,10 @@ def measure_speeds(
     for race in races:  # warm-up; compiled steps have many shapes, of which the first prompts may lack some
         some = race.prompts if race.contender.decoding.compile else race.prompts[: race.batch_size]
         race.contender.run(race.model, some, race.contender.decoding, race.batch_size)
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for race in races:
             race.once()
+            print(f"round {number} of {rounds}: {race.label}", file=sys.stderr)
     rival = next((entry for entry in timed_entries if entry.method == BARE), timed_entries[0])
     bases = {race.batch_size: race for race in races if race.contender == rival}
     return [_speed(race, bases[race.batch_size]) for race in races]

@@ -16,7 +16,8 @@ def test_every_row_commits_as_much_as_told(tmp_path, capsys):
     command = ["--shape", "tiny-2l", "--commit-share", "0.5", "--batch-sizes", "1", "2", "--repeat", "1"]
     main([*command, "--device", "cpu", "--out", str(out)])
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert len(re.findall(r"^.+, batch [12] \.\.\. \d+ tokens/s, \d+\.\d\d ms/forward$", said, re.M)) == 20
     assert [row["batch_size"] for row in rows] == [1] * 10 + [2] * 10
     for row in rows:
         assert row["name"] in printed
