@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dparallel.cli import display
+from dparallel.cli.decoding_arguments import given_decoding
 from dparallel.cli.eval_report import Json, report
 from dparallel.cli.model import Decoding, decoding_of
 from dparallel.config.base import ConfigError, UserError, nearest
@@ -34,6 +35,7 @@ from dparallel.evaluation.sharing import make_here
 from dparallel.evaluation.stage import measure
 from dparallel.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from dparallel.models.commit_rule import check_commit_rule, read_commit_rule
+from dparallel.models.defaults import read_defaults
 from dparallel.models.placement import empty_model
 from dparallel.preflight.checks import check_folder
 from dparallel.problems.embedded import embedded_task
@@ -142,12 +144,26 @@ def ask(protocol: str, options: argparse.Namespace, folder: Path) -> Asked:
             )
     with _named(name):
         published = problems.protocol.decoding
-        found = decoding_of(options, folder, {} if published is None else published.stated())
+        stated = {} if published is None else published.stated()
+        found = decoding_of(
+            options, folder, _own_blocks(stated, options, folder) if name in EMBEDDED else stated
+        )
         decoding = found.decoding
         _check_repeatable(decoding)
         config = BenchmarkConfig(test=problems, reference=decoding, batch_size=options.batch_size)
     bench = Bench(config, {MODEL: str(folder)}, options.runs / MEASUREMENTS)
     return Asked(name, file, options.limit, options.set, found, bench, Case(MODEL, name, decoding))
+
+
+def _own_blocks(stated: Json, options: argparse.Namespace, folder: Path) -> Json:
+    """An embedded task's decoding, without its blocks where those of the checkpoint's decode defaults fit.
+
+    A student is decoded in the blocks that it was trained for; a published protocol fixes its blocks.
+    """
+    length = given_decoding(options).get("gen_length", stated.get("gen_length", 0))
+    blocks = read_defaults(folder).settings.get("block_length")
+    fits = type(blocks) is int and blocks > 0 and length % blocks == 0
+    return {key: value for key, value in stated.items() if not (fits and key == "block_length")}
 
 
 def problem_settings(protocol: str) -> tuple[str, Path | None, Json]:

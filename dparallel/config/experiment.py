@@ -206,6 +206,9 @@ class StudentConfig(Config):
         return self.training.only_correct if self.recipe.only_correct is None else self.recipe.only_correct
 
 
+LEAST_TRAJECTORIES = 10  # of a commit rule: one in five is held out
+
+
 class CommitRuleConfig(Config):
     """Fit a commit rule for a model on recorded trajectories: a network that the rule `learned` reads.
 
@@ -213,16 +216,37 @@ class CommitRuleConfig(Config):
         trajectories: number of trajectories, the first ones, or all if there are fewer. One in five is held
             out, for the numbers of its quality.
         canvases: canvases drawn from each trajectory, at random steps.
-        block_length: that the model is decoded with; by default that of the trajectories.
+        block_length: that the model is decoded with; by default that of the trajectories, of a block-causal
+            student that of its training.
         hidden: units of the network's hidden layer; 0 for a logistic regression.
         seed: of the canvases and of the network's initial weights.
     """
 
-    trajectories: int = Field(300, ge=10)
+    trajectories: int = Field(300, ge=LEAST_TRAJECTORIES)
     canvases: PositiveInt = 12
     block_length: PositiveInt | None = None
     hidden: NonNegativeInt = 8
     seed: Seed = 0
+
+    def misfit(self, recorded: TrajectoriesConfig) -> str | None:
+        """Why no rule can be fitted on such trajectories, with the remedy; None if one can."""
+        decoding = recorded.decoding
+        if not recorded.has_steps:
+            return (
+                "imported responses without the steps at which tokens were committed: record trajectories, "
+                "or import whole ones"
+            )
+        if decoding.revises:
+            return (
+                f"trajectories with mode={decoding.mode!r}, whose canvases held tokens where these have "
+                "masks: record them with another mode"
+            )
+        if self.block_length is not None and decoding.gen_length % self.block_length:
+            return (
+                f"block_length={self.block_length} does not divide trajectories of {decoding.gen_length} "
+                "tokens: give one that does"
+            )
+        return None
 
 
 class MergingConfig(Config):

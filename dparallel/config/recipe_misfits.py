@@ -144,7 +144,7 @@ def _of_rollouts(recipe: "RecipeConfig") -> Iterator[str]:
 
 def _of_its_canvases(recipe: "RecipeConfig", decoding: DecodingConfig) -> Iterator[str]:
     """Views of rollouts that would be no canvases of the student's decoding."""
-    lengths = _block_lengths(recipe, decoding.gen_length)
+    lengths = block_lengths(recipe, decoding.gen_length)
     if recipe.attention == "block_causal":
         for length in lengths:
             if length != decoding.block_length:
@@ -181,7 +181,7 @@ def _of_its_canvases(recipe: "RecipeConfig", decoding: DecodingConfig) -> Iterat
             )
 
 
-def _block_lengths(recipe: "RecipeConfig", gen_length: int) -> list[int]:
+def block_lengths(recipe: "RecipeConfig", gen_length: int) -> list[int]:
     """All block lengths of a training, in ascending order."""
     length = recipe.block_length
     if length is None or isinstance(length, int):

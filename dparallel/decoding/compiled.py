@@ -1,6 +1,7 @@
 """Denoise steps as compiled kernels with fixed shapes, replayed as CUDA graphs on a GPU.
 
-The last graphs of a model are kept with the memory that they use, for the next call with the same settings.
+The last graphs of a model are kept with the memory that they use, for the next call with the same settings,
+batch size and length of canvases (in steps of 64 positions). Any other call replaces them.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ class Kept(NamedTuple):
     """A compiled step and its workspace, for calls whose `key` is the same."""
 
     key: Any
+    commit_rule: Any  # the model's, whose weights are in the workspace
     workspace: Workspace
     step: Any
 
@@ -40,10 +42,10 @@ def prepared(
         return
     key = decoding.model_copy(update={"seed": None}), slots, length, _addresses(model)
     kept = _kept.pop(model, None)  # no other call uses it meanwhile
-    if kept is None or kept.key != key:
+    if kept is None or kept.key != key or kept.commit_rule is not model.commit_rule:
         del kept
         workspace = Workspace.allocate(model, decoding, slots, length)
-        kept = Kept(key, workspace, compiled_denoise(model.device))
+        kept = Kept(key, model.commit_rule, workspace, compiled_denoise(model.device))
     yield kept.workspace, kept.step
     if _is_plain(model):
         _kept[model] = kept

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import CommitRuleConfig, TrajectoriesConfig
+from dparallel.config.experiment import LEAST_TRAJECTORIES, CommitRuleConfig, TrajectoriesConfig
 from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.predictions import predict
+from dparallel.distillation.data import check_tokens
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.commit_rule import CommitRule
 from dparallel.rules.declaration import Context, Weights
@@ -45,21 +46,31 @@ class Examples(NamedTuple):
     probability: Tensor  # (N,) float64
 
 
-def fit_on(model: DiffusionTransformer, trajectories: str | Path, config: CommitRuleConfig) -> CommitRule:
+def fit_on(
+    model: DiffusionTransformer,
+    trajectories: str | Path,
+    config: CommitRuleConfig,
+    block_length: int | None = None,
+) -> CommitRule:
     """Fit the commit rule of a model on finished trajectories of its own, or of its teacher.
 
+    Args:
+        block_length: that the model is decoded with, if `config` states none; by default that of the
+            trajectories.
+
     Raises:
-        UserError: as `fit`; or the trajectories are missing, unfinished or damaged.
+        UserError: as `fit`; or the trajectories are missing, unfinished, damaged, of another tokenizer, or
+            have no canvases that decoding meets.
     """
     rows = store.load(trajectories).slice(0, config.trajectories).to_pylist()
     manifest = read_manifest(trajectories, "trajectories")
     recorded = TrajectoriesConfig.model_validate(joined(manifest.config, manifest.how))
-    if not recorded.has_steps:
-        raise UserError(
-            f"{trajectories} has imported responses without the steps at which tokens were committed: record "
-            "trajectories, or import whole ones"
-        )
-    return fit(model, rows, config.block_length or recorded.decoding.block_length, config)
+    if misfit := config.misfit(recorded):
+        raise UserError(f"{trajectories}: {misfit}")
+    prompts, responses = ([np.array(row[name]) for row in rows] for name in ("prompt_ids", "response_ids"))
+    if rows:
+        check_tokens(prompts, np.stack(responses), model.config)
+    return fit(model, rows, config.block_length or block_length or recorded.decoding.block_length, config)
 
 
 def fit(
@@ -77,8 +88,8 @@ def fit(
     Raises:
         UserError: there are fewer than 10 trajectories, blocks do not divide them, or the model is causal.
     """
-    if len(rows) < 2 * HELD_OUT:
-        raise UserError(f"{len(rows)} trajectories: give at least {2 * HELD_OUT}; some are held out")
+    if len(rows) < LEAST_TRAJECTORIES:
+        raise UserError(f"{len(rows)} trajectories: give at least {LEAST_TRAJECTORIES}; some are held out")
     length = len(rows[0]["response_ids"])
     if length % block_length:
         raise UserError(

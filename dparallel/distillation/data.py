@@ -131,23 +131,32 @@ def check_samples(samples: Samples, recipe: RecipeConfig, model: DiffusionConfig
                 f"the teacher's {name} is {token}, outside its vocabulary (0 to {model.vocab_size - 1}): "
                 "correct its config.json"
             )
-    prompts = [*samples.prompts, *(samples.teacher_prompts or ())]
-    tokens = np.concatenate([*prompts, samples.responses.ravel()])
+    check_tokens([*samples.prompts, *(samples.teacher_prompts or ())], samples.responses, model)
+
+
+def check_tokens(prompts: Sequence[np.ndarray], responses: np.ndarray, model: DiffusionConfig) -> None:
+    """Raise a ConfigError if a model cannot read trajectories.
+
+    Args:
+        responses: token ids, (samples, G).
+        model: the teacher, or a student with its vocabulary.
+    """
+    tokens = np.concatenate([*prompts, responses.ravel()])
     if tokens.min() < 0 or tokens.max() >= model.vocab_size:
         raise ConfigError(
-            f"the trajectories hold token ids {tokens.min()} to {tokens.max()}, the teacher knows 0 to "
+            f"the trajectories hold token ids {tokens.min()} to {tokens.max()}, the model knows 0 to "
             f"{model.vocab_size - 1}: they were recorded with another tokenizer"
         )
-    if (samples.responses == model.mask_token_id).any():
+    if (responses == model.mask_token_id).any():
         raise ConfigError(
             f"the trajectories hold mask_token_id={model.mask_token_id} in a response: "
             "a decoding that never finished; record them again"
         )
-    longest = max(map(len, prompts)) + gen_length
+    longest = max(map(len, prompts)) + responses.shape[1]
     if longest > model.max_position_embeddings:
         raise ConfigError(
-            f"the longest prompt + response has {longest} tokens, the teacher's max_position_embeddings "
-            f"is {model.max_position_embeddings}: set training.max_length to leave longer ones out"
+            f"the longest prompt + response has {longest} tokens, the model's max_position_embeddings "
+            f"is {model.max_position_embeddings}: leave longer ones out (in training by training.max_length)"
         )
 
 

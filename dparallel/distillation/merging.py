@@ -15,7 +15,9 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from dparallel.config.experiment import MergingConfig
+from dparallel.config.experiment import CommitRuleConfig, MergingConfig
+from dparallel.config.recipe import RecipeConfig
+from dparallel.config.recipe_misfits import block_lengths
 from dparallel.decoding.memory import free_bytes
 from dparallel.distillation.commit_rule import fit_on
 from dparallel.models.adapters import load_adapter
@@ -36,7 +38,7 @@ from dparallel.models.sizes import stored_bytes
 from dparallel.rules.declaration import COMMIT_RULE
 from dparallel.stages import lease
 from dparallel.stages.files import naming_the_file
-from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, verify
+from dparallel.stages.manifest import Manifest, Stage, StageError, fingerprint, read_manifest, verify
 from dparallel.stages.origin import Origin
 from dparallel.trajectories import store
 
@@ -85,8 +87,7 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
     adapter, attention, canvases = _adapter_of(config, inputs)
     merged = merge_adapter(inputs["teacher"], adapter, stage.folder, config, attention, canvases)
     if config.commit_rule is not None:
-        model = load_model(stage.folder, roomy_device(stage.folder))
-        write_commit_rule(stage.folder, fit_on(model, inputs["trajectories"], config.commit_rule))
+        _fit_commit_rule(config.commit_rule, inputs, stage.folder)
         merged.files.append(COMMIT_RULE)
     return stage.finish(
         files=merged.files,
@@ -97,6 +98,17 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
         },
         details={"dtype": merged.dtype, "format": merged.format},
     )
+
+
+def _fit_commit_rule(config: CommitRuleConfig, inputs: dict[str, str], folder: Path) -> None:
+    """Fit the commit rule of the model in `folder`; a block-causal one is decoded as it was trained."""
+    model = load_model(folder, roomy_device(folder))
+    blocks = None
+    if model.config.attention_pattern == "block_causal" and "training" in inputs:
+        recipe = RecipeConfig.model_validate(read_manifest(inputs["training"], "training").config["recipe"])
+        length = len(store.load(inputs["trajectories"])["response_ids"][0])
+        blocks = next(reversed(block_lengths(recipe, length)), None)  # the last ones, if they grow
+    write_commit_rule(folder, fit_on(model, inputs["trajectories"], config, blocks))
 
 
 def _adapter_of(config: MergingConfig, inputs: dict[str, str]) -> tuple[Path, str | None, list[Tensor]]:

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.decoding import DecodingConfig
-from dparallel.config.experiment import DistillConfig
+from dparallel.config.experiment import LEAST_TRAJECTORIES, DistillConfig
+from dparallel.config.recipe_misfits import block_lengths
 from dparallel.decoding.generate import check_prompts
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
@@ -67,6 +68,7 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
     for trained in settings.adapters.values():
         check_adapter(teacher.config, trained.adapter)
     _check_commit_rules(settings)
+    _check_commit_rule_fit(settings)
     if not {"trajectories", "benchmark"} & set(stages):
         return PromptLengths()
     recorded = load_problems(settings.trajectories.problems)
@@ -80,6 +82,11 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
         for split, problems in by_split.items():
             check_scorable(problems, protocol_of(settings.benchmarks[name].splits()[split]))
     _check_references(settings, recorded)
+    if settings.merging.commit_rule is not None and len(recorded) < LEAST_TRAJECTORIES:
+        raise ConfigError(
+            f"merging.commit_rule with {len(recorded)} problems to record: give at least "
+            f"{LEAST_TRAJECTORIES}; some are held out"
+        )
     tokenizer = load_tokenizer(settings.teacher)
     trajectories: list[int] = []
     if "trajectories" in stages:
@@ -168,6 +175,23 @@ def _check_recipes(settings: DistillConfig) -> None:
                         f"decoded with mode: pipelined, and no other is; give {name} its own sweeps in "
                         f"benchmarks.{place}.student_sweeps"
                     )
+
+
+def _check_commit_rule_fit(settings: DistillConfig) -> None:
+    """A commit rule can be fitted for every student, which happens after its training."""
+    rule, decoding = settings.merging.commit_rule, settings.trajectories.decoding
+    if rule is None:
+        return
+    if misfit := rule.misfit(settings.trajectories):
+        raise ConfigError(f"merging.commit_rule: {misfit}")
+    for name, recipe in settings.recipes.items():
+        lengths = block_lengths(recipe, decoding.gen_length)
+        trained = lengths and recipe.attention == "block_causal"
+        if trained and rule.block_length not in (None, lengths[-1]):
+            raise ConfigError(
+                f"merging.commit_rule.block_length={rule.block_length} with students.{name}, which is "
+                f"trained and decoded in blocks of {lengths[-1]}: leave it out"
+            )
 
 
 def _check_commit_rules(settings: DistillConfig) -> None:

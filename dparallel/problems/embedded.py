@@ -67,7 +67,7 @@ class EmbeddedTask(Generic[P]):
         words: all words of prompts and solutions, in the order of their token ids.
         example: the beginning of a prompt, for messages.
         response_length: tokens of a response; more than the longest solution, which leaves room for EOS.
-        block_length: a divisor of it, used where no other is given.
+        block_length: a divisor of it, used where neither a caller nor the checkpoint gives one.
         draw_problem: draws a problem of any split.
         read: the problem of a prompt's words; raises a ValueError for others.
         draw_solution: draws a worked solution, with the phrasing frequencies of the problem.

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 from dparallel.config.base import Config, ConfigError
-from dparallel.config.experiment import StudentConfig, TrajectoriesConfig
+from dparallel.config.experiment import MergingConfig, StudentConfig, TrajectoriesConfig
 from dparallel.config.problems import EMBEDDED, ProblemsConfig
 from dparallel.rules.rules import RULES
 
@@ -101,14 +101,18 @@ MODULES: dict[str, tuple[str, ...]] = {
     "merging": (
         *MODEL,
         "distillation/merging.py",
-        "distillation/commit_rule.py",
         "models/adapters.py",
-        "models/commit_rule.py",
         "models/lora.py",
-        "rules/features.py",
     ),
     "benchmark": (*DECODING, *PROMPTS, "evaluation/*.py"),
 }
+FITTING = (  # of a commit rule, in merging
+    "distillation/commit_rule.py",
+    "models/commit_rule.py",
+    "rules/*.py",
+    "decoding/predictions.py",
+    "decoding/patterns.py",
+)
 IMPORTING = ("problems/columns.py", "trajectories/importing.py")  # of trajectories that are not recorded
 
 
@@ -125,6 +129,8 @@ def stage_digest(stage: str, config: Config) -> str | None:
         modules = (*modules, *IMPORTING)
     if isinstance(config, StudentConfig) and config.recipe.rollouts is not None:
         modules = (*modules, *DECODING)
+    if isinstance(config, MergingConfig) and config.commit_rule is not None:
+        modules = (*modules, *FITTING)
     if isinstance(config, TrajectoriesConfig) and config.privileged is not None:
         modules = (*modules, "trajectories/privileged.py")
     protocols = [section.protocol for _, section in config if isinstance(section, ProblemsConfig)]

@@ -79,6 +79,29 @@ def test_eval_takes_what_neither_options_nor_the_protocol_say(model: Path, capsy
     assert "threshold 2.0 (default: 0.5)" in out
 
 
+@pytest.mark.parametrize(
+    ("defaults", "options", "blocks"),
+    [
+        ({"block_length": 36}, [], 36),  # divides the task's 36 tokens
+        ({"gen_length": 60, "block_length": 18}, [], 18),
+        ({"block_length": 36}, ["--block-length", "6"], 6),
+        ({"block_length": 24}, [], 12),  # does not: the task's own
+        ({"block_length": 36}, ["--gen-length", "24"], 12),
+        ({"block_length": 8}, ["--gen-length", "24"], 8),
+        ({"threshold": 0.3}, [], 12),
+    ],
+)
+def test_eval_decodes_an_embedded_task_in_the_blocks_of_the_checkpoint(
+    model: Path, capsys, defaults, options, blocks
+) -> None:
+    """A student that was trained for other blocks than the task's would be measured wrongly."""
+    write_defaults(model, {**defaults, "rule": "entropy"}, CHOSEN)
+    assert (
+        main(["eval", "--model", str(model), "--protocol", "coins", "--limit", "2", "--json", *options]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["decoding"]["block_length"] == blocks
+
+
 def test_chat_says_so_before_the_first_turn(model: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dparallel.cli.chat.check_can_chat", lambda tokenizer: None)
     monkeypatch.setattr("builtins.input", lambda prompt: "/exit")

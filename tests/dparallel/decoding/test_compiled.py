@@ -9,6 +9,7 @@ from dparallel import DecodingConfig, generate
 from dparallel.decoding import compiled
 from dparallel.decoding.denoise import denoise
 from tests.conftest import random_model
+from tests.dparallel.rules.fitted import random_commit_rule
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 
@@ -66,6 +67,19 @@ def test_a_step_is_not_kept_for_weights_that_move_adapters_or_after_a_failure(ma
     for _ in range(2):
         generate(adapted, PROMPTS, decoding)
     assert len(made) == 5
+
+
+def test_a_step_is_not_kept_for_another_commit_rule(made):
+    """Its weights are in the workspace, and captured graphs read them."""
+    model = random_model(3)
+    decoding = DecodingConfig(gen_length=16, block_length=8, rule="learned", threshold=0.5, compile=True)
+    for seed in (1, 2, 2):
+        model.commit_rule = model.commit_rule if len(made) == seed else random_commit_rule(seed)
+        plain = generate(model, PROMPTS, decoding.model_copy(update={"compile": False}))
+        assert [each.commit_step for each in generate(model, PROMPTS, decoding)] == [
+            each.commit_step for each in plain
+        ]
+        assert len(made) == seed
 
 
 class LoraLinear(torch.nn.Module):

@@ -76,14 +76,14 @@ def test_a_recipe_overrides_whether_only_correct_responses_are_used(
     ("recipe", "model", "message"),
     [
         (RecipeConfig(block_length=8, masking="random"), {}, r"block_length=8 does not divide .* 36"),
-        (RECIPE, {"vocab_size": 20}, r"token ids \d+ to \d+, the teacher knows 0 to 19"),
+        (RECIPE, {"vocab_size": 20}, r"token ids \d+ to \d+, the model knows 0 to 19"),
         (RECIPE, {"mask_token_id": 50}, r"mask_token_id is 50, outside its vocabulary \(0 to 49\)"),
         (RECIPE, {"mask_token_id": None}, "mask_token_id is None"),
         (RECIPE, {"eos_token_id": None}, "eos_token_id is None"),
         (
             RECIPE,
             {"max_position_embeddings": 47},
-            "has 48 tokens, the teacher's max_position_embeddings is 47",
+            "has 48 tokens, the model's max_position_embeddings is 47",
         ),
         (RECIPE, {"mask_token_id": 2, "eos_token_id": 3}, "hold mask_token_id=2 in a response"),
     ],
