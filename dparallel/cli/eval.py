@@ -160,7 +160,7 @@ def _own_blocks(stated: Json, options: argparse.Namespace, folder: Path) -> Json
 
     A student is decoded in the blocks that it was trained for; a published protocol fixes its blocks.
     """
-    length = given_decoding(options).get("gen_length", stated.get("gen_length", 0))
+    length = given_decoding(options).get("gen_length") or stated.get("gen_length") or 0
     blocks = read_defaults(folder).settings.get("block_length")
     fits = type(blocks) is int and blocks > 0 and length % blocks == 0
     return {key: value for key, value in stated.items() if not (fits and key == "block_length")}

@@ -164,7 +164,9 @@ class DecodingConfig(_Numbers):
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the rule by name, as its function takes them."""
-        return {name: getattr(self, name) for name in RULES[self.rule].parameters}
+        values = {name: getattr(self, name) for name in RULES[self.rule].parameters}
+        whole = RULES[self.rule].whole
+        return {name: int(value) if name in whole else value for name, value in values.items()}
 
     @property
     def looks_back(self) -> bool:
@@ -302,6 +304,11 @@ class DecodingConfig(_Numbers):
                 yield (
                     f"{field}={value} for rule={self.rule!r}, where it is the {parameter.meaning}: give "
                     f"{parameter.limits}"
+                )
+            elif parameter.whole and not float(value).is_integer():
+                yield (
+                    f"{field}={value} for rule={self.rule!r}, where it is the {parameter.meaning}: give a "
+                    f"whole number, {parameter.limits}"
                 )
         if self.steps is not None and (self.steps > self.gen_length or self.steps % self.blocks):
             yield (

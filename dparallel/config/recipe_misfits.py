@@ -99,6 +99,11 @@ def _of_own_tokens(recipe: "RecipeConfig") -> Iterator[str]:
             f"{given} with complement=true: the loss is over all tokens of the region already; set "
             "complement: false"
         )
+    if recipe.certainty_weight:
+        yield (
+            f"{given} with certainty_weight={recipe.certainty_weight:g}: its mean would be over given tokens "
+            "too; set certainty_weight: 0"
+        )
     if recipe.weighting != "view_mean":
         yield (
             f"{given} with weighting={recipe.weighting!r}: tokens that are not masked have no ratio; use "

@@ -104,6 +104,11 @@ class Rule(NamedTuple):
     needs_weights: bool = False
 
     @property
+    def whole(self) -> frozenset[str]:
+        """The parameters that are whole numbers, also where others of their name are not."""
+        return frozenset(name for name, parameter in self.parameters.items() if parameter.whole)
+
+    @property
     def scheduled(self) -> bool:
         """Whether it commits on a schedule of `steps` forward passes."""
         return "steps" in self.parameters

@@ -284,6 +284,26 @@ def test_a_rule_of_a_script_has_parameters_of_known_names(calm):
         DecodingConfig(rule=calm)
 
 
+def test_a_parameter_may_be_whole_for_one_rule_and_not_for_others():
+    """The setting takes any number; the rule takes whole ones, as such."""
+
+    @rule(threshold=Parameter(meaning="tokens", default=2, least=1, whole=True))
+    def so_many(prediction, masked, context, *, threshold):
+        """So many tokens."""
+
+    try:
+        assert repr(DecodingConfig(rule="so_many").parameters) == "{'threshold': 2}"
+        assert repr(DecodingConfig(rule="so_many", threshold=3).parameters) == "{'threshold': 3}"
+        for value in (2.5, float("inf")):
+            with pytest.raises(ConfigError, match=f"threshold={value} .* rule='so_many'|finite"):
+                DecodingConfig(rule="so_many", threshold=value)
+        with pytest.raises(ConfigError, match=r"threshold=2\.5 .* tokens: give a whole number, at least 1"):
+            DecodingConfig(rule="so_many", threshold=2.5)
+        assert DecodingConfig(rule="entropy", threshold=2.5).parameters == {"threshold": 2.5}
+    finally:
+        del RULES["so_many"]
+
+
 def test_names_of_others_are_none_of_ours():
     assert not FOREIGN_SETTINGS.keys() & {*DecodingConfig.model_fields, *ChatBody.model_fields}
     assert not FOREIGN_RULES.keys() & RULES.keys()

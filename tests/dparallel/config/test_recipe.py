@@ -188,6 +188,7 @@ def test_a_recipe_survives_json(recipe: RecipeConfig) -> None:
         ({**SPLIT, "targets": "teacher"}, "near_far with targets='teacher': .*; drop targets"),
         ({**SPLIT, "near_far": {"delta": 0}}, r"near_far\.delta: Input should be greater than 0, got 0"),
         ({**SPLIT, "own_tokens": 0.5}, r"own_tokens=0\.5 with near_far: .* without near_far"),
+        ({**BLOCK, "own_tokens": 0.5, "certainty_weight": 1}, "own_tokens=.* set certainty_weight: 0"),
         ({**BLOCK, "own_tokens": 0.5, "complement": True}, r"own_tokens=0\.5 with complement=true: "),
         (
             {**BLOCK, "own_tokens": 0.5, "weighting": "inverse_ratio"},

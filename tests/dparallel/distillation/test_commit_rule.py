@@ -10,8 +10,9 @@ from dparallel import DecodingConfig, generate, load_model
 from dparallel.cli.main import main
 from dparallel.config.base import UserError
 from dparallel.config.experiment import CommitRuleConfig, MergingConfig
+from dparallel.config.recipe import RecipeConfig
 from dparallel.decoding.canvas import Step
-from dparallel.distillation.commit_rule import Examples, examples, fit, train_network
+from dparallel.distillation.commit_rule import Examples, examples, fit, fit_on, train_network
 from dparallel.distillation.merging import run_stage
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.commit_rule import read_commit_rule
@@ -77,6 +78,38 @@ def test_fitting_is_repeatable_and_says_what_it_did(tiny_model: DiffusionTransfo
         fit(tiny_model, rows, 5, SMALL)
     with pytest.raises(UserError, match="a causal model"):
         fit(random_model(attention_pattern="causal"), rows, 12, SMALL)
+
+
+def test_trajectories_that_the_model_cannot_read_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recorded = record(tmp_path / "trajectories", tiny_checkpoint, trajectory_rows(10))
+    for shape, message in (
+        ({"vocab_size": 20}, r"token ids \d+ to \d+, the model knows 0 to 19: .* another tokenizer"),
+        ({"max_position_embeddings": 40}, r"\d+ tokens, the model's max_position_embeddings is 40"),
+        ({"mask_token_id": 6}, "the trajectories hold mask_token_id=6 in a response"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit_on(random_model(**shape), recorded, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "stated", "blocks"),
+    [(None, None, 12), ("block_causal", None, 6), (None, 18, 18), ("block_causal", 6, 6)],
+)
+def test_a_block_causal_students_rule_is_fitted_in_its_own_blocks(
+    tiny_checkpoint: Path, tmp_path: Path, pattern: str | None, stated: int | None, blocks: int
+) -> None:
+    """Those of its training, where the trajectories were recorded in others."""
+    training = write_training(
+        tmp_path / "training",
+        tiny_checkpoint,
+        random_model(),
+        RecipeConfig(masking="random", block_length=6, attention=pattern or "full"),
+    )
+    recorded = record(tmp_path / "trajectories", tiny_checkpoint, trajectory_rows(10))
+    inputs = {"teacher": str(tiny_checkpoint), "trajectories": str(recorded), "training": str(training)}
+    config = MergingConfig(check_prompts=2, commit_rule=SMALL.model_copy(update={"block_length": stated}))
+    run_stage(config, inputs, tmp_path / "merged")
+    assert load_model(tmp_path / "merged").commit_rule.fitted["block_length"] == blocks
 
 
 def test_merging_fits_the_rule_of_the_student_and_the_command_that_of_any_model(
