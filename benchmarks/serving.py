@@ -43,6 +43,7 @@ from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.checkpoints import load_model
+from dparallel.models.defaults import read_defaults
 from dparallel.stages.files import write_atomically
 from dparallel.stages.streams import set_encodings
 
@@ -340,7 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         decoding = DecodingConfig(**{**workload.decoding.model_dump(), "stop_at_eos": True})
     else:
         path, numbers = options.model, torch.Generator().manual_seed(0)
-        decoding = DecodingConfig(gen_length=options.gen_length or 256)
+        stated = {} if options.gen_length is None else {"gen_length": options.gen_length}
+        decoding = read_defaults(Path(path)).decoding(**stated)  # as the server decodes
     model = load_model(path)
     if options.model is not None:
         highest = model.config.mask_token_id or model.config.vocab_size

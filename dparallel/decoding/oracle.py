@@ -316,7 +316,8 @@ def final_probability(
             sum(a * b for a, b in zip(row, values, strict=True)) + add
             for row, add in zip(weight.tolist(), bias.tolist(), strict=True)
         ]
-    return 1 / (1 + math.exp(-values[0]))
+    logit = values[0]  # of either sign exp could overflow
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 def _recomputed(

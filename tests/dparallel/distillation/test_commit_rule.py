@@ -16,6 +16,7 @@ from dparallel.distillation.commit_rule import Examples, examples, fit, fit_on, 
 from dparallel.distillation.merging import run_stage
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.models.commit_rule import read_commit_rule
+from dparallel.models.defaults import write_defaults
 from dparallel.rules.declaration import COMMIT_RULE
 from dparallel.rules.features import FEATURES, network
 from dparallel.stages.manifest import verify
@@ -160,3 +161,13 @@ def test_merging_fits_the_rule_of_the_student_and_the_command_that_of_any_model(
     assert "held-out log loss" in out
     assert read_commit_rule(copy) is not None
     assert main(command) == 0
+    by_options = capsys.readouterr().out
+    settings = {"gen_length": 12, "block_length": 12, "rule": "learned", "threshold": 0.5}
+    write_defaults(copy, settings)
+    assert main(command[: command.index("--gen-length")]) == 0
+    by_defaults, said = capsys.readouterr()
+    assert by_defaults == by_options
+    assert "decode defaults gen_length 12, block_length 12, rule learned" in said
+    (copy / COMMIT_RULE).unlink()
+    assert main(command[: command.index("--gen-length")]) == 2
+    assert "holds no commit_rule.json" in capsys.readouterr().err, "defaults that name a rule that is gone"

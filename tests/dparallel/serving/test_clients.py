@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from dparallel.cli.main import main
 from dparallel.completion import complete
+from dparallel.models.defaults import write_defaults
 from dparallel.serving.engine import Served
 from tests.conftest import ROOT
 from tests.dparallel.serving.conftest import TEACHER, TEMPLATE, Running, serving
@@ -144,10 +146,12 @@ def test_lm_evals_chats(server: Running, teacher: Served, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_command_serves_and_drains_on_sigterm(tmp_path: Path) -> None:
-    """The request that is decoded when the signal comes is answered."""
+    """The request that is decoded when the signal comes is answered; the checkpoint's defaults are said."""
+    model = shutil.copytree(ROOT / "teachers" / "tiny", tmp_path / "model")
+    write_defaults(model, {"gen_length": 36, "block_length": 18, "rule": "confidence", "threshold": 0.8})
     (tmp_path / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
     (tmp_path / "key").write_text("secret\n", encoding="utf-8")
-    command = [sys.executable, "-m", "dparallel", "serve", "--model", str(ROOT / "teachers" / "tiny")]
+    command = [sys.executable, "-m", "dparallel", "serve", "--model", str(model)]
     command += [
         "--served-name",
         "tiny",
@@ -161,6 +165,10 @@ def test_the_command_serves_and_drains_on_sigterm(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=tmp_path)
     assert process.stderr is not None
     try:
+        said_first = next(process.stderr)
+        assert said_first.startswith(
+            "Decoding with the checkpoint's decode defaults gen_length 36, block_length 18, rule confidence, "
+        )
         line = next(line for line in process.stderr if line.startswith("Serving "))
         url = line.split(" on ")[1].strip()
         headers = {"authorization": "Bearer secret"}
@@ -170,6 +178,8 @@ def test_the_command_serves_and_drains_on_sigterm(tmp_path: Path) -> None:
             httpx.Client(timeout=60, trust_env=False, headers=headers) as client,
             client.stream("POST", f"{url}/chat/completions", json=body) as stream,
         ):
+            [listed] = client.get(f"{url}/models").json()["data"]
+            assert (listed["decoding"]["block_length"], listed["decoding"]["threshold"]) == (18, 0.8)
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)

@@ -13,6 +13,7 @@ import pytest
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import TrajectoriesConfig
 from dparallel.config.problems import ProblemsConfig
+from dparallel.decoding.canvas import Step
 from dparallel.decoding.generate import generate
 from dparallel.models.checkpoints import load_model, load_tokenizer
 from dparallel.problems.judging import score
@@ -58,6 +59,33 @@ def test_every_row_is_what_the_teacher_decoded(tiny_checkpoint: Path, tmp_path: 
         [verdict] = score([problem], [row["response"]], config().problems.protocol)
         assert row["correct"] == verdict.metrics["solution"]
         assert row["seed"] is None
+
+
+def test_a_recording_that_revises_holds_the_last_change_of_each_token(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The step at which a token became what it is in the end, after which it was predicted again."""
+    decoding = DecodingConfig(
+        gen_length=12, block_length=6, mode="revising", threshold=0.1, stop_at_eos=False
+    )
+    run_stage(config(decoding=decoding), inputs(tiny_checkpoint), tmp_path / "out")
+    table = store.load(tmp_path / "out").to_pylist()
+    model = load_model(tiny_checkpoint)
+    changed = 0
+    for row in table:
+        steps: list[Step] = []
+        [expected] = generate(model, [row["prompt_ids"]], decoding, observe=steps.extend)
+        assert (row["response_ids"], row["nfe"]) == (expected.tokens, expected.nfe)
+        shown: list[int | None] = [None] * 12
+        last = [-1] * 12
+        for step in steps:
+            for offset, token, new in zip(step.offsets, step.tokens, step.commit, strict=True):
+                if new:
+                    changed += shown[offset] is not None
+                    shown[offset], last[offset] = token, step.denoise_step
+        assert shown == row["response_ids"]
+        assert last == row["commit_step"] == expected.commit_step
+    assert changed, "a random model changes its mind"
 
 
 def test_counts_and_metrics_by_hand() -> None:
