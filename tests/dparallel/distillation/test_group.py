@@ -8,8 +8,9 @@ import torch
 
 from dparallel.config.recipe import RecipeConfig
 from dparallel.distillation.corruption import chained_ratios, draw_group, mask_counts
-from dparallel.distillation.recipe import loss, make_batch, make_views
+from dparallel.distillation.recipe import Masks, loss, make_batch, make_views, normaliser, views
 from dparallel.models.backbone import DiffusionTransformer
+from tests.dparallel.distillation.conftest import shipped
 
 EOS, MASK = 2, 1
 GROUP = RecipeConfig(
@@ -148,3 +149,54 @@ def test_d2f_with_tokens_by_hand() -> None:
     expected = sum(own[int(token)] / 0.5 for token in batch.targets) / 3
     assert count > 1
     assert loss(logits, batch, recipe).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+OTHERS = torch.tensor([[3.0, 1, 1]]).log()  # logits: 3/5, 1/5, 1/5
+HIDDEN = 9
+
+
+def test_a_step_of_d2f_with_tokens_by_hand() -> None:
+    """Blocks with ratios 1/2, 1 and 1/4: every position over its own, in one mean over the step's four."""
+    recipe = shipped("d2f_tokens").model_copy(update={"block_length": 2})
+    first = Masks(slice(0, 4), np.array([True, False, True, True]), np.array([0.5, 0.5, 1, 1]), None)
+    second = Masks(slice(0, 4), np.array([False, True, False, False]), np.array([0.25] * 4), None)
+    made = [views(masks, recipe, 4) for masks in (first, second)]
+    assert normaliser(recipe, made) == 4
+    responses = np.array([[0, 1, 2, 0], [1, 1, 2, 2]])
+    batch = make_batch([np.array([5])] * 2, responses, made, HIDDEN, scale=1 / 4, block_length=2)
+    assert batch.canvas.tolist() == [[5, HIDDEN, 1, HIDDEN, HIDDEN], [5, 1, HIDDEN, 2, 2]]
+    assert batch.targets.tolist() == [0, 2, 0, 1]
+    assert batch.weight.tolist() == [2 / 4, 1 / 4, 1 / 4, 4 / 4]
+    # (2 * 0.5108 + 1.6094 + 0.5108 + 4 * 1.6094) / 4
+    assert loss(OTHERS.repeat(4, 1), batch, recipe).loss.item() == pytest.approx(2.394917, rel=1e-5)
+
+
+def test_a_group_by_hand() -> None:
+    """Two blocks of two after a clean one; the rest is cut off, and masked positions have equal weights."""
+    recipe = shipped("group").model_copy(update={"block_length": 2})
+    masks = Masks(slice(2, 6), np.array([True, False, True, True]), np.array([0.4, 0.4, 0.9, 0.9]), None)
+    response = np.array([0, 1, 2, 0, 1, 0, 2, 2])
+    made = views(masks, recipe, len(response))
+    batch = make_batch([np.array([5])], response[None], [made], HIDDEN, block_length=2)
+    assert batch.canvas.tolist() == [[5, 0, 1, HIDDEN, 0, HIDDEN, HIDDEN]]
+    assert batch.levels.tolist() == [[0, 1, 1, 2, 2, 3, 3]]
+    assert batch.targets.tolist() == [2, 1, 0]
+    assert batch.weight.tolist() == pytest.approx([1 / 3] * 3)
+    # (1.6094 + 1.6094 + 0.5108) / 3
+    assert loss(OTHERS.repeat(3, 1), batch, recipe).loss.item() == pytest.approx(1.243234, rel=1e-5)
+
+
+def test_a_privileged_teachers_loss_by_hand() -> None:
+    """It predicts the same positions behind a longer prompt: cross-entropy with its 1/2, 1/4, 1/4."""
+    recipe = RecipeConfig(masking="random", block_length=2, targets="teacher", teacher_prompt="privileged")
+    masks = Masks(slice(0, 2), np.array([True, True]), None, None)
+    made = views(masks, recipe, 4)
+    response = np.array([0, 1, 2, 0])
+    batch = make_batch([np.array([5])], response[None], [made], HIDDEN, teacher_prompts=[np.array([5, 2, 0])])
+    its = batch.teacher_inputs
+    assert its["input_ids"].tolist() == [[5, 2, 0, HIDDEN, HIDDEN, HIDDEN, HIDDEN]]
+    assert its["logits_at"].nonzero().tolist() == [[0, 3], [0, 4]]
+    teacher = torch.tensor([[2.0, 1, 1]]).log().repeat(2, 1)
+    # 0.5108 / 2 + 1.6094 / 4 + 1.6094 / 4, at both positions
+    found = loss(OTHERS.repeat(2, 1), batch, recipe, teacher).cross_entropy
+    assert found.item() == pytest.approx(1.060132, rel=1e-5)
