@@ -149,13 +149,16 @@ def measure(
     batch_sizes: Sequence[int],
     add_threshold: float,
     rounds: int,
+    eager: bool = False,
 ) -> tuple[list[Result], Limits]:
-    """Time all rows in alternation; returns the results and the device's limits."""
+    """Time all rows, or those that are not compiled, in alternation; returns results and device limits."""
     limits = measure_limits(device, dtype)
     model = workload.build(device, dtype)
     timings: dict[int, list[Timing]] = {}
     for batch_size in batch_sizes:
         for row in rows(workload, model.config.vocab_size, batch_size, add_threshold):
+            if eager and row.decoding.compile:
+                continue
             timing = first_time(model, row, workload.prompts(batch_size))
             timings.setdefault(batch_size, []).append(timing)
     everything = [timing for group in timings.values() for timing in group]
@@ -192,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 16])
     parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, in each forward pass")
     parser.add_argument("--block-add-threshold", type=float, default=0.5, help="when the next block opens")
+    parser.add_argument(
+        "--eager", action="store_true", help="no compiled rows, which take minutes to compile"
+    )
     parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
     parser.add_argument("--out", help="also write everything as JSON")
     options = parser.parse_args(arguments)
@@ -206,7 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = describe(device)
     print(" · ".join(f"{name}: {value}" for name, value in machine.items()))
     results, limits = measure(
-        workload, device, DTYPES[dtype], options.batch_sizes, options.block_add_threshold, options.repeat
+        workload,
+        device,
+        DTYPES[dtype],
+        options.batch_sizes,
+        options.block_add_threshold,
+        options.repeat,
+        options.eager,
     )
     print(
         f"{options.shape}, {dtype}, {workload.decoding.gen_length} tokens in blocks of "

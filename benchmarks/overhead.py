@@ -11,6 +11,7 @@ of the same model and batch size.
 
 import argparse
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -154,8 +155,10 @@ def measure(
     models = {row.name: random_model(row.model, device) for row in entries}
     costs: dict[str, list[float]] = {row.name: [] for row in entries}  # microseconds
     nfe: dict[str, float] = {}
-    for _ in range(repeat + 1):
+    for number in range(repeat + 1):
         for row in entries:
+            if not number:
+                print(f"{row.name} ...", file=sys.stderr)
             started = clock(device)
             generations = row.run(models[row.name], prompts, row.decoding, row.batch_size)
             seconds = clock(device) - started
@@ -194,12 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeat", type=positive, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--prompts", type=positive, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: no compiled rows, which take minutes")
     options = parser.parse_args(arguments)
     device = chosen_device(parser, options)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()
-    entries = rows(compiled=device.type == "cuda")
+    entries = rows(compiled=device.type == "cuda" and not options.eager)
     print(table(measure(entries, prompts, options.repeat, device), COLUMNS, ["decoding", "as"]))
     print(" · ".join(f"{name}: {value}" for name, value in describe(device).items()))
 
