@@ -26,7 +26,7 @@ from benchmarks.common.options import chosen_device, positive
 from benchmarks.common.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
 from benchmarks.common.side_by_side import bare_loop
 from benchmarks.common.tables import table
-from benchmarks.decoding import DTYPES, Prompts, Row, Run, Timing, first_time, time_once
+from benchmarks.common.timing import DTYPES, Prompts, Row, Run, Timing, first_time, time_once
 from dparallel.config.base import ConfigError, UserError
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.canvas import Generation

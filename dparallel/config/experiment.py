@@ -228,26 +228,6 @@ class CommitRuleConfig(Config):
     hidden: NonNegativeInt = 8
     seed: Seed = 0
 
-    def misfit(self, recorded: TrajectoriesConfig) -> str | None:
-        """Why no rule can be fitted on such trajectories, with the remedy; None if one can."""
-        decoding = recorded.decoding
-        if not recorded.has_steps:
-            return (
-                "imported responses without the steps at which tokens were committed: record trajectories, "
-                "or import whole ones"
-            )
-        if decoding.revises:
-            return (
-                f"trajectories with mode={decoding.mode!r}, whose canvases held tokens where these have "
-                "masks: record them with another mode"
-            )
-        if self.block_length is not None and decoding.gen_length % self.block_length:
-            return (
-                f"block_length={self.block_length} does not divide trajectories of {decoding.gen_length} "
-                "tokens: give one that does"
-            )
-        return None
-
 
 class MergingConfig(Config):
     """Merge the adapter into the base model and compare logits with those of base + adapter.

@@ -20,6 +20,8 @@ from torch import Tensor
 from dparallel.config.base import UserError, joined
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import LEAST_TRAJECTORIES, CommitRuleConfig, TrajectoriesConfig
+from dparallel.config.recipe import RecipeConfig
+from dparallel.config.recipe_misfits import block_lengths
 from dparallel.decoding.patterns import attention_levels
 from dparallel.decoding.predictions import predict
 from dparallel.distillation.data import check_tokens
@@ -46,31 +48,68 @@ class Examples(NamedTuple):
     probability: Tensor  # (N,) float64
 
 
+def misfit(
+    config: CommitRuleConfig, recorded: TrajectoriesConfig, trained: RecipeConfig | None
+) -> str | None:
+    """Why no rule can be fitted on such trajectories, with the remedy; None if one can.
+
+    Args:
+        trained: recipe of the student that the rule is fitted for; None for another model.
+    """
+    decoding, stated = recorded.decoding, config.block_length
+    if not recorded.has_steps:
+        return (
+            "imported responses without the steps at which tokens were committed: record trajectories, or "
+            "import whole ones"
+        )
+    if decoding.revises:
+        return (
+            f"trajectories with mode={decoding.mode!r}, whose canvases held tokens where these have masks: "
+            "record them with another mode"
+        )
+    if stated is not None and decoding.gen_length % stated:
+        return (
+            f"block_length={stated} does not divide trajectories of {decoding.gen_length} tokens: give one "
+            "that does"
+        )
+    own = own_blocks(trained, decoding.gen_length)
+    if own is not None and stated not in (None, own):
+        return (
+            f"block_length={stated} for a block-causal student that is trained and decoded in blocks of "
+            f"{own}: leave it out"
+        )
+    return None
+
+
+def own_blocks(trained: RecipeConfig | None, gen_length: int) -> int | None:
+    """The block length that a block-causal student is decoded with: its last one, if they grow."""
+    if trained is None or trained.attention != "block_causal":
+        return None
+    return max(block_lengths(trained, gen_length), default=None)
+
+
 def fit_on(
     model: DiffusionTransformer,
     trajectories: str | Path,
     config: CommitRuleConfig,
-    block_length: int | None = None,
+    trained: RecipeConfig | None = None,
 ) -> CommitRule:
     """Fit the commit rule of a model on finished trajectories of its own, or of its teacher.
 
-    Args:
-        block_length: that the model is decoded with, if `config` states none; by default that of the
-            trajectories.
+    Blocks are those that `config` states; else those of a block-causal student's recipe `trained`; else those
+    of the trajectories.
 
     Raises:
-        UserError: as `fit`; or the trajectories are missing, unfinished, damaged, of another tokenizer, or
-            have no canvases that decoding meets.
+        UserError: as `fit`; or the trajectories are missing, unfinished or damaged, or have no canvases that
+            decoding meets.
     """
-    rows = store.load(trajectories).slice(0, config.trajectories).to_pylist()
     manifest = read_manifest(trajectories, "trajectories")
     recorded = TrajectoriesConfig.model_validate(joined(manifest.config, manifest.how))
-    if misfit := config.misfit(recorded):
-        raise UserError(f"{trajectories}: {misfit}")
-    prompts, responses = ([np.array(row[name]) for row in rows] for name in ("prompt_ids", "response_ids"))
-    if rows:
-        check_tokens(prompts, np.stack(responses), model.config)
-    return fit(model, rows, config.block_length or block_length or recorded.decoding.block_length, config)
+    if reason := misfit(config, recorded, trained):
+        raise UserError(f"{trajectories}: {reason}")
+    rows = store.load(trajectories).slice(0, config.trajectories).to_pylist()
+    own = own_blocks(trained, recorded.decoding.gen_length)
+    return fit(model, rows, config.block_length or own or recorded.decoding.block_length, config)
 
 
 def fit(
@@ -86,11 +125,16 @@ def fit(
         The rule. Its `fitted` says on what it was fitted, and how well it does on held-out trajectories.
 
     Raises:
-        UserError: there are fewer than 10 trajectories, blocks do not divide them, or the model is causal.
+        UserError: there are fewer than 10 trajectories, they differ in length, blocks do not divide them, the
+            model cannot read them, or it is causal.
     """
     if len(rows) < LEAST_TRAJECTORIES:
         raise UserError(f"{len(rows)} trajectories: give at least {LEAST_TRAJECTORIES}; some are held out")
-    length = len(rows[0]["response_ids"])
+    length, *others = sorted({len(row["response_ids"]) for row in rows})
+    if others:
+        raise UserError(f"trajectories of different lengths {[length, *others]}: give some of one length")
+    prompts, responses = ([np.array(row[name]) for row in rows] for name in ("prompt_ids", "response_ids"))
+    check_tokens(prompts, np.stack(responses), model.config)
     if length % block_length:
         raise UserError(
             f"block_length={block_length} does not divide trajectories of {length} tokens: give one that does"

@@ -15,9 +15,8 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from dparallel.config.experiment import CommitRuleConfig, MergingConfig
+from dparallel.config.experiment import MergingConfig
 from dparallel.config.recipe import RecipeConfig
-from dparallel.config.recipe_misfits import block_lengths
 from dparallel.decoding.memory import free_bytes
 from dparallel.distillation.commit_rule import fit_on
 from dparallel.models.adapters import load_adapter
@@ -87,7 +86,8 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
     adapter, attention, canvases = _adapter_of(config, inputs)
     merged = merge_adapter(inputs["teacher"], adapter, stage.folder, config, attention, canvases)
     if config.commit_rule is not None:
-        _fit_commit_rule(config.commit_rule, inputs, stage.folder)
+        model, trained = load_model(stage.folder, roomy_device(stage.folder)), _recipe_of(inputs)
+        write_commit_rule(stage.folder, fit_on(model, inputs["trajectories"], config.commit_rule, trained))
         merged.files.append(COMMIT_RULE)
     return stage.finish(
         files=merged.files,
@@ -98,17 +98,6 @@ def _merge(config: MergingConfig, inputs: dict[str, str], stage: Stage) -> Manif
         },
         details={"dtype": merged.dtype, "format": merged.format},
     )
-
-
-def _fit_commit_rule(config: CommitRuleConfig, inputs: dict[str, str], folder: Path) -> None:
-    """Fit the commit rule of the model in `folder`; a block-causal one is decoded as it was trained."""
-    model = load_model(folder, roomy_device(folder))
-    blocks = None
-    if model.config.attention_pattern == "block_causal" and "training" in inputs:
-        recipe = RecipeConfig.model_validate(read_manifest(inputs["training"], "training").config["recipe"])
-        length = len(store.load(inputs["trajectories"])["response_ids"][0])
-        blocks = next(reversed(block_lengths(recipe, length)), None)  # the last ones, if they grow
-    write_commit_rule(folder, fit_on(model, inputs["trajectories"], config, blocks))
 
 
 def _adapter_of(config: MergingConfig, inputs: dict[str, str]) -> tuple[Path, str | None, list[Tensor]]:
@@ -125,6 +114,13 @@ def _adapter_of(config: MergingConfig, inputs: dict[str, str]) -> tuple[Path, st
     rows = store.load(inputs["trajectories"]).slice(0, config.check_prompts).to_pylist()
     canvases = check_canvases(rows, model.mask_token_id)
     return Path(inputs["training"]) / "adapter", training.config["recipe"]["attention"], canvases
+
+
+def _recipe_of(inputs: dict[str, str]) -> RecipeConfig | None:
+    """The recipe of the student; None of an adapter that was trained elsewhere."""
+    if "training" not in inputs:
+        return None
+    return RecipeConfig.model_validate(read_manifest(inputs["training"], "training").config["recipe"])
 
 
 class Merged(NamedTuple):

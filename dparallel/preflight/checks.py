@@ -12,8 +12,8 @@ from dparallel.config.base import ConfigError, UserError
 from dparallel.config.benchmark import BenchmarkConfig, Split
 from dparallel.config.decoding import DecodingConfig
 from dparallel.config.experiment import LEAST_TRAJECTORIES, DistillConfig
-from dparallel.config.recipe_misfits import block_lengths
 from dparallel.decoding.generate import check_prompts
+from dparallel.distillation.commit_rule import misfit
 from dparallel.distillation.data import step_shape
 from dparallel.distillation.hosts import check_hosts, world_size
 from dparallel.distillation.quantization import check_blocks
@@ -179,19 +179,10 @@ def _check_recipes(settings: DistillConfig) -> None:
 
 def _check_commit_rule_fit(settings: DistillConfig) -> None:
     """A commit rule can be fitted for every student, which happens after its training."""
-    rule, decoding = settings.merging.commit_rule, settings.trajectories.decoding
-    if rule is None:
-        return
-    if misfit := rule.misfit(settings.trajectories):
-        raise ConfigError(f"merging.commit_rule: {misfit}")
+    rule = settings.merging.commit_rule
     for name, recipe in settings.recipes.items():
-        lengths = block_lengths(recipe, decoding.gen_length)
-        trained = lengths and recipe.attention == "block_causal"
-        if trained and rule.block_length not in (None, lengths[-1]):
-            raise ConfigError(
-                f"merging.commit_rule.block_length={rule.block_length} with students.{name}, which is "
-                f"trained and decoded in blocks of {lengths[-1]}: leave it out"
-            )
+        if rule is not None and (reason := misfit(rule, settings.trajectories, recipe)):
+            raise ConfigError(f"merging.commit_rule of students.{name}: {reason}")
 
 
 def _check_commit_rules(settings: DistillConfig) -> None:

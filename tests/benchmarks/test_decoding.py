@@ -9,7 +9,8 @@ import torch
 from benchmarks.common.hardware import Forward, Limits, flops, measure_limits, recorded, traffic, weight_count
 from benchmarks.common.shapes import SHAPES, random_model, random_workload, several_blocks, teacher_workload
 from benchmarks.common.tables import table
-from benchmarks.decoding import Row, Timing, best_batch, differing_share, main, one_by_one, summarise
+from benchmarks.common.timing import Row, Timing
+from benchmarks.decoding import best_batch, differing_share, main, one_by_one, summarise
 from benchmarks.decoding_report import COLUMNS, TEXTS, Mark, Result, cpu_marks, gpu_marks, marks_table
 from dparallel import DecodingConfig, generate
 from dparallel.decoding.canvas import Generation

@@ -77,6 +77,9 @@ def test_fitting_is_repeatable_and_says_what_it_did(tiny_model: DiffusionTransfo
         fit(tiny_model, rows[:9], 12, SMALL)
     with pytest.raises(UserError, match="block_length=5 does not divide trajectories of 36 tokens"):
         fit(tiny_model, rows, 5, SMALL)
+    longer = {**rows[0], "response_ids": [5] * 48, "commit_step": list(range(48))}
+    with pytest.raises(UserError, match=r"different lengths \[36, 48\]"):
+        fit(tiny_model, [*rows, longer], 12, SMALL)
     with pytest.raises(UserError, match="a causal model"):
         fit(random_model(attention_pattern="causal"), rows, 12, SMALL)
 
