@@ -16,7 +16,8 @@ from dparallel.decoding.infill_oracle import infill_one
 from dparallel.models.backbone import DiffusionTransformer
 from dparallel.rules.rules import RULES
 from tests.conftest import random_model
-from tests.dparallel.decoding.test_against_oracle import MODELS, choices, decodes_beside, decodings
+from tests.dparallel.decoding.same import assert_same
+from tests.dparallel.decoding.test_against_oracle import MODELS, decodings
 
 MASK, EOS = 1, 2
 FULL = [model for model in MODELS if model.config.attention_pattern in ("full", None)]
@@ -69,13 +70,7 @@ def test_rows_that_fill_up_a_fixed_shape_change_nothing(monkeypatch, rows, model
 def assert_equals_the_oracle(
     filled: Generation, model: DiffusionTransformer, canvas: list[int], decoding: DecodingConfig
 ) -> None:
-    expected = infill_one(model, canvas, decoding)
-    if choices(filled) != choices(expected) and decodes_beside(
-        filled, model, lambda moved: infill_one(moved, canvas, decoding)
-    ):
-        return
-    assert choices(filled) == choices(expected)
-    assert filled.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert_same(filled, model, lambda beside: infill_one(beside, canvas, decoding))
 
 
 @pytest.mark.parametrize("rule", ["steps", "confidence", "entropy", "dream_entropy"])

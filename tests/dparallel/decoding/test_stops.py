@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from dparallel import DecodingConfig, generate
 from dparallel.rules.rules import RULES
+from tests.dparallel.decoding.same import choices
 from tests.dparallel.decoding.test_against_oracle import (
     AUTOREGRESSIVE,
     EOS,
     MODELS,
     batch_sizes,
     by_the_oracle,
-    choices,
     decodings,
     prompts,
 )

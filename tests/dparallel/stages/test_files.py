@@ -296,7 +296,7 @@ def save():
 for work in (make, write, save):
     threading.Thread(target=work, daemon=True).start()
 inside.wait()
-print(*sorted(path.name.rpartition(".")[2][:7] for path in folder.iterdir()))
+print(*sorted(path.name.rpartition(".")[2][:7] for path in folder.iterdir()), flush=True)
 remove_all_partials()
 os._exit(3)
 """
