@@ -102,17 +102,23 @@ def random_model(pattern: str, device: torch.device = CPU) -> DiffusionTransform
 class Result:
     """Of a row: medians over rounds, and numbers of a forward pass of the model.
 
+    The plain loop also counts forward passes in which a finished row of a batch waits for others: a response
+    is what a user pays, a forward pass what a step costs.
+
     Attributes:
         microseconds: time of a forward pass of one row, everything counted.
         operations: operations of torch for a call of the model; None for compiled rows.
-        ratio: microseconds of the rival / its own.
+        milliseconds: time of a response.
+        ratio, whole_ratio: the rival's microseconds, and its milliseconds, over its own.
     """
 
     row: Row
     nfe: float
     microseconds: float
     operations: float | None
+    milliseconds: float
     ratio: float
+    whole_ratio: float
 
 
 class Counting(TorchDispatchMode):
@@ -153,30 +159,32 @@ def measure(
     """Time the rows in alternation; each decodes all prompts in a round."""
     # Each compiled row has a model of its own: a model keeps the graphs of its last settings only.
     models = {row.name: random_model(row.model, device) for row in entries}
-    costs: dict[str, list[float]] = {row.name: [] for row in entries}  # microseconds
+    costs: dict[str, list[float]] = {row.name: [] for row in entries}  # milliseconds of a response
     nfe: dict[str, float] = {}
     for number in range(repeat + 1):
         for row in entries:
-            if not number:
-                print(f"{row.name} ...", file=sys.stderr)
             started = clock(device)
             generations = row.run(models[row.name], prompts, row.decoding, row.batch_size)
-            seconds = clock(device) - started
-            forwards = sum(each.nfe for each in generations)
-            costs[row.name].append(seconds / forwards * 1e6)
-            nfe[row.name] = forwards / len(generations)
-    return [
-        Result(
-            row,
-            nfe[row.name],
-            statistics.median(costs[row.name][1:]),  # the first round warms up
-            None if row.decoding.compile else operations(row, models[row.name], prompts),
-            statistics.median(
-                rival / own for rival, own in zip(costs[row.rival][1:], costs[row.name][1:], strict=True)
-            ),
+            costs[row.name].append((clock(device) - started) / len(generations) * 1e3)
+            nfe[row.name] = statistics.mean(each.nfe for each in generations)
+            print(f"round {number} of {repeat}: {row.name}: {costs[row.name][-1]:.2f} ms", file=sys.stderr)
+    results = []
+    for row in entries:
+        own, others = (costs[name][1:] for name in (row.name, row.rival))  # the first round warms up
+        ratio = statistics.median(rival / mine for rival, mine in zip(others, own, strict=True))
+        milliseconds = statistics.median(own)
+        results.append(
+            Result(
+                row,
+                nfe[row.name],
+                milliseconds / nfe[row.name] * 1e3,
+                None if row.decoding.compile else operations(row, models[row.name], prompts),
+                milliseconds,
+                ratio * nfe[row.name] / nfe[row.rival],
+                ratio,
+            )
         )
-        for row in entries
-    ]
+    return results
 
 
 COLUMNS: dict[str, Callable[[Result], str]] = {
@@ -184,7 +192,9 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "NFE": lambda result: f"{result.nfe:.1f}",
     "µs / forward": lambda result: f"{result.microseconds:.0f}",
     "operations / call": lambda result: "" if result.operations is None else f"{result.operations:.0f}",
-    "times as fast": lambda result: f"{result.ratio:.2f}",
+    "ms / response": lambda result: f"{result.milliseconds:.2f}",
+    "times as fast, forward": lambda result: f"{result.ratio:.2f}",
+    "response": lambda result: f"{result.whole_ratio:.2f}",
     "as": lambda result: result.row.rival,
 }
 
@@ -200,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help="on a GPU: no compiled rows, which take minutes")
     options = parser.parse_args(arguments)
     device = chosen_device(parser, options)
+    if options.eager and device.type == "cpu":
+        parser.error("--eager on a CPU, where no row is compiled: drop it, or give --device cuda")
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 
 from benchmarks.common.hardware import describe
+from benchmarks.common.options import positive
 from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_parts import MEANING as PARTS
 from benchmarks.recipes_parts import as_pairs, parts_table
 from benchmarks.recipes_report import TWO_POINTS, figure, headlines, numbers, speed_table, table, with_aup_2
+from dparallel.config.base import UserError
 from dparallel.reporting.aup import MEANING
 from dparallel.reporting.read import read_benchmark
 from dparallel.stages.experiment import StagePlan
@@ -49,17 +51,21 @@ def run(config: str, benchmark: str, seed: int, more: Sequence[str]) -> StagePla
     return checked_experiment(config, settings, stages=[]).benchmark(benchmark)
 
 
-def main() -> None:
+def main() -> int:
     set_encodings()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.recipes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--benchmark", help="name of a benchmark in the config (default: its first one)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="for side-by-side timing")
-    parser.add_argument("--problems", type=int, default=64, help="limit of problems decoded in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--batch-sizes", type=positive, nargs="+", default=[1, 16], help="for side-by-side timing"
+    )
+    parser.add_argument("--problems", type=positive, default=64, help="limit of problems decoded in a round")
+    parser.add_argument("--rounds", type=positive, default=5, help="of side-by-side timing")
     parser.add_argument("--compile", action="store_true", help="time all models also with compiled steps")
     parser.add_argument(
         "--parts",
@@ -70,6 +76,20 @@ def main() -> None:
     )
     parser.add_argument("--set", dest="more", nargs="+", default=[], metavar="key.sub=value")
     options = parser.parse_args()
+    try:
+        compare(options)
+    except UserError as error:
+        print(f"python -m benchmarks.recipes: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run the seeds, pool their results, time the models, and write the comparison.
+
+    Raises:
+        UserError: an option or the config cannot be used; raised before anything runs.
+    """
     experiment = checked_experiment(options.config, options.more)
     benchmarks = experiment.config.benchmarks
     [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
@@ -124,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

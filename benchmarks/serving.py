@@ -42,7 +42,7 @@ from benchmarks.common.tables import table
 from dparallel.config.decoding import DecodingConfig
 from dparallel.decoding.generate import generate
 from dparallel.models.backbone import DiffusionTransformer
-from dparallel.models.checkpoints import load_model
+from dparallel.models.checkpoints import checkpoint_folder, load_model
 from dparallel.models.defaults import read_defaults
 from dparallel.stages.files import write_atomically
 from dparallel.stages.streams import set_encodings
@@ -342,7 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         path, numbers = options.model, torch.Generator().manual_seed(0)
         stated = {} if options.gen_length is None else {"gen_length": options.gen_length}
-        decoding = read_defaults(Path(path)).decoding(**stated)  # as the server decodes
+        folder = checkpoint_folder(path, with_weights=False)
+        decoding = read_defaults(folder).decoding(**stated)  # as the server decodes
     model = load_model(path)
     if options.model is not None:
         highest = model.config.mask_token_id or model.config.vocab_size

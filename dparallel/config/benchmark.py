@@ -60,6 +60,7 @@ class Sweep(Config):
         return [DecodingConfig(**{**settings, "threshold": threshold}) for threshold in self.thresholds]
 
 
+Loss = Annotated[float, Field(ge=0, le=1)]  # of accuracy, as a share
 SweepNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -114,7 +115,7 @@ class BenchmarkConfig(Config):
     ] = ()
     student_fixed: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
     baselines: dict[Name, Baseline] = {}
-    max_loss: NonNegativeFloat = 0.01
+    max_loss: Loss = 0.01
     sweep_test: bool = False
     batch_size: Annotated[PositiveInt, HOW] = 64
 

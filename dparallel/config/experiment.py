@@ -13,6 +13,7 @@ from dparallel.config.base import HOW, Config, ConfigError
 from dparallel.config.benchmark import (
     Baseline,
     BenchmarkConfig,
+    Loss,
     Name,
     Sweep,
     refuse_same_names,
@@ -296,7 +297,7 @@ class PromotionConfig(Config):
             judged by another protocol, with which no comparison is possible.
     """
 
-    max_loss: NonNegativeFloat = 0.01
+    max_loss: Loss = 0.01
     replace_other_samples: bool = False
 
 

@@ -128,7 +128,12 @@ def read_defaults(folder: Path) -> Defaults:
     stated = read_json(file).get(KEY)
     if stated is None:
         return Defaults(file=file)
-    settings = _object(file, stated, DECODING)
+    settings, chosen = _object(file, stated, DECODING), _object(file, stated, CHOSEN)
+    if unknown := [name for name in stated if name not in (DECODING, CHOSEN)]:
+        raise CheckpointError(
+            f"{file} has {', '.join(unknown)} under {KEY}, where only {DECODING} and {CHOSEN} belong; "
+            f"settings of decoding belong under {KEY}.{DECODING}: {REMEDY}"
+        )
     for name, value in settings.items():
         if not isinstance(value, PLAIN):
             raise CheckpointError(
@@ -137,7 +142,7 @@ def read_defaults(folder: Path) -> Defaults:
             )
     config = folder / "config.json"
     pattern = read_json(config).get(PATTERN) if config.is_file() else None
-    return Defaults(settings, _object(file, stated, CHOSEN), file, pattern)
+    return Defaults(settings, chosen, file, pattern)
 
 
 def write_defaults(

@@ -10,6 +10,7 @@ from dparallel.config.experiment import (
     DistillConfig,
     LoraSettings,
     OptimizerConfig,
+    PromotionConfig,
     Sweep,
     TrainingConfig,
     TrajectoriesConfig,
@@ -195,6 +196,8 @@ def test_a_key_given_twice_and_a_file_that_includes_itself(tmp_path):
         (SourceConfig, {"path": "a", "prompt": "put it in \\boxed{}"}, "must name the columns"),
         (SourceConfig, {"path": "a", "prompt": "{question"}, "write {{ and }} for braces"),
         (SourceConfig, {"path": "a", "seed": 3}, "give count"),
+        (BenchmarkConfig, {**BENCHMARK, "max_loss": 5}, r"max_loss: Input should be less .* 1, got 5"),
+        (PromotionConfig, {"max_loss": 1.5}, r"max_loss: Input should be less .* 1, got 1\.5"),
         (
             BenchmarkConfig,
             {**BENCHMARK, "fixed": {"entropy": {}}},

@@ -188,6 +188,8 @@ def test_foreign_keys_are_read_without_harm_and_kept(tmp_path: Path) -> None:
             "dparallel.decoding.rule=['entropy'], expected",
         ),
         ('{"dparallel": {"decoding": {"rule": null}}}', "dparallel.decoding.rule=None, expected"),
+        ('{"dparallel": {"rule": "entropy"}}', "has rule under dparallel, where only decoding and chosen"),
+        ('{"dparallel": {"decoding": {}, "threshold": 1, "x": 2}}', "has threshold, x under dparallel"),
         ('{"dparallel": {"chosen": 1}}', "has dparallel.chosen=1, expected an object"),
     ],
 )
