@@ -149,15 +149,15 @@ def measure(
     batch_sizes: Sequence[int],
     add_threshold: float,
     rounds: int,
-    eager: bool = False,
+    compiled: bool = False,
 ) -> tuple[list[Result], Limits]:
-    """Time all rows, or those that are not compiled, in alternation; returns results and device limits."""
+    """Time all rows in alternation, and `compiled` ones too; returns results and device limits."""
     limits = measure_limits(device, dtype)
     model = workload.build(device, dtype)
     timings: dict[int, list[Timing]] = {}
     for batch_size in batch_sizes:
         for row in rows(workload, model.config.vocab_size, batch_size, add_threshold):
-            if eager and row.decoding.compile:
+            if row.decoding.compile and not compiled:
                 continue
             timing = first_time(model, row, workload.prompts(batch_size))
             timings.setdefault(batch_size, []).append(timing)
@@ -195,9 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 16])
     parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, in each forward pass")
     parser.add_argument("--block-add-threshold", type=float, default=0.5, help="when the next block opens")
-    parser.add_argument(
-        "--eager", action="store_true", help="no compiled rows, which take minutes to compile"
-    )
+    parser.add_argument("--compile", action="store_true", help="also compiled rows, which take minutes")
     parser.add_argument("--repeat", type=positive, default=3, help="rounds; slow rows are timed once")
     parser.add_argument("--out", help="also write everything as JSON")
     options = parser.parse_args(arguments)
@@ -218,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.batch_sizes,
         options.block_add_threshold,
         options.repeat,
-        options.eager,
+        options.compile,
     )
     print(
         f"{options.shape}, {dtype}, {workload.decoding.gen_length} tokens in blocks of "

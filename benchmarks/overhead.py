@@ -4,9 +4,9 @@
 
 On so small a model a step's bookkeeping counts as much as its matrix products, as the starting of kernels
 does at batch size 1 on a GPU. All rows run in one thread and in alternation. On a CPU, its time is measured,
-so that other work of the machine changes little; on a GPU, wall time, and `generate` also with CUDA graphs.
-Rows are compared with the published loop, written straightforwardly, or with a minimal autoregressive loop,
-of the same model and batch size.
+so that other work of the machine changes little; on a GPU, wall time. With `--compile`, `generate` also runs
+with compiled steps (`compile: true`), which a GPU replays as CUDA graphs. Rows are compared with a published
+loop, written plainly, or with a minimal autoregressive loop, of the same model and batch size.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,10 +50,10 @@ class Row:
     rival: str
 
 
-def rows(compiled: bool = False) -> list[Row]:
+def rows(batch_sizes: Iterable[int] = (1, 32), compiled: bool = False) -> list[Row]:
     """All rows, those of `generate` also `compiled`; a rival comes before the rows compared with it."""
     chosen: list[Row] = []
-    for size in (1, 32):
+    for size in batch_sizes:
         plain, bare = f"plain loop, batch {size}", f"bare loop, batch {size}"
         chosen.append(Row(plain, plain_loop, "full", SEQUENTIAL, size, plain))
         for name, settings in {
@@ -69,12 +69,12 @@ def rows(compiled: bool = False) -> list[Row]:
         pipelined = DecodingConfig(**{**SEQUENTIAL.stated(), "mode": "pipelined"})
         chosen.append(Row(f"pipelined, batch {size}", generate, "block_causal", pipelined, size, bare))
     if compiled:
-        chosen += [with_graphs(row) for row in chosen if row.run is generate]
+        chosen += [with_compiled_steps(row) for row in chosen if row.run is generate]
     return chosen
 
 
-def with_graphs(row: Row) -> Row:
-    """The same decoding with compiled steps, which a GPU replays as CUDA graphs."""
+def with_compiled_steps(row: Row) -> Row:
+    """The same decoding with compiled steps."""
     decoding = row.decoding.model_copy(update={"compile": True})
     return replace(row, name=f"{row.name}, compiled", decoding=decoding)
 
@@ -207,15 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeat", type=positive, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--prompts", type=positive, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--eager", action="store_true", help="on a GPU: no compiled rows, which take minutes")
+    parser.add_argument(
+        "--batch-sizes", type=positive, nargs="+", default=[1, 32], help="default: %(default)s"
+    )
+    parser.add_argument("--compile", action="store_true", help="also compiled rows, which take minutes")
     options = parser.parse_args(arguments)
     device = chosen_device(parser, options)
-    if options.eager and device.type == "cpu":
-        parser.error("--eager on a CPU, where no row is compiled: drop it, or give --device cuda")
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()
-    entries = rows(compiled=device.type == "cuda" and not options.eager)
+    entries = rows(dict.fromkeys(options.batch_sizes), options.compile)
     print(table(measure(entries, prompts, options.repeat, device), COLUMNS, ["decoding", "as"]))
     print(" · ".join(f"{name}: {value}" for name, value in describe(device).items()))
 

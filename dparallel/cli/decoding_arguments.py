@@ -33,7 +33,7 @@ DECODING = {  # settings of decoding, and what they do
     "block_length": "tokens per block",
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
     **{name: _meanings(takers) for name, takers in TAKERS.items()},
-    "mode": "when a block becomes active",
+    "mode": "when a block becomes active; revising is for models that are trained to correct themselves",
     **{name: setting.meaning for name, setting in SETTINGS.items()},
     "cache": "which keys and values are kept",
     "stop_at_eos": "stop at an end-of-sequence token",

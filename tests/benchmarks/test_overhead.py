@@ -51,5 +51,5 @@ def test_compiled_rows_are_those_of_generate():
 
 @pytest.mark.gpu
 def test_rows_are_timed_on_a_gpu(capsys):
-    overhead.main(["--repeat", "1", "--prompts", "2", "--device", "cuda"])
+    overhead.main(["--repeat", "1", "--prompts", "2", "--device", "cuda", "--compile"])
     assert "| pipelined, batch 1, compiled " in capsys.readouterr().out
