@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.common.tables import markdown
 from benchmarks.recipes_report import mean_and_spread, methods
-from dparallel.config.base import ConfigError
+from dparallel.config.base import ConfigError, nearest
 from dparallel.config.experiment import BenchmarkConfig
 
 STUDENT = "student/"
@@ -27,13 +27,17 @@ def as_pairs(parts: Sequence[str], config: BenchmarkConfig, students: Sequence[s
     pairs = []
     for part in parts:
         without, _, with_it = part.partition(":")
-        if without == with_it:
-            raise ConfigError(f"--parts {part}: give two students, as WITHOUT:WITH")
+        if not with_it or without == with_it:
+            raise ConfigError(
+                f"--parts {part}: give two students or methods, as WITHOUT:WITH; students are "
+                f"{', '.join(students)}"
+            )
         for named in (without, with_it):
             name, _, method = named.partition("/")
             if name not in students:
                 raise ConfigError(
-                    f"--parts {part}: no student {name!r}; give WITHOUT:WITH of {', '.join(students)}"
+                    f"--parts {part}: no student {name!r}; {nearest(name, students)}give WITHOUT:WITH of "
+                    f"{', '.join(students)}"
                 )
             swept = [sweep for sweep in config.sweeps_of(name) if len(config.sweeps[sweep].thresholds) > 1]
             if not swept:

@@ -216,10 +216,11 @@ def measure(work: Work, device: torch.device, dtype: torch.dtype, rounds: int) -
         results.append(
             Result(work.name, name, work.samples, batch.tokens, needed, spent, matrix_rate, held, planned)
         )
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for result in results:
             reset_peak_memory(device)
             value, seconds = timed(partial(step, result.contender), device)
+            print(f"{work.name}, round {number}: {result.contender}: {seconds:.3f} s", file=sys.stderr)
             result.losses.append(value)
             result.seconds.append(seconds)
             result.peak_bytes = max(result.peak_bytes, peak_memory_bytes(device))

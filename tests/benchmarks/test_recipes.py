@@ -99,8 +99,9 @@ def test_parts_are_pairs_of_students_with_aup():
     assert as_pairs(["old:new/entropy"], config, students) == [("old", "new/entropy")]
     assert as_pairs(["old:new", "new:old"], config, students) == [("old", "new"), ("new", "old")]
     for part, message in {
-        "old:nw": "no student 'nw'; give WITHOUT:WITH of old, new, one",
-        "old": "no student ''",
+        "old:nw": r"no student 'nw'; did you mean 'new'\? give WITHOUT:WITH of old, new, one",
+        "old": "give two students or methods, as WITHOUT:WITH; students are old, new, one",
+        ":old": "no student ''",
         "old:old": "give two students",
         "old:new/confidence": "new has no sweep 'confidence' of several thresholds; it has entropy",
         "old:new/single": "new has no sweep 'single' of several thresholds; it has entropy",
