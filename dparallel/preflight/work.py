@@ -43,6 +43,7 @@ def forwards_by_stage(
     return {
         "trajectories": _decoded(left, config.trajectories.decoding, most),
         "training": _trained(config, len(lengths.trajectories), trained_length, done, most),
+        **_fitted(config, lengths.trajectories, done),
         **{
             f"benchmark {name}": _total(
                 []
@@ -70,6 +71,16 @@ def _trained(config: DistillConfig, trajectories: int, length: int, done: Progre
             prompts = math.ceil(steps / own.every) * min(own.prompts, trajectories)
             rows += _decoded([length - own.decoding.gen_length] * prompts, own.decoding, most).rows
     return Forwards(rows, rows * length)
+
+
+def _fitted(config: DistillConfig, trajectories: Sequence[int], done: Progress) -> dict[str, Forwards]:
+    """Merging, if a commit rule is fitted then; merging itself runs the model on a few prompts only."""
+    if (fitted := config.merging.commit_rule) is None:
+        return {}
+    students = len(config.students) - done.merged
+    rows = students * min(fitted.trajectories, len(trajectories)) * fitted.canvases
+    longest = max(trajectories, default=0) + config.trajectories.decoding.gen_length
+    return {"commit rules": Forwards(rows, rows * longest)}
 
 
 def _measured(

@@ -45,3 +45,17 @@ def test_the_recipes_that_are_compared_fit_their_task(name: str) -> None:
         for benchmark in config.benchmarks.values():
             modes = {benchmark.sweeps[sweep].decoding.mode for sweep in benchmark.sweeps_of(student)}
             assert ("pipelined" in modes) == (recipe.attention == "block_causal")
+
+
+def test_forward_passes_of_fitted_commit_rules() -> None:
+    """Of two students that are not merged yet: 10 canvases of each of 50 trajectories, of 48 tokens."""
+    fitted = "merging.commit_rule={trajectories: 50, canvases: 10}"
+    config = load_config(DistillConfig, CONFIG, [fitted])
+    lengths = PromptLengths([12] * 1500)
+    needed = forwards_by_stage(config, lengths, 48, Progress(merged=1))["commit rules"]
+    assert (needed.rows, needed.tokens) == (2 * 50 * 10, 2 * 50 * 10 * 48)
+    few = forwards_by_stage(config, PromptLengths([12] * 20), 48, Progress())["commit rules"]
+    assert few.rows == 3 * 20 * 10
+    assert "commit rules" not in forwards_by_stage(
+        load_config(DistillConfig, CONFIG), lengths, 48, Progress()
+    )
