@@ -90,7 +90,7 @@ class BenchmarkConfig(Config):
             most `max_loss` below the reference's.
         teacher_sweeps: names of the sweeps measured with the teacher.
         student_sweeps: names of the sweeps measured with the students: one list for all students, or a
-            list per student name.
+            list per student name; names that the experiment does not have are ignored.
         student_fixed: decodings that students are measured with as well, by student: names of `fixed`, or of
             the reference (`one_token_per_step`, with which the student's own `aup_2` begins).
         baselines: other models by name, measured on the same problems without selection.
@@ -121,7 +121,10 @@ class BenchmarkConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "BenchmarkConfig":
-        unknown = {*self.teacher_sweeps, *self.all_student_sweeps} - set(self.sweeps)
+        of_students = self.student_sweeps
+        if isinstance(of_students, dict):
+            of_students = tuple(name for names in of_students.values() for name in names)
+        unknown = {*self.teacher_sweeps, *of_students} - set(self.sweeps)
         if unknown:
             hint = nearest(sorted(unknown)[0], list(self.sweeps))
             raise ValueError(f"unknown sweep {sorted(unknown)}; {hint}sweeps defines {sorted(self.sweeps)}")
@@ -167,16 +170,13 @@ class BenchmarkConfig(Config):
         one_token = self.reference.steps == self.reference.gen_length
         return "one_token_per_step" if one_token else "reference"
 
-    @property
-    def all_student_sweeps(self) -> tuple[str, ...]:
-        """The sweeps measured with at least one student."""
-        if isinstance(self.student_sweeps, dict):
-            return tuple(dict.fromkeys(name for names in self.student_sweeps.values() for name in names))
-        return self.student_sweeps
-
     def sweeps_of(self, student: str) -> tuple[str, ...]:
         """The sweeps measured with a student."""
         return self.student_sweeps[student] if isinstance(self.student_sweeps, dict) else self.student_sweeps
+
+    def sweeps_of_any(self, students: Iterable[str]) -> tuple[str, ...]:
+        """The sweeps measured with at least one of these students."""
+        return tuple(dict.fromkeys(name for student in students for name in self.sweeps_of(student)))
 
     def fixed_of(self, student: str) -> dict[str, DecodingConfig]:
         """The fixed decodings measured with a student, by name."""
@@ -203,21 +203,26 @@ class BenchmarkConfig(Config):
         return {"test": self.test, "validation": self.validation}
 
     def check_students(self, students: Iterable[str], setting: str = "benchmark") -> None:
-        """Raise a ConfigError unless `student_sweeps` is one list or has exactly these students as keys."""
+        """Raise a ConfigError unless `student_sweeps` is one list or has one for each of these students.
+
+        Lists of further students are allowed, so that a file may serve experiments with fewer.
+        """
         if not self.student_sweeps:
             raise ConfigError(
                 f"{setting}.student_sweeps is empty, so no student would be measured: name sweeps of "
                 f"{setting}.sweeps"
             )
         names = list(students)
-        if unknown := set(self.student_fixed) - set(names):
+        listed = self.student_sweeps if isinstance(self.student_sweeps, dict) else {}
+        if unknown := set(self.student_fixed) - {*names, *listed}:
             name = sorted(unknown)[0]
             raise ConfigError(
                 f"{setting}.student_fixed lists {name!r}; {nearest(name, names)}the students are "
                 f"{', '.join(names)}"
             )
-        if isinstance(self.student_sweeps, dict) and set(self.student_sweeps) != set(names):
+        missing = [name for name in names if name not in listed]
+        if listed and missing:
             raise ConfigError(
-                f"{setting}.student_sweeps lists {', '.join(self.student_sweeps)}; the students are "
-                f"{', '.join(names)}: give a list for every student, or one list for all"
+                f"{setting}.student_sweeps lists {', '.join(listed)}, and not {', '.join(missing)}: give a "
+                "list for every student, or one list for all"
             )

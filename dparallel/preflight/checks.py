@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -95,8 +95,9 @@ def check_experiment(settings: DistillConfig, stages: Collection[str] = STAGES) 
         return PromptLengths(trajectories)
     lengths = {}
     for name, by_split in measured.items():
-        benchmark = settings.benchmarks[name]
-        lengths[name] = _check_measuring(f"benchmarks.{name}", benchmark, by_split, teacher, tokenizer)
+        benchmark, setting = settings.benchmarks[name], f"benchmarks.{name}"
+        told = by_split, teacher, tokenizer
+        lengths[name] = _check_measuring(setting, benchmark, settings.students, *told)
         _check_baselines(benchmark, by_split)
     return PromptLengths(trajectories, lengths)
 
@@ -197,7 +198,7 @@ def _check_commit_rules(settings: DistillConfig) -> None:
         named |= {f"fixed.{name}": decoding for name, decoding in benchmark.fixed.items()}
         named |= {f"sweeps.{name}": sweeps[name] for name in benchmark.teacher_sweeps}
         asked += [(f"benchmarks.{place}.{name}", decoding, teacher) for name, decoding in named.items()]
-        for name in benchmark.all_student_sweeps:
+        for name in benchmark.sweeps_of_any(settings.students):
             asked.append((f"benchmarks.{place}.sweeps.{name}", sweeps[name], students))
         for name, rival in benchmark.baselines.items():
             if rival.decoding is not None:
@@ -282,12 +283,13 @@ def _check_recording(
 def _check_measuring(
     setting: str,
     benchmark: BenchmarkConfig,
+    students: Iterable[str],
     problems: Mapping[Split, Sequence[Problem]],
     teacher: DiffusionTransformer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[Split, list[int]]:
     """Check that models of the teacher's shape can decode all problems with every measured decoding."""
-    decodings = measured_decodings(benchmark, setting)
+    decodings = measured_decodings(benchmark, setting, students)
     student = copy.copy(teacher)  # of any attention pattern: its sweeps are checked with its recipe
     student.config = copy.copy(teacher.config)
     student.config.attention_pattern = None

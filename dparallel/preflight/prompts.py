@@ -1,6 +1,6 @@
 """Prompt lengths and the decodings applied to them, the basis of all estimates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dparallel.config.benchmark import BenchmarkConfig, Split
@@ -21,13 +21,15 @@ class PromptLengths:
     benchmarks: Mapping[str, Mapping[Split, Sequence[int]]] = field(default_factory=dict)
 
 
-def measured_decodings(benchmark: BenchmarkConfig, setting: str) -> dict[str, DecodingConfig]:
+def measured_decodings(
+    benchmark: BenchmarkConfig, setting: str, students: Iterable[str]
+) -> dict[str, DecodingConfig]:
     """The decodings with which teacher and students are measured (one threshold each), by setting name.
 
     Args:
         setting: name of the setting that `benchmark` is.
     """
-    sweeps = dict.fromkeys((*benchmark.teacher_sweeps, *benchmark.all_student_sweeps))
+    sweeps = dict.fromkeys((*benchmark.teacher_sweeps, *benchmark.sweeps_of_any(students)))
     return {
         f"{setting}.reference": benchmark.reference,
         **{f"{setting}.fixed.{name}": decoding for name, decoding in benchmark.fixed.items()},
@@ -43,7 +45,7 @@ def decodings(
         yield lengths.trajectories, config.trajectories.decoding
     for name, by_split in lengths.benchmarks.items():
         benchmark = config.benchmarks[name]
-        measured = measured_decodings(benchmark, name).values()
+        measured = measured_decodings(benchmark, name, config.students).values()
         baselines = benchmark.baseline_decodings.values()
         for prompts in by_split.values():
             for decoding in (*measured, *baselines):

@@ -300,7 +300,7 @@ def test_settings_that_only_a_later_stage_would_refuse(tmp_path: Path) -> None:
         (
             "tiny_recipes",
             "benchmarks.coins.student_sweeps={d2f: [pipelined]}",
-            "student_sweeps lists d2f; the students are certainty_forcing, .*: give a list for every",
+            "student_sweeps lists d2f, and not certainty_forcing, .*, group: give a list for every",
         ),
         (
             "tiny",

@@ -64,3 +64,22 @@ def test_a_commit_rule_that_cannot_be_fitted_is_refused(
     """Its fitting comes after recording and training."""
     with pytest.raises(ConfigError, match=message):
         checked_experiment(str(CONFIGS / "tiny.yaml"), [f"runs={tmp_path}", *settings])
+
+
+def test_sweeps_of_students_that_the_experiment_does_not_have_ask_for_nothing(tmp_path: Path) -> None:
+    """A benchmark's file lists sweeps for twelve students; this experiment has one of them."""
+    learned = "{gen_length: 36, block_length: 12, rule: learned, threshold: 0.9}"
+    settings = [
+        f"runs={tmp_path}",
+        f"students={{consistency: {CONFIGS / 'recipes' / 'consistency.yaml'}}}",
+        f"benchmarks.coins.sweeps.revising.decoding={learned}",
+        "benchmarks.coins.student_sweeps.own_tokens=[revising]",
+    ]
+    experiment = checked_experiment(str(CONFIGS / "tiny_recipes.yaml"), settings, stages=[])
+    assert [*experiment.config.students] == ["consistency"]
+    with pytest.raises(ConfigError, match=r"sweeps\.revising\.rule=learned without merging\.commit_rule"):
+        checked_experiment(
+            str(CONFIGS / "tiny_recipes.yaml"),
+            [*settings, "benchmarks.coins.student_sweeps.consistency=[revising]"],
+            stages=[],
+        )

@@ -278,7 +278,7 @@ def test_damaged_samples_of_a_finished_benchmark_are_named_with_the_remedy(
 
 def test_students_without_sweeps_are_named(settings, inputs, store: Path, tmp_path: Path) -> None:
     lacking = settings.model_copy(update={"student_sweeps": {"copy": ("entropy",)}})
-    with pytest.raises(ValueError, match="student_sweeps lists copy; the students are copy, other: give a"):
+    with pytest.raises(ValueError, match="student_sweeps lists copy, and not other: give a"):
         run_stage(lacking, inputs, tmp_path / "out", store)
 
 

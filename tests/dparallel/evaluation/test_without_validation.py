@@ -87,6 +87,8 @@ def test_students_are_measured_with_fixed_decodings_too(tiny_checkpoint: Path, t
         settings(2.0, **few, student_fixed={"one": ["fast"]})
     with pytest.raises(ConfigError, match="student_fixed lists 'two'; the students are one"):
         settings(2.0, **few, student_fixed={"two": ["few_step"]}).check_students(["one"])
+    lists = {"one": ["entropy"], "two": ["entropy"]}
+    settings(2.0, **few, student_sweeps=lists, student_fixed={"two": ["few_step"]}).check_students(["one"])
 
 
 def test_a_threshold_to_choose_needs_validation_problems() -> None:
