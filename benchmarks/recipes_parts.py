@@ -83,7 +83,8 @@ def parts_table(runs: Sequence[dict[str, float]], pairs: Sequence[tuple[str, str
         if len(runs) > 1:
             standard_error = statistics.stdev(differences) / math.sqrt(len(runs))
             difference += f" ± {standard_error:.0f}"
-            error = f"{mean / standard_error:+.1f}" if standard_error else ""
+            equal = standard_error <= 1e-9 * abs(mean)  # the same in all seeds but for rounding
+            error = "" if equal else f"{mean / standard_error:+.1f}"
         if statistics.mean(values[0]):
             ratio = f"{statistics.mean(values[1]) / statistics.mean(values[0]):.2f}"
         rows.append(

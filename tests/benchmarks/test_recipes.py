@@ -83,6 +83,9 @@ def test_parts_are_compared_by_seed():
     assert same_method[:4] == ["new, entropy", "new, contiguous", "1 ± 0", "140 ± 17"]
     [_, alone] = cells(parts_table(runs[:1], [("old", "new")]))
     assert alone == ["old, entropy", "new, contiguous", "100", "120", "+20", "", "1.20"]
+    rounded = [of_seed(100.1 * seed, 100.1 * seed + 0.3, 5) for seed in (1, 2, 3)]
+    [_, equal] = cells(parts_table(rounded, [("old", "new")]))
+    assert equal[4:6] == ["+0 ± 0", ""], "differences that rounding alone makes different"
 
 
 def test_parts_are_pairs_of_students_with_aup():
