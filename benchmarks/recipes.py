@@ -90,17 +90,18 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option or the config cannot be used; raised before anything runs.
     """
+    seeds = list(dict.fromkeys(options.seeds))
     experiment = checked_experiment(options.config, options.more)
     benchmarks = experiment.config.benchmarks
     [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
     pairs = as_pairs(options.parts, benchmarks[benchmark], list(experiment.config.students))
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
-        plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
+        plans = [run(options.config, benchmark, seed, options.more) for seed in seeds]
         folders = [Path(plan.out_dir) for plan in plans]
         results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
         found = [
             read_benchmark(benchmark, folder, run=str(seed))
-            for seed, folder in zip(options.seeds, folders, strict=True)
+            for seed, folder in zip(seeds, folders, strict=True)
         ]
         metrics = with_aup_2([each.manifest.metrics for each in found], found)
         speeds = measure_speeds(
@@ -117,12 +118,12 @@ def compare(options: argparse.Namespace) -> None:
         text = "\n\n".join(
             [
                 table(metrics),
-                headlines(options.seeds, results),
+                headlines(seeds, results),
                 *([parts_table(metrics, pairs), PARTS] if pairs else []),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
                 f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING} "
                 f"{TWO_POINTS}",
-                f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
+                f"Side by side, seed {seeds[0]}, the first {options.problems} test problems (NFE of "
                 f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),
                 " · ".join(f"{name}: {value}" for name, value in machine.items()),
@@ -133,7 +134,7 @@ def compare(options: argparse.Namespace) -> None:
         figure(results).savefig(out / "comparison.png", dpi=200)
         record_of_all = {
             "machine": machine,
-            "seeds": dict(zip(options.seeds, map(str, folders), strict=True)),
+            "seeds": dict(zip(seeds, map(str, folders), strict=True)),
             "pooled": numbers(metrics),
             "speeds": [vars(speed) for speed in speeds],
         }

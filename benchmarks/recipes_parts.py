@@ -33,7 +33,9 @@ def as_pairs(parts: Sequence[str], config: BenchmarkConfig, students: Sequence[s
                 f"{', '.join(students)}"
             )
         for named in (without, with_it):
-            name, _, method = named.partition("/")
+            name, slash, method = named.partition("/")
+            if slash and not method:
+                raise ConfigError(f"--parts {part}: {named} names no method; give one, or drop the slash")
             if name not in students:
                 raise ConfigError(
                     f"--parts {part}: no student {name!r}; {nearest(name, students)}give WITHOUT:WITH of "

@@ -33,12 +33,12 @@ DECODING = {  # settings of decoding, and what they do
     "block_length": "tokens per block",
     "rule": f"which tokens a forward pass commits: {', '.join(RULES)}",
     **{name: _meanings(takers) for name, takers in TAKERS.items()},
-    "mode": "when a block becomes active; revising is for models that are trained to correct themselves",
+    "mode": "when a block becomes active; revising: only models trained for it",
     **{name: setting.meaning for name, setting in SETTINGS.items()},
     "cache": "which keys and values are kept",
     "stop_at_eos": "stop at an end-of-sequence token",
     "eos_fill": "fill everything behind an end-of-sequence token at once, in sequential and multi_block",
-    "suppress_eos": "never predict the end-of-sequence token",
+    "suppress_eos": "never predict an end of sequence",
 }
 SAMPLING = {
     "temperature": "0 takes the most likely token",

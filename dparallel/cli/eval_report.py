@@ -75,7 +75,7 @@ def _details(row: Json) -> str:
         name: f" ({origin}: {value})"
         for name, values in overridden.items()
         for origin, value in values.items()
-        if origin != "used"
+        if origin != "used" and value is not None  # a setting that the other mode or rule does not have
     }
     settings = [
         f"{name} {value}{instead.get(name, '')}"

@@ -98,7 +98,9 @@ class Defaults:
         benchmark, split = self.chosen.get("benchmark"), self.chosen.get("split")
         if benchmark is None:
             return ""
-        return f", chosen on {split} problems of {benchmark}" if split else f", as in benchmark {benchmark}"
+        origin = f", chosen on {split} problems of {benchmark}" if split else f", as in benchmark {benchmark}"
+        lost = self.chosen.get("keeps_accuracy") is False
+        return f"{origin}, where it loses more than was allowed" if lost else origin
 
     def _check(self, kept: Mapping[str, Any]) -> None:
         """Raise a CheckpointError if the defaults are invalid by themselves, and nothing given mends them."""

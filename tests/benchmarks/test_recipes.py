@@ -105,6 +105,7 @@ def test_parts_are_pairs_of_students_with_aup():
         "old:nw": r"no student 'nw'; did you mean 'new'\? give WITHOUT:WITH of old, new, one",
         "old": "give two students or methods, as WITHOUT:WITH; students are old, new, one",
         ":old": "no student ''",
+        "old/:new": "old/ names no method; give one, or drop the slash",
         "old:old": "give two students",
         "old:new/confidence": "new has no sweep 'confidence' of several thresholds; it has entropy",
         "old:new/single": "new has no sweep 'single' of several thresholds; it has entropy",

@@ -67,6 +67,10 @@ def test_what_the_checkpoint_supplies_is_told() -> None:
         "the checkpoint's decode defaults block_length 8, rule confidence, mode multi_block "
         "(m/generation_config.json, chosen on validation problems of coins)"
     )
+    inaccurate = Defaults(SETTINGS, {"benchmark": "coins", "split": "validation", "keeps_accuracy": False})
+    assert inaccurate.sentence({"rule": "confidence"}).endswith(
+        "chosen on validation problems of coins, where it loses more than was allowed)"
+    )
     assert made(SETTINGS).decoding(threshold=0.9) == DecodingConfig(**{**SETTINGS, "threshold": 0.9})
     assert Defaults().resolve() == (DecodingConfig(), {})
 
