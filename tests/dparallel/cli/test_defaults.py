@@ -77,6 +77,10 @@ def test_eval_takes_what_neither_options_nor_the_protocol_say(model: Path, capsy
     out = capsys.readouterr().out
     assert "  of these   rule entropy are the checkpoint's decode defaults\n" in out
     assert "threshold 2.0 (default: 0.5)" in out
+    assert main([*command, "--mode", "revising"]) == 0
+    out = capsys.readouterr().out
+    assert "mode revising (default: sequential)" in out
+    assert "final_threshold 0.9," in out, "no default is named where the other mode has no such setting"
 
 
 @pytest.mark.parametrize(
