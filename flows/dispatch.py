@@ -1,7 +1,7 @@
 """Run flows as deployments on their work pools, wait for them, and report failures to the caller."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -89,7 +89,13 @@ def dispatch(
         if not rest:
             break
     if failures:
-        raise DispatchError("\n".join(map(str, failures)))
+        raise DispatchError("\n".join(map(str, in_order_of(runs, failures))))
+
+
+def in_order_of(runs: Iterable[str], failures: Iterable[Failure]) -> list[Failure]:
+    """Failures in the order in which their runs were asked for, whichever ended first."""
+    places = {name: place for place, name in enumerate(runs)}
+    return sorted(failures, key=lambda failure: places[failure.name])
 
 
 def workers(flow: str, key: str, experiment: Experiment, **choice: str) -> Workers:
@@ -140,7 +146,7 @@ def dispatch_all(
     try:
         for name, parameters in runs.items():
             going[_start_or_join(deployment, name, parameters)] = name
-        return _wait(deployment, going, poll_seconds, timeout_hours)
+        return in_order_of(runs, _wait(deployment, going, poll_seconds, timeout_hours))
     except BaseException:
         for run_id in going:
             if not _others_wait(run_id):

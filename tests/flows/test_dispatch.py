@@ -70,9 +70,12 @@ def child_of(message: str) -> FlowRun:
     raise AssertionError("nothing was dispatched")
 
 
-def end_child(message: str, state: State) -> threading.Thread:
+def end_child(message: str, state: State, after: threading.Thread | None = None) -> threading.Thread:
     def work() -> None:
         child = child_of(message)
+        if after is not None:
+            after.join()
+            time.sleep(0.3)  # several polls of the parent
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, state, force=True)
 
@@ -183,12 +186,13 @@ def test_one_of_several_that_crashes_does_not_end_the_others() -> None:
 
 
 def test_all_that_failed_are_named_when_the_others_have_ended() -> None:
-    """Students are trained side by side."""
-    ends = {"fails": StateType.FAILED, "is lost": StateType.CRASHED, "goes well": StateType.COMPLETED}
-    workers = [end_child(message, State(type=type_, message="no GPU")) for message, type_ in ends.items()]
+    """Students are trained side by side; they are named in their order, whichever ends first."""
+    lost = end_child("is lost", State(type=StateType.CRASHED, message="no GPU"))
+    fails = end_child("fails", State(type=StateType.FAILED, message="no GPU"), after=lost)
+    well = end_child("goes well", State(type=StateType.COMPLETED))
     with pytest.raises(DispatchError) as error:
-        dispatching_students(list(ends))
-    for worker in workers:
+        dispatching_students(["fails", "is lost", "goes well"])
+    for worker in (lost, fails, well):
         worker.join()
     assert str(error.value).splitlines() == [
         "run 'training fails' of errand/stage: Failed: no GPU",
