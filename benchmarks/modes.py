@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.hardware import Limits, describe, measure_limits
-from benchmarks.common.options import chosen_device, positive
+from benchmarks.common.options import Distinct, chosen_device, positive
 from benchmarks.common.shapes import SHAPES, Shape, Workload, changed, random_workload, several_blocks
 from benchmarks.common.side_by_side import bare_loop
 from benchmarks.common.tables import table
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llada-8b")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 16])
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", action=Distinct, default=[1, 16])
     parser.add_argument("--commit-share", type=float, default=0.25, help="of a block, in each forward pass")
     parser.add_argument("--block-add-threshold", type=float, default=0.5, help="when the next block opens")
     parser.add_argument("--compile", action="store_true", help="also compiled rows, which take minutes")

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common.hardware import describe
-from benchmarks.common.options import chosen_device, positive
+from benchmarks.common.options import Distinct, chosen_device, positive
 from benchmarks.common.plain_loop import plain_loop
 from benchmarks.common.side_by_side import bare_loop
 from benchmarks.common.tables import table
@@ -50,7 +50,7 @@ class Row:
     rival: str
 
 
-def rows(batch_sizes: Iterable[int] = (1, 32), compiled: bool = False) -> list[Row]:
+def rows(batch_sizes: Sequence[int] = (1, 32), compiled: bool = False) -> list[Row]:
     """All rows, those of `generate` also `compiled`; a rival comes before the rows compared with it."""
     chosen: list[Row] = []
     for size in batch_sizes:
@@ -208,7 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=positive, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     parser.add_argument(
-        "--batch-sizes", type=positive, nargs="+", default=[1, 32], help="default: %(default)s"
+        "--batch-sizes",
+        type=positive,
+        nargs="+",
+        action=Distinct,
+        default=[1, 32],
+        help="default: %(default)s",
     )
     parser.add_argument("--compile", action="store_true", help="also compiled rows, which take minutes")
     options = parser.parse_args(arguments)
@@ -216,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(0, 250, (options.prompts, PROMPT), generator=generator).tolist()
-    entries = rows(dict.fromkeys(options.batch_sizes), options.compile)
+    entries = rows(options.batch_sizes, options.compile)
     print(table(measure(entries, prompts, options.repeat, device), COLUMNS, ["decoding", "as"]))
     print(" · ".join(f"{name}: {value}" for name, value in describe(device).items()))
 

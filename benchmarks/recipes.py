@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.hardware import describe
-from benchmarks.common.options import positive
+from benchmarks.common.options import Distinct, positive
 from benchmarks.common.side_by_side import contenders, measure_speeds
 from benchmarks.recipes_parts import MEANING as PARTS
 from benchmarks.recipes_parts import as_pairs, parts_table
@@ -60,9 +60,14 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--benchmark", help="name of a benchmark in the config (default: its first one)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", action=Distinct, default=[0, 1, 2])
     parser.add_argument(
-        "--batch-sizes", type=positive, nargs="+", default=[1, 16], help="for side-by-side timing"
+        "--batch-sizes",
+        type=positive,
+        nargs="+",
+        action=Distinct,
+        default=[1, 16],
+        help="for side-by-side timing",
     )
     parser.add_argument("--problems", type=positive, default=64, help="limit of problems decoded in a round")
     parser.add_argument("--rounds", type=positive, default=5, help="of side-by-side timing")
@@ -90,18 +95,17 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option or the config cannot be used; raised before anything runs.
     """
-    seeds = list(dict.fromkeys(options.seeds))
     experiment = checked_experiment(options.config, options.more)
     benchmarks = experiment.config.benchmarks
     [benchmark] = chosen("benchmark", benchmarks, options.benchmark or next(iter(benchmarks)))
     pairs = as_pairs(options.parts, benchmarks[benchmark], list(experiment.config.students))
     with track(experiment.folder, "comparison", "comparison", vars(options)) as record:
-        plans = [run(options.config, benchmark, seed, options.more) for seed in seeds]
+        plans = [run(options.config, benchmark, seed, options.more) for seed in options.seeds]
         folders = [Path(plan.out_dir) for plan in plans]
         results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
         found = [
             read_benchmark(benchmark, folder, run=str(seed))
-            for seed, folder in zip(seeds, folders, strict=True)
+            for seed, folder in zip(options.seeds, folders, strict=True)
         ]
         metrics = with_aup_2([each.manifest.metrics for each in found], found)
         speeds = measure_speeds(
@@ -118,12 +122,12 @@ def compare(options: argparse.Namespace) -> None:
         text = "\n\n".join(
             [
                 table(metrics),
-                headlines(seeds, results),
+                headlines(options.seeds, results),
                 *([parts_table(metrics, pairs), PARTS] if pairs else []),
                 f"{first['reference']['samples']} test problems, batch {listed(first['batch_sizes'])}, "
                 f"{listed(first['hardware'])}; AUP on the {first['aup'][0]['split']} problems. {MEANING} "
                 f"{TWO_POINTS}",
-                f"Side by side, seed {seeds[0]}, the first {options.problems} test problems (NFE of "
+                f"Side by side, seed {options.seeds[0]}, the first {options.problems} test problems (NFE of "
                 f"these, solutions of all), medians of {options.rounds} rounds:",
                 speed_table(speeds),
                 " · ".join(f"{name}: {value}" for name, value in machine.items()),
@@ -134,7 +138,7 @@ def compare(options: argparse.Namespace) -> None:
         figure(results).savefig(out / "comparison.png", dpi=200)
         record_of_all = {
             "machine": machine,
-            "seeds": dict(zip(seeds, map(str, folders), strict=True)),
+            "seeds": dict(zip(options.seeds, map(str, folders), strict=True)),
             "pooled": numbers(metrics),
             "speeds": [vars(speed) for speed in speeds],
         }

@@ -1,9 +1,11 @@
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.common.options import Distinct
 from benchmarks.common.side_by_side import Speed, bare_loop, contenders, measure_speeds
 from benchmarks.recipes import main
 from benchmarks.recipes_parts import as_pairs, parts_table
@@ -86,6 +88,13 @@ def test_parts_are_compared_by_seed():
     rounded = [of_seed(100.1 * seed, 100.1 * seed + 0.3, 5) for seed in (1, 2, 3)]
     [_, equal] = cells(parts_table(rounded, [("old", "new")]))
     assert equal[4:6] == ["+0 ± 0", ""], "differences that rounding alone makes different"
+
+
+def test_a_seed_given_twice_counts_once():
+    """Else the spread over seeds would be too small."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", action=Distinct)
+    assert parser.parse_args(["--seeds", "2", "0", "2", "2"]).seeds == [2, 0]
 
 
 def test_parts_are_pairs_of_students_with_aup():
