@@ -70,7 +70,7 @@ def main() -> int:
         help="for side-by-side timing",
     )
     parser.add_argument("--problems", type=positive, default=64, help="limit of problems decoded in a round")
-    parser.add_argument("--rounds", type=positive, default=5, help="of side-by-side timing")
+    parser.add_argument("--rounds", type=positive, default=5, help="of the timing")
     parser.add_argument("--compile", action="store_true", help="time all models also with compiled steps")
     parser.add_argument(
         "--parts",
